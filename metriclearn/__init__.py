@@ -1,0 +1,1 @@
+"""Metric learning for TensorFlow: distances, miners, losses, samplers, augmentation, data sets."""

@@ -1,0 +1,1 @@
+"""Product tables: one reader a data set."""

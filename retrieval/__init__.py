@@ -1,0 +1,1 @@
+"""From embeddings to a catalogue index, and to numbers and pictures about it."""

@@ -1,0 +1,1 @@
+"""Prototrain's training framework: graphs, towers, and one readable loop."""
