@@ -1,0 +1,50 @@
+"""The record of a step that produced a NaN or an infinity, and how to replay it."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import UserError
+
+v1 = tf.compat.v1
+
+NOT_FINITE = "The loss or a gradient is not finite"
+
+
+def record(folder, step, session, batch, fetches):
+    """Writes `flight/step-<n>.npz` from the session whose update was refused.
+
+    Args:
+      folder: the experiment.
+      step: the update that could not be done.
+      session: the session; its weights are those before that update.
+      batch: a function that makes the step's batch current again, or None where the data cannot be
+        read a second time.
+      fetches: {name: tensor or None} to record: ids, mined triplets, loss terms, gradient norms.
+
+    Returns:
+      A `UserError` that says what was found, where it is, and how to replay the step.
+    """
+    path = os.path.join(folder, "flight", f"step-{step}.npz")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    what = "this model's data cannot be read a second time, so only the step is recorded"
+    values = {}
+    if batch:
+        batch()
+        values = session.run({name: value for name, value in fetches.items() if value is not None})
+        bad = [name for name, value in values.items() if not _finite(value)]
+        what = f"not finite: {', '.join(bad[:8])}"
+    temporary = path.replace(".npz", ".writing.npz")
+    np.savez(temporary, step=step, **{name.replace("/", "."): v for name, v in values.items()})
+    os.replace(temporary, path)
+    return UserError(
+        f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved over "
+        f"the last good checkpoint; the step's record is {path}. To replay it, run the same command "
+        f"with --debug --replay_step={step}; a lower learning rate or model.clip_gradients may help."
+    )
+
+
+def _finite(value):
+    value = np.asarray(value)
+    return value.dtype.kind not in "fc" or np.isfinite(value).all()

@@ -1,0 +1,187 @@
+"""What a model's `build` needs: an output dictionary and thin layers over variables and tf.nn.
+
+The layers are functions of (tensor, sizes, name). Their variables come from `get_variable`, so
+towers share them, and their initial values depend only on the run's seed and their own names.
+"""
+
+import collections
+import contextlib
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+v1 = tf.compat.v1
+
+
+class ModelDict(collections.OrderedDict):
+    """An ordered dictionary with attribute access; `.last` is the entry that was set last."""
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(f"The model has no output {name!r}; it has {', '.join(self)}.")
+
+    def __setattr__(self, name, value):
+        self[name] = value
+
+    def __delattr__(self, name):
+        del self[name]
+
+    @property
+    def last(self):
+        return next(reversed(self.values()))
+
+
+def conv2d(x, filters, size, name, *, strides=1, padding="SAME", use_bias=True, initializer=None):
+    """2-D convolution: [B, H, W, C] -> [B, H', W', filters], kernel [size, size, C, filters]."""
+    with v1.variable_scope(name):
+        shape = [size, size, int(x.shape[-1]), filters]
+        x = tf.nn.conv2d(
+            x, v1.get_variable("kernel", shape, initializer=initializer), strides, padding
+        )
+        return _bias(x, filters) if use_bias else x
+
+
+def depthwise_conv2d(x, size, name, *, strides=1, padding="SAME", use_bias=True, initializer=None):
+    """One filter a channel: [B, H, W, C] -> [B, H', W', C], kernel [size, size, C, 1]."""
+    with v1.variable_scope(name):
+        channels = int(x.shape[-1])
+        kernel = v1.get_variable("kernel", [size, size, channels, 1], initializer=initializer)
+        x = tf.nn.depthwise_conv2d(x, kernel, [1, strides, strides, 1], padding)
+        return _bias(x, channels) if use_bias else x
+
+
+def dense(x, units, name, *, use_bias=True, initializer=None):
+    """Linear layer: [B, D] -> [B, units], kernel [D, units]."""
+    with v1.variable_scope(name):
+        kernel = v1.get_variable("kernel", [int(x.shape[-1]), units], initializer=initializer)
+        x = tf.matmul(x, kernel)
+        return _bias(x, units) if use_bias else x
+
+
+def _bias(x, channels):
+    bias = v1.get_variable("bias", [channels], initializer=v1.zeros_initializer())
+    return tf.nn.bias_add(x, bias)
+
+
+def _scale_and_offset(channels):
+    return (
+        v1.get_variable("gamma", [channels], initializer=v1.ones_initializer()),
+        v1.get_variable("beta", [channels], initializer=v1.zeros_initializer()),
+    )
+
+
+def batch_norm(x, train_phase, name, *, momentum=0.99, epsilon=1e-3):
+    """Batch normalisation over [B, H, W, C] (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    With `train_phase` (a Python bool) a tower normalises by its own slice of the batch and adds the
+    updates of the moving averages to UPDATE_OPS, which the trainer runs for the first tower only.
+    """
+    with v1.variable_scope(name):
+        channels = int(x.shape[-1])
+        gamma, beta = _scale_and_offset(channels)
+        mean = v1.get_variable(
+            "moving_mean", [channels], initializer=v1.zeros_initializer(), trainable=False
+        )
+        variance = v1.get_variable(
+            "moving_variance", [channels], initializer=v1.ones_initializer(), trainable=False
+        )
+        if not (train_phase and not frozen_batch_norm.active):
+            return v1.nn.fused_batch_norm(
+                x, gamma, beta, mean, variance, epsilon=epsilon, is_training=False
+            )[0]
+        x, batch_mean, batch_variance = v1.nn.fused_batch_norm(
+            x, gamma, beta, epsilon=epsilon, is_training=True
+        )
+        for average, value in ((mean, batch_mean), (variance, batch_variance)):
+            update = v1.assign_sub(average, (1 - momentum) * (average - value))
+            v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, update)
+        return x
+
+
+class frozen_batch_norm(contextlib.ContextDecorator):
+    """Within this context `batch_norm` uses its moving averages also in training."""
+
+    active = 0
+
+    def __enter__(self):
+        frozen_batch_norm.active += 1
+
+    def __exit__(self, *exception):
+        frozen_batch_norm.active -= 1
+
+
+def group_norm(x, groups, name, *, epsilon=1e-5):
+    """Group normalisation over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494): no batch statistics.
+
+    C must be a multiple of `groups`.
+    """
+    with v1.variable_scope(name):
+        channels = int(x.shape[-1])
+        if channels % groups:
+            raise ValueError(
+                f"group_norm {name!r}: {groups} groups do not divide {channels} channels."
+            )
+        gamma, beta = _scale_and_offset(channels)
+        size = [int(x.shape[1]), int(x.shape[2])]
+        grouped = tf.reshape(x, [-1, size[0] * size[1], groups, channels // groups])
+        mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
+        # Folding scale and offset into one multiply-add keeps the [B, H, W, C] traffic low.
+        scale = tf.math.rsqrt(variance + epsilon) * tf.reshape(gamma, [groups, channels // groups])
+        offset = tf.reshape(beta, [groups, channels // groups]) - mean * scale
+        return tf.reshape(grouped * scale + offset, [-1, *size, channels])
+
+
+def dropout(x, rate, train_phase):
+    """Zeroes a share `rate` of `x` [B, …] in training and scales the rest by 1 / (1 - rate)."""
+    if not train_phase or not rate:
+        return x
+    keep = random_uniform(x.shape[1:].as_list(), tf.shape(x)[0]) >= rate
+    return tf.where(keep, x / (1 - rate), tf.zeros_like(x))
+
+
+# ------------------------------------------------------------------ randomness that towers share
+
+
+class Replica(NamedTuple):
+    """The copy of the model that is being built, and what keys its random numbers."""
+
+    seed: int
+    step: Any  # int64 scalar tensor
+    offset: Any  # int64 scalar tensor: index of its first example in the global batch
+    calls: Any  # iterator that counts the random layers
+
+
+_replicas = []
+
+
+@contextlib.contextmanager
+def replica(seed, step, offset):
+    """Within this context `random_uniform` draws for examples `offset`, `offset + 1`, … of `step`."""
+    _replicas.append(Replica(seed, step, offset, iter(range(1 << 30))))
+    try:
+        yield
+    finally:
+        _replicas.pop()
+
+
+def random_uniform(shape, batch):
+    """Uniform float32 numbers in [0, 1), [batch, *shape], the same however the batch is split.
+
+    Example i of the global batch draws from the Philox stream keyed by (seed, call, step), starting
+    at counter i * ceil(size / 4): a tower reads its own stretch without drawing the others'.
+    """
+    if not _replicas:
+        raise ValueError("Random layers draw only while the trainer builds a training tower.")
+    r = _replicas[-1]
+    size = 1
+    for n in shape:
+        size *= n
+    blocks = -(-size // 4)  # one Philox counter yields four 32-bit numbers
+    seed = tf.stack([tf.constant(r.seed * 1000003 + next(r.calls), tf.int64), r.step])
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    counter += tf.stack([tf.cast(r.offset * blocks, tf.uint64), tf.zeros([], tf.uint64)])
+    drawn = tf.raw_ops.StatelessRandomUniformV2(
+        shape=tf.stack([batch, 4 * blocks]), key=key, counter=counter, alg=1
+    )
+    return tf.reshape(drawn[:, :size], [batch, *shape])

@@ -1,0 +1,347 @@
+"""The training loop, in one file that reads from top to bottom.
+
+Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
+"""
+
+import contextlib
+import inspect
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import (
+    checkpoints,
+    experiment,
+    flight,
+    meters,
+    optimizers,
+    schedules,
+    signals,
+    summaries,
+    towers,
+)
+from trainer.config import UserError, seed_of
+from trainer.validation import Validation
+
+v1 = tf.compat.v1
+
+
+def train(
+    model,
+    config,
+    *,
+    fresh=False,
+    yes=False,
+    debug=False,
+    replay_step=None,
+    allow_config_change=False,
+):
+    """Trains a model to `model.num_steps` completed updates, from its last checkpoint if any.
+
+    Args:
+      model: a module with `config`, `datasets()`, `build(inputs, train_phase)`, and optionally
+        `loss(outputs)` and `metrics(outputs)`.
+      config: its `Config`.
+      fresh: delete an earlier run of this experiment first, after asking unless `yes`.
+      debug: open IPython after set-up instead of training.
+      replay_step: with `debug`, train from the last checkpoint up to just before this step first.
+      allow_config_change: resume even though the configuration makes a different run.
+
+    Returns:
+      The number of completed updates.
+
+    Raises:
+      UserError: for anything the user can mend.
+    """
+    with experiment.opened(config, fresh=fresh, yes=yes) as folder, tf.Graph().as_default():
+        # ------------------------------------------------------------------ what ran before
+        checkpoint_folder = os.path.join(folder, "checkpoint")
+        resumed = checkpoints.latest(checkpoint_folder)
+        start_step = checkpoints.step_of(resumed) if resumed else 0
+        changes = experiment.check_resume(folder, config, allow_config_change) if resumed else []
+        num_steps = config["model.num_steps"]
+        per_step = config["model.gradient_accumulation_steps"]  # batches a step
+        seed = seed_of(config["trainer.random_seed"])
+        v1.set_random_seed(seed)
+        np.random.seed(seed)
+
+        # ------------------------------------------------------------------ data
+        step = v1.train.create_global_step()  # completed updates
+        micro_step = v1.Variable(np.int64(0), False, collections=[v1.GraphKeys.LOCAL_VARIABLES])
+        first_batch = v1.placeholder_with_default(np.int64(start_step * per_step), [])
+        datasets, restartable = load_datasets(model, first_batch)
+        iterator = v1.data.make_initializable_iterator(datasets["trn"].prefetch(2))
+        inputs = iterator.get_next()
+        check_batch(inputs, config)
+
+        # ------------------------------------------------------------------ towers and loss
+        devices = towers.devices(config["trainer.num_towers"])
+        replicas = towers.replicate(
+            model.build,
+            inputs,
+            devices,
+            train_phase=True,
+            seed=seed,
+            step=step * per_step + micro_step,
+        )
+        outputs = towers.gather(replicas)
+        loss, scalars = towers.loss_of(model, replicas, outputs)
+        trained = towers.select(v1.trainable_variables(), config, "model.trainable_variables")
+        decayed = towers.decayed(trained, config)
+
+        # ------------------------------------------------------------------ gradients and update
+        decay_in_loss = config["model.optimizer.method"] not in optimizers.DECOUPLED
+        penalty = towers.l2_loss(decayed, config) if decay_in_loss else None
+        gradients = towers.gradients(model, replicas, loss, trained, devices, penalty)
+        norm = tf.linalg.global_norm([g for g, _ in gradients])
+        # An update with a NaN in it must not happen: this check comes before every assignment.
+        finite = v1.check_numerics(loss + norm, flight.NOT_FINITE)
+        learning_rate = schedules.create(config, step)
+        optimizer = optimizers.create(config, learning_rate, decayed)
+        with tf.control_dependencies([finite, *v1.get_collection(v1.GraphKeys.UPDATE_OPS)]):
+            accumulate, averaged = towers.accumulate(gradients, per_step, micro_step)
+            update = optimizer.apply_gradients(towers.clip(averaged, config), global_step=step)
+        averages = None
+        if config["model.ema_decay"]:
+            averages = v1.train.ExponentialMovingAverage(config["model.ema_decay"], step)
+            with tf.control_dependencies([update]):
+                update = averages.apply(trained)
+        reported = {"loss": loss, "lr": learning_rate, "gradient_norm": norm, **scalars}
+        if penalty is not None:
+            reported["weight_decay_loss"] = penalty
+
+        # ------------------------------------------------------------------ validation and summaries
+        validate_every = config["trainer.validation_step_interval"]
+        evaluate_every = config["trainer.evaluation_interval"]
+        validation = None
+        if "vld" in datasets:
+            batches_done = start_step // validate_every if validate_every else 0
+            validation = Validation(model, datasets["vld"], devices, averages, batches_done)
+        summary = summaries.merged(reported, inputs, outputs, gradients, config)
+
+        # ------------------------------------------------------------------ session: start or resume
+        session = v1.Session(config=towers.session_config(config, devices))
+        session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
+        session.run(v1.tables_initializer())
+        variables = v1.global_variables()
+        notes = [f"resumed with {change}" for change in changes]
+        if resumed:
+            checkpoints.restore(session, resumed, variables)
+        elif config["model.weights_load_path"]:
+            prefix = checkpoints.find(config["model.weights_load_path"])
+            loaded = checkpoints.load_matching(session, prefix, v1.model_variables() or variables)
+            notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
+        with data_errors():
+            session.run(iterator.initializer)
+            if validation:
+                validation.start(session)
+        saver = checkpoints.Writer(
+            session, variables, checkpoint_folder, config["trainer.max_checkpoints_to_keep"]
+        )
+        run_step = session.make_callable([reported, update])
+        run_summary_step = session.make_callable([reported, update, summary])
+        run_accumulate = session.make_callable([loss, accumulate]) if accumulate else None
+        experiment.write_config(folder, config)
+        experiment.write_provenance(folder, model, start_step, devices)
+
+        if debug:
+            for _ in range(start_step, (replay_step or 0) - 1):
+                for _ in range(per_step - 1):
+                    run_accumulate()
+                run_step()
+            return shell(
+                sess=session,
+                model=model,
+                towers=replicas,
+                datasets=datasets,
+                config=config,
+                inputs=inputs,
+                outputs=outputs,
+                loss=loss,
+                gradients=gradients,
+                run_step=run_step,
+            )
+
+        # ------------------------------------------------------------------ the loop
+        batch_size = per_step * config["model.batch_size"]
+        print_every = config["trainer.print_interval"]
+        summary_every = config["trainer.summary_save_interval"]
+        save_every = config["trainer.checkpoint_save_interval"]
+        log = meters.MetricsLog(folder, start_step)
+        best = meters.Best(folder, config)
+        writers = summaries.open_writers(folder, start_step)
+        progress = meters.Progress(start_step, num_steps, batch_size)
+        progress.say(opening(model, folder, trained, devices, start_step, num_steps))
+        for note in notes:
+            progress.say(note)
+        done, saved, stop = start_step, start_step if resumed else None, None
+        try:
+            with signals.graceful() as stop_requested, data_errors():
+                while done < num_steps and not stop:
+                    losses = [run_accumulate()[0] for _ in range(per_step - 1)]
+                    if due(done + 1, summary_every):
+                        values, _, event = run_summary_step()
+                        writers["trn"].add_summary(event, done + 1)
+                    else:
+                        values, _ = run_step()
+                    done += 1
+                    values["loss"] = np.mean([*losses, values["loss"]])
+
+                    if due(done, print_every) or done == num_steps:
+                        progress.report(done, values["loss"], values["lr"])
+                        log.write("trn", done, **values)
+                    if validation and due(done, validate_every):
+                        with progress.paused():
+                            values = validation.batch()
+                        log.write("vld", done, **values)
+                        summaries.write_scalars(writers["vld"], done, values)
+                    if (
+                        validation
+                        and evaluate_every
+                        and (due(done, evaluate_every) or done == num_steps)
+                    ):
+                        with progress.paused():
+                            values = validation.full(session)
+                        log.write("vld", done, **values)
+                        summaries.write_scalars(writers["vld"], done, values)
+                        progress.say(describe(done, values))
+                        if best.improved(done, values):
+                            saver.save(saved := done, best=True)
+                        if best.stalled():
+                            stop = f"no better {best.metric} since step {best.step}"
+                    if due(done, save_every) and saved != done:
+                        saver.save(saved := done)
+                    stop = stop or stop_requested()
+            if saved != done:
+                saver.save(saved := done)
+        except tf.errors.InvalidArgumentError as error:
+            if flight.NOT_FINITE not in error.message:
+                raise
+            saved = done  # the weights are sound but the step that failed is no place to resume
+            rewind = {first_batch: done * per_step}
+            again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
+            fetches = flight_fetches(inputs, outputs, reported, gradients)
+            raise flight.record(folder, done + 1, session, again, fetches) from None
+        except tf.errors.OpError:
+            saved = done  # it may have stopped half-way through an update: not worth saving
+            raise
+        finally:
+            if saved != done:
+                saver.save(done)
+            saver.wait()
+            progress.close()
+            log.close()
+            for writer in writers.values():
+                writer.close()
+            session.close()
+        print(closing(model, folder, done, num_steps, stop), flush=True)
+        return done
+
+
+def due(step, interval):
+    """Whether something that happens every `interval` steps happens at this one; 0 means never."""
+    return interval > 0 and step % interval == 0
+
+
+# ------------------------------------------------------------------------------ data
+
+
+def load_datasets(model, first_batch):
+    """Returns the model's datasets, and whether they can start at any batch.
+
+    A model whose `datasets` takes `start_step` is given the number of batches consumed so far, a
+    scalar int64 tensor: then the step is all the state that its input has.
+    """
+    restartable = "start_step" in inspect.signature(model.datasets).parameters
+    try:
+        datasets = model.datasets(first_batch) if restartable else model.datasets()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{model.__name__}.datasets(): {error}") from error
+    if "trn" not in datasets:
+        raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(datasets)}.")
+    return datasets, restartable
+
+
+def check_batch(inputs, config):
+    """Raises `UserError` unless the batches are dicts of `model.batch_size` examples."""
+    if not isinstance(inputs, dict):
+        raise UserError(f"datasets()['trn'] yields {type(inputs).__name__}; it must yield dicts.")
+    for name, tensor in inputs.items():
+        size, expected = tensor.shape[0], config["model.batch_size"]
+        if size is not None and size != expected:
+            raise UserError(
+                f"datasets()['trn'] yields {size} examples of {name!r} a batch, but "
+                f"model.batch_size={expected}."
+            )
+
+
+@contextlib.contextmanager
+def data_errors():
+    """Turns an error inside the input pipeline into one line; the model's state is untouched by it."""
+    try:
+        yield
+    except tf.errors.OutOfRangeError:
+        raise UserError(
+            "datasets()['trn'] ended: add .repeat(), training decides when to stop."
+        ) from None
+    except tf.errors.OpError as error:
+        if error.op is not None and error.op.type in ("IteratorGetNext", "MakeIterator"):
+            raise UserError(error.message.split("\n")[0].removeprefix("{{")) from error
+        raise
+
+
+# ------------------------------------------------------------------------------ words
+
+
+def opening(model, folder, trained, devices, start_step, num_steps):
+    count = sum(int(np.prod(v.shape)) for v in trained)
+    start = f"resuming at step {start_step}" if start_step else "starting"
+    return (
+        f"{model.__name__}: {start}, to step {num_steps}; {count:,} trained parameters, "
+        f"{len(devices)} tower{'s' * (len(devices) > 1)} ({devices[0]}…), folder {folder}"
+    )
+
+
+def closing(model, folder, done, num_steps, stop):
+    if stop and done < num_steps:
+        return (
+            f"stopped by {stop} at step {done}: saved in {folder}; run the same command to resume"
+        )
+    name = model.__name__
+    return (
+        f"done: step {done} in {folder}; see `tensorboard --logdir={folder}/summaries`, "
+        f"then run `python -m retrieval.eval --model={name}`"
+    )
+
+
+def describe(step, values):
+    return f"validation at step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+
+
+def describe_loaded(report):
+    parts = (f"{len(names)} {what}" for what, names in report.items())
+    rest = [n for what in ("missing", "mismatched") for n in report[what]][:4]
+    return ", ".join(parts) + (f" ({', '.join(rest)} …)" if rest else "")
+
+
+# ------------------------------------------------------------------------------ a closer look
+
+
+def flight_fetches(inputs, outputs, reported, gradients):
+    """What the record of a step that is not finite holds: {name: tensor}."""
+    small = {k: v for k, v in inputs.items() if v.shape.rank == 1}
+    terms = {k: v for k, v in outputs.items() if tf.is_tensor(v) and v.shape.rank in (1, 2)}
+    norms = {f"gradient_norm/{v.op.name}": tf.norm(tf.convert_to_tensor(g)) for g, v in gradients}
+    return {**small, **terms, **reported, **norms}
+
+
+def shell(**names):
+    """Opens IPython with these names."""
+    try:
+        import IPython
+    except ModuleNotFoundError:
+        raise UserError("--debug needs IPython: pip install 'prototrain[dev]'.") from None
+    banner = f"The model is set up and nothing was trained yet. You have: {', '.join(names)}."
+    IPython.embed(banner1=banner, user_ns=names, colors="neutral")
+    return int(names["sess"].run(v1.train.get_global_step()))

@@ -1,0 +1,157 @@
+"""What a run says of itself: a progress line for people, metrics.jsonl for programs."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+
+import rich.console
+import rich.progress
+
+from trainer.config import UserError, did_you_mean
+from trainer.files import write_atomic
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl: one object a line, `{"split": …, "step": …, "loss": …, …}`.
+
+    Lines beyond `start_step`, which an interrupted run wrote after its last checkpoint, are
+    removed first, so that a resumed run's file equals an uninterrupted one's.
+    """
+
+    def __init__(self, folder, start_step):
+        path = os.path.join(folder, "metrics.jsonl")
+        lines = read_metrics(folder)
+        kept = [line for line in lines if line["step"] <= start_step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open while training)
+
+    def write(self, split, step, **values):
+        line = {"split": split, "step": step} | {k: float(v) for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def read_metrics(folder):
+    """Returns the lines of an experiment's metrics.jsonl as dicts; a torn last line is left out."""
+    lines = []
+    try:
+        with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
+            for text in file:
+                try:
+                    lines.append(json.loads(text))
+                except ValueError:
+                    break
+    except FileNotFoundError:
+        pass
+    return lines
+
+
+class Best:
+    """Follows `trainer.best_metric` over the full validation passes, also those before a resume."""
+
+    def __init__(self, folder, config):
+        self.metric = config["trainer.best_metric"]
+        self.value, self.step, self._since = None, None, 0
+        self._patience = config["trainer.early_stopping_patience"]
+        if self._patience and not self.metric:
+            raise UserError("trainer.early_stopping_patience needs trainer.best_metric.")
+        # A figure that falls as a model gets better is a loss, an error or a rank.
+        self._sign = -1 if re.search(r"loss|error|rank", self.metric) else 1
+        for line in read_metrics(folder):
+            if "examples" in line and self.metric in line:
+                self.improved(line["step"], line)
+
+    def improved(self, step, values):
+        """Takes in one full pass; returns whether it is the best so far."""
+        if not self.metric:
+            return False
+        if self.metric not in values:
+            raise UserError(
+                f"trainer.best_metric={self.metric!r} is not among the validation figures: "
+                f"{', '.join(values)}.{did_you_mean(self.metric, values)}"
+            )
+        value = values[self.metric]
+        if self.value is None or self._sign * value > self._sign * self.value:
+            self.value, self.step, self._since = value, step, 0
+            return True
+        self._since += 1
+        return False
+
+    def stalled(self):
+        """Whether `trainer.early_stopping_patience` passes went by without a better one."""
+        return 0 < self._patience <= self._since
+
+
+class Progress:
+    """A live line on a terminal (step, loss, learning rate, images/s, ETA), else plain lines.
+
+    Args:
+      start: completed steps.
+      total: the step at which training ends.
+      batch_size: images a step.
+    """
+
+    def __init__(self, start, total, batch_size):
+        self._total, self._batch_size = total, batch_size
+        self._step, self._time, self._rate = start, time.monotonic(), None
+        self._console = rich.console.Console(stderr=False, highlight=False)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = (
+                rich.progress.TextColumn("step {task.completed}/{task.total}"),
+                rich.progress.BarColumn(bar_width=None),
+                rich.progress.TextColumn("{task.description}"),
+            )
+            # Refreshed only by `report`: a refresh thread would take time from the loop.
+            self._bar = rich.progress.Progress(*columns, console=self._console, auto_refresh=False)
+            self._task = self._bar.add_task("", total=total, completed=start)
+            self._bar.start()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves the time spent within (validation, say) out of the speed."""
+        before = time.monotonic()
+        yield
+        self._time += time.monotonic() - before
+
+    def report(self, step, loss, learning_rate):
+        """Shows where training stands; returns images/s since the last report."""
+        now = time.monotonic()
+        speed = (step - self._step) / max(now - self._time, 1e-9)
+        self._rate = speed if self._rate is None else 0.7 * self._rate + 0.3 * speed
+        self._step, self._time = step, now
+        eta = _duration((self._total - step) / self._rate)
+        images = speed * self._batch_size
+        text = f"loss {loss:.4f}  lr {learning_rate:.3g}  {images:.0f} images/s  ETA {eta}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text, refresh=True)
+        else:
+            print(f"step {step}/{self._total}  {text}", flush=True)
+        return images
+
+    def say(self, text):
+        """Prints a line above the progress line."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def warn(self, text):
+        """Prints a warning where warnings are expected."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def close(self):
+        if self._bar:
+            self._bar.stop()
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

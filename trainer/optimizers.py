@@ -1,0 +1,89 @@
+"""Optimizers by name, from configuration."""
+
+import tensorflow as tf
+
+v1 = tf.compat.v1
+
+# These decay the weights themselves, beside the gradient step; the others see an L2 loss.
+DECOUPLED = ("adamw", "lamb")
+
+
+def create(config, learning_rate, decayed=()):
+    """Returns the optimizer that `model.optimizer.method` names.
+
+    Args:
+      config: a `Config`.
+      learning_rate: float scalar tensor.
+      decayed: variables whose weights adamw and lamb decay by `model.weight_decay`.
+
+    Returns:
+      A `tf.compat.v1.train.Optimizer`.
+    """
+    method = config["model.optimizer.method"]
+    option = lambda name: config[f"model.optimizer.{method}.{name}"]  # noqa: E731
+    if method == "sgd":
+        return v1.train.GradientDescentOptimizer(learning_rate)
+    if method == "msgd":
+        return v1.train.MomentumOptimizer(
+            learning_rate, option("momentum"), use_nesterov=option("use_nesterov")
+        )
+    if method == "rmsprop":
+        return v1.train.RMSPropOptimizer(
+            learning_rate, option("decay"), option("momentum"), option("epsilon")
+        )
+    betas = option("beta1"), option("beta2"), option("epsilon")
+    if method == "adam":
+        return v1.train.AdamOptimizer(learning_rate, *betas)
+    return DecoupledAdam(
+        learning_rate,
+        *betas,
+        weight_decay=config["model.weight_decay"],
+        decayed=[v.name for v in decayed],
+        layerwise=method == "lamb",
+    )
+
+
+class DecoupledAdam(v1.train.Optimizer):
+    """Adam whose weight decay is not part of the gradient.
+
+    AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by the
+    learning rate); with `layerwise`, LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2): each
+    variable's update is scaled by |v| / |update|, and by 1 where either is 0.
+    """
+
+    def __init__(
+        self, learning_rate, beta1, beta2, epsilon, *, weight_decay, decayed, layerwise=False
+    ):
+        super().__init__(use_locking=False, name="lamb" if layerwise else "adamw")
+        self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
+        self._weight_decay, self._decayed, self._layerwise = weight_decay, set(decayed), layerwise
+
+    def _create_slots(self, var_list):
+        self._updates = self._create_non_slot_variable(0.0, "updates", var_list[0])
+        for v in var_list:
+            self._zeros_slot(v, "m", self._name)
+            self._zeros_slot(v, "v", self._name)
+
+    def _resource_apply_dense(self, grad, var):
+        m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
+        t = self._updates + 1
+        m_t = m.assign(self._beta1 * m + (1 - self._beta1) * grad)
+        v_t = v.assign(self._beta2 * v + (1 - self._beta2) * tf.square(grad))
+        mean = m_t / (1 - self._beta1**t)
+        update = mean / (tf.sqrt(v_t / (1 - self._beta2**t)) + self._epsilon)
+        if var.name in self._decayed:
+            update += self._weight_decay * var
+        if self._layerwise:
+            norms = tf.norm(var), tf.norm(update)
+            ratio = tf.math.divide_no_nan(*norms)
+            update *= tf.where(ratio > 0, ratio, 1.0)
+        return var.assign_sub(self._rate * update).op
+
+    def _resource_apply_sparse(self, grad, var, indices):
+        # The moments of rows without a gradient decay too, so the update is dense anyway.
+        dense = tf.IndexedSlices(grad, indices, tf.shape(var, out_type=indices.dtype))
+        return self._resource_apply_dense(tf.convert_to_tensor(dense), var)
+
+    def _finish(self, update_ops, name_scope):
+        with tf.control_dependencies(update_ops):
+            return tf.group(*update_ops, self._updates.assign_add(1.0), name=name_scope)

@@ -1,0 +1,365 @@
+"""One model on several devices: shared variables, split batches, one averaged gradient.
+
+A tower is a copy of the model's graph on one device. Every tower reads the same variables and sees
+its own slice of each batch; what the towers return is joined again in the order of the batch.
+"""
+
+import contextlib
+import re
+import zlib
+
+import tensorflow as tf
+
+from trainer import layers
+from trainer.config import UserError
+
+v1 = tf.compat.v1
+
+# What building a second tower must not add again: its batch-norm updates, its summaries.
+_ONCE = (v1.GraphKeys.UPDATE_OPS, v1.GraphKeys.SUMMARIES, v1.GraphKeys.REGULARIZATION_LOSSES)
+
+
+def devices(num_towers=0):
+    """Returns one device name a tower: GPUs where there are any, else virtual CPU devices.
+
+    Args:
+      num_towers: how many; 0 means every visible GPU, or one CPU.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return [f"/device:CPU:{i}" for i in range(max(num_towers, 1))]
+    if num_towers > len(gpus):
+        raise UserError(
+            f"trainer.num_towers={num_towers}, but {len(gpus)} GPUs are visible "
+            "(see CUDA_VISIBLE_DEVICES)."
+        )
+    return [f"/device:GPU:{i}" for i in range(num_towers or len(gpus))]
+
+
+def session_config(config, tower_devices):
+    """Returns the ConfigProto of a session for these devices, from the `trainer.*` keys."""
+    proto = v1.ConfigProto(
+        allow_soft_placement=True,
+        intra_op_parallelism_threads=config["trainer.intra_op_threads"],
+        inter_op_parallelism_threads=config["trainer.inter_op_threads"],
+    )
+    if "CPU" in tower_devices[0]:
+        proto.device_count["CPU"] = len(tower_devices)
+    proto.gpu_options.allow_growth = True
+    rewrites = proto.graph_options.rewrite_options
+    if config["trainer.mixed_precision"]:
+        on = type(rewrites).ON
+        if "CPU" in tower_devices[0]:
+            if config["trainer.mixed_precision"] == "float16":
+                raise UserError("trainer.mixed_precision=float16 needs a GPU; use bfloat16 on CPU.")
+            rewrites.auto_mixed_precision_onednn_bfloat16 = on
+        else:
+            rewrites.auto_mixed_precision = on
+    if config["trainer.xla"]:
+        level = v1.OptimizerOptions.ON_1
+        proto.graph_options.optimizer_options.global_jit_level = level
+    return proto
+
+
+def split(inputs, count):
+    """Splits a batch, a dict of tensors [B, …], into `count` dicts of consecutive examples.
+
+    Raises:
+      UserError: where a known B is not a multiple of `count`.
+    """
+    if count == 1:
+        return [dict(inputs)]
+    parts = [{} for _ in range(count)]
+    with v1.device("/device:CPU:0"):
+        for name, tensor in inputs.items():
+            size = tensor.shape[0]
+            if size is not None:
+                if size % count:
+                    raise UserError(
+                        f"model.batch_size={size} is not a multiple of {count} towers "
+                        "(trainer.num_towers)."
+                    )
+                pieces = tf.split(tensor, count)
+            else:
+                bounds = [tf.shape(tensor)[0] * i // count for i in range(count + 1)]
+                pieces = [tensor[bounds[i] : bounds[i + 1]] for i in range(count)]
+            for part, piece in zip(parts, pieces, strict=True):
+                part[name] = piece
+    return parts
+
+
+def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, averages=None):
+    """Builds one tower a device over shared variables.
+
+    Args:
+      build: the model's `build(inputs, train_phase)`.
+      inputs: a batch: dict of tensors [B, …].
+      tower_devices: device names, one a tower.
+      train_phase: Python bool given to `build`.
+      seed, step: what random layers are keyed by, an int and an int64 scalar tensor.
+      averages: a `tf.compat.v1.train.ExponentialMovingAverage`: read its averages instead of the
+        variables themselves.
+
+    Returns:
+      A list of the towers' outputs.
+    """
+    towers = []
+    offset = tf.zeros([], tf.int64)
+    scope = v1.get_variable_scope()
+    for i, part in enumerate(split(inputs, len(tower_devices))):
+        device = _with_variables_on(_variable_device(tower_devices), tower_devices[i])
+        collections = contextlib.nullcontext() if i == 0 and train_phase else _keep_collections()
+        phase = "train" if train_phase else "eval"
+        with (
+            collections,
+            v1.device(device),
+            v1.variable_scope(
+                scope,
+                reuse=True if i or not train_phase else None,
+                custom_getter=_getter(averages),
+                auxiliary_name_scope=False,
+            ),
+            v1.name_scope(f"{phase}/tower_{i}/"),
+            layers.replica(seed, step, offset) if train_phase else contextlib.nullcontext(),
+        ):
+            outputs = build(part, train_phase)
+        if not hasattr(outputs, "items"):
+            raise UserError(
+                f"build() returned {type(outputs).__name__}; it must return a ModelDict of outputs."
+            )
+        towers.append(layers.ModelDict(outputs))
+        with v1.device("/device:CPU:0"):
+            offset += tf.shape(next(iter(part.values())), out_type=tf.int64)[0]
+    return towers
+
+
+def _variable_device(tower_devices):
+    # One GPU keeps its own variables; several devices share them through the host.
+    return tower_devices[0] if len(tower_devices) == 1 else "/device:CPU:0"
+
+
+def _with_variables_on(variable_device, tower_device):
+    def place(op):
+        return variable_device if op.type in ("VarHandleOp", "VariableV2") else tower_device
+
+    return place
+
+
+@contextlib.contextmanager
+def _keep_collections():
+    graph = v1.get_default_graph()
+    kept = {key: list(graph.get_collection_ref(key)) for key in _ONCE}
+    try:
+        yield
+    finally:
+        for key, values in kept.items():
+            graph.get_collection_ref(key)[:] = values
+
+
+def _getter(averages):
+    """Seeds initializers by variable name, and reads moving averages where asked to.
+
+    TensorFlow derives an unseeded initializer's seed from the number of operations before it, so
+    the initial weights would change with the number of towers or with an edit elsewhere.
+    """
+
+    def getter(getter, name, *args, **kwargs):
+        initializer = kwargs.get("initializer")
+        if initializer is None and kwargs.get("dtype", tf.float32).is_floating:
+            initializer = v1.glorot_uniform_initializer()
+        if getattr(initializer, "seed", 0) is None:
+            config = initializer.get_config() | {"seed": zlib.crc32(name.encode()) % 2**31}
+            initializer = type(initializer).from_config(config)
+        variable = getter(name, *args, **kwargs | {"initializer": initializer})
+        average = averages and averages.average(variable)
+        return variable if average is None else average
+
+    return getter
+
+
+def gather(towers):
+    """Joins the towers' outputs: tensors [b, …] are concatenated in batch order, scalars averaged.
+
+    Scalars of other types than floating point, and what is no tensor, come from the first tower.
+    """
+    if len(towers) == 1:
+        return towers[0]
+    joined = layers.ModelDict()
+    with v1.device("/device:CPU:0"):
+        for name, first in towers[0].items():
+            parts = [tower[name] for tower in towers]
+            if not tf.is_tensor(first) or (first.shape.rank == 0 and not first.dtype.is_floating):
+                joined[name] = first
+            elif first.shape.rank == 0:
+                joined[name] = tf.add_n(parts) / len(parts)
+            else:
+                joined[name] = tf.concat(parts, 0)
+    return joined
+
+
+def loss_of(model, towers, outputs):
+    """Returns the loss to differentiate, and named scalars to report.
+
+    With the model's `loss(outputs)` it is called once, on the joined outputs of all towers, so that
+    negatives are mined over the whole batch. Otherwise it is the mean of the towers' `loss` outputs.
+
+    Returns:
+      (float scalar tensor, dict of scalar tensors: every other scalar float output).
+    """
+    if hasattr(model, "loss"):
+        with v1.name_scope("loss/"):
+            result = model.loss(outputs)
+        terms = layers.ModelDict(result) if hasattr(result, "items") else {"loss": result}
+    else:
+        terms = dict(outputs)
+    loss = terms.pop("loss", None)
+    if loss is None or loss.shape.rank != 0:
+        raise UserError(
+            f"{model.__name__}: build() must set a scalar `loss`, or the module must offer "
+            "loss(outputs) that returns one (or a dict with `loss`)."
+        )
+    scalars = {**outputs, **terms}
+    scalars.pop("loss", None)
+    return loss, {
+        name: value
+        for name, value in scalars.items()
+        if tf.is_tensor(value) and value.shape.rank == 0 and value.dtype.is_floating
+    }
+
+
+def l2_loss(variables, config):
+    """Returns `model.weight_decay` * sum(v ** 2) / 2 over the variables, or None without any."""
+    if not variables:
+        return None
+    return config["model.weight_decay"] * tf.add_n([tf.nn.l2_loss(v) for v in variables])
+
+
+def gradients(model, towers, loss, variables, tower_devices, penalty=None):
+    """Returns [(gradient, variable)] of the loss, averaged over towers, plus that of the penalty.
+
+    A model-level loss is differentiated once through the join, each op's gradient on that op's own
+    device: without colocation all back-propagation would land on one device, and one call a tower
+    would cost N squared passes. Otherwise each tower differentiates its own loss, and the mean is
+    taken where the variable lives; sparse gradients stay sparse.
+    """
+    if hasattr(model, "loss") or len(towers) == 1:
+        grads = v1.gradients(loss, variables, colocate_gradients_with_ops=True)
+    else:
+        each = []
+        for tower, device in zip(towers, tower_devices, strict=True):
+            with v1.device(device):
+                each.append(
+                    v1.gradients(tower["loss"], variables, colocate_gradients_with_ops=True)
+                )
+        with v1.device(_variable_device(tower_devices)):
+            grads = [_mean(parts, len(towers)) for parts in zip(*each, strict=True)]
+    if penalty is not None:
+        extra = v1.gradients(penalty, variables)
+        grads = [_sum(g, e) for g, e in zip(grads, extra, strict=True)]
+    if all(g is None for g in grads):
+        raise UserError(
+            "No trained variable has a gradient: the loss does not depend on any of "
+            f"{', '.join(v.op.name for v in variables[:5])}…"
+        )
+    return [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+
+
+def _mean(parts, count):
+    """The mean of one variable's gradients over towers; a tower that does not use it counts as 0."""
+    parts = [p for p in parts if p is not None]
+    if not parts:
+        return None
+    if any(isinstance(p, tf.IndexedSlices) for p in parts):
+        if all(isinstance(p, tf.IndexedSlices) for p in parts):
+            return tf.IndexedSlices(
+                tf.concat([p.values for p in parts], 0) / count,
+                tf.concat([p.indices for p in parts], 0),
+                parts[0].dense_shape,
+            )
+        parts = [tf.convert_to_tensor(p) for p in parts]
+    return tf.add_n(parts) * (1 / count)
+
+
+def _sum(a, b):
+    if a is None or b is None:
+        return b if a is None else a
+    return tf.convert_to_tensor(a) + b
+
+
+def accumulate(grads_and_vars, count, micro_step):
+    """Averages the gradients of `count` consecutive batches.
+
+    Args:
+      grads_and_vars: [(gradient, variable)] of one batch.
+      count: batches a step.
+      micro_step: int64 variable that counts the batches of the step under way.
+
+    Returns:
+      (op that only adds one batch's gradients, or None where count is 1; [(mean gradient,
+      variable)] of the step's last batch and all that were added, which empties the sums when read).
+    """
+    if count == 1:
+        return None, grads_and_vars
+    add, means = [], []
+    for gradient, variable in grads_and_vars:
+        with v1.device(variable.device):
+            total = v1.Variable(
+                tf.zeros(variable.shape),
+                trainable=False,
+                collections=[v1.GraphKeys.LOCAL_VARIABLES],
+                name=f"accumulated/{variable.op.name}",
+            )
+            gradient = tf.convert_to_tensor(gradient)
+            add.append(total.assign_add(gradient).op)
+            mean = (total.read_value() + gradient) / count
+            with tf.control_dependencies([mean]):
+                empty = total.assign(tf.zeros_like(mean)).op
+            with tf.control_dependencies([empty]):
+                means.append((tf.identity(mean), variable))
+    with tf.control_dependencies([mean for mean, _ in means]):
+        restart = micro_step.assign(0).op
+    with tf.control_dependencies([restart]):
+        means = [(tf.identity(mean), variable) for mean, variable in means]
+    return tf.group(*add, micro_step.assign_add(1).op), means
+
+
+def clip(grads_and_vars, config):
+    """Clips averaged gradients, by value and then by global norm, as `model.clip_gradients*` say."""
+    low, high = (config[f"model.clip_gradients.{k}val"] for k in ("min", "max"))
+    limit = config["model.clip_gradients.global_norm"]
+    grads, variables = zip(*grads_and_vars, strict=True)
+    if config["model.clip_gradients"]:
+        if low >= high:
+            raise UserError(f"model.clip_gradients: minval {low} is not below maxval {high}.")
+        grads = [tf.clip_by_value(tf.convert_to_tensor(g), low, high) for g in grads]
+    if limit > 0:
+        grads, _ = tf.clip_by_global_norm([tf.convert_to_tensor(g) for g in grads], limit)
+    return list(zip(grads, variables, strict=True))
+
+
+def select(variables, config, prefix):
+    """Returns the variables that `<prefix>.filter_fn` and `<prefix>.filter_regex` both choose.
+
+    Raises:
+      UserError: where a filter is set and chooses nothing, or the regular expression is malformed.
+    """
+    fn, regex = config[f"{prefix}.filter_fn"], config[f"{prefix}.filter_regex"]
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise UserError(f"{prefix}.filter_regex={regex!r}: {error}.") from None
+    chosen = [v for v in variables if (fn is None or fn(v)) and pattern.search(v.op.name)]
+    if not chosen:
+        names = ", ".join(v.op.name for v in variables[:8])
+        raise UserError(f"{prefix}.filter_fn / filter_regex choose no variable of: {names} …")
+    return chosen
+
+
+def decayed(variables, config):
+    """Returns the variables under weight decay: the filters' choice, or else all kernels."""
+    prefix = "model.weight_decay"
+    if config[prefix] == 0:
+        return []
+    if config[f"{prefix}.filter_fn"] is None and not config[f"{prefix}.filter_regex"]:
+        return [v for v in variables if v.shape.rank >= 2]
+    return select(variables, config, prefix)
