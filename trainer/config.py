@@ -227,9 +227,9 @@ def load_module(name, flag):
         # Only the name itself missing is the user's typo; a missing import inside it is a bug.
         if not (name == error.name or name.startswith(f"{error.name}.")):
             raise
-        parent, _, last = name.rpartition(".")
-        known = []
-        with contextlib.suppress(ImportError, AttributeError):
+        parent = name.rpartition(".")[0]
+        known = ["models.simple"]
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
             folders = importlib.import_module(parent).__path__
             known = [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
         raise UserError(

@@ -48,8 +48,8 @@ def opened(config, *, fresh=False, yes=False, ask=input):
         lock = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held while training)
     except OSError as error:
         raise UserError(
-            f"Cannot write to the experiment folder {folder}: {error.strerror}. Choose another with "
-            "--trainer.experiment_base_dir or --trainer.experiment_name."
+            f"Cannot write to the experiment folder {folder}: {error.strerror}. Choose another "
+            "with --trainer.experiment_base_dir or --trainer.experiment_name."
         ) from None
     with lock:
         try:
@@ -57,8 +57,8 @@ def opened(config, *, fresh=False, yes=False, ask=input):
         except OSError:
             lock.seek(0)
             raise UserError(
-                f"Another trainer ({lock.read().strip() or 'unknown'}) writes to {folder}. Stop it, "
-                "or choose another --trainer.experiment_name."
+                f"Another trainer ({lock.read().strip() or 'unknown'}) writes to {folder}. Stop "
+                "it, or choose another --trainer.experiment_name."
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")

@@ -39,9 +39,10 @@ def record(folder, step, session, batch, fetches):
     np.savez(temporary, step=step, **{name.replace("/", "."): v for name, v in values.items()})
     os.replace(temporary, path)
     return UserError(
-        f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved over "
-        f"the last good checkpoint; the step's record is {path}. To replay it, run the same command "
-        f"with --debug --replay_step={step}; a lower learning rate or model.clip_gradients may help."
+        f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved "
+        f"over the last good checkpoint; the step's record is {path}. To replay it, run the same "
+        f"command with --debug --replay_step={step}. A lower learning rate or clipped gradients "
+        "may help."
     )
 
 

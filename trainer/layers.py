@@ -112,9 +112,9 @@ class frozen_batch_norm(contextlib.ContextDecorator):
 
 
 def group_norm(x, groups, name, *, epsilon=1e-5):
-    """Group normalisation over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494): no batch statistics.
+    """Group normalisation over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494).
 
-    C must be a multiple of `groups`.
+    Uses no batch statistics, so towers do not change it. C must be a multiple of `groups`.
     """
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
@@ -157,7 +157,7 @@ _replicas = []
 
 @contextlib.contextmanager
 def replica(seed, step, offset):
-    """Within this context `random_uniform` draws for examples `offset`, `offset + 1`, … of `step`."""
+    """Within it `random_uniform` draws for the examples `offset`, `offset + 1`, … of `step`."""
     _replicas.append(Replica(seed, step, offset, iter(range(1 << 30))))
     try:
         yield

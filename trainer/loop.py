@@ -55,7 +55,7 @@ def train(
       UserError: for anything the user can mend.
     """
     with experiment.opened(config, fresh=fresh, yes=yes) as folder, tf.Graph().as_default():
-        # ------------------------------------------------------------------ what ran before
+        # ---------------------------------------------------------------- what ran before
         checkpoint_folder = os.path.join(folder, "checkpoint")
         resumed = checkpoints.latest(checkpoint_folder)
         start_step = checkpoints.step_of(resumed) if resumed else 0
@@ -66,7 +66,7 @@ def train(
         v1.set_random_seed(seed)
         np.random.seed(seed)
 
-        # ------------------------------------------------------------------ data
+        # ---------------------------------------------------------------- data
         step = v1.train.create_global_step()  # completed updates
         micro_step = v1.Variable(np.int64(0), False, collections=[v1.GraphKeys.LOCAL_VARIABLES])
         first_batch = v1.placeholder_with_default(np.int64(start_step * per_step), [])
@@ -75,7 +75,7 @@ def train(
         inputs = iterator.get_next()
         check_batch(inputs, config)
 
-        # ------------------------------------------------------------------ towers and loss
+        # ---------------------------------------------------------------- towers and loss
         devices = towers.devices(config["trainer.num_towers"])
         replicas = towers.replicate(
             model.build,
@@ -90,7 +90,7 @@ def train(
         trained = towers.select(v1.trainable_variables(), config, "model.trainable_variables")
         decayed = towers.decayed(trained, config)
 
-        # ------------------------------------------------------------------ gradients and update
+        # ---------------------------------------------------------------- gradients and update
         decay_in_loss = config["model.optimizer.method"] not in optimizers.DECOUPLED
         penalty = towers.l2_loss(decayed, config) if decay_in_loss else None
         gradients = towers.gradients(model, replicas, loss, trained, devices, penalty)
@@ -111,7 +111,7 @@ def train(
         if penalty is not None:
             reported["weight_decay_loss"] = penalty
 
-        # ------------------------------------------------------------------ validation and summaries
+        # ---------------------------------------------------------------- validation and summaries
         validate_every = config["trainer.validation_step_interval"]
         evaluate_every = config["trainer.evaluation_interval"]
         validation = None
@@ -120,7 +120,7 @@ def train(
             validation = Validation(model, datasets["vld"], devices, averages, batches_done)
         summary = summaries.merged(reported, inputs, outputs, gradients, config)
 
-        # ------------------------------------------------------------------ session: start or resume
+        # ---------------------------------------------------------------- session: start or resume
         session = v1.Session(config=towers.session_config(config, devices))
         session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
         session.run(v1.tables_initializer())
@@ -163,7 +163,7 @@ def train(
                 run_step=run_step,
             )
 
-        # ------------------------------------------------------------------ the loop
+        # ---------------------------------------------------------------- the loop
         batch_size = per_step * config["model.batch_size"]
         print_every = config["trainer.print_interval"]
         summary_every = config["trainer.summary_save_interval"]
@@ -244,7 +244,7 @@ def due(step, interval):
     return interval > 0 and step % interval == 0
 
 
-# ------------------------------------------------------------------------------ data
+# ---------------------------------------------------------------------------- data
 
 
 def load_datasets(model, first_batch):
@@ -278,7 +278,7 @@ def check_batch(inputs, config):
 
 @contextlib.contextmanager
 def data_errors():
-    """Turns an error inside the input pipeline into one line; the model's state is untouched by it."""
+    """Turns an error inside the input pipeline, which leaves the weights alone, into one line."""
     try:
         yield
     except tf.errors.OutOfRangeError:
@@ -291,7 +291,7 @@ def data_errors():
         raise
 
 
-# ------------------------------------------------------------------------------ words
+# ---------------------------------------------------------------------------- words
 
 
 def opening(model, folder, trained, devices, start_step, num_steps):
@@ -325,7 +325,7 @@ def describe_loaded(report):
     return ", ".join(parts) + (f" ({', '.join(rest)} …)" if rest else "")
 
 
-# ------------------------------------------------------------------------------ a closer look
+# ---------------------------------------------------------------------------- a closer look
 
 
 def flight_fetches(inputs, outputs, reported, gradients):

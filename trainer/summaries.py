@@ -27,13 +27,16 @@ def merged(reported, inputs, outputs, grads_and_vars, config):
                 own.append(v1.summary.histogram(f"weights/{name}", variable))
                 own.append(v1.summary.histogram(f"gradients/{name}", gradient))
         image = inputs.get("image")
-        if config["trainer.summary_images"] and image is not None and image.shape.rank == 4:
-            if image.shape[-1] in (1, 3, 4):
-                own.append(v1.summary.image("input", image, max_outputs=4))
-                triplet = outputs.get("hardest_triplet")
-                if triplet is not None:
-                    own.append(v1.summary.image("hardest_triplet", _side_by_side(image, triplet)))
+        if config["trainer.summary_images"] and _is_picture(image):
+            own.append(v1.summary.image("input", image, max_outputs=4))
+            triplet = outputs.get("hardest_triplet")
+            if triplet is not None:
+                own.append(v1.summary.image("hardest_triplet", _side_by_side(image, triplet)))
         return v1.summary.merge([*own, *model_summaries])
+
+
+def _is_picture(tensor):
+    return tensor is not None and tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4)
 
 
 def _side_by_side(image, rows):
@@ -43,7 +46,7 @@ def _side_by_side(image, rows):
 def open_writers(folder, start_step):
     """Returns {"trn", "vld"} of event writers under `summaries/`.
 
-    The restart mark makes TensorBoard drop what an interrupted run wrote beyond its last checkpoint.
+    The restart mark makes TensorBoard drop what an interrupted run wrote after its checkpoint.
     """
     writers = {}
     for split in ("trn", "vld"):

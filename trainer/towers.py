@@ -200,8 +200,8 @@ def gather(towers):
 def loss_of(model, towers, outputs):
     """Returns the loss to differentiate, and named scalars to report.
 
-    With the model's `loss(outputs)` it is called once, on the joined outputs of all towers, so that
-    negatives are mined over the whole batch. Otherwise it is the mean of the towers' `loss` outputs.
+    The model's `loss(outputs)`, if it has one, is called once on the joined outputs of all towers:
+    negatives are mined over the whole batch. Otherwise it is the mean of the towers' `loss`.
 
     Returns:
       (float scalar tensor, dict of scalar tensors: every other scalar float output).
@@ -265,7 +265,7 @@ def gradients(model, towers, loss, variables, tower_devices, penalty=None):
 
 
 def _mean(parts, count):
-    """The mean of one variable's gradients over towers; a tower that does not use it counts as 0."""
+    """The mean of one variable's gradients over towers; one that does not use it counts as 0."""
     parts = [p for p in parts if p is not None]
     if not parts:
         return None
@@ -296,7 +296,7 @@ def accumulate(grads_and_vars, count, micro_step):
 
     Returns:
       (op that only adds one batch's gradients, or None where count is 1; [(mean gradient,
-      variable)] of the step's last batch and all that were added, which empties the sums when read).
+      variable)] over the step's last batch and those that were added; reading it empties the sums).
     """
     if count == 1:
         return None, grads_and_vars
@@ -324,7 +324,7 @@ def accumulate(grads_and_vars, count, micro_step):
 
 
 def clip(grads_and_vars, config):
-    """Clips averaged gradients, by value and then by global norm, as `model.clip_gradients*` say."""
+    """Clips averaged gradients by value, then by global norm, as `model.clip_gradients*` say."""
     low, high = (config[f"model.clip_gradients.{k}val"] for k in ("min", "max"))
     limit = config["model.clip_gradients.global_norm"]
     grads, variables = zip(*grads_and_vars, strict=True)
