@@ -17,23 +17,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval import exact
+from retrieval.exact import SIMILARITIES  # noqa: F401 (part of this module's interface)
+
 KS = (1, 5, 10, 20)
-SIMILARITIES = ("cosine", "dot", "euclidean")
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Where each query's relevant items stand. Arrays have one row a query, [Q] unless said.
 
-    ks: the cut-offs, ascending. relevant: number of relevant items R. candidates: catalogue items
-    ranked (without the query itself). first: 1-based rank of the first relevant item, 0 where
-    there is none. best, worst: the same had every tie been broken for or against the query. tied,
-    tied_relevant: items, and relevant items, whose score equals that of the first relevant one.
-    hits [Q, len(ks)]: relevant items among the k best. average_precision: MAP@R's summand;
-    r_precision: share of relevant items among the R best; both NaN where R = 0.
+    ks: cut-offs for recall. precision_at: cut-offs for precision. depth: rank beyond which `first`
+    was not followed, None for to the end. relevant: number of relevant items R. candidates:
+    catalogue items ranked (without the query itself). first: 1-based rank of the first relevant
+    item, 0 where there is none. best, worst: the same had every tie been broken for or against the
+    query. tied, tied_relevant: other, and relevant, items that score as the first relevant one
+    does. hits [Q, len(precision_at)]: relevant items among the k best. average_precision: MAP@R's
+    summand; r_precision: share of relevant items among the R best; both NaN where R = 0.
+    decided: number of queries for which float64 had to decide what float32 could not.
     """
 
     ks: tuple
+    precision_at: tuple
+    depth: int | None
     relevant: np.ndarray
     candidates: np.ndarray
     first: np.ndarray
@@ -44,25 +50,11 @@ class Ranking:
     hits: np.ndarray
     average_precision: np.ndarray
     r_precision: np.ndarray
+    decided: int
 
     @property
     def answerable(self):
         return self.relevant > 0
-
-
-def similarity_scores(queries, catalogue, similarity="cosine"):
-    """Scores float64 [Q, N], higher is nearer; Euclidean distance enters as its negative square."""
-    q = np.asarray(queries, np.float64)
-    c = np.asarray(catalogue, np.float64)
-    if similarity == "cosine":
-        q = q / np.linalg.norm(q, axis=1, keepdims=True)
-        c = c / np.linalg.norm(c, axis=1, keepdims=True)
-    elif similarity not in SIMILARITIES:
-        raise ValueError(f"similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
-    scores = q @ c.T
-    if similarity == "euclidean":
-        scores = 2 * scores - np.square(c).sum(1) - np.square(q).sum(1)[:, None]
-    return scores
 
 
 def rank_queries(
@@ -74,65 +66,96 @@ def rank_queries(
     query_ids=None,
     catalogue_ids=None,
     ks=KS,
+    precision_at=KS,
     similarity="cosine",
+    depth=None,
+    threads=None,
 ):
     """Ranks the catalogue for every query and returns a `Ranking`.
+
+    The result equals a float64 evaluation of the embeddings (taken as float32) on every query, ties
+    included; see `retrieval.exact` for how.
 
     queries: [Q, D] float. catalogue: [N, D], or None for the queries against themselves (then a
     query is left out by its row, or by its id where ids are given). Labels and ids: [Q] and [N] of
     integers or strings; items that share an id across the two sets are the same picture.
+    similarity: 'cosine', 'dot' or 'euclidean'. depth: do not follow a query's first relevant item
+    beyond this rank (faster; the mean rank and the like are then unknown). threads: None for all
+    cores. Raises ValueError for embeddings, labels or ids that do not fit together.
     """
     queries, catalogue, ql, cl, own, order = _checked(
         queries, query_labels, catalogue, catalogue_labels, query_ids, catalogue_ids
     )
-    ks = tuple(sorted({int(k) for k in ks}))
-    rows = []
-    block = max(1, 2**24 // max(1, len(catalogue)))
-    for start in range(0, len(queries), block):
-        part = slice(start, start + block)
-        scores = similarity_scores(queries[part], catalogue, similarity)
-        for s, label, self_row in zip(scores, ql[part], own[part], strict=True):
-            rows.append(_rank_one(s, cl == label, self_row, order, ks))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 10
-    ints = [np.array(c, np.int64) for c in columns[:8]]
-    ints[7] = ints[7].reshape(len(rows), len(ks))
-    return Ranking(ks, *ints, *(np.array(c, np.float64) for c in columns[8:]))
-
-
-def _rank_one(scores, relevant, self_row, order, ks):
-    if self_row >= 0:
-        keep = np.arange(len(scores)) != self_row
-        scores, relevant, order = scores[keep], relevant[keep], order[keep]
-    total = int(relevant.sum())
-    if not total:
-        return 0, len(scores), 0, 0, 0, 0, 0, [0] * len(ks), np.nan, np.nan
-    found = relevant[np.lexsort((order, -scores))]
-    threshold = scores[relevant].max()
-    above, equal = int((scores > threshold).sum()), scores == threshold
-    tied, tied_relevant = int(equal.sum()), int((equal & relevant).sum())
-    cumulative = np.cumsum(found)
-    hits = [int(cumulative[min(k, len(found)) - 1]) for k in ks]
-    at_r = found[:total]
-    precision = cumulative[:total] / np.arange(1, total + 1)
-    return (
-        *(total, len(scores), int(found.argmax()) + 1, above + 1, above + tied - tied_relevant + 1),
-        *(tied, tied_relevant, hits, float((precision * at_r).sum() / total)),
-        float(at_r.sum() / total),
+    ks, precision_at = (tuple(sorted({int(k) for k in values})) for values in (ks, precision_at))
+    if min(ks + precision_at) < 1:
+        raise ValueError(f"k must be at least 1, not {min(ks + precision_at)}")
+    left = exact.Vectors(queries, similarity, "queries")
+    right = left
+    if catalogue is not queries:
+        right = exact.Vectors(catalogue, similarity, "catalogue")
+        exponent = max(left.exponent, right.exponent)
+        left.rescale(exponent)
+        right.rescale(exponent)
+    relevant = _count(ql, cl, own)
+    limit = np.maximum(relevant, max(precision_at, default=0))
+    pairs, tied, tied_relevant, before, decided = exact.count_ranks(
+        left, right, ql, cl, own, order, limit, depth=depth, threads=threads
     )
+    query, position, rank = pairs.query, pairs.position, pairs.rank
+    count = len(queries)
+
+    def total(mask, weights=None):
+        weights = None if weights is None else weights[mask]
+        return np.bincount(query[mask], weights, minlength=count)
+
+    first = np.zeros(count, np.int64)
+    first[relevant > 0] = rank[pairs.start[:-1][relevant > 0]]
+    best = first - before
+    at_r = rank <= relevant[query]
+    with np.errstate(invalid="ignore"):
+        average_precision = total(at_r, position / rank) / relevant
+        r_precision = total(at_r) / relevant
+    hits = [total(rank <= k) for k in precision_at]
+    return Ranking(
+        ks=ks,
+        precision_at=precision_at,
+        depth=depth,
+        relevant=relevant,
+        candidates=len(catalogue) - (own >= 0),
+        first=first,
+        best=best,
+        worst=best + tied,
+        tied=tied,
+        tied_relevant=tied_relevant,
+        hits=np.stack(hits, 1) if hits else np.zeros((count, 0), np.int64),
+        average_precision=average_precision,
+        r_precision=r_precision,
+        decided=decided,
+    )
+
+
+def _count(query_labels, catalogue_labels, own):
+    """Relevant items of each query, the query itself left out."""
+    per_label = np.bincount(catalogue_labels, minlength=query_labels.max(initial=-1) + 1)
+    itself = (own >= 0) & (catalogue_labels[own] == query_labels)
+    return per_label[query_labels] - itself
 
 
 def _checked(queries, query_labels, catalogue, catalogue_labels, query_ids, catalogue_ids):
     """Arrays of the right shape, labels as shared codes, each query's own row, ids' rank."""
-    queries = _embeddings(queries, "queries")
+    queries = np.asarray(queries)
     own_set = catalogue is None
     if own_set:
         catalogue, catalogue_labels = queries, query_labels
         if query_ids is None:
             query_ids = np.arange(len(queries))
         catalogue_ids = query_ids
-    catalogue = _embeddings(catalogue, "catalogue")
-    if not len(catalogue):
-        raise ValueError("the catalogue is empty: there is nothing to rank")
+    catalogue = queries if own_set else np.asarray(catalogue)
+    for name, values in (("queries", queries), ("catalogue", catalogue)):
+        if values.ndim != 2:
+            raise ValueError(f"{name} must be [rows, dimensions], not {list(values.shape)}")
+        if not len(values):
+            raise ValueError(f"{name} is empty: there is nothing to rank")
     if queries.shape[1] != catalogue.shape[1]:
         raise ValueError(
             f"queries have {queries.shape[1]} dimensions and the catalogue {catalogue.shape[1]}: "
@@ -159,16 +182,6 @@ def _checked(queries, query_labels, catalogue, catalogue_labels, query_ids, cata
     return queries, catalogue, codes[: len(queries)], codes[len(queries) :], own, order
 
 
-def _embeddings(values, name):
-    values = np.asarray(values)
-    if values.ndim != 2:
-        raise ValueError(f"{name} must be [rows, dimensions], not of shape {list(values.shape)}")
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        raise ValueError(f"{name}: row {bad[0]} is not finite ({len(bad)} such rows)")
-    return values
-
-
 def _column(values, rows, name):
     values = np.asarray(values)
     if values.shape != (rows,):
@@ -188,20 +201,24 @@ def summarize(ranking: Ranking) -> dict:
     """Means over answerable queries, and the counts behind them. Rates are NaN if there is none."""
     ok = ranking.answerable
     first = ranking.first[ok]
-
-    def mean(values):
-        return float(np.mean(values)) if len(values) else float("nan")
-
-    return {
+    result = {
         "recall@k": {k: mean(first <= k) for k in ranking.ks},
         "precision@k": {
-            k: mean(h / k) for k, h in zip(ranking.ks, ranking.hits[ok].T, strict=True)
+            k: mean(hits / k)
+            for k, hits in zip(ranking.precision_at, ranking.hits[ok].T, strict=True)
         },
         "map@r": mean(ranking.average_precision[ok]),
         "r_precision": mean(ranking.r_precision[ok]),
-        "mrr": mean(1 / first),
-        "mean_rank": mean(first),
-        "median_rank": float(np.median(first)) if len(first) else float("nan"),
         "num_queries": len(ok),
         "num_unanswerable": int((~ok).sum()),
+        "num_decided_in_float64": ranking.decided,
     }
+    if ranking.depth is None:
+        result["mrr"] = mean(1 / first)
+        result["mean_rank"] = mean(first)
+        result["median_rank"] = float(np.median(first)) if len(first) else float("nan")
+    return result
+
+
+def mean(values) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

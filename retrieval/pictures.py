@@ -1,0 +1,64 @@
+"""Pictures of queries beside what was retrieved for them."""
+
+import os
+import tempfile
+
+import numpy as np
+
+RIGHT, WRONG, QUERY = "#2e8b57", "#c0392b", "#5b6770"
+
+
+def save_figure(figure, path):
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    folder = os.path.dirname(path) or "."
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as out:
+        figure.savefig(out, format="png")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(out.name, path)
+
+
+def top_retrieved(path, panels, top=5):
+    """Draws each query with its best items in every ranking, right ones framed green.
+
+    panels: [(title, [(query, [(image, caption, right), …]), …]), …], the rankings side by side with
+    the same queries in the same order; a query is (image, caption). Images are uint8 [H, W, C],
+    captions plain text.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = len(panels[0][1])
+    per_panel = top + 1
+    columns = per_panel * len(panels) + len(panels) - 1
+    figure = Figure(figsize=(0.85 * columns, 0.95 * rows + 0.5), dpi=90)
+    FigureCanvasAgg(figure)
+    widths = ([1] * per_panel + [0.35]) * len(panels)
+    grid = figure.add_gridspec(
+        rows, columns, width_ratios=widths[:-1], left=0.01, right=0.99, bottom=0.01,
+        top=1 - 0.5 / (0.95 * rows + 0.5), hspace=0.3, wspace=0.12,
+    )  # fmt: skip
+    for p, (title, entries) in enumerate(panels):
+        left = p * (per_panel + 1)
+        for r, ((image, caption), found) in enumerate(entries):
+            _cell(figure.add_subplot(grid[r, left]), image, caption, QUERY)
+            for c, (item, text, right) in enumerate(found[:top]):
+                axes = figure.add_subplot(grid[r, left + 1 + c])
+                _cell(axes, item, text, RIGHT if right else WRONG, width=3)
+        middle = (left + per_panel / 2) / columns
+        figure.text(middle, 0.995, title, ha="center", va="top", fontsize=10)
+    save_figure(figure, path)
+
+
+def _cell(axes, image, caption, color, width=1):
+    image = np.asarray(image)
+    gray = image.ndim == 3 and image.shape[-1] == 1
+    axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    # A dollar sign would start mathematical text.
+    shown = caption if len(caption) <= 14 else caption[:13] + "…"
+    axes.set_title(shown.replace("$", r"\$"), fontsize=5.5, pad=2)
+    for side in axes.spines.values():
+        side.set_color(color)
+        side.set_linewidth(width)

@@ -1,0 +1,72 @@
+"""Progress of a long pass: a live bar in a terminal, plain lines elsewhere; both tell the ETA."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+INTERVAL = 10  # seconds between plain lines
+
+
+def track(
+    items: Iterable, steps: int | None, what: str, size: Callable = lambda item: 1
+) -> Iterator:
+    """Yields items and reports on stderr how much went by, how fast, and how long the rest takes.
+
+    steps: how many items there will be, None where that is not known. size: what one item counts
+    for in the report (a batch counts its rows).
+    """
+    report = _Live(what, steps) if sys.stderr.isatty() else _Lines(what, steps)
+    start = time.monotonic()
+    done = count = 0
+    with report:
+        for item in items:
+            yield item
+            done, count = done + 1, count + size(item)
+            report.update(done, count, time.monotonic() - start)
+    elapsed = time.monotonic() - start
+    print(f"{what}: {count} in {elapsed:.1f} s", file=sys.stderr, flush=True)
+
+
+class _Live:
+    def __init__(self, what, steps):
+        from rich import progress
+        from rich.console import Console
+
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[count]}  {task.fields[rate]:.0f}/s  ETA"),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.bar.add_task(what, total=steps, count=0, rate=0.0)
+
+    def __enter__(self):
+        self.bar.start()
+
+    def __exit__(self, *error):
+        self.bar.stop()
+
+    def update(self, done, count, elapsed):
+        self.bar.update(self.task, completed=done, count=count, rate=count / max(elapsed, 1e-9))
+
+
+class _Lines:
+    def __init__(self, what, steps):
+        self.what, self.steps, self.last = what, steps, 0.0
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, done, count, elapsed):
+        if elapsed - self.last < INTERVAL:
+            return
+        self.last = elapsed
+        line = f"{self.what}: {count}, {count / elapsed:.0f}/s"
+        if self.steps:
+            line += f", ETA {elapsed / done * max(0, self.steps - done):.0f} s"
+        print(line, file=sys.stderr, flush=True)
