@@ -10,12 +10,11 @@ experiment's own config.json is the configuration; flags given here override it.
 import json
 import os
 import sys
-import tempfile
 
 import numpy as np
 from absl import flags
 
-from retrieval import index, metrics, pictures
+from retrieval import files, index, metrics, pictures
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
@@ -49,8 +48,10 @@ def main(model, given, rest):
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
     result = {"checkpoint": checkpoint, "step": step, **result}
-    write_json(f"{prefix}-eval.json", result)
-    write_json(f"{prefix}-top_retrieved.json", top_retrieved(queries, catalogue, *found["model"]))
+    files.write_json(f"{prefix}-eval.json", result)
+    files.write_json(
+        f"{prefix}-top_retrieved.json", top_retrieved(queries, catalogue, *found["model"])
+    )
     pictures.top_retrieved(f"{prefix}-top_retrieved.png", panels, TOP)
     print_table(result)
     print(f"Wrote {prefix}-eval.json, …-top_retrieved.json and …-top_retrieved.png")
@@ -59,6 +60,9 @@ def main(model, given, rest):
 
 def locate(model, given, checkpoint):
     """The experiment's folder and checkpoint; takes the experiment's own configuration over."""
+    from trainer import quiet
+
+    quiet.import_tensorflow()
     from trainer import checkpoints, experiment
 
     folder = experiment.directory(model.config)
@@ -69,9 +73,8 @@ def locate(model, given, checkpoint):
                 f"no checkpoint in {folder}: train one first with "
                 f"python -m trainer.main --model={model.__name__}, or name one with --checkpoint"
             )
-    elif not os.path.exists(checkpoint + ".index"):
-        raise trainer_config.UserError(f"--checkpoint={checkpoint}: no such checkpoint")
     else:
+        checkpoint = checkpoints.find(checkpoint)
         # A checkpoint belongs to the experiment whose folder it lies in.
         folder = os.path.dirname(os.path.dirname(os.path.abspath(checkpoint)))
     saved = os.path.join(folder, "config.json")
@@ -179,28 +182,6 @@ def top_retrieved(queries, catalogue, scores, rows):
         }
         for q in range(len(queries))
     ]
-
-
-def write_json(path, value):
-    """Writes JSON, whole or not at all; NaN, which JSON lacks, becomes null."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=os.path.dirname(path) or ".", suffix=".tmp", delete=False, encoding="utf-8"
-    ) as out:
-        json.dump(_plain(value), out, indent=1, ensure_ascii=False, allow_nan=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def print_table(result):

@@ -1,21 +1,16 @@
 """Pictures of queries beside what was retrieved for them."""
 
-import os
-import tempfile
-
 import numpy as np
+
+from retrieval import files
 
 RIGHT, WRONG, QUERY = "#2e8b57", "#c0392b", "#5b6770"
 
 
 def save_figure(figure, path):
-    """Writes a matplotlib figure as PNG, whole or not at all."""
-    folder = os.path.dirname(path) or "."
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as out:
+    """Writes a matplotlib figure as PNG."""
+    with files.published(path) as out:
         figure.savefig(out, format="png")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)
 
 
 def top_retrieved(path, panels, top=5):
