@@ -1,1 +1,24 @@
-"""Metric learning for TensorFlow: distances, miners, losses, samplers, augmentation, data sets."""
+"""Metric learning for TensorFlow: distances, miners, losses, samplers, augmentation, data sets.
+
+Works in tf.compat.v1 graphs, inside tf.function and eagerly; needs TensorFlow and NumPy only.
+"""
+
+from metriclearn.distances import DISTANCES, Distance, pairwise_distances
+from metriclearn.losses import LOSSES, triplet_loss
+from metriclearn.miners import MINERS, Triplets, mine_batch_all, mine_batch_hard
+from metriclearn.pairs import References
+from metriclearn.samplers import pk_sampler
+
+__all__ = [
+    "DISTANCES",
+    "LOSSES",
+    "MINERS",
+    "Distance",
+    "References",
+    "Triplets",
+    "mine_batch_all",
+    "mine_batch_hard",
+    "pairwise_distances",
+    "pk_sampler",
+    "triplet_loss",
+]
