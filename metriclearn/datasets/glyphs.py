@@ -257,9 +257,9 @@ def load(cache=None):
     """The glyphs as a ProductTable with the pixels in memory.
 
     Products are 'U+0041', ids 'glyphs/U+0041/DejaVuSans', categories a script or kind of symbol
-    (scripts with few characters are 'Other letter'). Characters, not pictures, are split into train,
-    val and test. In val and test the DejaVu Sans picture is the catalogue and the other faces are
-    the queries. The extra columns are `face` and `character`.
+    (scripts with few characters are 'Other letter'). Characters, not pictures, are split into
+    train, val and test. In val and test the DejaVu Sans picture is the catalogue and the other
+    faces are the queries. The extra columns are `face` and `character`.
 
     Args:
       cache: folder of the cache file, `cache_folder()` when None. A folder that cannot be written

@@ -25,7 +25,7 @@ from metriclearn.datasets.table import (
 REQUIRED = ("path", "label")
 BOX = ("x1", "y1", "x2", "y2")
 KNOWN = (*REQUIRED, "category", "split", "role", "domain", *BOX)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
 def _rows(path):
@@ -76,7 +76,8 @@ def _box(where, cells):
     try:
         x1, y1, x2, y2 = (int(cell) for cell in cells)
     except ValueError:
-        raise ValueError(f"{where}: the box {','.join(cells)} is not four whole numbers") from None
+        text = ",".join(cells)
+        raise ValueError(f"{where}: the box {text} is not four whole numbers") from None
     if not (0 <= x1 < x2 < 2**31 and 0 <= y1 < y2 < 2**31):
         raise ValueError(
             f"{where}: the box {x1},{y1},{x2},{y2} must have 0 <= x1 < x2, 0 <= y1 < y2"

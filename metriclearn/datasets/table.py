@@ -101,7 +101,7 @@ class ProductTable:
         if (self.products == "").any():
             row = int(np.argmax(self.products == ""))
             raise ValueError(f"row {row} ({self.ids[row]!r}): the product is empty")
-        values, first, counts = np.unique(self.ids, return_index=True, return_counts=True)
+        values, counts = np.unique(self.ids, return_counts=True)
         if (counts > 1).any():
             twice = values[np.argmax(counts > 1)]
             rows = np.nonzero(self.ids == twice)[0][:2]
@@ -177,8 +177,8 @@ def split_by_product(products, fractions=(0.7, 0.1, 0.2), salt=""):
     """Splits at the level of products, so that the test shows products never trained on.
 
     The products are ordered by the SHA-256 of their name (and of `salt`); the first
-    `fractions[0]` of them are 'train', then 'val', then 'test'. So the split depends on names alone:
-    not on the order of rows, on the number of pictures, nor on a random generator's version.
+    `fractions[0]` of them are 'train', then 'val', then 'test'. So the split depends on names
+    alone: not on the order of rows, on the number of pictures, nor on a random generator's version.
 
     Args:
       products: [N] str.
