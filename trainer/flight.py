@@ -36,7 +36,7 @@ def record(folder, step, session, batch, fetches):
         bad = [name for name, value in values.items() if not _finite(value)]
         what = f"not finite: {', '.join(bad[:8])}"
     temporary = path.replace(".npz", ".writing.npz")
-    np.savez(temporary, step=step, **{name.replace("/", "."): v for name, v in values.items()})
+    np.savez(temporary, step=step, **{k.replace("/", "."): _array(v) for k, v in values.items()})
     os.replace(temporary, path)
     return UserError(
         f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved "
@@ -44,6 +44,12 @@ def record(folder, step, session, batch, fetches):
         f"command with --debug --replay_step={step}. A lower learning rate or clipped gradients "
         "may help."
     )
+
+
+def _array(value):
+    """Strings come from a session as objects, which only pickle could store."""
+    value = np.asarray(value)
+    return value.astype(np.bytes_) if value.dtype == object else value
 
 
 def _finite(value):

@@ -119,9 +119,7 @@ def group_norm(x, groups, name, *, epsilon=1e-5):
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
         if channels % groups:
-            raise ValueError(
-                f"group_norm {name!r}: {groups} groups do not divide {channels} channels."
-            )
+            raise ValueError(f"group_norm {name!r}: {channels} channels in {groups} groups.")
         gamma, beta = _scale_and_offset(channels)
         size = [int(x.shape[1]), int(x.shape[2])]
         grouped = tf.reshape(x, [-1, size[0] * size[1], groups, channels // groups])

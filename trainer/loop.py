@@ -6,6 +6,7 @@ Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
 import contextlib
 import inspect
 import os
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -72,7 +73,7 @@ def train(
         first_batch = v1.placeholder_with_default(np.int64(start_step * per_step), [])
         datasets, restartable = load_datasets(model, first_batch)
         iterator = v1.data.make_initializable_iterator(datasets["trn"].prefetch(2))
-        inputs = iterator.get_next()
+        inputs = iterator.get_next("next_batch")
         check_batch(inputs, config)
 
         # ---------------------------------------------------------------- towers and loss
@@ -86,6 +87,7 @@ def train(
             step=step * per_step + micro_step,
         )
         outputs = towers.gather(replicas)
+        weights = [v for v in v1.global_variables() if v is not step]
         loss, scalars = towers.loss_of(model, replicas, outputs)
         trained = towers.select(v1.trainable_variables(), config, "model.trainable_variables")
         decayed = towers.decayed(trained, config)
@@ -130,7 +132,7 @@ def train(
             checkpoints.restore(session, resumed, variables)
         elif config["model.weights_load_path"]:
             prefix = checkpoints.find(config["model.weights_load_path"])
-            loaded = checkpoints.load_matching(session, prefix, v1.model_variables() or variables)
+            loaded = checkpoints.load_matching(session, prefix, weights)
             notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
         with data_errors():
             session.run(iterator.initializer)
@@ -282,13 +284,14 @@ def data_errors():
     try:
         yield
     except tf.errors.OutOfRangeError:
-        raise UserError(
-            "datasets()['trn'] ended: add .repeat(), training decides when to stop."
-        ) from None
+        raise UserError("datasets()['trn'] ended: .repeat() it, num_steps ends training.") from None
     except tf.errors.OpError as error:
-        if error.op is not None and error.op.type in ("IteratorGetNext", "MakeIterator"):
-            raise UserError(error.message.split("\n")[0].removeprefix("{{")) from error
-        raise
+        if not re.search(r"\[\[(\{\{node )?next_batch|MakeIterator", error.message):
+            raise
+        # TensorFlow says first which of its datasets failed, and after the text what was compared.
+        text = re.sub(r"^Error in user-defined .*?iterator: \S+: ", "", error.message)
+        text = re.sub(r"^assertion failed: \[(.*?)\] \[.*", r"\1", text.split("\n")[0])
+        raise UserError(text.replace("\\'", "'")) from error
 
 
 # ---------------------------------------------------------------------------- words
@@ -305,9 +308,7 @@ def opening(model, folder, trained, devices, start_step, num_steps):
 
 def closing(model, folder, done, num_steps, stop):
     if stop and done < num_steps:
-        return (
-            f"stopped by {stop} at step {done}: saved in {folder}; run the same command to resume"
-        )
+        return f"stopped at step {done} ({stop}): saved in {folder}; the same command resumes"
     name = model.__name__
     return (
         f"done: step {done} in {folder}; see `tensorboard --logdir={folder}/summaries`, "

@@ -245,12 +245,10 @@ def gradients(model, towers, loss, variables, tower_devices, penalty=None):
     if hasattr(model, "loss") or len(towers) == 1:
         grads = v1.gradients(loss, variables, colocate_gradients_with_ops=True)
     else:
-        each = []
-        for tower, device in zip(towers, tower_devices, strict=True):
-            with v1.device(device):
-                each.append(
-                    v1.gradients(tower["loss"], variables, colocate_gradients_with_ops=True)
-                )
+        each = [
+            v1.gradients(tower["loss"], variables, colocate_gradients_with_ops=True)
+            for tower in towers
+        ]
         with v1.device(_variable_device(tower_devices)):
             grads = [_mean(parts, len(towers)) for parts in zip(*each, strict=True)]
     if penalty is not None:
@@ -303,12 +301,13 @@ def accumulate(grads_and_vars, count, micro_step):
     add, means = [], []
     for gradient, variable in grads_and_vars:
         with v1.device(variable.device):
-            total = v1.Variable(
-                tf.zeros(variable.shape),
-                trainable=False,
-                collections=[v1.GraphKeys.LOCAL_VARIABLES],
-                name=f"accumulated/{variable.op.name}",
-            )
+            with tf.control_dependencies(None):  # its initial value waits for no gradient
+                total = v1.Variable(
+                    tf.zeros(variable.shape),
+                    trainable=False,
+                    collections=[v1.GraphKeys.LOCAL_VARIABLES],
+                    name=f"accumulated/{variable.op.name}",
+                )
             gradient = tf.convert_to_tensor(gradient)
             add.append(total.assign_add(gradient).op)
             mean = (total.read_value() + gradient) / count

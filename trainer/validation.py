@@ -31,7 +31,7 @@ class Validation:
         self._handle = handle
         inputs = v1.data.Iterator.from_string_handle(
             handle, v1.data.get_output_types(dataset), v1.data.get_output_shapes(dataset)
-        ).get_next()
+        ).get_next("next_batch")
         replicas = towers.replicate(
             model.build, inputs, tower_devices, train_phase=False, averages=averages
         )

@@ -1,0 +1,63 @@
+"""What all tests share: a quiet TensorFlow, and running the project's programs."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer import quiet
+
+quiet.import_tensorflow()
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "trainer"))  # the toy models
+
+
+class Program:
+    """Runs `python -m <module>` in a folder of its own, with the toy models importable."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "trainer")])
+        self._environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "100"}
+
+    def start(self, *arguments, **options):
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            text=True,
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                **options,
+            },
+        )
+
+    def __call__(self, *arguments, text=None):
+        """Returns (exit code, stdout, stderr); `text` is typed into it."""
+        process = self.start(*arguments, **({"stdin": subprocess.PIPE} if text else {}))
+        out, err = process.communicate(text, timeout=300)
+        return process.returncode, out, err
+
+    def interrupt(self, when, *arguments, by=signal.SIGTERM):
+        """Starts a program and sends a signal once `when()` holds; returns as a call does."""
+        process = self.start(*arguments)
+        try:
+            while not when() and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(by)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def program(tmp_path):
+    return Program(tmp_path)

@@ -1,0 +1,173 @@
+"""Configuration: declared keys, types, flags, files."""
+
+import json
+
+import pytest
+from absl import flags
+
+from trainer import config as config_lib
+from trainer import schema
+from trainer.config import Config, UserError
+
+
+def double(x):
+    return 2 * x
+
+
+class Filters:
+    @staticmethod
+    def kernels(v):
+        return v.shape.rank > 1
+
+
+def test_declared_key_is_read_and_set():
+    config = Config({"model.batch_size": 8})
+    config.declare("model.margin", 0.2, "Margin.")
+    config["model.margin"] = 1
+    assert config["model.batch_size"] == 8
+    assert config["model.margin"] == 1.0 and isinstance(config["model.margin"], float)
+
+
+@pytest.mark.parametrize("use", [lambda c, k: c[k], lambda c, k: c.update({k: 1})])
+def test_undeclared_key_names_the_nearest(use):
+    with pytest.raises(UserError, match=r"'model.batchsize'.*Did you mean 'model.batch_size'"):
+        use(Config(), "model.batchsize")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model.batch_size", 1.5),
+        ("model.batch_size", True),
+        ("model.batch_size", "8"),
+        ("model.clip_gradients", 1),
+        ("model.ema_decay", "0.9"),
+        ("model.lr_schedule.step.boundaries", [1.5]),
+        ("model.lr_schedule.step.values", 0.1),
+        ("model.trainable_variables.filter_fn", 3),
+        ("model.trainable_variables.filter_fn", "no colon"),
+    ],
+)
+def test_wrong_type_names_key_type_and_value(key, value):
+    with pytest.raises(UserError) as error:
+        Config()[key] = value
+    kind = schema.KEYS[key].type
+    assert repr(key) in str(error.value) and kind in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_value_outside_choices_names_the_nearest():
+    with pytest.raises(UserError, match=r"'adam'.*not 'adma'.*Did you mean 'adam'"):
+        Config()["model.optimizer.method"] = "adma"
+
+
+def test_declaring_twice_is_refused():
+    with pytest.raises(UserError, match="declared twice"):
+        Config().declare("model.batch_size", 1, "Again.")
+
+
+def test_json_restores_every_value_exactly():
+    config = Config(
+        {
+            "model.lr_schedule.step.boundaries": [10, 20],
+            "model.lr_schedule.step.values": [0.1, 0.01, 1e-17 / 3],
+            "model.trainable_variables.filter_fn": Filters.kernels,
+            "model.lr_schedule.custom.fn": double,
+            "trainer.experiment_name": 'ü "quoted"\n',
+        }
+    )
+    again = Config()
+    again.restore(json.loads(config.to_json()))
+    assert again.to_dict() == config.to_dict()
+    assert again["model.lr_schedule.step.values"] == config["model.lr_schedule.step.values"]
+
+
+def test_function_by_name_is_loaded_and_a_lambda_survives_a_restore():
+    config = Config({"model.lr_schedule.custom.fn": "math:sqrt"})
+    assert config["model.lr_schedule.custom.fn"](4) == 2
+    config["model.lr_schedule.custom.fn"] = keep = lambda step: step
+    config.restore(json.loads(config.to_json()))
+    assert config["model.lr_schedule.custom.fn"] is keep
+    config["model.lr_schedule.custom.fn"] = "math:sqart"
+    with pytest.raises(UserError, match="math:sqart"):
+        config["model.lr_schedule.custom.fn"]
+
+
+def test_diff_names_what_changed():
+    a, b = Config({"model.batch_size": 8}), Config({"model.num_steps": 7})
+    assert config_lib.diff(a.to_dict(), b.to_dict()) == {
+        "model.batch_size": (8, 64),
+        "model.num_steps": (1000, 7),
+    }
+
+
+def test_seed_is_a_number_or_any_text():
+    config = Config({"trainer.random_seed": 7})
+    assert config["trainer.random_seed"] == "7"
+    assert config_lib.seed_of("7") == 7
+    assert config_lib.seed_of("pascal") == config_lib.seed_of("pascal") != config_lib.seed_of("voc")
+
+
+# ---------------------------------------------------------------------------- flags
+
+
+def parse(*arguments):
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", None, "", short_name="m", flag_values=values)
+    return config_lib.from_flags(["program", *arguments], values)
+
+
+def test_every_key_is_a_typed_flag(config):
+    model, given, rest = parse(
+        "--model=toy",
+        "--model.batch_size=32",
+        "--model.clip_gradients",
+        "--model.lr_schedule.step.boundaries=1000,2000",
+        "--model.lr_schedule.step.values=.1,.01,.001",
+        "--model.trainable_variables.filter_fn=math:isnan",
+        "--toy.dropout=0",
+        "extra",
+    )
+    assert model.config["model.batch_size"] == 32
+    assert model.config["model.clip_gradients"] is True
+    assert model.config["model.lr_schedule.step.boundaries"] == [1000, 2000]
+    assert model.config["model.lr_schedule.step.values"] == [0.1, 0.01, 0.001]
+    assert model.config["toy.dropout"] == 0.0
+    assert "model.batch_size" in given and "model.num_steps" not in given
+    assert rest == ["extra"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model=toy", "--model.batch_sice=3"], r"batch_sice.*Did you mean: model.batch_size\?"),
+        (["--model=toy", "--model.batch_size=many"], r"model.batch_size=many: takes int"),
+        (["--model=toy", "--model.clip_gradients=perhaps"], "model.clip_gradients"),
+        (["--model=toy", "--model.optimizer.method=adma"], "Did you mean 'adam'"),
+        (["--model=toyy"], "no module named 'toyy'"),
+        (["--model=models.simpel"], "Did you mean 'models.simple'"),
+        (["--model=json"], "json lacks config and datasets and build"),
+        ([], "Give a model"),
+    ],
+)
+def test_mistakes_on_the_command_line(config, arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse(*arguments)
+
+
+def test_help_explains_every_key(program):
+    code, out, err = program("trainer.main", "--model=toy", "--help")
+    words = " ".join(out.split())
+    for key in schema.KEYS.values():
+        assert f"{key.name}: [{key.type}] {key.doc}" in words, key.name
+    assert "toy.dropout: [float] Share of hidden units to drop. (default: '0.2')" in words
+    assert "Traceback" not in err
+
+
+def test_a_mistake_is_one_line_and_exit_code_1(program):
+    code, out, err = program("trainer.main", "--model=toy", "--model.batch_sice=3")
+    assert code == 1
+    assert (
+        err
+        == "error: Unknown command line flag 'model.batch_sice'. Did you mean: model.batch_size?\n"
+    )

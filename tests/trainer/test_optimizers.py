@@ -1,0 +1,122 @@
+"""Every optimizer against its own update rule in NumPy, float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import optimizers
+from trainer.config import Config
+
+v1 = tf.compat.v1
+RATE, STEPS, DECAY = 0.1, 4, 0.03
+START = np.array([[1.0, -2.0], [0.5, 3.0]])
+TARGET = np.array([[0.3, 0.1], [-1.0, 2.0]])
+
+
+def gradient(w):
+    return 2 * (w - TARGET)
+
+
+def run(method, sparse=False, **options):
+    config = Config({"model.optimizer.method": method, "model.weight_decay": DECAY})
+    config.update({f"model.optimizer.{method}.{k}": v for k, v in options.items()})
+    with tf.Graph().as_default(), v1.Session() as session:
+        w = v1.get_variable("w", initializer=tf.constant(START, tf.float32))
+        grad = 2 * (w - tf.constant(TARGET, tf.float32))
+        if sparse:
+            grad = tf.IndexedSlices(grad[:1], tf.constant([0]), tf.constant([2, 2]))
+        optimizer = optimizers.create(config, tf.constant(RATE), [w])
+        step = v1.train.create_global_step()
+        update = optimizer.apply_gradients([(grad, w)], step)
+        session.run(v1.global_variables_initializer())
+        for _ in range(STEPS):
+            session.run(update)
+        assert session.run(step) == STEPS
+        return session.run(w)
+
+
+def sgd(w):
+    for _ in range(STEPS):
+        w = w - RATE * gradient(w)
+    return w
+
+
+def msgd(w, momentum, nesterov):
+    m = 0
+    for _ in range(STEPS):
+        g = gradient(w)
+        m = momentum * m + g
+        w = w - RATE * (g + momentum * m if nesterov else m)
+    return w
+
+
+def adam(w, beta1, beta2, epsilon):
+    m = v = 0
+    for t in range(1, STEPS + 1):
+        g = gradient(w)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        # TensorFlow's epsilon is the paper's epsilon-hat: added before the bias correction.
+        rate = RATE * np.sqrt(1 - beta2**t) / (1 - beta1**t)
+        w = w - rate * m / (np.sqrt(v) + epsilon)
+    return w
+
+
+def rmsprop(w, decay, momentum, epsilon):
+    s, m = 1, 0
+    for _ in range(STEPS):
+        g = gradient(w)
+        s = decay * s + (1 - decay) * g * g
+        m = momentum * m + RATE * g / np.sqrt(s + epsilon)
+        w = w - m
+    return w
+
+
+def adamw(w, beta1, beta2, epsilon, layerwise=False, grad=gradient):
+    m = v = 0
+    for t in range(1, STEPS + 1):
+        g = grad(w)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        update = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + epsilon) + DECAY * w
+        scale = np.linalg.norm(w) / np.linalg.norm(update) if layerwise else 1
+        w = w - RATE * scale * update
+    return w
+
+
+@pytest.mark.parametrize(
+    "method, options, expected",
+    [
+        ("sgd", {}, sgd),
+        ("msgd", {"momentum": 0.8}, lambda w: msgd(w, 0.8, False)),
+        ("msgd", {"momentum": 0.8, "use_nesterov": True}, lambda w: msgd(w, 0.8, True)),
+        (
+            "adam",
+            {"beta1": 0.8, "beta2": 0.9, "epsilon": 0.01},
+            lambda w: adam(w, 0.8, 0.9, 0.01),
+        ),
+        (
+            "rmsprop",
+            {"decay": 0.8, "momentum": 0.5, "epsilon": 0.01},
+            lambda w: rmsprop(w, 0.8, 0.5, 0.01),
+        ),
+        (
+            "adamw",
+            {"beta1": 0.8, "beta2": 0.9, "epsilon": 0.01},
+            lambda w: adamw(w, 0.8, 0.9, 0.01),
+        ),
+        (
+            "lamb",
+            {"beta1": 0.8, "beta2": 0.9, "epsilon": 0.01},
+            lambda w: adamw(w, 0.8, 0.9, 0.01, layerwise=True),
+        ),
+    ],
+)
+def test_update_rule(method, options, expected):
+    np.testing.assert_allclose(run(method, **options), expected(START), rtol=2e-5)
+
+
+def test_sparse_gradient_counts_as_zero_elsewhere():
+    def first_row(w):
+        return gradient(w) * [[1], [0]]
+
+    expected = adamw(START, 0.9, 0.999, 1e-8, grad=first_row)
+    np.testing.assert_allclose(run("adamw", sparse=True), expected, rtol=2e-5)

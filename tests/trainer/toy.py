@@ -1,0 +1,73 @@
+"""A model small enough for tests: regression on random numbers, every trainer feature reachable."""
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import layers
+from trainer.config import Config
+
+v1 = tf.compat.v1
+
+config = Config(
+    {
+        "trainer.experiment_name": "toy",
+        "trainer.print_interval": 1,
+        "trainer.validation_step_interval": 5,
+        "model.batch_size": 16,
+        "model.num_steps": 20,
+        "model.lr_schedule.constant.value": 0.02,
+    }
+)
+config.declare("toy.dropout", 0.2, "Share of hidden units to drop.")
+config.declare("toy.norm", "none", "Normalisation.", choices=("none", "batch"))
+config.declare("toy.nan_at", -1, "Batch number whose input is not finite.")
+config.declare("toy.bad_at", -1, "Batch number whose input cannot be read.")
+config.declare("toy.seconds", 0.0, "Seconds that each batch takes to read.")
+
+
+def _batch(number):
+    seed = tf.stack([tf.constant(1, tf.int64), number])
+    x = tf.random.stateless_normal([config["model.batch_size"], 4], seed)
+    x = tf.where(tf.equal(number, config["toy.nan_at"]), np.nan, x)
+    if config["toy.bad_at"] >= 0:
+        message = "cannot read image 'shelf/42.jpg' (truncated): mend or remove it"
+        with tf.control_dependencies(
+            [v1.assert_none_equal(number, np.int64(config["toy.bad_at"]), message=message)]
+        ):
+            x = tf.identity(x)
+    if config["toy.seconds"]:
+        x = tf.numpy_function(_wait, [x], tf.float32)
+        x.set_shape([config["model.batch_size"], 4])
+    ids = tf.strings.join(
+        [tf.strings.as_string(number), tf.strings.as_string(tf.range(tf.shape(x)[0]))], "/"
+    )
+    return {"x": x, "y": tf.reduce_sum(x, 1), "id": ids}
+
+
+def _wait(x):
+    import time
+
+    time.sleep(config["toy.seconds"])
+    return x
+
+
+def datasets(start_step=0):
+    batches = tf.data.Dataset.range(start_step, 1 << 40).map(_batch)
+    return {"trn": batches, "vld": tf.data.Dataset.range(1 << 30, (1 << 30) + 3).map(_batch)}
+
+
+def build(inputs=None, train_phase=False):
+    m = layers.ModelDict()
+    m.hidden = layers.dense(inputs["x"], 8, "hidden")
+    if config["toy.norm"] == "batch":
+        m.hidden = layers.batch_norm(m.hidden[:, None, None], train_phase, "norm")[:, 0, 0]
+    m.hidden = layers.dropout(tf.nn.relu(m.hidden), config["toy.dropout"], train_phase)
+    m.prediction = layers.dense(m.hidden, 1, "out")[:, 0]
+    m.target = inputs["y"]
+    v1.summary.scalar("toy/hidden", tf.reduce_mean(m.hidden))
+    m.loss = tf.reduce_mean(tf.square(m.prediction - inputs["y"]))
+    return m
+
+
+def metrics(outputs):
+    return {"mean_error": np.mean(np.abs(outputs["prediction"] - outputs["target"]))}
