@@ -1,1 +1,1 @@
-"""Models: one folder each, a module with `config`, `datasets()` and `build(inputs, train_phase)`."""
+"""Models, one folder each: `config`, `datasets()` and `build(inputs, train_phase)`."""

@@ -1,0 +1,27 @@
+"""Every value here is a flag: `--model.num_steps=2000`."""
+
+from trainer.config import Config
+
+config = Config(
+    {
+        "trainer.experiment_name": "exp-simple",
+        "trainer.evaluation_interval": 250,
+        "trainer.best_metric": "recall@1",
+        "model.batch_size": 128,
+        "model.num_steps": 1000,
+        "model.optimizer.method": "adam",
+        "model.lr_schedule.method": "cosine",
+        "model.lr_schedule.cosine.value": 2e-3,
+    }
+)
+config.declare("model.image_size", 32, "Height and width that pictures are resized to, in pixels.")
+config.declare(
+    "model.filters", [32, 64, 128], "Channels of each convolution; each halves the size."
+)
+config.declare("model.embedding_size", 64, "Dimensions of the embedding.")
+config.declare("model.margin", 0.2, "How much nearer the positive must be than the negative.")
+config.declare(
+    "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
+)
+config.declare("dataset.manifest", "", "CSV of product pictures; glyphs of typefaces when empty.")
+config.declare("dataset.images_per_product", 4, "Pictures of each product in a training batch.")
