@@ -309,10 +309,12 @@ def opening(model, folder, trained, devices, start_step, num_steps):
 def closing(model, folder, done, num_steps, stop):
     if stop and done < num_steps:
         return f"stopped at step {done} ({stop}): saved in {folder}; the same command resumes"
-    name = model.__name__
+    again = f"--model={model.__name__} --trainer.experiment_name={os.path.basename(folder)}"
+    if os.path.dirname(folder) != "experiments":
+        again += f" --trainer.experiment_base_dir={os.path.dirname(folder)}"
     return (
         f"done: step {done} in {folder}; see `tensorboard --logdir={folder}/summaries`, "
-        f"then run `python -m retrieval.eval --model={name}`"
+        f"then run `python -m retrieval.eval {again}`"
     )
 
 

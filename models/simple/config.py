@@ -5,10 +5,10 @@ from trainer.config import Config
 config = Config(
     {
         "trainer.experiment_name": "exp-simple",
-        "trainer.evaluation_interval": 250,
+        "trainer.evaluation_interval": 400,
         "trainer.best_metric": "recall@1",
         "model.batch_size": 128,
-        "model.num_steps": 1000,
+        "model.num_steps": 1200,
         "model.optimizer.method": "adam",
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 2e-3,
