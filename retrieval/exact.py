@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SUPER = 16384  # rows prepared at a time
-SQUARE = 512  # block of the symmetric product
+SQUARE = 1024  # block of the symmetric product
 ROWS, COLUMNS = 256, 2048  # block of the general product
+DEEP = 256  # items before the first relevant one from which on they are only counted
 UNIT = 2e-6  # a length this near to 1 is float32's rounding
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
@@ -102,8 +103,8 @@ def count_ranks(
     rank need not be followed beyond it, None for to the end. threads: None for all cores.
 
     Returns (Positives, tied [Q]: other items that score as the best positive, tied_relevant [Q]:
-    positives that do, before [Q]: those of `tied` with a smaller id, the number of queries that
-    needed float64).
+    positives that do, before [Q]: those of `tied` with a smaller id, decided [Q]: whether float64
+    was needed).
     """
     query, item = relevant_pairs(query_labels, catalogue_labels, own)
     positives = _sorted_positives(queries, catalogue, query, item, order, len(query_labels))
@@ -151,23 +152,22 @@ class _Counting:
         self.near = []
         p = positives
         self.first = p.start[:-1]
-        self.has = p.start[1:] > self.first
         tolerance = _tolerance(queries, catalogue)
         # Queries follow each other on one axis, so that one sorted array serves them all.
         self.span = 4 * (queries.norms.max(initial=0) * catalogue.norms.max(initial=0) + 1)
         tolerance += self.span * len(queries) * 2.0**-51
-        key = p.query * self.span - p.score
-        self.sure = key - tolerance[p.query]
-        self.maybe = key + tolerance[p.query]
-        best = np.full(len(self.has), np.inf)
-        best[self.has] = p.score[self.first[self.has]]
+        self.key = p.query * self.span - p.score
+        best = np.full(len(self.first), np.inf)
+        answerable = np.flatnonzero(p.counts)
+        best[answerable] = p.score[self.first[answerable]]
         self.low = (best - tolerance).astype(np.float32)
         self.high = (best + tolerance).astype(np.float32)
         self.tolerance = tolerance
-        self.live = np.zeros(len(self.has), np.int64)
-        self.floor = np.full(len(self.has), np.inf, np.float32)
-        self.refresh(np.flatnonzero(self.has))
-        self.masked = _Masked(p, own)
+        self.floor = np.full(len(best), np.inf, np.float32)
+        self.deep = np.zeros(len(best), bool)
+        self.refresh(answerable)
+        self.height = SQUARE if self.symmetric else ROWS
+        self.masked = _by_block(p, own, self.height)
 
     def run(self):
         from threadpoolctl import threadpool_limits
@@ -183,94 +183,107 @@ class _Counting:
                         pass
 
     def tiles(self, a, b, i, j, same):
-        height, width = (SQUARE, SQUARE) if self.symmetric else (ROWS, COLUMNS)
-        for y in range(0, len(a), height):
+        width = self.height if self.symmetric else COLUMNS
+        for y in range(0, len(a), self.height):
             for x in range(y if same else 0, len(b), width):
-                yield a[y : y + height], b[x : x + width], i + y, j + x
+                yield a[y : y + self.height], b[x : x + width], i + y, j + x
 
     def block(self, a, b, i, j):
         if not hasattr(self.local, "buffer"):
             self.local.buffer = np.empty(max(SQUARE * SQUARE, ROWS * COLUMNS), np.float32)
         s = self.local.buffer[: len(a) * len(b)].reshape(len(a), len(b))
         np.matmul(a, b.T, out=s)
-        both = self.symmetric and i != j
-        self.masked.apply(s, i, j)
-        if both:
-            self.masked.apply(s.T, j, i)
-        self.count(s, i, j, 1)
-        if both:
-            self.count(s, j, i, 0)
+        self.mask(s, i, j)
+        self.count(s, i, j)
+        if self.symmetric and i != j:
+            self.mask(s.T, j, i)
+            self.count(s.T, j, i)
 
-    def count(self, s, base, columns, axis):
-        """Counts one block for the queries that start at row `base`; items run along `axis`."""
-        rows = slice(base, base + s.shape[1 - axis])
-        hot = np.flatnonzero(s.max(axis) >= self.floor[rows])
-        if not len(hot):
-            return
-        h = s[hot] if axis == 1 else np.ascontiguousarray(s[:, hot].T)
-        hot += base
-        several = self.live[hot] > 1
-        if several.any():
-            self.count_several(h[several], hot[several], columns)
-            h, hot = h[~several], hot[~several]
-        if len(hot):
-            self.count_first(h, hot, columns)
+    def mask(self, s, i, j):
+        """Takes relevant pairs and the query itself out of a block of scores."""
+        query, item = self.masked[i // self.height]
+        low, high = np.searchsorted(item, [j, j + s.shape[1]])
+        s[query[low:high] - i, item[low:high] - j] = -np.inf
 
-    def count_first(self, h, hot, columns):
-        above = np.count_nonzero(h > self.high[hot, None], axis=1)
-        maybe = np.count_nonzero(h >= self.low[hot, None], axis=1)
-        unsure = np.flatnonzero(maybe > above)
-        first = self.first[hot]
-        if len(unsure):
-            u = h[unsure]
-            r, c = np.nonzero(
-                (u >= self.low[hot[unsure], None]) & (u <= self.high[hot[unsure], None])
-            )
-            q = hot[unsure[r]]
+    def count(self, s, i, j):
+        """Counts a block of scores: queries from row i on by items from row j on."""
+        rows = slice(i, i + s.shape[0])
+        with self.lock:  # floor and deep change together, also while this block is counted
+            floor, deep = self.floor[rows].copy(), np.flatnonzero(self.deep[rows])
+        above = _where(s >= floor[:, None])
+        if len(above[0]):
+            self.place(i + above[0], j + above[1], s[above])
+        if len(deep):
+            self.count_deep(s[deep], i + deep, j)
+
+    def place(self, query, item, score):
+        """Counts items that stand above some threshold of their query's, each where it stands."""
+        low, high = query.min(), query.max()
+        offset, last = self.p.start[low], self.p.start[high + 1]
+        keys = self.key[offset:last]
+        key = query * self.span - score
+        at = np.searchsorted(keys, key)
+        gap = np.minimum(
+            key - keys[np.maximum(at - 1, 0)], keys[np.minimum(at, len(keys) - 1)] - key,
+            where=(at > 0) & (at < len(keys)), out=np.zeros(len(key)),
+        )  # fmt: skip
+        near = gap <= self.tolerance[query]
+        first = end = at[:0]
+        if near.any():
+            tolerance = self.tolerance[query[near]]
+            first = np.searchsorted(keys, key[near] - tolerance) + offset
+            end = np.searchsorted(keys, key[near] + tolerance, "right") + offset
+            first = np.maximum(first, self.first[query[near]])
+            end = np.minimum(end, self.p.start[query[near] + 1])
+            waiting = (query[near], item[near], first, end)
+        sure = at[~near] + offset
+        sure = sure[sure < self.p.start[query[~near] + 1]]
         with self.lock:
-            self.p.above[first] += above
-            if len(unsure):
-                self.near.append((q, columns + c, self.first[q], self.first[q] + 1))
-            if self.depth < np.inf:
-                self.refresh(hot[above > 0])
-
-    def count_several(self, h, hot, columns):
-        r, c = np.nonzero(h >= self.floor[hot, None])
-        q = hot[r]
-        key = q * self.span - h[r, c]
-        sure = np.searchsorted(self.sure, key, "right")
-        maybe = np.searchsorted(self.maybe, key, "left")
-        near = maybe < sure
-        place = sure[~near]
-        place = place[place < self.p.start[q[~near] + 1]]
-        with self.lock:
-            np.add.at(self.p.above, place, 1)
+            np.add.at(self.p.above, sure, 1)
             if near.any():
-                self.near.append((q[near], columns + c[near], maybe[near], sure[near]))
-            self.refresh(hot)
+                self.near.append(waiting)
+            self.refresh(np.flatnonzero(np.bincount(query - low)) + low)
+
+    def count_deep(self, h, query, columns):
+        """Counts for queries whose first relevant item has many items before it."""
+        above = np.count_nonzero(h > self.high[query, None], axis=1)
+        maybe = np.count_nonzero(h >= self.low[query, None], axis=1)
+        unsure = np.flatnonzero(maybe > above)
+        with self.lock:
+            self.p.above[self.first[query]] += above
+            if self.depth < np.inf:
+                self.refresh(query)
+            if len(unsure):
+                h, query = h[unsure], query[unsure]
+                r, c = np.nonzero((h >= self.low[query, None]) & (h <= self.high[query, None]))
+                first = self.first[query[r]]
+                self.near.append((query[r], columns + c, first, first + 1))
 
     def refresh(self, rows):
         """Drops the thresholds of these queries that can no longer matter."""
-        rows = rows[self.has[rows]]
-        start, count = self.first[rows], self.p.start[rows + 1] - self.first[rows]
+        if not len(rows):
+            return
+        start = self.first[rows]
+        count = self.p.start[rows + 1] - start
         pairs = _ranges(start, count)
         # Ranks rise with the position, so that those that matter come first.
         rank = self.p.position[pairs] + _cumulative(self.p.above[pairs], count)
         alive = rank <= np.repeat(self.limit[rows], count)
         begin = np.cumsum(count) - count
         alive[begin] = rank[begin] <= self.depth
-        live = np.add.reduceat(alive, begin, dtype=np.int64) if len(rows) else begin
-        self.live[rows] = live
-        last = start + np.maximum(live, 1) - 1
-        low = self.p.score[last] - self.tolerance[rows]
-        self.floor[rows] = np.where(live > 0, low, np.inf)
+        live = np.add.reduceat(alive, begin, dtype=np.int64)
+        low = self.p.score[start + np.maximum(live, 1) - 1] - self.tolerance[rows]
+        deep = (live == 1) & (rank[begin] > DEEP)
+        self.deep[rows] = deep
+        self.floor[rows] = np.where((live > 0) & ~deep, low, np.inf)
 
     def decide(self, order):
         """Re-decides by float64 what float32 could not; returns ties and the queries concerned."""
-        p, count = self.p, len(self.has)
+        p, count = self.p, len(self.first)
         ties, before = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        decided = np.zeros(count, bool)
         if not self.near:
-            return ties, before, 0
+            return ties, before, decided
         q, item, place, end = (np.concatenate(parts) for parts in zip(*self.near, strict=True))
         end = np.minimum(end, p.start[q + 1])
         score = np.empty(len(q))
@@ -296,7 +309,8 @@ class _Counting:
         np.add.at(ties, q[tied], 1)
         smaller = tied & (order[item] < order[p.item[self.first[q]]])
         np.add.at(before, q[smaller], 1)
-        return ties, before, len(np.unique(q))
+        decided[q] = True
+        return ties, before, decided
 
 
 def _cumulative(values, count):
@@ -306,21 +320,22 @@ def _cumulative(values, count):
     return total - np.repeat(total[begin] - values[begin], count) if len(values) else total
 
 
-class _Masked:
-    """Pairs that are not counted in a block: relevant ones and the query itself."""
+def _by_block(positives, own, height):
+    """(query, item) rows not to be counted: a list by block of queries, each ordered by item."""
+    itself = np.flatnonzero(own >= 0)
+    query = np.concatenate([positives.query, itself])
+    item = np.concatenate([positives.item, own[itself]])
+    block = query // height
+    by = np.lexsort((item, block))
+    cuts = np.searchsorted(block[by], np.arange(1, -(-len(own) // height)))
+    return list(zip(np.split(query[by], cuts), np.split(item[by], cuts), strict=True))
 
-    def __init__(self, positives, own):
-        q = np.flatnonzero(own >= 0)
-        query = np.concatenate([positives.query, q])
-        item = np.concatenate([positives.item, own[q]])
-        by = np.argsort(query, kind="stable")
-        self.query, self.item = query[by], item[by]
 
-    def apply(self, s, i, j):
-        low, high = np.searchsorted(self.query, [i, i + s.shape[0]])
-        item = self.item[low:high] - j
-        inside = (item >= 0) & (item < s.shape[1])
-        s[self.query[low:high][inside] - i, item[inside]] = -np.inf
+def _where(mask):
+    """np.nonzero of a matrix, which is much quicker along the layout it has in memory."""
+    if mask.flags.f_contiguous and not mask.flags.c_contiguous:
+        return _where(mask.T)[::-1]
+    return np.divmod(np.flatnonzero(mask), max(1, mask.shape[1]))
 
 
 def _tolerance(queries, catalogue):

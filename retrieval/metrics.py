@@ -21,6 +21,7 @@ from retrieval import exact
 from retrieval.exact import SIMILARITIES  # noqa: F401 (part of this module's interface)
 
 KS = (1, 5, 10, 20)
+PAIRS = 20_000_000  # relevant pairs held at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Ranking:
     query. tied, tied_relevant: other, and relevant, items that score as the first relevant one
     does. hits [Q, len(precision_at)]: relevant items among the k best. average_precision: MAP@R's
     summand; r_precision: share of relevant items among the R best; both NaN where R = 0.
-    decided: number of queries for which float64 had to decide what float32 could not.
+    decided: whether float64 had to decide what float32 could not.
     """
 
     ks: tuple
@@ -50,7 +51,7 @@ class Ranking:
     hits: np.ndarray
     average_precision: np.ndarray
     r_precision: np.ndarray
-    decided: int
+    decided: np.ndarray
 
     @property
     def answerable(self):
@@ -97,12 +98,29 @@ def rank_queries(
         left.rescale(exponent)
         right.rescale(exponent)
     relevant = _count(ql, cl, own)
+    # One product's pairs grow with the square of its pictures: take the queries in turns then.
+    cuts = (np.flatnonzero(np.diff(np.cumsum(relevant) // PAIRS)) + 1).tolist()
+    turns = zip([0, *cuts], [*cuts, len(queries)], strict=True)
+    parts = []
+    for start, end in turns:
+        q = slice(start, end)
+        if cuts:
+            left = exact.Vectors(queries[q], similarity, "queries")
+            left.rescale(right.exponent)
+        parts.append(
+            _rank(left, right, ql[q], cl, own[q], order, relevant[q], precision_at, depth, threads)
+        )
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Ranking(ks, precision_at, depth, **columns)
+
+
+def _rank(left, right, ql, cl, own, order, relevant, precision_at, depth, threads):
     limit = np.maximum(relevant, max(precision_at, default=0))
     pairs, tied, tied_relevant, before, decided = exact.count_ranks(
         left, right, ql, cl, own, order, limit, depth=depth, threads=threads
     )
     query, position, rank = pairs.query, pairs.position, pairs.rank
-    count = len(queries)
+    count = len(ql)
 
     def total(mask, weights=None):
         weights = None if weights is None else weights[mask]
@@ -110,28 +128,24 @@ def rank_queries(
 
     first = np.zeros(count, np.int64)
     first[relevant > 0] = rank[pairs.start[:-1][relevant > 0]]
-    best = first - before
     at_r = rank <= relevant[query]
     with np.errstate(invalid="ignore"):
         average_precision = total(at_r, position / rank) / relevant
         r_precision = total(at_r) / relevant
     hits = [total(rank <= k) for k in precision_at]
-    return Ranking(
-        ks=ks,
-        precision_at=precision_at,
-        depth=depth,
-        relevant=relevant,
-        candidates=len(catalogue) - (own >= 0),
-        first=first,
-        best=best,
-        worst=best + tied,
-        tied=tied,
-        tied_relevant=tied_relevant,
-        hits=np.stack(hits, 1) if hits else np.zeros((count, 0), np.int64),
-        average_precision=average_precision,
-        r_precision=r_precision,
-        decided=decided,
-    )
+    return {
+        "relevant": relevant,
+        "candidates": len(cl) - (own >= 0),
+        "first": first,
+        "best": first - before,
+        "worst": first - before + tied,
+        "tied": tied,
+        "tied_relevant": tied_relevant,
+        "hits": np.stack(hits, 1) if hits else np.zeros((count, 0), np.int64),
+        "average_precision": average_precision,
+        "r_precision": r_precision,
+        "decided": decided,
+    }
 
 
 def _count(query_labels, catalogue_labels, own):
@@ -211,7 +225,7 @@ def summarize(ranking: Ranking) -> dict:
         "r_precision": mean(ranking.r_precision[ok]),
         "num_queries": len(ok),
         "num_unanswerable": int((~ok).sum()),
-        "num_decided_in_float64": ranking.decided,
+        "num_decided_in_float64": int(ranking.decided.sum()),
     }
     if ranking.depth is None:
         result["mrr"] = mean(1 / first)

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from retrieval import metrics
+from retrieval import exact, metrics
 
 
 def oracle_scores(queries, catalogue, similarity):
@@ -90,7 +92,10 @@ def test_matches_loops_on_two_sets_that_overlap(similarity):
     check(ranking, rows)
 
 
-def test_queries_against_themselves_with_ties():
+@pytest.mark.parametrize("turns", [False, True])
+def test_queries_against_themselves_with_ties(turns, monkeypatch):
+    if turns:
+        monkeypatch.setattr(metrics, "PAIRS", 50)
     random = np.random.default_rng(4)
     # Small integers: scores are exact, and many are equal.
     points = random.integers(-1, 2, (40, 3)).astype(np.float32)
@@ -145,3 +150,68 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         metrics.rank_queries(**(good | change))
+
+
+def brute(points, labels, catalogue, catalogue_labels, own, ks):
+    """First rank, MAP@R and hits from the full float64 matrix; ids are row numbers."""
+    scores = exact.pair_scores(
+        np.repeat(points, len(catalogue), 0), np.tile(catalogue, (len(points), 1))
+    ).reshape(len(points), -1)
+    first, ap, hits = [], [], []
+    for i, row in enumerate(scores):
+        row = np.where(np.arange(len(row)) == own[i], -np.inf, row)
+        found = (catalogue_labels == labels[i])[np.lexsort((np.arange(len(row)), -row))]
+        if own[i] >= 0:
+            found = found[:-1]
+        total = int(found.sum())
+        first.append(int(found.argmax()) + 1 if total else 0)
+        precision = np.cumsum(found) / np.arange(1, len(found) + 1)
+        ap.append((precision * found)[:total].sum() / total if total else np.nan)
+        hits.append([int(found[:k].sum()) for k in ks])
+    return np.array(first), np.array(ap), np.array(hits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(2, 90),
+    dimensions=st.sampled_from([1, 3, 17]),
+    products=st.integers(1, 30),
+    copies=st.booleans(),
+    own_set=st.booleans(),
+    scale=st.sampled_from([1.0, 1e-20, 1e25]),
+)
+def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_set, scale):
+    """Blocks of a few rows, so that every edge of the blocking is met; copies make exact ties."""
+    random = np.random.default_rng(seed)
+    points = (random.normal(size=(rows, dimensions)) * scale).astype(np.float32)
+    if copies:
+        points = points[random.integers(0, max(1, rows // 3), rows)]
+    labels = random.integers(0, products, rows)
+    half = rows if own_set else rows // 2
+    small = {"SUPER": 32, "SQUARE": 8, "ROWS": 8, "COLUMNS": 16, "DEEP": int(random.integers(9))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(exact, name, value)
+        arguments = (points, labels) if own_set else (points[:half], labels[:half], points, labels)
+        ids = np.arange(rows)
+        ranking = metrics.rank_queries(
+            *arguments, similarity="dot", precision_at=(1, 4),
+            query_ids=ids[:half], catalogue_ids=None if own_set else ids,
+        )  # fmt: skip
+    first, ap, hits = brute(points[:half], labels[:half], points, labels, ids, (1, 4))
+    np.testing.assert_array_equal(ranking.first, first)
+    np.testing.assert_array_equal(ranking.hits, hits)
+    np.testing.assert_allclose(ranking.average_precision, ap, rtol=1e-12)
+
+
+def test_items_a_hair_apart_are_told_apart():
+    # Steps of one float32 ulp near 1: no float32 product can order them.
+    ulp = np.float32(2.0**-23)
+    catalogue = np.array([[1, n * ulp] for n in range(200)], np.float32)
+    queries = np.array([[1, 1e-6]], np.float32)
+    labels = np.zeros(200, int)
+    labels[57] = 1
+    ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
+    assert ranking.first[0] == 200 - 57
+    assert ranking.decided[0]
