@@ -165,6 +165,7 @@ class Writer:
                 tensors=inputs,
             )
         self._snapshot = session.make_callable(values)
+        self._snapshot()  # the first call prepares the graph, which would stall the loop later
         self._write = session.make_callable(save, [prefix, *inputs])
 
     def save(self, step, *, wait=False, best=False):
