@@ -237,6 +237,30 @@ def load_module(name, flag):
         ) from None
 
 
+def from_text(key, text):
+    """Returns the value of a `schema.Key` that the text of its flag stands for.
+
+    Raises:
+      ValueError: where it is no value of the key's type.
+    """
+    try:
+        if key.type.startswith("list("):
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            value = [_number(part, key.type[5:-1]) for part in parts]
+        elif key.type == "bool":
+            value = flags.BooleanParser().parse(text)
+        else:
+            value = _number(text, key.type)
+    except ValueError:
+        raise ValueError(f"takes {key.type}") from None
+    return _check(key, value)
+
+
+def to_text(value):
+    """Returns the text that a flag takes for a value; `from_text` reads it back."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(_plain(value))
+
+
 class _Parser(flags.ArgumentParser):
     """Reads one flag's text as a value of its key."""
 
@@ -245,20 +269,7 @@ class _Parser(flags.ArgumentParser):
         self.syntactic_help = ""
 
     def parse(self, argument):
-        kind = self.key.type
-        if not isinstance(argument, str):
-            return argument
-        try:
-            if kind.startswith("list("):
-                parts = [part.strip() for part in argument.split(",") if part.strip()]
-                value = [_number(part, kind[5:-1]) for part in parts]
-            elif kind == "bool":
-                value = flags.BooleanParser().parse(argument)
-            else:
-                value = _number(argument, kind)
-        except ValueError:
-            raise ValueError(f"takes {kind}") from None
-        return _check(self.key, value)
+        return from_text(self.key, argument) if isinstance(argument, str) else argument
 
     def flag_type(self):
         return self.key.type
@@ -266,7 +277,7 @@ class _Parser(flags.ArgumentParser):
 
 class _Serializer(flags.ArgumentSerializer):
     def serialize(self, value):
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return to_text(value)
 
 
 def _number(text, kind):

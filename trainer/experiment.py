@@ -99,6 +99,53 @@ def read_config(folder):
         ) from None
 
 
+def restore_config(model, given, folder=None):
+    """Makes the configuration that an experiment was trained with the model's own.
+
+    Args:
+      model: a model module.
+      given: names of the keys that the command line set; they keep their values.
+      folder: the experiment's; the one that the model's configuration names if None.
+
+    Returns:
+      The experiment's folder. Without a config.json in it, the configuration stays as it is.
+    """
+    folder = folder or directory(model.config)
+    saved = read_config(folder) or {}
+    model.config.restore({key: value for key, value in saved.items() if key not in given})
+    return folder
+
+
+def locate(model, given, checkpoint=None):
+    """Finds a trained model: its experiment, and the checkpoint to use.
+
+    Args:
+      model: a model module; takes over the experiment's configuration.
+      given: names of the keys that the command line set; they override it.
+      checkpoint: what `checkpoints.find` accepts; the experiment's newest if None.
+
+    Returns:
+      (the experiment's folder, the checkpoint's prefix).
+
+    Raises:
+      UserError: where there is no checkpoint.
+    """
+    if checkpoint is None:
+        folder = directory(model.config)
+        prefix = checkpoints.latest(os.path.join(folder, "checkpoint"))
+        if prefix is None:
+            raise UserError(
+                f"No checkpoint in {folder}: train one first with python -m trainer.main "
+                f"--model={model.__name__}, or name one with --checkpoint."
+            )
+    else:
+        prefix = checkpoints.find(checkpoint)
+        folder = os.path.dirname(os.path.abspath(prefix))
+        while os.path.basename(folder) in ("best", "checkpoint"):
+            folder = os.path.dirname(folder)
+    return restore_config(model, given, folder), prefix
+
+
 def check_resume(folder, config, allow_change=False):
     """Compares the configuration with the one that this experiment began with.
 

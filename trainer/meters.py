@@ -52,6 +52,11 @@ def read_metrics(folder):
     return lines
 
 
+def lower_is_better(metric):
+    """Whether a figure falls as a model gets better: a loss, an error or a rank."""
+    return re.search(r"loss|error|rank", metric) is not None
+
+
 class Best:
     """Follows `trainer.best_metric` over the full validation passes, also those before a resume."""
 
@@ -61,8 +66,7 @@ class Best:
         self._patience = config["trainer.early_stopping_patience"]
         if self._patience and not self.metric:
             raise UserError("trainer.early_stopping_patience needs trainer.best_metric.")
-        # A figure that falls as a model gets better is a loss, an error or a rank.
-        self._sign = -1 if re.search(r"loss|error|rank", self.metric) else 1
+        self._sign = -1 if lower_is_better(self.metric) else 1
         for line in read_metrics(folder):
             if "examples" in line and self.metric in line:
                 self.improved(line["step"], line)
@@ -86,6 +90,27 @@ class Best:
     def stalled(self):
         """Whether `trainer.early_stopping_patience` passes went by without a better one."""
         return 0 < self._patience <= self._since
+
+
+class Collapse:
+    """Notices embeddings that have collapsed to one point, where a triplet loss equals its margin."""
+
+    LIMIT, REPORTS = 1e-3, 3
+
+    def __init__(self):
+        self._reports = 0
+
+    def check(self, values):
+        """Returns a warning when `embedding_spread` has been near 0 for some reports, else None."""
+        low = values.get("embedding_spread", 1.0) < self.LIMIT
+        self._reports = self._reports + 1 if low else 0
+        if self._reports == self.REPORTS:
+            return (
+                f"the embeddings have collapsed to one point (embedding_spread "
+                f"{values['embedding_spread']:.1g}, loss {values['loss']:.4g}): the loss is stuck "
+                "at its margin. Lower the learning rate, warm it up, or mine easier negatives."
+            )
+        return None
 
 
 class Progress:
