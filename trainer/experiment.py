@@ -87,16 +87,23 @@ def _clear(folder, yes, ask):
 
 def read_config(folder):
     """Returns the configuration of an experiment as a dict of JSON values, or None."""
-    path = os.path.join(folder, "config.json")
+    return _read_json(os.path.join(folder, "config.json"))
+
+
+def _read_json(path):
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); restore it from config.txt."
-        ) from None
+        raise UserError(f"{path} is not valid JSON ({error}); mend it or move it away.") from None
+
+
+def last_start(folder):
+    """Returns the newest entry of an experiment's provenance.json, a dict, or None."""
+    starts = _read_json(os.path.join(folder, "provenance.json"))
+    return starts[-1] if starts else None
 
 
 def restore_config(model, given, folder=None):

@@ -112,6 +112,8 @@ def train(
         reported = {"loss": loss, "lr": learning_rate, "gradient_norm": norm, **scalars}
         if penalty is not None:
             reported["weight_decay_loss"] = penalty
+        if "embeddings" in outputs:
+            reported["embedding_spread"] = towers.embedding_spread(outputs.embeddings)
 
         # ---------------------------------------------------------------- validation and summaries
         validate_every = config["trainer.validation_step_interval"]
@@ -172,6 +174,8 @@ def train(
         save_every = config["trainer.checkpoint_save_interval"]
         log = meters.MetricsLog(folder, start_step)
         best = meters.Best(folder, config)
+        collapse = meters.Collapse()
+        profile_first, profile_last = profile_steps(config)
         writers = summaries.open_writers(folder, start_step)
         progress = meters.Progress(start_step, num_steps, batch_size)
         progress.say(opening(model, folder, trained, devices, start_step, num_steps))
@@ -182,6 +186,8 @@ def train(
             with signals.graceful() as stop_requested, data_errors():
                 while done < num_steps and not stop:
                     losses = [run_accumulate()[0] for _ in range(per_step - 1)]
+                    if done + 1 == profile_first:
+                        tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
                     if due(done + 1, summary_every):
                         values, _, event = run_summary_step()
                         writers["trn"].add_summary(event, done + 1)
@@ -189,10 +195,14 @@ def train(
                         values, _ = run_step()
                     done += 1
                     values["loss"] = np.mean([*losses, values["loss"]])
+                    if done == profile_last:
+                        tf.profiler.experimental.stop()
 
                     if due(done, print_every) or done == num_steps:
                         progress.report(done, values["loss"], values["lr"])
                         log.write("trn", done, **values)
+                        if warning := collapse.check(values):
+                            progress.warn(warning)
                     if validation and due(done, validate_every):
                         with progress.paused():
                             values = validation.batch()
@@ -244,6 +254,14 @@ def train(
 def due(step, interval):
     """Whether something that happens every `interval` steps happens at this one; 0 means never."""
     return interval > 0 and step % interval == 0
+
+
+def profile_steps(config):
+    """Returns the first and the last step of `trainer.profile_steps`, or (None, None)."""
+    steps = config["trainer.profile_steps"]
+    if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
+        raise UserError(f"trainer.profile_steps takes the first and the last step, not {steps}.")
+    return steps or (None, None)
 
 
 # ---------------------------------------------------------------------------- data

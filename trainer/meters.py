@@ -93,7 +93,7 @@ class Best:
 
 
 class Collapse:
-    """Notices embeddings that have collapsed to one point, where a triplet loss equals its margin."""
+    """Notices embeddings that collapsed to one point, where a triplet loss equals its margin."""
 
     LIMIT, REPORTS = 1e-3, 3
 

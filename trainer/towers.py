@@ -197,6 +197,17 @@ def gather(towers):
     return joined
 
 
+def embedding_spread(embeddings):
+    """Mean squared distance of embeddings [B, D] to their centre, over their mean squared length.
+
+    1 where they point all ways, 0 where they have collapsed to one point.
+    """
+    centred = embeddings - tf.reduce_mean(embeddings, 0, keepdims=True)
+    return tf.math.divide_no_nan(
+        tf.reduce_mean(tf.square(centred)), tf.reduce_mean(tf.square(embeddings))
+    )
+
+
 def loss_of(model, towers, outputs):
     """Returns the loss to differentiate, and named scalars to report.
 

@@ -342,6 +342,30 @@ def test_a_model_that_breaks_its_contract(train, monkeypatch, change, message):
         train()
 
 
+def test_a_profile_of_some_steps_is_written_for_tensorboard(train):
+    folder = train(keys={"trainer.profile_steps": [5, 7]})
+    (trace,) = glob.glob(f"{folder}/summaries/trn/plugins/profile/*/*.xplane.pb")
+    assert b"MatMul" in pathlib.Path(trace).read_bytes()
+    with pytest.raises(UserError, match=r"trainer.profile_steps.*\[7, 5\]"):
+        train("other", keys={"trainer.profile_steps": [7, 5]})
+
+
+def test_a_collapse_is_warned_of_once():
+    collapse = meters.Collapse()
+    spreads = [0.5, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4]
+    said = [collapse.check({"embedding_spread": s, "loss": 0.2}) for s in spreads]
+    assert [bool(text) for text in said] == [False, False, False, True, False, False]
+    assert "loss 0.2" in said[3] and "collapsed" in said[3]
+    assert collapse.check({"loss": 1.0}) is None
+
+
+@pytest.mark.parametrize("keys", [{"trainer.xla": True}, {"trainer.mixed_precision": "bfloat16"}])
+def test_compiled_and_mixed_precision_train_alike(train, keys):
+    plain = [line["loss"] for line in meters.read_metrics(train("plain"))]
+    other = [line["loss"] for line in meters.read_metrics(train("other", keys=keys))]
+    np.testing.assert_allclose(other, plain, rtol=0.1)
+
+
 def test_a_copied_loop_runs(program, tmp_path):
     source = pathlib.Path(loop.__file__).read_text()
     assert len(source.splitlines()) < 400

@@ -184,3 +184,30 @@ def test_moving_averages_are_read_where_asked(config):
         np.testing.assert_allclose(session.run(averaged), before, rtol=1e-6)
         session.run(update)
         assert not np.allclose(session.run(averaged), before)
+
+
+def test_session_follows_the_configuration():
+    config = Config({"trainer.intra_op_threads": 3, "trainer.inter_op_threads": 2})
+    proto = towers.session_config(config, towers.devices(4))
+    assert (proto.intra_op_parallelism_threads, proto.inter_op_parallelism_threads) == (3, 2)
+    assert proto.device_count["CPU"] == 4
+    rewrites = proto.graph_options.rewrite_options
+    assert rewrites.auto_mixed_precision_onednn_bfloat16 == rewrites.DEFAULT
+    config.update({"trainer.mixed_precision": "bfloat16", "trainer.xla": True})
+    proto = towers.session_config(config, ["/device:CPU:0"])
+    rewrites = proto.graph_options.rewrite_options
+    assert rewrites.auto_mixed_precision_onednn_bfloat16 == rewrites.ON
+    assert proto.graph_options.optimizer_options.global_jit_level == v1.OptimizerOptions.ON_1
+    proto = towers.session_config(config, ["/device:GPU:0"])
+    rewrites = proto.graph_options.rewrite_options
+    assert rewrites.auto_mixed_precision == rewrites.ON
+    config["trainer.mixed_precision"] = "float16"
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        towers.session_config(config, ["/device:CPU:0"])
+
+
+def test_spread_tells_a_collapse():
+    with tf.Graph().as_default(), v1.Session() as session:
+        apart = towers.embedding_spread(tf.constant([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+        point = towers.embedding_spread(tf.constant([[3.0, 4.0]] * 5))
+        assert session.run([apart, point]) == [1.0, 0.0]
