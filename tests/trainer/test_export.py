@@ -54,7 +54,7 @@ def test_the_program_exports_the_named_checkpoint_with_its_own_configuration(
         "--model=toy_served",
         f"--checkpoint={folder}/checkpoint/model-10",
     ]
-    code, out, err = program(*arguments)
+    code, out, err = program("trainer.export", "--model=toy_served", checkpoint)
     assert code == 0, err
     output = pathlib.Path(folder, "export", "model-10")
     assert str(output) in out and err == ""
