@@ -1,31 +1,12 @@
 """Embeddings of a model's datasets, from a checkpoint."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from retrieval import progress
+from retrieval.evaluation import Embedded
 
 # A picture counts as "raw pixels" at no more than this many pixels a side.
 PIXEL_SIDE = 32
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
-
-    ids, products, categories: str [N]; pixels: uint8 [N, P], the picture itself as a vector,
-    reduced to at most 32 x 32, or None.
-    """
-
-    embeddings: np.ndarray
-    ids: np.ndarray
-    products: np.ndarray
-    categories: np.ndarray
-    pixels: np.ndarray | None = field(default=None, repr=False)
-
-    def __len__(self):
-        return len(self.embeddings)
 
 
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
@@ -53,7 +34,7 @@ def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
             raise ValueError(f"{model.__name__}.build sets no embeddings: nothing to retrieve with")
         fetches = {"embeddings": tf.cast(outputs.embeddings, tf.float32)}
         fetches |= {key: batch[key] for key in ("id", "product", "category", "label")}
-        fetches["pixels"] = _pixels(tf, batch["image"])
+        fetches["image"] = _reduced(tf, batch["image"])
         variables = graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
         config = v1.ConfigProto(
             intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
@@ -95,7 +76,7 @@ def _joined(parts, name):
         _text(columns["id"]),
         _text(columns["product"]),
         _text(columns["category"]),
-        columns["pixels"],
+        columns["image"],
     )
 
 
@@ -103,12 +84,11 @@ def _text(values):
     return np.array([v.decode() for v in values], dtype=str)
 
 
-def _pixels(tf, image):
-    """The picture as a vector uint8 [B, P], averaged down to at most 32 x 32."""
-    height, width = tf.shape(image)[1], tf.shape(image)[2]
-    side = tf.minimum(PIXEL_SIDE, tf.minimum(height, width))
+def _reduced(tf, image):
+    """The pictures, uint8, averaged down to at most 32 x 32."""
+    side = tf.minimum(PIXEL_SIDE, tf.reduce_min(tf.shape(image)[1:3]))
     small = tf.image.resize(tf.cast(image, tf.float32), [side, side], method="area")
-    return tf.reshape(tf.cast(tf.round(small), tf.uint8), [tf.shape(image)[0], -1])
+    return tf.cast(tf.round(small), tf.uint8)
 
 
 def pictures_of(model, name, wanted) -> dict:

@@ -1,10 +1,17 @@
-"""Evaluates an embedding against a catalogue: numbers, and the pictures behind them.
+"""Evaluates an embedding against a catalogue: numbers, pictures and a report.
 
     python -m retrieval.eval --model=models.simple [--checkpoint=PREFIX] [--any.config.key=value]
 
 restores a checkpoint of the experiment (the newest one unless told), embeds the model's
 `retrieval_query` and `retrieval_index` datasets and writes to `<experiment>/analysis`. The
 experiment's own config.json is the configuration; flags given here override it.
+
+    python -m retrieval.eval --queries=q.npy --query_labels=q.txt [--query_ids=q_ids.txt]
+        [--catalogue=c.npy --catalogue_labels=c.txt [--catalogue_ids=c_ids.txt]] --output=DIR
+
+evaluates stored embeddings of any origin, without TensorFlow. Labels: one product id a line; ids:
+one item id a line, equal ids are the same picture. Without a catalogue the queries are searched
+among themselves.
 """
 
 import json
@@ -12,22 +19,30 @@ import os
 import sys
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 
-from retrieval import files, index, metrics, pictures
+from retrieval import evaluation, files, metrics, pictures, report
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
-TOP = 5  # results beside each
 
 
 def define_flags():
-    flags.DEFINE_string("model", None, "Model module, such as models.simple.", short_name="m")
-    flags.DEFINE_string("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
-    flags.DEFINE_enum(
-        "similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are to each other."
-    )
-    flags.DEFINE_integer("top", 20, "Retrieved items to list for each query.", lower_bound=TOP)
+    text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
+    text("model", None, "Model module, such as models.simple.", short_name="m")
+    text("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    text("queries", None, "Evaluate stored embeddings instead: .npy, [queries, dimensions].")
+    text("query_labels", None, "Their product ids, one a line.")
+    text("query_ids", None, "Their item ids, one a line.")
+    text("query_categories", None, "Their categories, one a line.")
+    text("catalogue", None, "Stored catalogue: .npy, [items, dimensions]; absent: the queries.")
+    text("catalogue_labels", None, "Its product ids, one a line.")
+    text("catalogue_ids", None, "Its item ids, one a line.")
+    text("output", None, "Folder for the results; <experiment>/analysis for a model.")
+    choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
+    flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs of recall@k and precision@k.")
+    number("top", 20, "Retrieved items to list for each query.", lower_bound=pictures.TOP)
+    number("threads", 0, "Threads to compute with (0: all cores).", lower_bound=0)
 
 
 def main(model, given, rest):
@@ -36,26 +51,84 @@ def main(model, given, rest):
         raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
     options = flags.FLAGS
     folder, checkpoint = locate(model, given, options.checkpoint)
-    step = _step_of(checkpoint)
-    output = os.path.join(folder, "analysis")
-    os.makedirs(output, exist_ok=True)
+    from retrieval import embed
+    from trainer import checkpoints
+
+    step = checkpoints.step_of(checkpoint)
+    output = _folder(options.output or os.path.join(folder, "analysis"))
+    prefix = os.path.join(output, f"model-{step}")
+    names = ("retrieval_query", "retrieval_index")
     try:
-        queries, catalogue = embed_both(model, checkpoint)
-        result, found = evaluate(queries, catalogue, options.similarity, options.top)
-        prefix = os.path.join(output, f"model-{step}")
-        draw = pick(found["model"], len(queries))
-        panels = _panels(model, queries, catalogue, found, draw)
+        found = embed.embed_datasets(model, names, checkpoint, threads=options.threads)
+        queries, catalogue = (found[name] for name in names)
+        results = {"this model": _evaluate(queries, catalogue, options)}
+        for name, baseline, similarity in (
+            ("raw pixels", evaluation.raw_pixels, "euclidean"),
+            ("colour histogram", evaluation.color_histogram, "cosine"),
+        ):
+            results[name] = _evaluate(baseline(queries), baseline(catalogue), options, similarity)
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
-    result = {"checkpoint": checkpoint, "step": step, **result}
-    files.write_json(f"{prefix}-eval.json", result)
-    files.write_json(
-        f"{prefix}-top_retrieved.json", top_retrieved(queries, catalogue, *found["model"])
-    )
-    pictures.top_retrieved(f"{prefix}-top_retrieved.png", panels, TOP)
-    print_table(result)
-    print(f"Wrote {prefix}-eval.json, …-top_retrieved.json and …-top_retrieved.png")
+    figures = {"checkpoint": checkpoint, "step": step, "model": model.__name__}
+    figures |= results["this model"].figures
+    figures["raw_pixels"] = results["raw pixels"].figures
+    figures["color_histogram"] = results["colour histogram"].figures
+
+    def images(which, ids):
+        return embed.pictures_of(model, names[which == "catalogue"], ids)
+
+    write(prefix, figures, results, queries, catalogue, images, options)
     return 0
+
+
+def stored():
+    """Evaluates embeddings from files."""
+    from retrieval import stored as files_of
+
+    options = flags.FLAGS
+    for name in ("query_labels", "output"):
+        if not options[name].value:
+            raise trainer_config.UserError(f"--queries needs --{name}")
+    if bool(options.catalogue) != bool(options.catalogue_labels):
+        raise trainer_config.UserError("--catalogue and --catalogue_labels go together")
+    try:
+        queries = files_of.load(
+            options.queries, options.query_labels, options.query_ids, options.query_categories
+        )
+        catalogue = queries
+        if options.catalogue:
+            catalogue = files_of.load(
+                options.catalogue, options.catalogue_labels, options.catalogue_ids, name="catalogue"
+            )
+        result = _evaluate(queries, catalogue, options)
+    except ValueError as error:
+        raise trainer_config.UserError(str(error)) from error
+    figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures}
+    prefix = os.path.join(_folder(options.output), "embeddings")
+    write(prefix, figures, {"embeddings": result}, queries, catalogue, report.files_of, options)
+
+
+def _evaluate(queries, catalogue, options, similarity=None):
+    try:
+        ks = tuple(int(k) for k in options.ks)
+    except ValueError:
+        raise ValueError(f"--ks={','.join(options.ks)}: takes whole numbers") from None
+    return evaluation.evaluate(
+        queries,
+        None if catalogue is queries else catalogue,
+        similarity=similarity or options.similarity,
+        ks=ks,
+        top=options.top,
+        threads=options.threads or None,
+    )
+
+
+def _folder(path):
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise trainer_config.UserError(f"--output={path}: {error.strerror}") from None
+    return path
 
 
 def locate(model, given, checkpoint):
@@ -85,86 +158,57 @@ def locate(model, given, checkpoint):
     return folder, checkpoint
 
 
-def _step_of(checkpoint):
-    from trainer import checkpoints
+def write(prefix, figures, results, queries, catalogue, images, options):
+    """Writes every file of one evaluation and prints its table.
 
-    return checkpoints.step_of(checkpoint)
-
-
-def embed_both(model, checkpoint):
-    from retrieval import embed
-
-    names = ["retrieval_query", "retrieval_index"]
-    found = embed.embed_datasets(model, names, checkpoint)
-    return [found[name] for name in names]
-
-
-def evaluate(queries, catalogue, similarity, top):
-    """Compares the model with raw pixels.
-
-    queries, catalogue: `retrieval.embed.Embedded`. Returns (figures, {'model' and 'raw_pixels':
-    (scores [Q, top], rows [Q, top])}), the query itself left out of what was found.
+    results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
+    uint8 image} of 'queries' or 'catalogue', as many as there are.
     """
-    figures, found = {}, {}
-    for name, q, c in (
-        ("model", queries.embeddings, catalogue.embeddings),
-        ("raw_pixels", queries.pixels, catalogue.pixels),
-    ):
-        q, c = np.asarray(q, np.float32), np.asarray(c, np.float32)
-        kind = similarity if name == "model" else "euclidean"
-        ranking = metrics.rank_queries(
-            q, queries.products, c, catalogue.products,
-            query_ids=queries.ids, catalogue_ids=catalogue.ids, similarity=kind,
-        )  # fmt: skip
-        figures[name] = metrics.summarize(ranking)
-        # One more than asked for, since the query itself may be among them.
-        scores, rows = index.search(index.flat(c, kind), q, min(top + 1, len(c)), kind)
-        found[name] = without_self(scores, rows, queries.ids, catalogue.ids, top)
-    result = figures["model"]
-    result["num_catalogue"] = len(catalogue)
-    result["similarity"] = similarity
-    result["raw_pixels"] = figures["raw_pixels"]
-    return result, found
+    result = next(iter(results.values()))
+    lists = top_retrieved(queries, catalogue, result.scores, result.rows)
+    similarity = figures["similarity"]
+    histogram = evaluation.similarity_histogram(queries, catalogue, similarity)
+    files.write_json(f"{prefix}-eval.json", figures)
+    files.write_json(f"{prefix}-top_retrieved.json", lists)
+    files.write_json(f"{prefix}-histogram.json", histogram)
+    report.write_csv(f"{prefix}-queries.csv", queries, catalogue, result)
+    pictures.histogram(f"{prefix}-histogram.png", histogram)
+    curves = {title: pictures.recall_curve(r.ranking) for title, r in results.items()}
+    pictures.recall_at_k(f"{prefix}-recall_at_k.png", curves)
+    gallery = report.gallery(queries, catalogue, result)
+    shown = some_rows(len(queries), SHOWN)
+    wanted = report.wanted(gallery, results, shown)
+    query_images = images("queries", queries.ids[sorted(wanted["queries"])])
+    item_images = images("catalogue", catalogue.ids[sorted(wanted["catalogue"])])
+    if query_images and item_images:
+        beside = dict(list(results.items())[:2])  # the colour histogram has no place there
+        panels = pictures.panels(queries, catalogue, beside, shown, query_images, item_images)
+        pictures.top_retrieved(f"{prefix}-top_retrieved.png", panels)
+    report.write(
+        f"{prefix}-report.html",
+        figures=figures,
+        curves=curves,
+        histogram=histogram,
+        gallery=gallery,
+        queries=queries,
+        catalogue=catalogue,
+        result=result,
+        images=(query_images, item_images),
+    )
+    report.write_suspects(f"{prefix}-suspected_labels.csv", gallery, queries, catalogue)
+    print_table(figures, results)
+    print(f"Wrote {prefix}-report.html and, beside it, its figures as JSON, CSV and PNG.")
 
 
-def without_self(scores, rows, query_ids, catalogue_ids, top):
-    """Moves the query itself behind its results and cuts the lists to `top`."""
-    own = (rows >= 0) & (catalogue_ids[rows] == query_ids[:, None])
-    order = np.argsort(own, axis=1, kind="stable")[:, :top]
-    scores, rows = (np.take_along_axis(a, order, 1) for a in (scores, np.where(own, -1, rows)))
-    return np.where(rows < 0, -np.inf, scores), rows
-
-
-def pick(found, count, seed=0):
-    """Rows of the queries to draw: a fixed random choice, in order."""
+def some_rows(count, wanted, seed=0):
+    """A fixed random choice of rows, in order."""
     random = np.random.default_rng(seed)
-    return np.sort(random.choice(count, min(SHOWN, count), replace=False))
-
-
-def _panels(model, queries, catalogue, found, draw):
-    from retrieval import embed
-
-    wanted = {r for _, rows in found.values() for r in rows[draw, :TOP].ravel().tolist() if r >= 0}
-    query_images = embed.pictures_of(model, "retrieval_query", queries.ids[draw])
-    item_images = embed.pictures_of(model, "retrieval_index", catalogue.ids[sorted(wanted)])
-    titles = {"model": "this model", "raw_pixels": "raw pixels"}
-    panels = []
-    for name, (_, rows) in found.items():
-        entries = []
-        for q in draw:
-            results = [
-                (item_images[catalogue.ids[r]], str(catalogue.products[r]), right)
-                for r in rows[q, :TOP]
-                if r >= 0
-                for right in [catalogue.products[r] == queries.products[q]]
-            ]
-            entries.append(((query_images[queries.ids[q]], str(queries.products[q])), results))
-        panels.append((titles[name], entries))
-    return panels
+    return np.sort(random.permutation(count)[:wanted]).tolist()
 
 
 def top_retrieved(queries, catalogue, scores, rows):
     """What was found for each query, as plain lists and dictionaries."""
+    right = catalogue.products[rows] == queries.products[:, None]
     return [
         {
             "media": str(queries.ids[q]),
@@ -174,9 +218,9 @@ def top_retrieved(queries, catalogue, scores, rows):
                     "media": str(catalogue.ids[r]),
                     "product": str(catalogue.products[r]),
                     "score": round(float(s), 6),
-                    "relevant": bool(catalogue.products[r] == queries.products[q]),
+                    "relevant": bool(ok),
                 }
-                for s, r in zip(scores[q], rows[q], strict=True)
+                for s, r, ok in zip(scores[q], rows[q], right[q], strict=True)
                 if r >= 0
             ],
         }
@@ -184,29 +228,48 @@ def top_retrieved(queries, catalogue, scores, rows):
     ]
 
 
-def print_table(result):
+def print_table(figures, results):
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    table = Table(title=f"Retrieval at step {result['step']}")
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    step = f" at step {figures['step']}" if "step" in figures else ""
+    table = Table(title=f"Retrieval{step}")
     table.add_column("")
-    ks = list(result["recall@k"])
+    ks = list(figures["recall@k"])
     for name in [*(f"recall@{k}" for k in ks), "MAP@R"]:
         table.add_column(name, justify="right")
-    for name, figures in (("this model", result), ("raw pixels", result["raw_pixels"])):
-        cells = [*figures["recall@k"].values(), figures["map@r"]]
-        table.add_row(name, *(f"{value:.3f}" for value in cells))
+    for title, result in results.items():
+        cells = [*result.figures["recall@k"].values(), result.figures["map@r"]]
+        table.add_row(title, *(f"{value:.3f}" for value in cells))
+    low_high = [figures["interval95"][name] for name in [*(f"recall@{k}" for k in ks), "map@r"]]
+    table.add_row("95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in low_high), style="dim")
     console.print(table)
     print(
-        f"{result['num_queries']} queries against {result['num_catalogue']} catalogue items; "
-        f"{result['num_unanswerable']} queries have no relevant item and are left out."
+        f"{figures['num_queries']} queries against {figures['num_catalogue']} catalogue items; "
+        f"{figures['num_unanswerable']} queries have no relevant item and are left out."
+    )
+    print(
+        f"Ranks are exact: {figures['num_decided_in_float64']} queries certified in float64, "
+        f"{figures['ties']['num_queries_with_ties']} with ties."
     )
 
 
 def run(argv=None):
+    """The program: `--queries` evaluates files, anything else a model."""
+    argv = sys.argv if argv is None else argv
     define_flags()
-    trainer_config.run(main, argv)
+    if not any(a.lstrip("-").split("=")[0] == "queries" for a in argv[1:]):
+        trainer_config.run(main, argv)
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
+        stored()
+    except (trainer_config.UserError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SUPER = 16384  # rows prepared at a time
-SQUARE = 1024  # block of the symmetric product
-ROWS, COLUMNS = 256, 2048  # block of the general product
+TILE = 1024  # rows and columns of one matrix product
 DEEP = 256  # items before the first relevant one from which on they are only counted
 UNIT = 2e-6  # a length this near to 1 is float32's rounding
 
@@ -166,8 +165,7 @@ class _Counting:
         self.floor = np.full(len(best), np.inf, np.float32)
         self.deep = np.zeros(len(best), bool)
         self.refresh(answerable)
-        self.height = SQUARE if self.symmetric else ROWS
-        self.masked = _by_block(p, own, self.height)
+        self.masked = _by_block(p, own)
 
     def run(self):
         from threadpoolctl import threadpool_limits
@@ -183,14 +181,13 @@ class _Counting:
                         pass
 
     def tiles(self, a, b, i, j, same):
-        width = self.height if self.symmetric else COLUMNS
-        for y in range(0, len(a), self.height):
-            for x in range(y if same else 0, len(b), width):
-                yield a[y : y + self.height], b[x : x + width], i + y, j + x
+        for y in range(0, len(a), TILE):
+            for x in range(y if same else 0, len(b), TILE):
+                yield a[y : y + TILE], b[x : x + TILE], i + y, j + x
 
     def block(self, a, b, i, j):
         if not hasattr(self.local, "buffer"):
-            self.local.buffer = np.empty(max(SQUARE * SQUARE, ROWS * COLUMNS), np.float32)
+            self.local.buffer = np.empty(TILE * TILE, np.float32)
         s = self.local.buffer[: len(a) * len(b)].reshape(len(a), len(b))
         np.matmul(a, b.T, out=s)
         self.mask(s, i, j)
@@ -201,7 +198,7 @@ class _Counting:
 
     def mask(self, s, i, j):
         """Takes relevant pairs and the query itself out of a block of scores."""
-        query, item = self.masked[i // self.height]
+        query, item = self.masked[i // TILE]
         low, high = np.searchsorted(item, [j, j + s.shape[1]])
         s[query[low:high] - i, item[low:high] - j] = -np.inf
 
@@ -320,14 +317,14 @@ def _cumulative(values, count):
     return total - np.repeat(total[begin] - values[begin], count) if len(values) else total
 
 
-def _by_block(positives, own, height):
+def _by_block(positives, own):
     """(query, item) rows not to be counted: a list by block of queries, each ordered by item."""
     itself = np.flatnonzero(own >= 0)
     query = np.concatenate([positives.query, itself])
     item = np.concatenate([positives.item, own[itself]])
-    block = query // height
+    block = query // TILE
     by = np.lexsort((item, block))
-    cuts = np.searchsorted(block[by], np.arange(1, -(-len(own) // height)))
+    cuts = np.searchsorted(block[by], np.arange(1, -(-len(own) // TILE)))
     return list(zip(np.split(query[by], cuts), np.split(item[by], cuts), strict=True))
 
 

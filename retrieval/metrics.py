@@ -183,17 +183,33 @@ def _checked(queries, query_labels, catalogue, catalogue_labels, query_ids, cata
     order = np.arange(len(catalogue))
     if catalogue_ids is not None:
         catalogue_ids = _column(catalogue_ids, len(catalogue), "catalogue_ids")
-        by_id = np.argsort(catalogue_ids, kind="stable")
-        ordered = catalogue_ids[by_id]
-        repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if len(repeated):
-            raise ValueError(f"id {str(ordered[repeated[0]])!r} occurs twice in the catalogue")
-        order[by_id] = np.arange(len(catalogue))
+        order[_by_id(catalogue_ids, "the catalogue")] = np.arange(len(catalogue))
         if query_ids is not None:
             query_ids = _column(query_ids, len(queries), "query_ids")
-            at = np.searchsorted(ordered, query_ids).clip(max=len(ordered) - 1)
-            own = np.where(ordered[at] == query_ids, by_id[at], -1)
+            _by_id(query_ids, "the queries")
+            own = own_rows(query_ids, catalogue_ids)
     return queries, catalogue, codes[: len(queries)], codes[len(queries) :], own, order
+
+
+def _by_id(ids, name):
+    """Rows in the order of their ids."""
+    by_id = np.argsort(ids, kind="stable")
+    ordered = ids[by_id]
+    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(repeated):
+        raise ValueError(
+            f"id {str(ordered[repeated[0]])!r} occurs twice in {name} "
+            f"({len(repeated)} such ids): ids tell pictures apart"
+        )
+    return by_id
+
+
+def own_rows(query_ids, catalogue_ids):
+    """Row [Q] of each query in the catalogue, where an item has its id; -1 elsewhere."""
+    by_id = np.argsort(catalogue_ids, kind="stable")
+    ordered = catalogue_ids[by_id]
+    at = np.searchsorted(ordered, query_ids).clip(max=len(ordered) - 1)
+    return np.where(ordered[at] == query_ids, by_id[at], -1)
 
 
 def _column(values, rows, name):

@@ -4,6 +4,7 @@ import numpy as np
 
 from retrieval import files
 
+TOP = 5  # results beside each query
 RIGHT, WRONG, QUERY = "#2e8b57", "#c0392b", "#5b6770"
 
 
@@ -13,7 +14,7 @@ def save_figure(figure, path):
         figure.savefig(out, format="png")
 
 
-def top_retrieved(path, panels, top=5):
+def top_retrieved(path, panels, top=TOP):
     """Draws each query with its best items in every ranking, right ones framed green.
 
     panels: [(title, [(query, [(image, caption, right), …]), …]), …], the rankings side by side with
@@ -57,3 +58,65 @@ def _cell(axes, image, caption, color, width=1):
     for side in axes.spines.values():
         side.set_color(color)
         side.set_linewidth(width)
+
+
+def panels(queries, catalogue, results, shown, query_images, item_images):
+    """The argument of `top_retrieved`: the shown query rows in every ranking of `results`."""
+    blank = np.full((8, 8, 1), 200, np.uint8)
+    answer = []
+    for title, result in results.items():
+        entries = []
+        for q in shown:
+            product = queries.products[q]
+            found = [
+                (
+                    item_images.get(str(catalogue.ids[r]), blank),
+                    str(catalogue.products[r]),
+                    catalogue.products[r] == product,
+                )
+                for r in result.rows[q, :TOP]
+                if r >= 0
+            ]
+            entries.append(((query_images.get(str(queries.ids[q]), blank), str(product)), found))
+        answer.append((title, entries))
+    return answer
+
+
+def recall_curve(ranking, points=60):
+    """(ks, recall@k) at up to `points` cut-offs, evenly spread over log k."""
+    last = max(int(ranking.candidates.max(initial=1)), 1)
+    ks = np.unique(np.round(np.geomspace(1, min(last, 1000), points)).astype(int))
+    first = np.sort(ranking.first[ranking.answerable])
+    return ks.tolist(), (np.searchsorted(first, ks, "right") / max(1, len(first))).tolist()
+
+
+def recall_at_k(path, curves):
+    """Draws {title: (ks, rates)}."""
+    figure, axes = _figure()
+    for title, (ks, rates) in curves.items():
+        axes.plot(ks, rates, label=title)
+    axes.set_xscale("log")
+    axes.set(xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def histogram(path, counts):
+    """Draws what `evaluation.similarity_histogram` returns."""
+    figure, axes = _figure()
+    for kind, color in (("different_product", QUERY), ("same_product", RIGHT)):
+        shares = np.array(counts[kind]) / max(1, sum(counts[kind]))
+        axes.stairs(shares, counts["edges"], fill=True, alpha=0.6, color=color, label=kind)
+    axes.set(xlabel=counts["unit"], ylabel="share of pairs")
+    axes.legend([label.replace("_", " ") for label in ("different_product", "same_product")])
+    save_figure(figure, path)
+
+
+def _figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()

@@ -189,7 +189,7 @@ def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_s
         points = points[random.integers(0, max(1, rows // 3), rows)]
     labels = random.integers(0, products, rows)
     half = rows if own_set else rows // 2
-    small = {"SUPER": 32, "SQUARE": 8, "ROWS": 8, "COLUMNS": 16, "DEEP": int(random.integers(9))}
+    small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(exact, name, value)

@@ -1,0 +1,294 @@
+"""Everything that is reported of one embedding: rates with intervals, by category, by product."""
+
+import dataclasses
+
+import numpy as np
+
+from retrieval import exact, index, metrics
+
+REPLICATES = 1000
+SAMPLES = 100_000  # pairs drawn for the similarity histogram
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
+
+    ids, products, categories: str [N]. images: uint8 [N, S, S, C], the pictures reduced to at most
+    32 x 32, or None where only embeddings are known.
+    """
+
+    embeddings: np.ndarray
+    ids: np.ndarray
+    products: np.ndarray
+    categories: np.ndarray
+    images: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    def __len__(self):
+        return len(self.embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """figures: what eval.json holds. ranking: `metrics.Ranking`. scores, rows [Q, top]: what was
+    retrieved, best first, the query itself left out; rows are -1 where the catalogue ends."""
+
+    figures: dict
+    ranking: metrics.Ranking
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+def evaluate(queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top=20, threads=None):
+    """Evaluates queries against a catalogue (None: against themselves), both `Embedded`.
+
+    Returns an `Evaluation`. Raises ValueError where the sets do not fit together or hold NaN, or
+    where no query has a relevant item.
+    """
+    own_set = catalogue is None
+    catalogue = queries if own_set else catalogue
+    ranking = metrics.rank_queries(
+        queries.embeddings,
+        queries.products,
+        None if own_set else catalogue.embeddings,
+        None if own_set else catalogue.products,
+        query_ids=queries.ids,
+        catalogue_ids=None if own_set else catalogue.ids,
+        ks=ks,
+        precision_at=ks,
+        similarity=similarity,
+        threads=threads,
+    )
+    if not ranking.answerable.any():
+        raise ValueError(
+            "no query has a relevant catalogue item: do both sets spell their products alike? "
+            f"The first query's is {str(queries.products[0])!r}, the first item's "
+            f"{str(catalogue.products[0])!r}"
+        )
+    figures = metrics.summarize(ranking)
+    figures["num_catalogue"] = len(catalogue)
+    figures["num_self_excluded"] = int((ranking.candidates < len(catalogue)).sum())
+    figures["similarity"] = similarity
+    figures["interval95"] = intervals(ranking, queries.products)
+    figures["ties"] = ties(ranking)
+    figures["per_category"] = by_category(ranking, queries)
+    figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
+    # One more than asked for, since the query itself may be among them.
+    flat = index.flat(catalogue.embeddings, similarity)
+    found = index.search(flat, queries.embeddings, min(top + 1, len(catalogue)), similarity)
+    scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
+    return Evaluation(figures, ranking, scores, rows)
+
+
+def per_query(ranking):
+    """The headline figures of every answerable query: {name: float64 [A]}."""
+    ok = ranking.answerable
+    first = ranking.first[ok]
+    return {
+        **{f"recall@{k}": (first <= k).astype(float) for k in ranking.ks},
+        "map@r": ranking.average_precision[ok],
+        "mrr": 1 / first,
+    }
+
+
+def intervals(ranking, products, replicates=REPLICATES, seed=0):
+    """95% percentile intervals {figure: [low, high]} by a bootstrap over products.
+
+    Queries of one product are alike, so that products, not queries, are drawn with replacement.
+    """
+    values = per_query(ranking)
+    rates = bootstrap(
+        np.stack(list(values.values()), 1), products[ranking.answerable], replicates, seed
+    )
+    low, high = np.percentile(rates, [2.5, 97.5], axis=0)
+    return {name: [float(a), float(b)] for name, a, b in zip(values, low, high, strict=True)}
+
+
+def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
+    """Means [replicates, M] of values [Q, M] when whole clusters are drawn with replacement."""
+    codes = np.unique(clusters, return_inverse=True)[1]
+    count = codes.max(initial=-1) + 1
+    columns = [*values.T, np.ones(len(values))]
+    totals = np.stack([np.bincount(codes, column, minlength=count) for column in columns], 1)
+    random = np.random.default_rng(seed)
+    means = np.empty((replicates, values.shape[1]))
+    for i in range(replicates):
+        drawn = np.bincount(random.integers(0, count, count), minlength=count) @ totals
+        means[i] = drawn[:-1] / drawn[-1]
+    return means
+
+
+def ties(ranking):
+    """Recall@k had ties been broken for the query, against it, and in random order."""
+    ok = ranking.answerable
+    best, worst = ranking.best[ok], ranking.worst[ok]
+    others, relevant = ranking.tied[ok], ranking.tied_relevant[ok]
+    result = {
+        "num_queries_with_ties": int((others > 0).sum()),
+        "best": {},
+        "worst": {},
+        "expected": {},
+    }
+    for k in ranking.ks:
+        result["best"][k] = metrics.mean(best <= k)
+        result["worst"][k] = metrics.mean(worst <= k)
+        # Of the tied items, `slots` are among the k best; none of them relevant with probability
+        # C(others, slots) / C(others + relevant, slots).
+        slots = np.clip(k - best + 1, 0, others + 1)
+        missed = np.ones(len(slots))
+        for i in range(slots.max(initial=0)):
+            factor = np.maximum(others - i, 0) / np.maximum(others + relevant - i, 1)
+            missed *= np.where(i < slots, factor, 1)
+        result["expected"][k] = metrics.mean(1 - missed)
+    return result
+
+
+def by_category(ranking, queries):
+    """{category: figures} for the queries of each category, where any has one."""
+    ok = ranking.answerable
+    categories = queries.categories
+    result = {}
+    for name in np.unique(categories):
+        mask = categories == name
+        if name == "" and mask.all():
+            return {}
+        first = ranking.first[mask & ok]
+        result[str(name)] = {
+            "num_queries": int(mask.sum()),
+            "num_unanswerable": int((mask & ~ok).sum()),
+            "recall@k": {k: metrics.mean(first <= k) for k in ranking.ks},
+            "map@r": metrics.mean(ranking.average_precision[mask & ok]),
+        }
+        if len(first):
+            values = (first <= ranking.ks[0]).astype(float)[:, None]
+            rates = bootstrap(values, queries.products[mask & ok])
+            low, high = np.percentile(rates, [2.5, 97.5])
+            result[str(name)][f"recall@{ranking.ks[0]}_interval95"] = [float(low), float(high)]
+    return result
+
+
+def product_level(queries, catalogue, ranking, similarity):
+    """Figures for a shelf of products instead of pictures.
+
+    recall@k: a product stands where its best picture does, so that a product takes one place
+    however many pictures it has. macro_recall@k: every query product counts once, however many
+    queries show it.
+    """
+    ok = ranking.answerable
+    first = ranking.first
+    if len(np.unique(catalogue.products)) < len(catalogue):
+        first = shelf_ranks(queries, catalogue, similarity)
+    codes = np.unique(queries.products[ok], return_inverse=True)[1]
+    size = np.maximum(np.bincount(codes), 1)
+    macro = {k: metrics.mean(np.bincount(codes, ranking.first[ok] <= k) / size) for k in ranking.ks}
+    return {
+        "recall@k": {k: metrics.mean(first[ok] <= k) for k in ranking.ks},
+        "macro_recall@k": macro,
+        "num_products": len(size),
+        "num_catalogue_products": len(np.unique(catalogue.products)),
+    }
+
+
+def shelf_ranks(queries, catalogue, similarity):
+    """Rank [Q] of the query's product among products, each at its best picture's float32 score.
+
+    Equal scores count for the query. 0 for unanswerable queries.
+    """
+    names, codes = np.unique(catalogue.products, return_inverse=True)
+    by_product = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[by_product], np.arange(len(names)))
+    place = np.argsort(by_product)
+    left = exact.Vectors(queries.embeddings, similarity, "queries")
+    right = exact.Vectors(catalogue.embeddings, similarity, "catalogue")
+    exponent = max(left.exponent, right.exponent)
+    left.rescale(exponent)
+    right.rescale(exponent)
+    items = right.right(by_product)
+    own = metrics.own_rows(queries.ids, catalogue.ids)
+    at = np.searchsorted(names, queries.products).clip(max=len(names) - 1)
+    known = names[at] == queries.products
+    ranks = np.zeros(len(queries), np.int64)
+    block = max(1, 2**26 // len(catalogue))
+    for i in range(0, len(queries), block):
+        scores = left.left(slice(i, i + block)) @ items.T
+        rows = np.arange(len(scores))
+        itself = own[i : i + block]
+        scores[rows[itself >= 0], place[itself[itself >= 0]]] = -np.inf
+        best = np.maximum.reduceat(scores, starts, axis=1)
+        target = best[rows, at[i : i + block]]
+        answerable = known[i : i + block] & (target > -np.inf)
+        ranks[i : i + block] = np.where(answerable, (best > target[:, None]).sum(1) + 1, 0)
+    return ranks
+
+
+def without_self(scores, rows, query_ids, catalogue_ids, top):
+    """Moves the query itself behind its results and cuts the lists to `top`."""
+    own = (rows >= 0) & (catalogue_ids[rows] == query_ids[:, None])
+    order = np.argsort(own, axis=1, kind="stable")[:, :top]
+    scores, rows = (np.take_along_axis(a, order, 1) for a in (scores, np.where(own, -1, rows)))
+    return np.where(rows < 0, -np.inf, scores), rows
+
+
+def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
+    """How alike pictures of one product, and of different products, are.
+
+    Counts over at most 100,000 pairs of each kind, drawn at random: {'edges' [bins + 1],
+    'same_product' [bins], 'different_product' [bins], 'unit'}. The unit is the similarity itself,
+    for euclidean the distance.
+    """
+    random = np.random.default_rng(seed)
+    codes = np.unique(np.concatenate([queries.products, catalogue.products]), return_inverse=True)[
+        1
+    ]
+    ql, cl = codes[: len(queries)], codes[len(queries) :]
+    own = metrics.own_rows(queries.ids, catalogue.ids)
+    some = random.permutation(len(queries))[:SAMPLES]
+    at, items = exact.relevant_pairs(ql[some], cl, own[some])
+    keep = random.permutation(len(at))[:SAMPLES]
+    same = some[at[keep]], items[keep]
+    q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
+    differ = ql[q] != cl[c]
+    values = [
+        _pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
+        for a, b in (same, (q[differ], c[differ]))
+    ]
+    everything = np.concatenate(values)
+    edges = np.histogram_bin_edges(everything, bins) if len(everything) else np.arange(bins + 1.0)
+    counts = [np.histogram(v, edges)[0].tolist() for v in values]
+    unit = "distance" if similarity == "euclidean" else similarity
+    return {
+        "unit": unit,
+        "edges": edges.tolist(),
+        "same_product": counts[0],
+        "different_product": counts[1],
+    }
+
+
+def _pair_similarity(a, b, similarity):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if similarity == "euclidean":
+        return np.linalg.norm(a - b, axis=1)
+    dot = np.einsum("ij,ij->i", a, b)
+    if similarity == "dot":
+        return dot
+    return dot / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def raw_pixels(items):
+    """The reduced picture as a vector, in place of the embedding."""
+    pixels = items.images.reshape(len(items), -1).astype(np.float32)
+    return dataclasses.replace(items, embeddings=pixels)
+
+
+def color_histogram(items):
+    """Square roots of the shares of 4 x 4 x 4 colours (16 greys), whose dot product is the
+    Bhattacharyya coefficient, in place of the embedding."""
+    images = items.images
+    if images.shape[-1] == 1:
+        codes, bins = images[..., 0] >> 4, 16
+    else:
+        quarter = (images[..., :3] >> 6).astype(np.int64)
+        codes, bins = quarter @ [16, 4, 1], 64
+    flat = codes.reshape(len(items), -1) + bins * np.arange(len(items))[:, None]
+    counts = np.bincount(flat.ravel(), minlength=bins * len(items)).reshape(len(items), bins)
+    return dataclasses.replace(items, embeddings=np.sqrt(counts / flat.shape[1]).astype(np.float32))

@@ -1,0 +1,137 @@
+"""Stored embeddings: the command line without TensorFlow, the report, bad input."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from retrieval import metrics, stored
+
+ROOT = pathlib.Path(__file__).parents[2]
+NASTY = '<script>alert("x")</script>&\'\x07é'
+
+
+def run(folder, *arguments, code=None):
+    command = (
+        [sys.executable, "-m", "retrieval.eval"] if code is None else [sys.executable, "-c", code]
+    )
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def write_set(folder, name, points, labels, ids=None):
+    np.save(folder / f"{name}.npy", points)
+    (folder / f"{name}.txt").write_text("".join(f"{label}\n" for label in labels))
+    if ids is not None:
+        (folder / f"{name}_ids.txt").write_text("".join(f"{i}\n" for i in ids))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 15, 60)
+    points = random.normal(size=(15, 8))[labels] + random.normal(size=(60, 8))
+    names = [f"{NASTY}{label}" for label in labels]
+    write_set(folder, "q", points.astype(np.float32), names, [f"{NASTY}/{n}" for n in range(60)])
+    code = (
+        "import sys; from retrieval import eval; eval.run(['eval', *sys.argv[1:]]); "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = run(
+        folder, "--queries=q.npy", "--query_labels=q.txt", "--query_ids=q_ids.txt",
+        "--output=out", code=code,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = metrics.summarize(metrics.rank_queries(points.astype(np.float32), labels))
+    return folder / "out", expected, done
+
+
+def test_figures_are_those_of_the_library(evaluated):
+    folder, expected, done = evaluated
+    result = json.loads((folder / "embeddings-eval.json").read_text())
+    for k, rate in expected["recall@k"].items():
+        assert result["recall@k"][str(k)] == pytest.approx(rate)
+        low, high = result["interval95"][f"recall@{k}"]
+        assert low <= rate <= high
+    assert result["map@r"] == pytest.approx(expected["map@r"])
+    assert result["num_self_excluded"] == 60
+    assert "certified in float64" in done.stdout
+
+
+def test_files_beside_the_report(evaluated):
+    folder, _, _ = evaluated
+    names = {path.name.removeprefix("embeddings-") for path in folder.iterdir()}
+    assert names == {
+        "eval.json", "top_retrieved.json", "histogram.json", "histogram.png", "recall_at_k.png",
+        "queries.csv", "suspected_labels.csv", "report.html",
+    }  # fmt: skip
+
+
+def test_report_holds_everything_and_escapes_it(evaluated):
+    folder, _, _ = evaluated
+    page = (folder / "embeddings-report.html").read_text()
+    assert "<script" not in page and "\x07" not in page
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#x27;␇é" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)""", page)
+    assert "url(" not in page
+
+
+def test_report_in_a_browser(evaluated, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine: the report was not looked at in a browser")
+    folder, expected, _ = evaluated
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    page = subprocess.run(
+        [browser, *flags, "--dump-dom", f"file://{folder}/embeddings-report.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    assert f"{expected['recall@k'][1]:.3f}" in page
+    for title in ("Recall at k", "Similarity", "Confusion", "Worst misses", "Hubs"):
+        assert f"<h2>{title}</h2>" in page
+    # The parser closes what a stray tag would have opened: every section is a child of the body.
+    assert page.count("<section>") == page.count("</section>")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["a", "b"]}, r"q.txt: 2 lines for 3 embeddings"),
+        ({"labels": ["a", "", "b"]}, r"q.txt, line 2: is empty"),
+        ({"points": np.array([[1, 0], [np.nan, 1], [1, 1.0]])}, "queries: row 1 is not finite"),
+        ({"points": np.array([[1, 0], [0, 0], [1, 1.0]])}, "queries: row 1 is all zeros"),
+        ({"points": np.ones((3, 2, 2))}, r"not \[rows, dimensions\]"),
+        ({"points": np.ones((3, 2), int)}, "holds int64, not floats"),
+        ({"labels": ["a", "b", "c"]}, "no query has a relevant catalogue item"),
+        ({"ids": ["x", "y", "x"]}, "id 'x' occurs twice"),
+        ({"points": np.empty((0, 2)), "labels": [], "ids": []}, "is empty: there is nothing"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, change, message):
+    from retrieval import evaluation
+
+    good = {"points": np.eye(3)[:, :2] + 1, "labels": ["a", "a", "b"], "ids": ["1", "2", "3"]}
+    given = good | change
+    write_set(tmp_path, "q", given["points"], given["labels"], given["ids"])
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(
+            stored.load(tmp_path / "q.npy", tmp_path / "q.txt", tmp_path / "q_ids.txt")
+        )
+
+
+def test_a_truncated_array_is_named(tmp_path):
+    write_set(tmp_path, "q", np.ones((9, 4), np.float32), ["a"] * 9)
+    data = (tmp_path / "q.npy").read_bytes()
+    (tmp_path / "q.npy").write_bytes(data[:-20])
+    done = run(tmp_path, "--queries=q.npy", "--query_labels=q.txt", "--output=out")
+    assert done.returncode == 1
+    assert re.match(r"error: q\.npy: not a NumPy array that can be read: .*\n$", done.stderr)
