@@ -5,7 +5,18 @@ Works in tf.compat.v1 graphs, inside tf.function and eagerly; needs TensorFlow a
 
 from metriclearn.distances import DISTANCES, Distance, pairwise_distances
 from metriclearn.losses import LOSSES, triplet_loss
-from metriclearn.miners import MINERS, Triplets, mine_batch_all, mine_batch_hard
+from metriclearn.miners import (
+    MINERS,
+    Triplets,
+    count_suspended,
+    mine_batch_all,
+    mine_batch_hard,
+    mine_distance_weighted,
+    mine_easy_positive,
+    mine_given_positive,
+    mine_semi_hard,
+    mine_top_k_hard,
+)
 from metriclearn.pairs import References
 from metriclearn.samplers import pk_sampler
 
@@ -16,8 +27,14 @@ __all__ = [
     "Distance",
     "References",
     "Triplets",
+    "count_suspended",
     "mine_batch_all",
     "mine_batch_hard",
+    "mine_distance_weighted",
+    "mine_easy_positive",
+    "mine_given_positive",
+    "mine_semi_hard",
+    "mine_top_k_hard",
     "pairwise_distances",
     "pk_sampler",
     "triplet_loss",

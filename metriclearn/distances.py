@@ -13,6 +13,9 @@ import tensorflow as tf
 
 from metriclearn.registry import resolve
 
+# Elements gathered at a time for the distances of pairs: 8 MiB in float32.
+PAIR_ELEMENTS = 2**21
+
 
 class Distance(NamedTuple):
     """A way to compare embeddings, in the three forms that losses and miners need.
@@ -26,12 +29,15 @@ class Distance(NamedTuple):
         nearness: `(y [M, D], dtype) -> (x [N, D] -> [N, M])`. The inner function orders each
             *row* as the distance does, reversed (largest = nearest). It may drop what is constant
             along a row, and its product runs in `dtype`. For mining; no gradient is meant to pass.
+        nearness_at: `(x [N, D], bound) -> [N]`, the nearness to each row of x of what lies at the
+            distance `bound` from it.
     """
 
     name: str
     pairwise: Callable
     of_pairs: Callable
     nearness: Callable
+    nearness_at: Callable
 
 
 def pairwise_distances(x, y=None, *, distance="euclidean"):
@@ -64,7 +70,7 @@ def _safe_sqrt(x):
     return tf.where(positive, tf.sqrt(tf.where(positive, x, 1)), tf.zeros_like(x))
 
 
-def _normalised(x):
+def normalised(x):
     """Rows of length 1; a zero row stays 0 and gets no gradient."""
     squared = tf.reduce_sum(x * x, axis=-1, keepdims=True)
     positive = squared > 0
@@ -81,63 +87,106 @@ def _squared_pairwise(x, y):
     return tf.where(squared <= noise, tf.zeros_like(squared), squared)
 
 
-def _scatter(i, weights, values, j, rows):
-    """`out[r] = sum of weights[t] * values[j[t]] over the t with i[t] = r`, as a sparse product."""
+def _weighted_sums(i, weights, j, x, rows):
+    """`[rows, D]`: row r is the sum of `weights[t] * x[j[t]]` over the t with `i[t] = r`."""
     indices = tf.stack([tf.cast(i, tf.int64), tf.cast(j, tf.int64)], axis=1)
-    shape = tf.stack([tf.cast(rows, tf.int64), tf.shape(values, out_type=tf.int64)[0]])
-    return tf.sparse.sparse_dense_matmul(tf.SparseTensor(indices, weights, shape), values)
+    shape = tf.stack([tf.cast(rows, tf.int64), tf.shape(x, out_type=tf.int64)[0]])
+    return tf.sparse.sparse_dense_matmul(tf.SparseTensor(indices, weights, shape), x)
+
+
+def _reduce_pairs(combine, x, i, y, j):
+    """`[T]`: `combine(x[i], y[j])` summed over the dimension, a block of pairs at a time."""
+
+    def block(i, j):
+        return tf.reduce_sum(combine(tf.gather(x, i), tf.gather(y, j)), axis=1)
+
+    pairs, dimension = tf.size(i), tf.shape(x)[1]
+    if x.shape.is_fully_defined() and x.shape.num_elements() <= PAIR_ELEMENTS:
+        return block(i, j)
+    step = tf.maximum(PAIR_ELEMENTS // dimension, 1)
+
+    def body(k, array):
+        at = slice(k * step, tf.minimum((k + 1) * step, pairs))
+        return k + 1, array.write(k, block(i[at], j[at]))
+
+    array = tf.TensorArray(x.dtype, 0, dynamic_size=True, infer_shape=False, element_shape=[None])
+    more = lambda k, _: (k * step < pairs) | tf.equal(k, 0)  # noqa: E731
+    return tf.while_loop(more, body, (0, array), parallel_iterations=1)[1].concat()
+
+
+# The gradients of the two below are sums over pairs, and a sum over pairs is a product with a
+# sparse
+# matrix: O(T D), and no [T, D] tensor is kept for it. Where x is y, one product does for both.
 
 
 def _squared_of_pairs(x, i, y, j):
-    @tf.custom_gradient
-    def squared(x, y):
-        def backward(upstream):
-            rows, columns = tf.shape(x)[0], tf.shape(y)[0]
-            at_x = tf.math.unsorted_segment_sum(upstream, i, rows)[:, None] * x
-            at_y = tf.math.unsorted_segment_sum(upstream, j, columns)[:, None] * y
-            return (
-                2 * (at_x - _scatter(i, upstream, y, j, rows)),
-                2 * (at_y - _scatter(j, upstream, x, i, columns)),
-            )
+    def value(x, y):
+        return _reduce_pairs(tf.math.squared_difference, x, i, y, j)
 
-        difference = tf.gather(x, i) - tf.gather(y, j)
-        return tf.reduce_sum(difference * difference, axis=1), backward
+    def degrees(at, upstream, of):
+        return tf.math.unsorted_segment_sum(2 * upstream, at, tf.shape(of)[0])[:, None] * of
 
-    return squared(x, y)
+    def gradient(at, to, upstream, x, y):
+        return degrees(at, upstream, x) - _weighted_sums(at, 2 * upstream, to, y, tf.shape(x)[0])
+
+    return _with_pair_gradient(value, gradient, x, i, y, j)
 
 
 def _dot_of_pairs(x, i, y, j):
+    def value(x, y):
+        return _reduce_pairs(tf.multiply, x, i, y, j)
+
+    def gradient(at, to, upstream, x, y):
+        return _weighted_sums(at, upstream, to, y, tf.shape(x)[0])
+
+    return _with_pair_gradient(value, gradient, x, i, y, j)
+
+
+def _with_pair_gradient(value, gradient, x, i, y, j):
+    """`value(x, y)` with the gradient `gradient(i, j, upstream, x, y)` at x; at y the reverse."""
+    if x is y:
+
+        @tf.custom_gradient
+        def symmetric(x):
+            def backward(upstream):
+                both = tf.concat([i, j], 0), tf.concat([j, i], 0), tf.tile(upstream, [2])
+                return gradient(*both, x, x)
+
+            return value(x, x), backward
+
+        return symmetric(x)
+
     @tf.custom_gradient
-    def dot(x, y):
+    def between(x, y):
         def backward(upstream):
-            return (
-                _scatter(i, upstream, y, j, tf.shape(x)[0]),
-                _scatter(j, upstream, x, i, tf.shape(y)[0]),
-            )
+            return gradient(i, j, upstream, x, y), gradient(j, i, upstream, y, x)
 
-        return tf.reduce_sum(tf.gather(x, i) * tf.gather(y, j), axis=1), backward
+        return value(x, y), backward
 
-    return dot(x, y)
+    return between(x, y)
 
 
-def _product(x, y, dtype):
-    return tf.matmul(tf.cast(x, dtype), y, transpose_b=True)
+def _products(y, dtype):
+    # Transposed once: the rows of a batch come in blocks, and each block's product would otherwise
+    # reorder all of y.
+    columns = tf.transpose(tf.cast(y, dtype))
+    return lambda x: tf.cast(tf.matmul(tf.cast(x, dtype), columns), y.dtype)
 
 
 def _squared_nearness(y, dtype):
     # |x - y|^2 = |x|^2 - 2 (x.y - |y|^2 / 2), and |x|^2 is the same along a row.
     half_norms = tf.reduce_sum(y * y, axis=1) / 2
-    cast = tf.cast(y, dtype)
-    return lambda x: tf.cast(_product(x, cast, dtype), y.dtype) - half_norms
-
-
-def _dot_nearness(y, dtype):
-    cast = tf.cast(y, dtype)
-    return lambda x: tf.cast(_product(x, cast, dtype), y.dtype)
+    products = _products(y, dtype)
+    return lambda x: products(x) - half_norms
 
 
 def _cosine_of_pairs(x, i, y, j):
-    return 1 - _dot_of_pairs(_normalised(x), i, _normalised(y), j)
+    u = normalised(x)
+    return 1 - _dot_of_pairs(u, i, u if y is x else normalised(y), j)
+
+
+def _squared_nearness_at(x, bound):
+    return (tf.reduce_sum(x * x, axis=1) - bound) / 2
 
 
 EUCLIDEAN = Distance(
@@ -145,20 +194,25 @@ EUCLIDEAN = Distance(
     lambda x, y: _safe_sqrt(_squared_pairwise(x, y)),
     lambda x, i, y, j: _safe_sqrt(_squared_of_pairs(x, i, y, j)),
     _squared_nearness,
+    lambda x, bound: _squared_nearness_at(x, bound**2),
 )
-SQUARED = Distance("squared", _squared_pairwise, _squared_of_pairs, _squared_nearness)
+SQUARED = Distance(
+    "squared", _squared_pairwise, _squared_of_pairs, _squared_nearness, _squared_nearness_at
+)
 COSINE = Distance(
     "cosine",
-    lambda x, y: 1 - tf.matmul(_normalised(x), _normalised(y), transpose_b=True),
+    lambda x, y: 1 - tf.matmul(normalised(x), normalised(y), transpose_b=True),
     _cosine_of_pairs,
     # The length of x scales its whole row and cannot change the order.
-    lambda y, dtype: _dot_nearness(_normalised(y), dtype),
+    lambda y, dtype: _products(normalised(y), dtype),
+    lambda x, bound: (1 - bound) * tf.norm(x, axis=1),
 )
 DOT = Distance(
     "dot",
     lambda x, y: -tf.matmul(x, y, transpose_b=True),
     lambda x, i, y, j: -_dot_of_pairs(x, i, y, j),
-    _dot_nearness,
+    _products,
+    lambda x, bound: tf.fill([tf.shape(x)[0]], tf.cast(-bound, x.dtype)),
 )
 
 DISTANCES = {d.name: d for d in (EUCLIDEAN, SQUARED, COSINE, DOT)}

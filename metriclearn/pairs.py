@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# Elements of one block of the anchor-by-reference matrix: a few MB, which stay in the CPU's cache
-# between the product and the passes that follow it.
-BLOCK_ELEMENTS = 2**21
+from metriclearn.distances import DISTANCES, normalised
+from metriclearn.registry import resolve
+
+# Elements of one block of the anchor-by-reference matrix: 16 MiB in float32, enough rows for the
+# product to run at full speed, and few enough to stay near the CPU's cache for the passes after it.
+BLOCK_ELEMENTS = 2**22
 
 
 class References(NamedTuple):
@@ -40,6 +43,28 @@ class Comparison(NamedTuple):
     reference_codes: tf.Tensor
     references: tf.Tensor
     self_index: tf.Tensor
+
+    def distances(self, distance, anchors, positives, negatives):
+        """(d(a, p), d(a, n)), `[T]` each, of triplets of indices."""
+        # In one call: the gradient of both is then one product.
+        return tf.split(
+            distance.of_pairs(
+                self.embeddings,
+                tf.concat([anchors, anchors], 0),
+                self.references,
+                tf.concat([positives, negatives], 0),
+            ),
+            2,
+        )
+
+    def normalised(self):
+        """The same with embeddings and references of length 1."""
+        embeddings = normalised(self.embeddings)
+        alone = self.references is self.embeddings
+        return self._replace(
+            embeddings=embeddings,
+            references=embeddings if alone else normalised(self.references),
+        )
 
 
 def compare(labels, embeddings, references=None):
@@ -90,60 +115,104 @@ def check_batch(labels, embeddings):
     return labels, embeddings
 
 
-def masks(comparison, rows=slice(None)):
-    """Boolean `[b, M]` masks (positive, negative) of the anchors in `rows`; self is in neither."""
-    same = tf.equal(comparison.codes[rows][:, None], comparison.reference_codes)
+def masks(comparison):
+    """Boolean `[B, M]` masks (positive, negative) of all pairs; self is in neither."""
+    same = tf.equal(comparison.codes[:, None], comparison.reference_codes)
     columns = tf.range(tf.shape(comparison.reference_codes)[0])
-    itself = tf.equal(comparison.self_index[rows][:, None], columns)
-    return same & ~itself, ~same
+    return same & tf.not_equal(comparison.self_index[:, None], columns), ~same
 
 
 def valid_anchors(comparison):
     """Boolean `[B]`: the anchors with at least one positive and one negative reference."""
     # Counted from the labels, not seen in distances: a NaN embedding must not drop its anchor.
-    codes, reference_codes = comparison.codes, comparison.reference_codes
-    total = tf.size(reference_codes)
-    bins = tf.reduce_max(tf.concat([codes, reference_codes, [0]], 0)) + 1
-    same = tf.gather(tf.math.bincount(reference_codes, minlength=bins), codes)
+    same = tf.gather(class_sizes(comparison), comparison.codes)
     positives = same - tf.cast(comparison.self_index >= 0, tf.int32)
-    return (positives > 0) & (same < total)
+    return (positives > 0) & (same < tf.size(comparison.reference_codes))
 
 
-def scan_rows(select, dtypes, comparison, distance, mining_dtype=None):
-    """Applies `select` to the nearness of all anchors to all references, a block of rows at a time.
+class Block(NamedTuple):
+    """What a miner sees of `b` anchors. Nearness is larger where nearer, and comparable in a row.
 
-    The whole `[B, M]` matrix never exists: memory is O(block), and no gradient passes.
+    Attributes:
+        rows: `[b]` int32, which anchors these are.
+        columns: `[b, K]` int32, the references of the anchor's class in ascending order; K is the
+            size of the largest class.
+        is_positive: `[b, K]` bool, false in the padding and for the anchor itself.
+        positives: `[b, K]` nearness of `columns`.
+        negatives: `[b, M]` nearness of all references; the dtype's lowest value (not infinity,
+            which would alarm `tf.debugging.enable_check_numerics`) for those of the anchor's class.
+    """
+
+    rows: tf.Tensor
+    columns: tf.Tensor
+    is_positive: tf.Tensor
+    positives: tf.Tensor
+    negatives: tf.Tensor
+
+
+def scan_rows(select, dtypes, comparison, distance, mining_dtype=None, guard=None):
+    """Shows `select` all anchors, a block of rows at a time; the `[B, M]` matrix never exists.
+
+    Memory is O(block + B D), and no gradient passes. Of a row only the product and one pass over it
+    are dense: references of the anchor's class are few, and are addressed one by one.
 
     Args:
-        select: `(nearness [b, M], positive [b, M], negative [b, M]) -> tuple of [b, ...]`. Nearness
-            is larger where nearer; the masks are boolean.
+        select: `Block -> tuple of [b, ...]`.
         dtypes: what `select` returns, a tuple of dtypes.
         comparison: a `Comparison`.
-        distance: a `Distance`.
+        distance: a name in `DISTANCES` or a `Distance`.
         mining_dtype: dtype of the matrix product; None for that of the embeddings.
+        guard: references of another class nearer than this distance are no negatives: they look
+            like wrong labels. None for no such bound.
 
     Returns:
         What `select` returns, its blocks concatenated: a tuple of `[B, ...]`.
     """
     embeddings = tf.stop_gradient(comparison.embeddings)
     references = tf.stop_gradient(comparison.references)
+    distance = resolve(distance, DISTANCES, "distance")
     nearness = distance.nearness(references, tf.dtypes.as_dtype(mining_dtype or embeddings.dtype))
+    sizes = class_sizes(comparison)
+    starts = tf.cumsum(sizes, exclusive=True)
+    by_class = tf.argsort(comparison.reference_codes, stable=True)
+    places = tf.range(tf.reduce_max(sizes))
+    total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
 
-    def block(rows):
-        return select(nearness(embeddings[rows]), *masks(comparison, rows))
+    def block(first, end):
+        rows = slice(first, end)
+        scores = nearness(embeddings[rows])
+        codes = comparison.codes[rows]
+        present = places < tf.gather(sizes, codes)[:, None]
+        at = tf.where(present, tf.gather(starts, codes)[:, None] + places, 0)
+        columns = tf.gather(by_class, at)
+        positives = tf.gather(scores, columns, batch_dims=1)
+        itself = tf.equal(columns, comparison.self_index[rows][:, None])
+        anchors = tf.range(tf.shape(codes)[0])
+        row_numbers = tf.broadcast_to(anchors[:, None], tf.shape(columns))
+        # Once `positives` is read, nothing else holds the scores, and the update is done in place.
+        with tf.control_dependencies([positives]):
+            negatives = tf.tensor_scatter_nd_min(
+                scores,
+                tf.stack([row_numbers, columns], axis=2),
+                tf.where(present, scores.dtype.min, scores.dtype.max),
+            )
+        if guard is not None:
+            limits = distance.nearness_at(embeddings[rows], guard)[:, None]
+            negatives = tf.where(negatives <= limits, negatives, negatives.dtype.min)
+        is_positive = present & ~itself
+        return select(Block(first + anchors, columns, is_positive, positives, negatives))
 
-    count, width = embeddings.shape[0], references.shape[0]
-    if count is not None and width is not None and count * width <= BLOCK_ELEMENTS:
-        return block(slice(None))
+    count, static_width = embeddings.shape[0], references.shape[0]
+    if count and static_width and count * static_width <= BLOCK_ELEMENTS:
+        return block(0, count)
 
-    total = tf.shape(embeddings)[0]
-    step = tf.maximum(BLOCK_ELEMENTS // tf.maximum(tf.shape(references)[0], 1), 1)
+    step = tf.maximum(BLOCK_ELEMENTS // tf.maximum(width, 1), 1)
     arrays = tuple(
         tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False) for dtype in dtypes
     )
 
     def body(i, arrays):
-        results = block(slice(i * step, tf.minimum((i + 1) * step, total)))
+        results = block(i * step, tf.minimum((i + 1) * step, total))
         return i + 1, tuple(a.write(i, r) for a, r in zip(arrays, results, strict=True))
 
     # One block in flight: more would multiply the memory and fight for the same cores.
@@ -151,3 +220,10 @@ def scan_rows(select, dtypes, comparison, distance, mining_dtype=None):
         lambda i, _: (i * step < total) | tf.equal(i, 0), body, (0, arrays), parallel_iterations=1
     )
     return tuple(array.concat() for array in arrays)
+
+
+def class_sizes(comparison):
+    """`[C]` int32: how many references have each code."""
+    codes, reference_codes = comparison.codes, comparison.reference_codes
+    bins = tf.reduce_max(tf.concat([codes, reference_codes, [0]], 0)) + 1
+    return tf.math.bincount(reference_codes, minlength=bins)

@@ -66,10 +66,8 @@ def triplet_loss(
                 references=references,
                 mining_dtype=mining_dtype,
             )
-            x, y = comparison.embeddings, comparison.references
-            differences = distance.of_pairs(x, anchors, y, positives) - distance.of_pairs(
-                x, anchors, y, negatives
-            )
+            to_positive, to_negative = comparison.distances(distance, anchors, positives, negatives)
+            differences = to_positive - to_negative
         terms = tf.nn.softplus(differences) if soft_margin else tf.nn.relu(differences + margin)
         return reduce_terms(terms, reduction)
 

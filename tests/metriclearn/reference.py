@@ -69,3 +69,83 @@ def gradient(function, x, step=1e-6):
         below[i] -= step
         result[i] = (function(above) - function(below)) / (2 * step)
     return result
+
+
+def _candidates(labels, d, a, guard):
+    """Negatives of anchor a, nearest first, the lowest index first among equals."""
+    negatives = [i for i in range(len(labels)) if labels[i] != labels[a]]
+    negatives = [i for i in negatives if guard is None or d[a, i] >= guard]
+    return sorted(negatives, key=lambda i: (d[a, i], i))
+
+
+def _positives(labels, a):
+    return [i for i in range(len(labels)) if labels[i] == labels[a] and i != a]
+
+
+def semi_hard(labels, d, margin=0.2, fallback="none", guard=None):
+    triplets = []
+    for a in range(len(labels)):
+        negatives = _candidates(labels, d, a, guard)
+        for p in _positives(labels, a):
+            farther = [n for n in negatives if d[a, n] > d[a, p]]
+            if farther and (margin is None or d[a, farther[0]] < d[a, p] + margin):
+                triplets.append((a, p, farther[0]))
+            elif negatives and fallback == "hardest":
+                triplets.append((a, p, negatives[0]))
+            elif negatives and fallback == "farthest":
+                n = max(negatives, key=lambda i: (d[a, i], -i))
+                triplets.append((a, p, n))
+    return triplets
+
+
+def easy_positive(labels, d, negative="semi_hard", guard=None):
+    triplets = []
+    for a in range(len(labels)):
+        if positives := _positives(labels, a):
+            p = min(positives, key=lambda i: (d[a, i], i))
+            negatives = _candidates(labels, d, a, guard)
+            if negative == "semi_hard":
+                negatives = [n for n in negatives if d[a, n] > d[a, p]]
+            triplets += [(a, p, n) for n in negatives[:1]]
+    return triplets
+
+
+def top_k_hard(labels, d, k=5, guard=None):
+    triplets = []
+    for a in range(len(labels)):
+        if positives := _positives(labels, a):
+            p = max(positives, key=lambda i: (d[a, i], -i))
+            triplets += [(a, p, n) for n in _candidates(labels, d, a, guard)[:k]]
+    return triplets
+
+
+def given_positive(labels, d, negatives="both"):
+    pairs = len(labels) // 2
+    allowed = {"intra": range(pairs), "cross": range(pairs, 2 * pairs), "both": range(2 * pairs)}
+    triplets = []
+    for a in range(pairs):
+        nearest = [n for n in _candidates(labels, d, a, None) if n in allowed[negatives]]
+        triplets += [(a, a + pairs, n) for n in nearest[:1]]
+    return triplets
+
+
+def distance_weighted(labels, x, draws, cutoff=0.5, nonzero_loss_cutoff=1.4):
+    """Wu et al.'s weights, and the negative at which their running sum passes each draw."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    d, dimension = distances("euclidean", x, x), x.shape[1]
+    triplets = []
+    for a in range(len(labels)):
+        negatives = [i for i in range(len(labels)) if labels[i] != labels[a]]
+        weights = []
+        for n in negatives:
+            z = max(d[a, n], cutoff)
+            density = z ** (dimension - 2) * (1 - z * z / 4) ** ((dimension - 3) / 2)
+            weights.append(1 / density if z < nonzero_loss_cutoff else 0)
+        if not sum(weights):
+            weights = [1] * len(negatives)
+        members = [i for i in range(len(labels)) if labels[i] == labels[a]]
+        for k, p in enumerate(members):
+            if p != a and negatives:
+                place = np.searchsorted(np.cumsum(weights), draws[a, k] * sum(weights), "right")
+                triplets.append((a, p, negatives[place]))
+    return triplets
