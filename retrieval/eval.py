@@ -14,7 +14,6 @@ one item id a line, equal ids are the same picture. Without a catalogue the quer
 among themselves.
 """
 
-import json
 import os
 import sys
 
@@ -50,10 +49,10 @@ def main(model, given, rest):
     if rest:
         raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
     options = flags.FLAGS
-    folder, checkpoint = locate(model, given, options.checkpoint)
     from retrieval import embed
-    from trainer import checkpoints
+    from trainer import checkpoints, experiment
 
+    folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     step = checkpoints.step_of(checkpoint)
     output = _folder(options.output or os.path.join(folder, "analysis"))
     prefix = os.path.join(output, f"model-{step}")
@@ -131,33 +130,6 @@ def _folder(path):
     return path
 
 
-def locate(model, given, checkpoint):
-    """The experiment's folder and checkpoint; takes the experiment's own configuration over."""
-    from trainer import quiet
-
-    quiet.import_tensorflow()
-    from trainer import checkpoints, experiment
-
-    folder = experiment.directory(model.config)
-    if checkpoint is None:
-        checkpoint = checkpoints.latest(os.path.join(folder, "checkpoint"))
-        if checkpoint is None:
-            raise trainer_config.UserError(
-                f"no checkpoint in {folder}: train one first with "
-                f"python -m trainer.main --model={model.__name__}, or name one with --checkpoint"
-            )
-    else:
-        checkpoint = checkpoints.find(checkpoint)
-        # A checkpoint belongs to the experiment whose folder it lies in.
-        folder = os.path.dirname(os.path.dirname(os.path.abspath(checkpoint)))
-    saved = os.path.join(folder, "config.json")
-    if os.path.exists(saved):
-        with open(saved, encoding="utf-8") as text:
-            values = json.load(text)
-        model.config.restore({k: v for k, v in values.items() if k not in given})
-    return folder, checkpoint
-
-
 def write(prefix, figures, results, queries, catalogue, images, options):
     """Writes every file of one evaluation and prints its table.
 
@@ -169,7 +141,7 @@ def write(prefix, figures, results, queries, catalogue, images, options):
     similarity = figures["similarity"]
     histogram = evaluation.similarity_histogram(queries, catalogue, similarity)
     files.write_json(f"{prefix}-eval.json", figures)
-    files.write_json(f"{prefix}-top_retrieved.json", lists)
+    files.write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     report.write_csv(f"{prefix}-queries.csv", queries, catalogue, result)
     pictures.histogram(f"{prefix}-histogram.png", histogram)
@@ -260,6 +232,9 @@ def run(argv=None):
     argv = sys.argv if argv is None else argv
     define_flags()
     if not any(a.lstrip("-").split("=")[0] == "queries" for a in argv[1:]):
+        from trainer import quiet
+
+        quiet.import_tensorflow()  # before the model module does, with its banner
         trainer_config.run(main, argv)
     app.define_help_flags()
     try:

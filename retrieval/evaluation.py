@@ -7,6 +7,7 @@ import numpy as np
 from retrieval import exact, index, metrics
 
 REPLICATES = 1000
+FEW = 5  # products below which an interval would say nothing
 SAMPLES = 100_000  # pairs drawn for the similarity histogram
 
 
@@ -159,7 +160,7 @@ def by_category(ranking, queries):
             "recall@k": {k: metrics.mean(first <= k) for k in ranking.ks},
             "map@r": metrics.mean(ranking.average_precision[mask & ok]),
         }
-        if len(first):
+        if len(np.unique(queries.products[mask & ok])) >= FEW:
             values = (first <= ranking.ks[0]).astype(float)[:, None]
             rates = bootstrap(values, queries.products[mask & ok])
             low, high = np.percentile(rates, [2.5, 97.5])

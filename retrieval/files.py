@@ -42,6 +42,15 @@ def write_json(path, value):
         out.write("\n")
 
 
+def write_json_list(path, values):
+    """Writes a JSON list, one element a line."""
+    with published(path, "w") as out:
+        for n, value in enumerate(values):
+            out.write("[" if n == 0 else ",\n")
+            json.dump(plain(value), out, ensure_ascii=False, allow_nan=False)
+        out.write("]\n" if values else "[]\n")
+
+
 def plain(value):
     """The value in JSON's own types."""
     if isinstance(value, dict):

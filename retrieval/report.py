@@ -24,7 +24,7 @@ def gallery(queries, catalogue, result, seed=0) -> dict:
 
     worst: first relevant item farthest down. near: right item just missed the top. hits: a random
     choice of those that are right. hubs: [(catalogue row, times it was wrongly among the first
-    ten)]. suspects: [(query row, product)] where all of the first five are of one other product.
+    ten)]. suspects: [(query row, product)], see `_suspects`.
     """
     ranking, rows = result.ranking, result.rows
     first = ranking.first
@@ -37,17 +37,28 @@ def gallery(queries, catalogue, result, seed=0) -> dict:
     wrong = rows[:, :10][(rows[:, :10] >= 0) & ~right[:, :10]]
     count = np.bincount(wrong, minlength=len(catalogue))
     hubs = np.argsort(-count, kind="stable")[:EACH]
-    five = catalogue.products[rows[:, :5]]
-    same = (five == five[:, :1]).all(1) & (rows[:, :5] >= 0).all(1) & (rows.shape[1] >= 5)
-    suspects = np.flatnonzero(same & ~right[:, 0] & ranking.answerable)
-    suspects = suspects[np.argsort(-result.scores[suspects, 0], kind="stable")]
+    suspects = _suspects(queries, catalogue, result, right)
     return {
         "worst": [int(q) for q in worst[:EACH] if first[q] > 1],
         "near": near[np.argsort(gap, kind="stable")][:EACH].tolist(),
         "hits": np.sort(random.permutation(hits)[:EACH]).tolist(),
         "hubs": [(int(r), int(count[r])) for r in hubs if count[r] > 0],
-        "suspects": [(int(q), str(five[q, 0])) for q in suspects],
+        "suspects": [(int(q), str(catalogue.products[rows[q, 0]])) for q in suspects],
     }
+
+
+def _suspects(queries, catalogue, result, right):
+    """Queries, the surest first, whose label looks wrong: their own product is not among the first
+    five, which instead show all pictures (up to five) of one other product, the first of them as
+    near as right results usually are."""
+    ranking, rows, best = result.ranking, result.rows, result.scores[:, 0]
+    _, codes, count = np.unique(catalogue.products, return_inverse=True, return_counts=True)
+    five = codes[rows[:, :5]]
+    pictures = np.minimum(count[five[:, 0]], five.shape[1])
+    same = (five == five[:, :1]).sum(1) >= pictures
+    usual = np.median(best[right[:, 0]]) if right[:, 0].any() else np.inf
+    found = np.flatnonzero(same & (ranking.first > 5) & (best >= usual) & (rows[:, 0] >= 0))
+    return found[np.argsort(-best[found], kind="stable")]
 
 
 def wanted(chosen, results, others=()) -> dict:
@@ -237,11 +248,12 @@ def _categories(figures):
         rate = f["recall@k"][k]
         if not np.isfinite(rate):
             continue
-        low, high = f.get(f"recall@{k}_interval95", (rate, rate))
+        interval = f.get(f"recall@{k}_interval95")
+        shown = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "too few products"
         rows.append(
             f"<tr><th>{text(name) or 'none'}</th><td>{f['num_queries']}</td>"
             f"<td class=wide><div class=bar><i style='width:{100 * rate:.1f}%'></i></div></td>"
-            f"<td>{rate:.3f}</td><td class=dim>{low:.3f} to {high:.3f}</td></tr>"
+            f"<td>{rate:.3f}</td><td class=dim>{shown}</td></tr>"
         )
     return (
         f"<div class=scroll><table><tr><th>category</th><th>queries</th><th></th>"
@@ -307,8 +319,9 @@ class _Gallery:
 
     def suspects(self, suspects):
         note = (
-            f"<p>{len(suspects)} queries whose first five results are all of one other product; "
-            "the CSV beside this report lists them to be corrected.</p>"
+            f"<p>{len(suspects)} queries that look like another product: as near to it as right "
+            "results usually are, with their own product not among the first five. The CSV beside "
+            "this report lists them to be corrected.</p>"
         )
         rows = "".join(self.query(q) for q, _ in suspects[:EACH])
         return _section("Suspected wrong labels", note + rows) if suspects else ""
