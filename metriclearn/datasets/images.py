@@ -17,16 +17,29 @@ import tensorflow as tf
 HALO = 2
 
 
-def _composite_on_white(rgba):
-    """uint8 [h, w, 4] -> uint8 [h, w, 3]."""
-    wide = tf.cast(rgba, tf.int32)
-    alpha = wide[..., 3:]
-    return tf.cast((wide[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+def _decode_png(data):
+    """uint8 [h, w, 3]; what is transparent is laid over white."""
+    # As many channels as the file has: asked for four, libpng's filler for the alpha of a palette
+    # is the largest palette index instead of 255.
+    image = tf.io.decode_png(data, channels=0)
+    channels = tf.shape(image)[2]
+    colours = channels - tf.where(channels % 2 == 0, 1, 0)
+
+    def composite():
+        wide = tf.cast(image, tf.int32)
+        alpha = wide[..., colours:]
+        return tf.cast((wide[..., :colours] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+
+    image = tf.cond(colours < channels, composite, lambda: image)
+    return tf.broadcast_to(image, [*tf.unstack(tf.shape(image)[:2]), 3])
 
 
 def _shrink(image, ratio):
     """uint8 [h, w, c] -> its means over ratio x ratio blocks, [ceil(h / ratio), ...]."""
-    pooled = tf.nn.avg_pool2d(tf.cast(image, tf.float32)[None], ratio, ratio, "SAME")[0]
+    # The last blocks are filled up with the picture's edge; pooling's own padding would move all.
+    shape = tf.shape(image)
+    image = tf.pad(image, [[0, -shape[0] % ratio], [0, -shape[1] % ratio], [0, 0]], "SYMMETRIC")
+    pooled = tf.nn.avg_pool2d(tf.cast(image, tf.float32)[None], ratio, ratio, "VALID")[0]
     return tf.cast(tf.round(pooled), tf.uint8)
 
 
@@ -35,7 +48,7 @@ def _decode_other(data, channels):
     is_png = tf.equal(tf.strings.substr(data, 0, 4), b"\x89PNG")
     image = tf.cond(
         is_png,
-        lambda: _composite_on_white(tf.io.decode_png(data, channels=4)),
+        lambda: _decode_png(data),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
     image = tf.ensure_shape(image, [None, None, 3])

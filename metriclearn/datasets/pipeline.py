@@ -20,6 +20,7 @@ from metriclearn.datasets import images as pictures
 # With a crop, pictures keep twice the target's size: a window of half a side is still no smaller
 # than the target.
 CROP_RESERVE = 2
+CROP_STREAM = 1 << 40  # tells the seeds of windows from those of `augment`
 # Tensors of a graph travel in one protocol buffer of at most 2 GiB.
 MAX_GRAPH_BYTES = 1 << 30
 # One black pixel as a GIF, decoded where no file is wanted.
@@ -53,14 +54,13 @@ class DecodedCache:
         return self._kept.get(int(row), absent)
 
     def put(self, row, image, ratio):
-        """Keeps the picture if the budget allows; returns its bytes kept (0 when it does not)."""
+        """Keeps the picture if the budget allows; returns it."""
         with self._lock:
-            if int(row) in self._kept or self.bytes + image.nbytes > self.budget:
-                return np.int64(0)
-            # The array given is a view of a tensor that the runtime frees.
-            self._kept[int(row)] = image.copy(), np.int32(ratio)
-            self.bytes += image.nbytes
-            return np.int64(image.nbytes)
+            if int(row) not in self._kept and self.bytes + image.nbytes <= self.budget:
+                # The array given is a view of a tensor that the runtime frees.
+                self._kept[int(row)] = image.copy(), np.int32(ratio)
+                self.bytes += image.nbytes
+        return image
 
 
 def _decode_cached(cache, row, channels, decode):
@@ -73,9 +73,9 @@ def _decode_cached(cache, row, channels, decode):
 
     def miss():
         image, reduced = decode()
-        put = tf.numpy_function(cache.put, [row, image, reduced], tf.int64, stateful=False)
-        with tf.control_dependencies([put]):
-            return tf.identity(image), tf.identity(reduced)
+        # Through the function, not beside it: an op that nothing reads is pruned.
+        image = tf.numpy_function(cache.put, [row, image, reduced], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, [None, None, channels]), reduced
 
     return tf.cond(tf.size(kept) > 0, lambda: (kept, ratio), miss)
 
@@ -133,7 +133,9 @@ def _source(table, size, channels, crop, cache):
     least = size if crop is None else tuple(CROP_RESERVE * side for side in size)
 
     def windowed(seed):
-        return lambda height, width, box: crop(height, width, box, seed)
+        # Not the augmentation's own numbers again: a flip must not go with the crop's place.
+        own = tf.bitwise.bitwise_xor(seed, [CROP_STREAM, 0])
+        return lambda height, width, box: crop(height, width, box, own)
 
     def from_memory(row, seed):
         image = tf.constant(table.images)[row]
@@ -379,8 +381,8 @@ def unreadable_images(table):
     def attempt(row):
         data = tf.io.read_file(tf.constant(table.paths)[row])
         image, _ = pictures.decode(data, least=(1, 1))
-        with tf.control_dependencies([image]):
-            return tf.identity(row)
+        # The pixel is returned, too: decoding for nobody's use is pruned.
+        return row, image[0, 0, 0]
 
     # Its own graph, so that it can be called wherever a graph is being built.
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -390,7 +392,7 @@ def unreadable_images(table):
         good = [np.zeros(0, np.int64)]
         while True:
             try:
-                good.append(session.run(batch))
+                good.append(session.run(batch)[0])
             except tf.errors.OutOfRangeError:
                 break
     return np.setdiff1d(np.arange(len(table)), np.concatenate(good))

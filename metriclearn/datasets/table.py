@@ -100,10 +100,10 @@ class ProductTable:
     def _check_values(self):
         if (self.products == "").any():
             row = int(np.argmax(self.products == ""))
-            raise ValueError(f"row {row} ({self.ids[row]!r}): the product is empty")
+            raise ValueError(f"row {row} ({str(self.ids[row])!r}): the product is empty")
         values, counts = np.unique(self.ids, return_counts=True)
         if (counts > 1).any():
-            twice = values[np.argmax(counts > 1)]
+            twice = str(values[np.argmax(counts > 1)])
             rows = np.nonzero(self.ids == twice)[0][:2]
             raise ValueError(f"the id {twice!r} occurs twice (rows {rows[0]} and {rows[1]})")
         for name, allowed in (("splits", (*SPLITS, "")), ("roles", ROLES)):

@@ -1,0 +1,361 @@
+"""Augmentation of uint8 pictures: stateless, in tf.data for each picture or on device for a batch.
+
+Every function takes its randomness from `seed`, int64 or int32 [2], and from nothing else; the same
+seed gives the same picture. Functions on one picture take and return uint8 [H, W, C];
+`batched(augment)` makes one of a whole batch, for the device. Windows (`random_window`,
+`window_near_box`, `box_window`) choose where to crop *before* the file is decoded, so that only the
+window is (see `datasets.pipeline.train_batches`, argument `crop`).
+
+    augment = compose(random_flip, random_colour(), random_erasing(probability=0.5))
+    train_batches(table, sample, image_size=128, crop=random_window(), augment=augment, seed=1)
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
+
+
+def _fold(seed, number):
+    """Another int64 [2] seed, for the number-th use of one seed.
+
+    Drawn, not added: seeds of neighbouring pictures differ by one, and an offset of one would make
+    the second op of a picture repeat the first op of its neighbour.
+    """
+    seed = tf.cast(seed, tf.int64)
+    state = tf.stack([seed[0], seed[1] ^ (0x5DEECE66D * (number + 1))])
+    return tf.random.stateless_uniform([2], state, None, None, tf.int64)
+
+
+def _uniform(seed, shape, low, high):
+    return tf.random.stateless_uniform(shape, seed, low, high, tf.float32)
+
+
+def _coin(seed, probability):
+    return tf.random.stateless_uniform([], seed) < probability
+
+
+def _to_uint8(image):
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+
+
+def compose(*functions):
+    """One augmentation out of several, each with a seed of its own.
+
+    Args:
+      functions: each (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C].
+    """
+
+    def augment(image, seed):
+        for number, function in enumerate(functions):
+            image = function(image, _fold(seed, number))
+        return image
+
+    return augment
+
+
+def batched(augment):
+    """(uint8 [B, H, W, C], seeds int64 [B, 2]) -> uint8 [B, H, W, C]: one graph for the batch.
+
+    Picture i is augmented with seeds[i] as if alone, so that a batch split over devices comes out
+    the same.
+    """
+
+    def augment_batch(images, seeds):
+        # Random ops have no batched kernel; map_fn runs them side by side.
+        return tf.map_fn(
+            lambda item: augment(*item),
+            (images, seeds),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+            parallel_iterations=32,
+        )
+
+    return augment_batch
+
+
+def seeds_of(seed, step, count):
+    """int64 [count, 2] seeds of a step's pictures, those that the input pipeline uses."""
+    number = tf.cast(step, tf.int64) * (1 << 24) + tf.range(count, dtype=tf.int64)
+    return tf.stack([tf.fill(tf.shape(number), tf.cast(seed, tf.int64)), number], 1)
+
+
+# Windows: (height, width, box int32 [4] x1 y1 x2 y2, seed) -> int32 [4] y, x, h, w.
+
+
+def random_window(low=0.5, high=1.0, square=False):
+    """Crops a random share of the sides, anywhere in the picture.
+
+    Height and width are `share` of the picture's, share uniform in [low, high]: the aspect ratio
+    is kept (the original's "random crop 0.5-1"); with `square` both are that share of the shorter
+    side.
+
+    Raises:
+      ValueError: unless 0 < low <= high <= 1.
+    """
+    _check_range("random_window", low, high, 0.0, 1.0)
+
+    def window(height, width, box, seed):
+        del box
+        share, top, left = tf.unstack(_uniform(seed, [3], 0.0, 1.0))
+        share = low + (high - low) * share
+        sides = tf.cast(tf.stack([height, width]), tf.float32)
+        if square:
+            sides = tf.fill([2], tf.reduce_min(sides))
+        h, w = tf.unstack(tf.maximum(tf.cast(tf.round(sides * share), tf.int32), 1))
+        return tf.stack([_between(top, height - h), _between(left, width - w), h, w])
+
+    return window
+
+
+def _between(share, most):
+    """int32 uniform in 0..most from a uniform share in [0, 1)."""
+    return tf.minimum(tf.cast(share * tf.cast(most + 1, tf.float32), tf.int32), most)
+
+
+def window_near_box(jitter=0.1, margin=0.1):
+    """Crops near a bounding box: each edge moves by its own random share of the box's side.
+
+    An edge lies `margin` outside the box, plus a uniform share in [-jitter, jitter]. A picture
+    without a box (all zeros) is cropped by `random_window()`.
+
+    Raises:
+      ValueError: a negative jitter, or one so large that the window could vanish.
+    """
+    if not 0 <= jitter < 0.5 + margin:
+        raise ValueError(f"window_near_box: jitter={jitter} must be in [0, 0.5 + margin)")
+    anywhere = random_window()
+
+    def window(height, width, box, seed):
+        moves = _uniform(seed, [4], -jitter, jitter)
+        near = _around(box, height, width, margin, moves)
+        return tf.cond(box[2] > box[0], lambda: near, lambda: anywhere(height, width, box, seed))
+
+    return window
+
+
+def box_window(margin=0.0):
+    """Crops the bounding box widened by `margin` of its sides; the whole picture without a box.
+
+    Nothing is random: this is the window for evaluation.
+    """
+
+    def window(height, width, box, seed):
+        del seed
+        whole = tf.stack([0, 0, height, width])
+        exact = _around(box, height, width, margin, tf.zeros([4]))
+        return tf.cond(box[2] > box[0], lambda: exact, lambda: whole)
+
+    return window
+
+
+def _around(box, height, width, margin, moves):
+    x1, y1, x2, y2 = tf.unstack(tf.cast(box, tf.float32))
+    wide, high = x2 - x1, y2 - y1
+    left = x1 - wide * (margin + moves[0])
+    top = y1 - high * (margin + moves[1])
+    right = x2 + wide * (margin + moves[2])
+    bottom = y2 + high * (margin + moves[3])
+    limits = tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    edges = tf.clip_by_value(tf.stack([top, left, bottom, right]), 0.0, limits)
+    top, left, bottom, right = tf.unstack(tf.cast(tf.round(edges), tf.int32))
+    # A box outside the picture leaves one pixel at its edge.
+    top, left = tf.minimum(top, height - 1), tf.minimum(left, width - 1)
+    return tf.stack([top, left, tf.maximum(bottom - top, 1), tf.maximum(right - left, 1)])
+
+
+def _check_range(name, low, high, least, most):
+    if not least < low <= high <= most:
+        raise ValueError(
+            f"{name}: low={low}, high={high} must satisfy {least} < low <= high <= {most}"
+        )
+
+
+# Pictures: (uint8 [H, W, C], seed) -> uint8 [H, W, C].
+
+
+def random_crop(low=0.5, high=1.0, methods=("bilinear",)):
+    """Crops a random window (`random_window`) of a decoded picture and resizes it back.
+
+    The resize method is drawn from `methods`: with several, the network sees every kernel's
+    softness (the original's "random resize method").
+    """
+    place = random_window(low, high)
+    shrink_or_grow = random_resize(methods)
+
+    def augment(image, seed):
+        shape = tf.shape(image)
+        y, x, h, w = tf.unstack(place(shape[0], shape[1], tf.zeros([4], tf.int32), _fold(seed, 0)))
+        resized = shrink_or_grow(image[y : y + h, x : x + w], _fold(seed, 1), shape[:2])
+        return tf.ensure_shape(resized, image.shape)
+
+    return augment
+
+
+def random_resize(methods=RESIZE_METHODS):
+    """A function (image, seed, size) that resizes by a method drawn uniformly from `methods`.
+
+    Raises:
+      ValueError: no method, or one that `tf.image.resize` does not know.
+    """
+    known = tuple(vars(tf.image.ResizeMethod).values())
+    for method in methods:
+        if method not in known:
+            raise ValueError(f"random_resize: unknown method {method!r}; see tf.image.ResizeMethod")
+    if not methods:
+        raise ValueError("random_resize: no method to choose from")
+
+    def resize(image, seed, size):
+        def by(method):
+            return lambda: _to_uint8(tf.cast(tf.image.resize(image, size, method), tf.float32))
+
+        choice = tf.random.stateless_uniform([], seed, 0, len(methods), tf.int32)
+        return tf.switch_case(choice, [by(method) for method in methods])
+
+    return resize
+
+
+def random_flip(image, seed, probability=0.5):
+    """Mirrors left and right with the given probability."""
+    # A reversal of one axis or of none: cheaper than computing both pictures and choosing.
+    mirrored = tf.cond(_coin(seed, probability), lambda: image[:, ::-1], lambda: image)
+    return tf.ensure_shape(mirrored, image.shape)
+
+
+def random_noise(deviation=8.0):
+    """Adds Gaussian noise, its deviation (grey levels) uniform in [0, deviation] for each picture.
+
+    Raises:
+      ValueError: a negative deviation.
+    """
+    if deviation < 0:
+        raise ValueError(f"random_noise: deviation={deviation} must not be negative")
+
+    def augment(image, seed):
+        scale = _uniform(_fold(seed, 0), [], 0.0, deviation)
+        noise = tf.random.stateless_normal(tf.shape(image), _fold(seed, 1))
+        return _to_uint8(tf.cast(image, tf.float32) + scale * noise)
+
+    return augment
+
+
+# The luma and chroma axes of NTSC's YIQ: a hue shift is a turn of the chroma plane.
+_RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ).astype(np.float32)
+
+
+def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
+    """Jitters brightness, contrast, saturation and hue, all by one 3 x 3 matrix and an offset.
+
+    All four are linear in RGB when the hue turns in the YIQ plane, so one product per pixel does
+    what four passes (one through HSV) would.
+
+    Args:
+      brightness: the picture is shifted by up to this share of 255.
+      contrast: scaled about its mean by a factor in 1 +- contrast.
+      saturation: chroma scaled by a factor in 1 +- saturation.
+      hue: chroma turned by up to this share of the full circle.
+
+    Grey pictures (C=1) get brightness and contrast.
+
+    Raises:
+      ValueError: a negative strength, contrast or saturation above 1, hue above 0.5.
+    """
+    for name, value, most in (
+        ("brightness", brightness, 1.0),
+        ("contrast", contrast, 1.0),
+        ("saturation", saturation, 1.0),
+        ("hue", hue, 0.5),
+    ):
+        if not 0 <= value <= most:
+            raise ValueError(f"random_colour: {name}={value} must be in [0, {most}]")
+
+    def augment(image, seed):
+        draws = tf.unstack(_uniform(seed, [4], -1.0, 1.0))
+        shift, scale = 255.0 * brightness * draws[0], 1.0 + contrast * draws[1]
+        pixels = tf.cast(image, tf.float32)
+        mean = tf.reduce_mean(pixels, axis=[0, 1])
+        if image.shape[2] == 1:
+            return _to_uint8((pixels - mean) * scale + mean + shift)
+        chroma, angle = 1.0 + saturation * draws[2], 2 * math.pi * hue * draws[3]
+        turn = chroma * tf.stack([tf.cos(angle), -tf.sin(angle), tf.sin(angle), tf.cos(angle)])
+        rotation = tf.concat(
+            [tf.constant([[1.0, 0.0, 0.0]]), tf.pad(tf.reshape(turn, [2, 2]), [[0, 0], [1, 0]])], 0
+        )
+        to_yiq = tf.constant(_RGB_TO_YIQ)
+        matrix = tf.linalg.matmul(_YIQ_TO_RGB, tf.linalg.matmul(rotation, to_yiq))
+        # Contrast about the mean colour's luma, so that a grey mean stays where it is.
+        luma = tf.tensordot(to_yiq[0], mean, 1)
+        flat = tf.reshape(pixels, [-1, 3])
+        moved = tf.linalg.matmul(flat, scale * matrix, transpose_b=True)
+        return tf.reshape(_to_uint8(moved + (luma * (1.0 - scale) + shift)), tf.shape(image))
+
+    return augment
+
+
+def random_blur(most=1.5, probability=0.5, radius=3):
+    """Blurs with a Gaussian of deviation uniform in (0, most] pixels, edges mirrored.
+
+    Args:
+      most: the largest deviation, pixels.
+      probability: of blurring at all.
+      radius: taps on each side of the kernel's centre.
+    """
+    if most <= 0:
+        raise ValueError(f"random_blur: most={most} must be positive")
+
+    def augment(image, seed):
+        channels = image.shape[2]
+
+        def blurred():
+            deviation = _uniform(_fold(seed, 1), [], 0.05, most)
+            taps = tf.range(-radius, radius + 1, dtype=tf.float32)
+            kernel = tf.nn.softmax(-0.5 * tf.square(taps / deviation))
+            pixels = tf.cast(image, tf.float32)[None]
+            pad = [[0, 0], [radius, radius], [radius, radius], [0, 0]]
+            pixels = tf.pad(pixels, pad, "SYMMETRIC")
+            for shape in ([-1, 1, 1, 1], [1, -1, 1, 1]):
+                taps_2d = tf.tile(tf.reshape(kernel, shape), [1, 1, channels, 1])
+                pixels = tf.nn.depthwise_conv2d(pixels, taps_2d, [1, 1, 1, 1], "VALID")
+            return _to_uint8(pixels[0])
+
+        image_or_blurred = tf.cond(_coin(_fold(seed, 0), probability), blurred, lambda: image)
+        return tf.ensure_shape(image_or_blurred, image.shape)
+
+    return augment
+
+
+def random_erasing(probability=0.5, area=(0.02, 0.2), aspect=(0.3, 3.3)):
+    """Fills a random rectangle with noise (Zhong et al. 2020, "Random Erasing", algorithm 1).
+
+    Args:
+      probability: of erasing at all.
+      area: smallest and largest share of the picture.
+      aspect: smallest and largest height / width, drawn uniformly on a logarithmic scale.
+
+    A rectangle that would be larger than the picture is cut to it.
+    """
+    _check_range("random_erasing area", *area, 0.0, 1.0)
+    _check_range("random_erasing aspect", *aspect, 0.0, float("inf"))
+
+    def augment(image, seed):
+        def erased():
+            shape = tf.shape(image)
+            height, width = shape[0], shape[1]
+            share, ratio, top, left = tf.unstack(_uniform(_fold(seed, 1), [4], 0.0, 1.0))
+            pixels = tf.cast(height * width, tf.float32) * (area[0] + (area[1] - area[0]) * share)
+            low, high = (math.log(bound) for bound in aspect)
+            ratio = tf.exp(low + (high - low) * ratio)
+            h = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(pixels * ratio)), tf.int32), 1, height)
+            w = tf.clip_by_value(tf.cast(tf.round(tf.sqrt(pixels / ratio)), tf.int32), 1, width)
+            y, x = _between(top, height - h), _between(left, width - w)
+            noise = tf.random.stateless_uniform(shape, _fold(seed, 2), 0, 256, tf.int32)
+            rows, columns = tf.range(height)[:, None], tf.range(width)[None]
+            inside = (rows >= y) & (rows < y + h) & (columns >= x) & (columns < x + w)
+            return tf.where(inside[..., None], tf.cast(noise, tf.uint8), image)
+
+        image_or_erased = tf.cond(_coin(_fold(seed, 0), probability), erased, lambda: image)
+        return tf.ensure_shape(image_or_erased, image.shape)
+
+    return augment

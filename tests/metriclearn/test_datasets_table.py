@@ -1,0 +1,87 @@
+"""ProductTable: checked columns, selection, splits by product, queries and catalogue."""
+
+import numpy as np
+import pytest
+
+from metriclearn.datasets import ProductTable, queries_and_catalogue, split_by_product
+
+
+def table(**columns):
+    base = {"products": ["b", "a", "b", "c"], "ids": ["1", "2", "3", "4"]}
+    return ProductTable(**(base | columns))
+
+
+def test_columns_default_and_labels_are_ranks():
+    t = table(extra={"face": list("wxyz")})
+    assert t.paths.tolist() == [""] * 4
+    assert t.labels.tolist() == [1, 0, 1, 2] and t.labels.dtype == np.int64
+    assert t.column("face").tolist() == list("wxyz")
+    assert ProductTable(products=["a"], paths=["x.jpg"]).ids.tolist() == ["x.jpg"]
+
+
+def test_select_and_where_keep_all_columns_in_step():
+    t = table(
+        splits=["train", "val", "test", "test"],
+        boxes=np.arange(16).reshape(4, 4),
+        images=np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1),
+        extra={"face": list("wxyz")},
+    )
+    picked = t.select([3, 0])
+    assert picked.ids.tolist() == ["4", "1"]
+    assert picked.boxes[0].tolist() == [12, 13, 14, 15]
+    assert picked.images.ravel().tolist() == [3, 0]
+    assert t.where(split=("train", "test"), face=["w", "z"]).ids.tolist() == ["1", "4"]
+    assert len(t.where(product="nothing")) == 0
+    assert len(t.select(np.zeros(4, bool))) == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"ids": ["1", "2", "1", "4"]}, "the id '1' occurs twice .rows 0 and 2."),
+        ({"products": ["a", "", "b", "c"]}, "row 1 .'2'.: the product is empty"),
+        ({"splits": ["train", "tset", "val", ""]}, "'tset' is none of .*did you mean 'test'"),
+        ({"roles": ["querry", "", "", ""]}, "did you mean 'query'"),
+        ({"categories": ["x"]}, "'categories' has shape"),
+        ({"boxes": np.zeros((4, 3))}, "boxes must be"),
+        ({"images": np.zeros((4, 2, 2, 1))}, "images must be uint8"),
+    ],
+)
+def test_bad_columns_are_named(columns, message):
+    with pytest.raises(ValueError, match=message):
+        table(**columns)
+
+
+def test_unknown_column_suggests_the_near_one():
+    with pytest.raises(ValueError, match="no column 'splits_'.*did you mean 'split'"):
+        table().where(splits_="test")
+
+
+def test_split_by_product_depends_on_names_alone():
+    products = np.asarray([f"p{i}" for i in range(50)] * 3)
+    split = split_by_product(products)
+    order = np.random.default_rng(0).permutation(150)
+    assert (split_by_product(products[order]) == split[order]).all()
+    assert {s: len(set(products[split == s])) for s in ("train", "val", "test")} == {
+        "train": 35,
+        "val": 5,
+        "test": 10,
+    }
+    assert (split_by_product(products, salt="other") != split).any()
+    assert sorted(split_by_product(["a", "b", "c"])) == ["test", "train", "val"]
+    with pytest.raises(ValueError, match="2 products cannot be split"):
+        split_by_product(["a", "b"])
+
+
+def test_queries_and_catalogue():
+    roles = ["query", "catalogue", "", "train"]
+    t = table(splits=["test", "catalogue", "val", "train"], roles=roles)
+    queries, catalogue = queries_and_catalogue(t, "test")
+    assert (queries.ids.tolist(), catalogue.ids.tolist()) == (["1"], ["2"])
+    queries, catalogue = queries_and_catalogue(t, "val")  # no role: all of the split
+    assert (queries.ids.tolist(), catalogue.ids.tolist()) == (["3"], ["2"])
+    alone = table(splits=["test"] * 4)
+    queries, catalogue = queries_and_catalogue(alone)
+    assert queries.ids.tolist() == catalogue.ids.tolist() == ["1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="no picture in split 'train'"):
+        queries_and_catalogue(alone, "train")

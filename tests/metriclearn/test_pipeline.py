@@ -1,0 +1,331 @@
+"""The input pipeline: pure in (seed, step), every kind of file, damaged files by name."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from metriclearn import augment
+from metriclearn.datasets import ProductTable, images, pipeline
+
+
+def photo(height, width, seed=0):
+    """A smooth RGB picture, which JPEG keeps nearly as it is."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for i in range(12):
+        path = folder / (f"{i}.jpg" if i % 3 else f"{i}.png")
+        photo(40 + 4 * i, 50 + 30 * i, i).save(path)
+        paths.append(str(path))
+    return ProductTable(
+        products=[f"p{i // 2}" for i in range(12)],
+        paths=paths,
+        categories=["c"] * 12,
+        splits=["train"] * 12,
+        boxes=[[5, 6, 25, 30]] * 12,
+    )
+
+
+def sample(step):
+    return tf.random.stateless_uniform([6], [7, step], 0, 12, tf.int64)
+
+
+def run(build, count=None):
+    """The first `count` batches (all when None) in a graph of their own, as NumPy."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        batch = tf.compat.v1.data.make_one_shot_iterator(build()).get_next()
+        out = []
+        while count is None or len(out) < count:
+            try:
+                out.append(session.run(batch))
+            except tf.errors.OutOfRangeError:
+                break
+        return out
+
+
+def train(table, count=3, **options):
+    options = {"image_size": (24, 32), "seed": 5} | options
+    return run(lambda: pipeline.train_batches(table, sample, **options), count)
+
+
+def same(a, b):
+    return all((x[k] == y[k]).all() for x, y in zip(a, b, strict=True) for k in x)
+
+
+CHANGES = {
+    "crop": augment.random_window(),
+    "augment": augment.compose(augment.random_flip, augment.random_colour()),
+}
+
+
+def test_batches_are_what_the_sampler_says(table):
+    for step, batch in enumerate(train(table)):
+        rows = np.asarray(sample(tf.constant(step, tf.int64)))
+        assert batch["image"].shape == (6, 24, 32, 3) and batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int64
+        assert (batch["label"] == table.labels[rows]).all()
+        assert (batch["id"].astype(str) == table.ids[rows]).all()
+        assert (batch["product"].astype(str) == table.products[rows]).all()
+        assert (batch["category"] == b"c").all()
+
+
+def test_a_batch_depends_on_seed_and_step_alone(table):
+    whole = train(table, 5, **CHANGES)
+    assert same(train(table, 2, start_step=3, **CHANGES), whole[3:])
+    assert same(train(table, 5, cache=pipeline.DecodedCache(1 << 20), **CHANGES), whole)
+    other = train(table, 5, **(CHANGES | {"seed": 6}))
+    assert not same(other, whole) and (other[0]["id"] == whole[0]["id"]).all()
+
+
+def test_static_shapes(table):
+    with tf.Graph().as_default():
+        spec = pipeline.train_batches(table, sample, image_size=8, channels=1).element_spec
+        assert spec["image"].shape == (6, 8, 8, 1) and spec["label"].shape == (6,)
+        spec = pipeline.eval_batches(table, batch_size=5, image_size=8).element_spec
+        assert spec["image"].shape.as_list() == [None, 8, 8, 3]
+
+
+def test_eval_gives_each_picture_once_in_order(table):
+    out = run(lambda: pipeline.eval_batches(table, batch_size=5, image_size=16))
+    assert [len(b["label"]) for b in out] == [5, 5, 2]
+    assert np.concatenate([b["id"] for b in out]).astype(str).tolist() == table.ids.tolist()
+    pixels = np.concatenate([b["image"] for b in out])
+    for row in range(12):
+        wanted = np.asarray(Image.open(table.paths[row]).resize((16, 16)), int)
+        assert np.abs(pixels[row] - wanted).mean() < 14, row
+
+
+def test_eager_use(table):
+    batch = next(iter(pipeline.eval_batches(table, batch_size=12, image_size=16)))
+    assert batch["image"].shape == (12, 16, 16, 3)
+
+
+@pytest.mark.parametrize("crop", [None, augment.random_window()])
+def test_pixels_in_memory(table, crop):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+    memory = ProductTable(products=table.products, ids=table.ids, images=pixels)
+    batch = train(memory, 1, image_size=8, channels=1, crop=crop)[0]
+    rows = np.asarray(sample(tf.constant(0, tf.int64)))
+    assert batch["image"].shape == (6, 8, 8, 1)
+    assert (batch["image"] == pixels[rows]).all() == (crop is None)
+    assert train(memory, 1, image_size=4, channels=1, crop=crop)[0]["image"].shape[1] == 4
+    with pytest.raises(ValueError, match="have 1 channels, channels=3"):
+        train(memory)
+    with pytest.raises(ValueError, match="a cache .* has no use"):
+        train(memory, channels=1, crop=crop, cache=pipeline.DecodedCache(9))
+
+
+def test_cache_keeps_within_its_budget(table):
+    cache = pipeline.DecodedCache(30_000)
+    first = train(table, 6, cache=cache)
+    assert 0 < cache.bytes <= 30_000 and 0 < len(cache) < 12
+    kept = len(cache)
+    assert same(train(table, 6, cache=cache), first) and len(cache) == kept
+    assert same(train(table, 6), first)
+
+
+DAMAGE = {
+    "truncated": (lambda data: data[: len(data) // 2], "truncated or damaged"),
+    "empty": (lambda data: b"", "the file is empty"),
+    "a web page": (lambda data: b"<html></html>", "not a JPEG, PNG, GIF, BMP or WebP"),
+    "gone": (None, "No such file"),
+}
+
+
+def damaged(tmp_path, change, which=(3,), count=8):
+    paths = []
+    for i in range(count):
+        data = encoded(photo(20, 20, i), "JPEG")
+        path = tmp_path / f"{i}.jpg"
+        paths.append(str(path))
+        if i not in which:
+            path.write_bytes(data)
+        elif change:
+            path.write_bytes(change(data))
+    return ProductTable(products=[f"p{i}" for i in range(count)], paths=paths)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_bad_file_is_named(tmp_path, kind):
+    change, reason = DAMAGE[kind]
+    table = damaged(tmp_path, change)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"3.jpg: .*{reason}.*on_bad_image"):
+        run(lambda: pipeline.eval_batches(table, batch_size=4, image_size=8))
+    with pytest.warns(UserWarning, match=f"1 of 8 pictures .* skipped .*3.jpg: .*{reason}"):
+        good = pipeline.usable_images(table, "skip")
+    assert good.ids.tolist() == [p for i, p in enumerate(table.ids.tolist()) if i != 3]
+    assert pipeline.usable_images(table, "error") is table
+
+
+@pytest.mark.parametrize("which", [(0,), (7,), (4, 5, 6, 7), tuple(range(8))])
+def test_bad_files_anywhere_in_the_stream(tmp_path, which):
+    table = damaged(tmp_path, lambda data: data[:60], which)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{which[0]}.jpg: "):
+        run(lambda: pipeline.eval_batches(table, batch_size=4, image_size=8))
+
+    def fixed(step):
+        return (tf.range(4, dtype=tf.int64) + 4 * step) % 8
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{which[0]}.jpg: "):
+        run(lambda: pipeline.train_batches(table, fixed, image_size=8), 3)
+    assert pipeline.unreadable_images(table).tolist() == list(which)
+
+
+def test_none_left_to_use(tmp_path):
+    table = damaged(tmp_path, None, which=range(8))
+    with pytest.raises(ValueError, match="none of the 8 pictures can be read"):
+        pipeline.usable_images(table, "skip")
+    with pytest.raises(ValueError, match="must be 'error' or 'skip', not 'ignore'"):
+        pipeline.usable_images(table, "ignore")
+
+
+def test_wrong_arguments(table):
+    def build(sampler=sample, **options):
+        with tf.Graph().as_default():
+            pipeline.train_batches(table, sampler, **({"image_size": 8} | options))
+
+    with pytest.raises(ValueError, match="static shape"):
+        build(lambda step: tf.range(step))
+    with pytest.raises(ValueError, match="image_size must be"):
+        build(image_size=0)
+    with pytest.raises(ValueError, match="channels must be 1 or 3"):
+        build(channels=4)
+    with pytest.raises(ValueError, match="augment must return uint8, not float32"):
+        build(augment=lambda image, seed: tf.cast(image, tf.float32))
+    with pytest.raises(ValueError, match="the table of training pictures is empty"):
+        pipeline.train_batches(table.select([]), sample, image_size=8)
+    with pytest.raises(ValueError, match="batch_size must be positive"):
+        pipeline.eval_batches(table, batch_size=0, image_size=8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a row that the table does not have"):
+        run(lambda: pipeline.train_batches(table, lambda s: tf.fill([6], s + 12), image_size=8), 1)
+
+
+# Kinds of files.
+
+
+def decode(data, **options):
+    image, ratio = images.decode(tf.constant(data), **options)
+    return np.asarray(image).astype(int), int(ratio)
+
+
+def test_grey_and_cmyk_and_progressive_jpeg():
+    picture = photo(32, 48)
+    rgb = np.asarray(picture, int)
+    for data in (
+        encoded(picture.convert("CMYK"), "JPEG", quality=95),
+        encoded(picture, "JPEG", quality=95, progressive=True),
+    ):
+        assert np.abs(decode(data)[0] - rgb).mean() < 6
+    grey = decode(encoded(picture.convert("L"), "JPEG"))[0]
+    assert grey.shape == (32, 48, 3) and (grey[..., 0] == grey[..., 2]).all()
+    assert decode(encoded(picture, "JPEG"), channels=1)[0].shape == (32, 48, 1)
+
+
+def test_transparency_is_laid_over_white():
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[0] = [200, 100, 0, 255]
+    rgba[1] = [0, 0, 0, 51]
+    rgba[1, 2] = [255, 0, 0, 0]
+    image, _ = decode(encoded(Image.fromarray(rgba), "PNG"))
+    assert image[0, 0].tolist() == [200, 100, 0]
+    assert image[1, 0].tolist() == [204, 204, 204] and image[1, 2].tolist() == [255, 255, 255]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([9, 8, 7])
+    data = encoded(palette, "PNG", transparency=0)
+    assert decode(data)[0].tolist() == [[[255, 255, 255]]]
+    assert decode(encoded(palette, "PNG"))[0].tolist() == [[[9, 8, 7]]]
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    deep = np.asarray([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    image, _ = decode(encoded(Image.fromarray(deep), "PNG"), channels=1)
+    assert image.ravel().tolist() == [0, 0, 1, 0x12, 0xFF]
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("P", (5, 4), i) for i in range(3)]
+    for i, frame in enumerate(frames):
+        frame.putpalette([0, 0, 0, 10, 20, 30, 90, 90, 90])
+        frame.putpixel((i, 0), 1)
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    image, _ = decode(data)
+    assert image.shape == (4, 5, 3)
+    assert image[0, 0].tolist() == [10, 20, 30] and not image[0, 1:].any()
+
+
+@pytest.mark.parametrize("kind", ["BMP", "WEBP"])
+def test_bmp_and_webp(kind):
+    picture = photo(16, 20)
+    image, _ = decode(encoded(picture, kind))
+    assert np.abs(image - np.asarray(picture, int)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_decoding_at_a_reduced_scale(kind):
+    picture = photo(100, 203)
+    data = encoded(picture, kind)
+    full = decode(data)[0]
+    for least, ratio in (
+        ((100, 203), 1),
+        ((51, 20), 1),
+        ((50, 101), 2),
+        ((13, 26), 4),
+        ((9, 9), 8),
+    ):
+        image, reduced = decode(data, least=least)
+        assert reduced == ratio, least
+        assert image.shape == (-(-100 // ratio), -(-203 // ratio), 3)
+        inner = full[: 100 // ratio * ratio, : 203 // ratio * ratio]
+        blocks = inner.reshape(100 // ratio, ratio, 203 // ratio, ratio, 3).mean((1, 3))
+        assert np.abs(image[: len(blocks), : blocks.shape[1]] - blocks).mean() < 4
+
+
+def test_fused_crop_gives_the_pixels_of_crop_after_decode():
+    rng = np.random.default_rng(2)
+    noisy = Image.fromarray(rng.integers(0, 256, (67, 90, 3), np.uint8))
+    for data in (encoded(noisy, "JPEG"), encoded(noisy, "JPEG", subsampling=1)):
+        for least in (None, (30, 40)):
+            whole, ratio = decode(data, least=least)
+            for _ in range(8):
+                y, x = rng.integers(0, [len(whole) - 3, whole.shape[1] - 3])
+                window = [y, x, rng.integers(1, len(whole) - y), rng.integers(1, 40)]
+                part = decode(
+                    data, least=least, window=lambda *_, w=window: tf.constant(w, tf.int32)
+                )
+                h = min(window[2], len(whole) - y)
+                w = min(window[3], whole.shape[1] - x)
+                assert (part[0] == whole[y : y + h, x : x + w]).all() and part[1] == ratio
+
+
+def test_boxes_are_reduced_with_the_picture_and_windows_clipped():
+    data = encoded(photo(80, 80), "JPEG")
+    seen = []
+
+    def window(height, width, box):
+        seen.append((int(height), int(width), np.asarray(box).tolist()))
+        return tf.constant([-5, 30, 1000, 1000])
+
+    image, ratio = decode(data, least=(20, 20), window=window, box=tf.constant([9, 10, 41, 79]))
+    assert ratio == 4 and seen[-1] == (20, 20, [2, 2, 11, 20])
+    assert image.shape == (20, 1, 3)
+
+
+def test_exif_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(photo(10, 30), "JPEG", exif=exif))[0].shape == (10, 30, 3)
