@@ -39,7 +39,7 @@ def export(model, checkpoint, output, *, outputs=(), overwrite=False, code=None)
       checkpoint: prefix of the checkpoint; moving averages are used where it has them.
       output: folder to create.
       outputs: names of the outputs; by default `embeddings` where the model sets them, otherwise
-        the last output that has a batch dimension.
+        the last output with a batch dimension that depends on a variable.
       overwrite: replace an earlier export.
       code: what the note says of the code that trained it, a JSON value.
 
@@ -103,7 +103,8 @@ def choose(model, built, names=()):
     if not tensors:
         raise UserError(f"{model.__name__}.build returns no output with a batch dimension.")
     if not names:
-        names = ["embeddings" if "embeddings" in tensors else next(reversed(tensors))]
+        learned = [k for k, t in tensors.items() if _has_weights(t)] or list(tensors)
+        names = ["embeddings" if "embeddings" in tensors else learned[-1]]
     for name in names:
         if name not in tensors:
             raise UserError(
@@ -123,6 +124,10 @@ def ancestors(tensors):
             left.extend(tensor.op for tensor in op.inputs)
             left.extend(op.control_inputs)
     return list(found.values())
+
+
+def _has_weights(tensor):
+    return any(op.type == "VarHandleOp" for op in ancestors([tensor]))
 
 
 def placeholders(tensors):

@@ -49,11 +49,7 @@ def test_the_program_exports_the_named_checkpoint_with_its_own_configuration(
     train, config, program, tmp_path
 ):
     folder = train(model=toy_served, keys={"trainer.checkpoint_save_interval": 10})
-    arguments = [
-        "trainer.export",
-        "--model=toy_served",
-        f"--checkpoint={folder}/checkpoint/model-10",
-    ]
+    checkpoint = f"--checkpoint={folder}/checkpoint/model-10"
     code, out, err = program("trainer.export", "--model=toy_served", checkpoint)
     assert code == 0, err
     output = pathlib.Path(folder, "export", "model-10")
@@ -64,7 +60,7 @@ def test_the_program_exports_the_named_checkpoint_with_its_own_configuration(
     assert note["code"]["packages"]["tensorflow"] == tf.__version__
     with v1.Session(graph=tf.Graph()) as session:
         signature = v1.saved_model.load(session, ["serve"], str(output)).signature_def
-        assert set(signature["serving_default"].outputs) == {"target"}  # the last with a batch
+        assert set(signature["serving_default"].outputs) == {"prediction"}  # the last learned one
     assert sorted(os.listdir(output.parent)) == ["model-10"]
 
 

@@ -1,0 +1,58 @@
+"""`python -m trainer.run --model=M --action=package.module`: your own action on a model.
+
+An action is a module with `run(model, config)`. It gets the model module and its configuration:
+that of the experiment where there is one, overridden by the flags given here. Flags that the module
+defines with absl when it is imported are flags of the program. A whole number that `run` returns is
+the exit code.
+"""
+
+import contextlib
+import sys
+
+from absl import flags
+
+from trainer import quiet
+
+quiet.import_tensorflow()
+
+from trainer import config as config_lib  # noqa: E402 (after the quiet import)
+from trainer import experiment  # noqa: E402
+from trainer.config import UserError, did_you_mean  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+
+def load_action(name):
+    """Returns the module that `--action` names, after checking that it has `run`."""
+    if not name:
+        raise UserError("Give an action: --action=package.module, with run(model, config) in it.")
+    action = config_lib.load_module(name, "--action")
+    if not callable(getattr(action, "run", None)):
+        functions = [n for n, v in vars(action).items() if callable(v) and not n.startswith("_")]
+        near = did_you_mean("run", functions)
+        raise UserError(f"--action={name}: the module has no run(model, config).{near}")
+    return action
+
+
+def main(model, given, rest):
+    if rest:
+        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+    action = load_action(FLAGS.action)
+    experiment.restore_config(model, given)
+    code = action.run(model, model.config)
+    return code if isinstance(code, int) else 0
+
+
+def define_flags():
+    flags.DEFINE_string("model", None, "Model to act on: a module name.", short_name="m")
+    flags.DEFINE_string("action", None, "Module whose run(model, config) runs.", short_name="a")
+
+
+if __name__ == "__main__":
+    define_flags()
+    # Imported before the flags are parsed, so that the action's own flags are known; what is wrong
+    # with the name is said by main().
+    with contextlib.suppress(flags.Error, UserError):
+        FLAGS(sys.argv, known_only=True)
+        load_action(FLAGS.action)
+    config_lib.run(main)
