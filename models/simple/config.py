@@ -10,6 +10,9 @@ config = Config(
         "model.batch_size": 128,
         "model.num_steps": 1200,
         "model.optimizer.method": "adam",
+        # Near 0, Adam's epsilon makes full steps of rounding errors: towers would drift apart.
+        "model.optimizer.adam.epsilon": 1e-4,
+        "model.lr_schedule.warmup_steps": 100,
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 2e-3,
     }
@@ -19,6 +22,7 @@ config.declare(
     "model.filters", [32, 64, 128], "Channels of each convolution; each halves the size."
 )
 config.declare("model.embedding_size", 64, "Dimensions of the embedding.")
+config.declare("model.dropout", 0.0, "Share of the features to drop in training.")
 config.declare("model.margin", 0.2, "How much nearer the positive must be than the negative.")
 config.declare(
     "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")

@@ -7,7 +7,7 @@ import metriclearn
 from models.simple.config import config
 from models.simple.datasets import channels
 from retrieval.metrics import recall_at_k
-from trainer.layers import ModelDict, conv2d, dense, group_norm
+from trainer.layers import ModelDict, conv2d, dense, dropout, group_norm
 
 
 def build(inputs=None, train_phase=False):
@@ -21,9 +21,10 @@ def build(inputs=None, train_phase=False):
     for i, filters in enumerate(config["model.filters"]):
         x = conv2d(model.last, filters, 3, f"conv{i}", strides=2, use_bias=False)
         model[f"conv{i}"] = tf.nn.relu(group_norm(x, 8, f"norm{i}"))
-    features = tf.reshape(model.last, [-1, model.last.shape[1:].num_elements()])
-    model.features = dense(features, config["model.embedding_size"], "embedding")
-    model.embeddings = tf.nn.l2_normalize(model.features, axis=1)
+    model.features = tf.reshape(model.last, [-1, model.last.shape[1:].num_elements()])
+    dropped = dropout(model.features, config["model.dropout"], train_phase)
+    model.projection = dense(dropped, config["model.embedding_size"], "embedding")
+    model.embeddings = tf.nn.l2_normalize(model.projection, axis=1)
     if "label" in inputs:
         model.labels = inputs["label"]
     return model
