@@ -103,24 +103,38 @@ def write(path, *, figures, curves, histogram, gallery, queries, catalogue, resu
     parts = [
         f"<h1>Retrieval report</h1><p class=sub>{text(name)}{step}</p>",
         _summary(figures),
-        _section("Recall at k", _curves(curves)),
-        _section("Similarity", _histogram(histogram)),
-        _section("Categories", _categories(figures)),
-        _section("Confusion", _confusion(queries, catalogue, result)),
+        section("Recall at k", _curves(curves)),
+        section("Similarity", _histogram(histogram)),
+        section("Categories", _categories(figures)),
+        section("Confusion", _confusion(queries, catalogue, result)),
         show.section("Worst misses", "The right item stands farthest down.", gallery["worst"]),
         show.section("Near misses", "The right item is among the first five.", gallery["near"]),
         show.section("Random hits", "The first item is right.", gallery["hits"]),
         show.hubs(gallery["hubs"]),
         show.suspects(gallery["suspects"]),
     ]
-    page = _PAGE.replace("{title}", text(f"Retrieval report {name}")).replace(
-        "{body}", "\n".join(part for part in parts if part)
-    )
     with files.published(path, "w") as out:
-        out.write(page)
+        out.write(page(f"Retrieval report {name}", parts))
 
 
-def _section(title, body):
+def page(title, parts) -> str:
+    """A whole HTML page from its parts, which are HTML already."""
+    body = "\n".join(part for part in parts if part)
+    return _PAGE.replace("{title}", text(title)).replace("{body}", body)
+
+
+def cell(images, name, product, kind, note):
+    """One picture (a question mark where `images` lacks it) with its product and a note."""
+    picture = images.get(str(name))
+    shown = f'<img alt="" src="{_data_url(picture)}">' if picture is not None else "<em>?</em>"
+    return (
+        f'<figure class={kind} title="{text(name)}">{shown}'
+        f"<figcaption>{text(product)}<br><small>{note}</small></figcaption></figure>"
+    )
+
+
+def section(title, body):
+    """A titled part of the page, or nothing where the body is empty."""
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
@@ -287,12 +301,12 @@ class _Gallery:
         self.query_images, self.item_images = query_images, item_images
 
     def section(self, title, note, rows):
-        return _section(title, f"<p>{note}</p>" + "".join(map(self.query, rows))) if rows else ""
+        return section(title, f"<p>{note}</p>" + "".join(map(self.query, rows))) if rows else ""
 
     def query(self, q):
         first, products = int(self.result.ranking.first[q]), self.queries.products
         cells = [
-            self.cell(self.query_images, self.queries.ids[q], products[q], "query", f"rank {first}")
+            cell(self.query_images, self.queries.ids[q], products[q], "query", f"rank {first}")
         ]
         for r, score in zip(self.result.rows[q, :SHOWN], self.result.scores[q], strict=False):
             if r >= 0:
@@ -302,20 +316,12 @@ class _Gallery:
 
     def item(self, r, kind, note):
         catalogue = self.catalogue
-        return self.cell(self.item_images, catalogue.ids[r], catalogue.products[r], kind, note)
-
-    def cell(self, images, name, product, kind, note):
-        picture = images.get(str(name))
-        shown = f'<img alt="" src="{_data_url(picture)}">' if picture is not None else "<em>?</em>"
-        return (
-            f'<figure class={kind} title="{text(name)}">{shown}'
-            f"<figcaption>{text(product)}<br><small>{note}</small></figcaption></figure>"
-        )
+        return cell(self.item_images, catalogue.ids[r], catalogue.products[r], kind, note)
 
     def hubs(self, hubs):
         cells = "".join(self.item(r, "wrong", f"{n} times") for r, n in hubs)
         note = "<p>Catalogue items that were most often wrongly among the first ten.</p>"
-        return _section("Hubs", f"{note}<div class=row>{cells}</div>") if hubs else ""
+        return section("Hubs", f"{note}<div class=row>{cells}</div>") if hubs else ""
 
     def suspects(self, suspects):
         note = (
@@ -324,7 +330,7 @@ class _Gallery:
             "this report lists them to be corrected.</p>"
         )
         rows = "".join(self.query(q) for q, _ in suspects[:EACH])
-        return _section("Suspected wrong labels", note + rows) if suspects else ""
+        return section("Suspected wrong labels", note + rows) if suspects else ""
 
 
 def _data_url(image):

@@ -1,0 +1,61 @@
+"""Comparing two evaluations of the same queries."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from retrieval import compare, evaluation, files, report
+from retrieval.eval import top_retrieved
+
+
+def write_evaluation(folder, noise, ids, labels, truth):
+    random = np.random.default_rng(int(noise * 100))
+    points = (truth[labels] + noise * random.normal(size=(len(labels), 6))).astype(np.float32)
+    items = evaluation.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
+    result = evaluation.evaluate(items)
+    folder.mkdir()
+    files.write_json(folder / "embeddings-eval.json", result.figures)
+    report.write_csv(folder / "embeddings-queries.csv", items, items, result)
+    lists = top_retrieved(items, items, result.scores, result.rows)
+    files.write_json_list(folder / "embeddings-top_retrieved.json", lists)
+    return result
+
+
+def test_differences_are_paired(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    labels, truth = random.integers(0, 20, 80), random.normal(size=(20, 6))
+    ids = np.array([f"<{n}>" for n in range(80)])
+    noisy = write_evaluation(tmp_path / "a", 0.9, ids, labels, truth)
+    clean = write_evaluation(tmp_path / "b", 0.3, ids, labels, truth)
+    compare.main([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    result = json.loads((tmp_path / "out/compare.json").read_text())
+    one = result["difference"]["recall@1"]
+    expected = clean.figures["recall@k"][1] - noisy.figures["recall@k"][1]
+    assert one["difference"] == pytest.approx(expected)
+    assert 0 < one["interval95"][0] <= expected <= one["interval95"][1]
+    test = result["mcnemar"]
+    assert len(result["won"]) == test["won"] and len(result["lost"]) == test["lost"]
+    assert (test["won"] - test["lost"]) / result["num_queries"] == pytest.approx(expected)
+    page = (tmp_path / "out/compare.html").read_text()
+    assert "&lt;3&gt;" in page and "<3>" not in page
+    assert "McNemar" in capsys.readouterr().out
+    # Against itself nothing differs.
+    same = compare.compare(*[compare.load(tmp_path / "a")] * 2)
+    assert same["difference"]["map@r"]["interval95"] == [0, 0] and same["mcnemar"]["p_value"] == 1
+
+
+def test_mcnemar_against_the_binomial():
+    for won, lost in ((0, 0), (7, 2), (2, 7), (5, 5), (900, 800)):
+        n = won + lost
+        tail = sum(math.comb(n, i) for i in range(min(won, lost) + 1)) / 2**n
+        assert compare.mcnemar(won, lost) == pytest.approx(min(1, 2 * tail))
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no …-eval\.json"):
+        compare.load(tmp_path)
+    (tmp_path / "model-1-eval.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model-1-eval\.json: cannot be read"):
+        compare.load(tmp_path)
