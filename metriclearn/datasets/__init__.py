@@ -1,5 +1,51 @@
-"""Product tables: one reader a data set."""
+"""Product tables: one reader a data set, all under one name: `load("sop", root)`."""
 
-from metriclearn.datasets.table import ProductTable, queries_and_catalogue, split_by_product
+from metriclearn.datasets import cars, cub, deepfashion, folder, glyphs, grocery, manifest, sop
+from metriclearn.datasets.table import (
+    ProductTable,
+    did_you_mean,
+    queries_and_catalogue,
+    split_by_product,
+)
 
-__all__ = ["ProductTable", "queries_and_catalogue", "split_by_product"]
+READERS = {
+    "cars196": cars.load,
+    "cub200": cub.load,
+    "deepfashion_c2s": deepfashion.load_consumer_to_shop,
+    "folder": folder.load,
+    "glyphs": glyphs.load,
+    "grocery": grocery.load,
+    "in_shop": deepfashion.load_in_shop,
+    "manifest": manifest.load,
+    "sop": sop.load,
+}
+
+__all__ = [
+    "READERS",
+    "ProductTable",
+    "load",
+    "queries_and_catalogue",
+    "split_by_product",
+]
+
+
+def load(name, root=None, **options):
+    """The ProductTable of a data set.
+
+    Args:
+      name: one of READERS.
+      root: its folder (the CSV file of 'manifest'); 'glyphs' needs none.
+      options: further arguments of the reader.
+
+    Raises:
+      ValueError: an unknown name, or no root; what the reader finds wrong with the data.
+    """
+    if name not in READERS:
+        raise ValueError(
+            f"no data set {name!r}{did_you_mean(name, READERS)}; there are {', '.join(READERS)}"
+        )
+    if root is None:
+        if name != "glyphs":
+            raise ValueError(f"{name}: give the folder that the data set is in")
+        return glyphs.load(**options)
+    return READERS[name](root, **options)

@@ -14,6 +14,7 @@ import os
 
 import numpy as np
 
+from metriclearn.datasets import layout
 from metriclearn.datasets.table import (
     ROLES,
     SPLITS,
@@ -25,7 +26,7 @@ from metriclearn.datasets.table import (
 REQUIRED = ("path", "label")
 BOX = ("x1", "y1", "x2", "y2")
 KNOWN = (*REQUIRED, "category", "split", "role", "domain", *BOX)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+SUFFIXES = layout.PICTURES
 
 
 def _rows(path):

@@ -1,0 +1,108 @@
+"""What the readers of published data sets share: checking the layout, reading their lists."""
+
+import os
+
+import numpy as np
+
+PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+
+
+def require(root, names, dataset, page):
+    """Checks that files or folders exist under `root`.
+
+    Args:
+      root: the data set's folder.
+      names: paths relative to it; a tuple stands for alternatives.
+      dataset: its name, for the message.
+      page: the official page it comes from.
+
+    Returns:
+      The absolute path of each, the first alternative that exists.
+
+    Raises:
+      ValueError: all that is missing, and where the data set is to be had.
+    """
+    root = os.fspath(root)
+    found, missing = [], []
+    for name in names:
+        choices = [name] if isinstance(name, str) else list(name)
+        paths = [os.path.join(root, *choice.split("/")) for choice in choices]
+        path = next(filter(os.path.exists, paths), None)
+        if path is None:
+            missing.append(" or ".join(choices))
+        found.append(path)
+    if missing:
+        raise ValueError(
+            f"{dataset}: {root} has no {', no '.join(missing)}; get the data set from its official "
+            f"page ({page}) and unpack it there as it comes"
+        )
+    return found
+
+
+def read_table(path, columns, *, skip_header=None, counted=False, separator=None):
+    """Rows of a text list, each with exactly `columns` cells.
+
+    Args:
+      path: the file, UTF-8.
+      columns: number of cells of a row.
+      skip_header: the header line's words, checked; None when there is no header.
+      counted: whether the first line gives the number of rows, which is checked.
+      separator: of the cells; white space when None.
+
+    Returns:
+      A list of (line number, list of cells).
+
+    Raises:
+      ValueError: with the file and line.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            lines = file.read().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error.reason})") from None
+    start, count = 0, None
+    if counted:
+        try:
+            count = int(lines[0])
+        except (IndexError, ValueError):
+            raise ValueError(f"{path}:1: the first line must be the number of rows") from None
+        start = 1
+    if skip_header is not None:
+        header = lines[start].split() if len(lines) > start else []
+        if header != list(skip_header):
+            raise ValueError(
+                f"{path}:{start + 1}: the header must be {' '.join(skip_header)!r}, "
+                f"not {' '.join(header)!r}"
+            )
+        start += 1
+    rows = []
+    for number, line in enumerate(lines[start:], start + 1):
+        if not line.strip():
+            continue
+        cells = [cell.strip() for cell in line.split(separator)]
+        if len(cells) != columns:
+            raise ValueError(f"{path}:{number}: {len(cells)} cells instead of {columns}: {line!r}")
+        rows.append((number, cells))
+    if count is not None and len(rows) != count:
+        raise ValueError(f"{path}: {len(rows)} rows, its first line says {count}: is it cut off?")
+    if not rows:
+        raise ValueError(f"{path}: the list is empty")
+    return rows
+
+
+def whole_numbers(path, line, cells):
+    """The cells as ints; decimals as CUB's '60.0' are rounded."""
+    try:
+        return [round(float(cell)) for cell in cells]
+    except ValueError:
+        raise ValueError(f"{path}:{line}: {' '.join(cells)!r} is not all numbers") from None
+
+
+def check_files(paths, dataset):
+    """Raises ValueError when pictures do not exist, with their number and the first."""
+    missing = [path for path in np.asarray(paths).tolist() if not os.path.isfile(path)]
+    if missing:
+        raise ValueError(
+            f"{dataset}: {len(missing)} of {len(paths)} listed pictures do not exist, the first "
+            f"is {missing[0]}: is an archive not unpacked?"
+        )
