@@ -145,9 +145,12 @@ class Writer:
       variables: the variables to save.
       folder: where; created by the caller.
       max_to_keep: how many of the newest stay.
+      input_saver: `tf.compat.v1.train.Saver` of the input's state, saved beside the variables as
+        `input-<step>`, or None.
     """
 
-    def __init__(self, session, variables, folder, max_to_keep):
+    def __init__(self, session, variables, folder, max_to_keep, input_saver=None):
+        self._input_saver = input_saver
         self._session, self._folder, self._max_to_keep = session, folder, max(max_to_keep, 1)
         self._thread, self._error = None, None
         for name in os.listdir(folder):  # what a kill in the middle of a save has left
@@ -181,6 +184,14 @@ class Writer:
         """
         self.wait()
         values = self._snapshot()
+        if self._input_saver:  # small, and must be of this very moment
+            os.makedirs(self._temporary(step), exist_ok=True)
+            self._input_saver.save(
+                self._session,
+                os.path.join(self._temporary(step), f"input-{step}"),
+                write_meta_graph=False,
+                write_state=False,
+            )
         self._thread = threading.Thread(target=self._publish, args=(step, values, best))
         self._thread.start()
         if wait:
@@ -201,9 +212,12 @@ class Writer:
                 "then run the same command to resume."
             )
 
+    def _temporary(self, step):
+        return os.path.join(self._folder, f".writing-{step}")
+
     def _publish(self, step, values, best):
         name = f"model-{step}"
-        temporary = os.path.join(self._folder, f".writing-{step}")
+        temporary = self._temporary(step)
         try:
             os.makedirs(temporary, exist_ok=True)
             self._write(os.path.join(temporary, name), *values)
@@ -231,14 +245,14 @@ class Writer:
                 os.remove(target)
             os.link(os.path.join(self._folder, file), target)
         for file in os.listdir(folder):
-            if not file.startswith(f"{name}."):
+            if file not in files:
                 os.remove(os.path.join(folder, file))
 
     def _forget_old(self):
         kept = steps(self._folder)
         for step in kept[: -self._max_to_keep]:
-            prefix = f"model-{step}."
-            names = [n for n in os.listdir(self._folder) if n.startswith(prefix)]
+            prefixes = (f"model-{step}.", f"input-{step}.")
+            names = [n for n in os.listdir(self._folder) if n.startswith(prefixes)]
             # The index first: what is left of a half-removed checkpoint must not look whole.
             for name in sorted(names, reverse=True):
                 os.remove(os.path.join(self._folder, name))

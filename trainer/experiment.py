@@ -181,14 +181,25 @@ def check_resume(folder, config, allow_change=False):
     return lines
 
 
+def check_data(folder, fingerprint, allow_change=False):
+    """Raises `UserError` where the experiment's last start read other data than this one."""
+    before = (last_start(folder) or {}).get("data_fingerprint", fingerprint)
+    if before != fingerprint and not allow_change:
+        raise UserError(
+            f"datasets()['trn'] yields other shapes or types than when {folder} was trained (data "
+            f"{before}, now {fingerprint}), so its place cannot be resumed. Restore the code, "
+            "start over with --fresh, or insist with --allow_config_change."
+        )
+
+
 def write_config(folder, config):
     """Writes config.txt for people and config.json for machines."""
     write_atomic(os.path.join(folder, "config.txt"), config.to_text())
     write_atomic(os.path.join(folder, "config.json"), config.to_json())
 
 
-def write_provenance(folder, model, start_step, devices):
-    """Adds this start to provenance.json: code, command line, versions, host, devices.
+def write_provenance(folder, model, start_step, devices, data_fingerprint):
+    """Adds this start to provenance.json: code, command line, versions, host, devices, data.
 
     Uncommitted changes of the code are kept beside it as code-<start>.diff.
     """
@@ -213,6 +224,7 @@ def write_provenance(folder, model, start_step, devices):
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": platform.node(),
             "devices": devices,
+            "data_fingerprint": data_fingerprint,
         }
     )
     write_atomic(path, json.dumps(starts, indent=1) + "\n")

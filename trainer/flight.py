@@ -12,7 +12,15 @@ v1 = tf.compat.v1
 NOT_FINITE = "The loss or a gradient is not finite"
 
 
-def record(folder, step, session, batch, fetches):
+def fetches(inputs, outputs, reported, gradients):
+    """What the record of a step that is not finite holds: {name: tensor}."""
+    small = {k: v for k, v in inputs.items() if v.shape.rank == 1}
+    terms = {k: v for k, v in outputs.items() if tf.is_tensor(v) and v.shape.rank in (1, 2)}
+    norms = {f"gradient_norm/{v.op.name}": tf.norm(tf.convert_to_tensor(g)) for g, v in gradients}
+    return {**small, **terms, **reported, **norms}
+
+
+def record(folder, step, session, batch, tensors):
     """Writes `flight/step-<n>.npz` from the session whose update was refused.
 
     Args:
@@ -21,7 +29,7 @@ def record(folder, step, session, batch, fetches):
       session: the session; its weights are those before that update.
       batch: a function that makes the step's batch current again, or None where the data cannot be
         read a second time.
-      fetches: {name: tensor or None} to record: ids, mined triplets, loss terms, gradient norms.
+      tensors: {name: tensor} to record, as `fetches` returns them.
 
     Returns:
       A `UserError` that says what was found, where it is, and how to replay the step.
@@ -32,7 +40,7 @@ def record(folder, step, session, batch, fetches):
     values = {}
     if batch:
         batch()
-        values = session.run({name: value for name, value in fetches.items() if value is not None})
+        values = session.run(tensors)
         bad = [name for name, value in values.items() if not _finite(value)]
         what = f"not finite: {', '.join(bad[:8])}"
     temporary = path.replace(".npz", ".writing.npz")

@@ -15,6 +15,7 @@ from trainer import (
     checkpoints,
     experiment,
     flight,
+    input_state,
     meters,
     optimizers,
     schedules,
@@ -71,8 +72,14 @@ def train(
         step = v1.train.create_global_step()  # completed updates
         micro_step = v1.Variable(np.int64(0), False, collections=[v1.GraphKeys.LOCAL_VARIABLES])
         first_batch = v1.placeholder_with_default(np.int64(start_step * per_step), [])
-        datasets, restartable = load_datasets(model, first_batch)
-        iterator = v1.data.make_initializable_iterator(datasets["trn"].prefetch(2))
+        datasets, restartable = load_datasets(model, first_batch, seed, resumed)
+        data, hidden = datasets["trn"].prefetch(2), None
+        if not restartable:
+            data, hidden = input_state.track(data)
+        data_fingerprint = input_state.fingerprint(data, config)
+        if resumed:
+            experiment.check_data(folder, data_fingerprint, allow_config_change)
+        iterator = v1.data.make_initializable_iterator(data)
         inputs = iterator.get_next("next_batch")
         check_batch(inputs, config)
 
@@ -136,18 +143,30 @@ def train(
             prefix = checkpoints.find(config["model.weights_load_path"])
             loaded = checkpoints.load_matching(session, prefix, weights)
             notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
+        input_saver = input_state.saver(iterator) if hidden == [] else None
+        if hidden:
+            notes.append(
+                f"datasets()['trn'] keeps state that cannot be saved ({', '.join(hidden)}): a "
+                "resumed run sees other batches. Give datasets a start_step, or use stateless ops."
+            )
         with data_errors():
             session.run(iterator.initializer)
+            if resumed and input_saver and input_state.saved(resumed):
+                input_saver.restore(session, input_state.path(resumed))
             if validation:
                 validation.start(session)
         saver = checkpoints.Writer(
-            session, variables, checkpoint_folder, config["trainer.max_checkpoints_to_keep"]
+            session,
+            variables,
+            checkpoint_folder,
+            config["trainer.max_checkpoints_to_keep"],
+            input_saver,
         )
         run_step = session.make_callable([reported, update])
         run_summary_step = session.make_callable([reported, update, summary])
         run_accumulate = session.make_callable([loss, accumulate]) if accumulate else None
         experiment.write_config(folder, config)
-        experiment.write_provenance(folder, model, start_step, devices)
+        experiment.write_provenance(folder, model, start_step, devices, data_fingerprint)
 
         if debug:
             for _ in range(start_step, (replay_step or 0) - 1):
@@ -233,7 +252,7 @@ def train(
             saved = done  # the weights are sound but the step that failed is no place to resume
             rewind = {first_batch: done * per_step}
             again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
-            fetches = flight_fetches(inputs, outputs, reported, gradients)
+            fetches = flight.fetches(inputs, outputs, reported, gradients)
             raise flight.record(folder, done + 1, session, again, fetches) from None
         except tf.errors.OpError:
             saved = done  # it may have stopped half-way through an update: not worth saving
@@ -267,17 +286,21 @@ def profile_steps(config):
 # ---------------------------------------------------------------------------- data
 
 
-def load_datasets(model, first_batch):
+def load_datasets(model, first_batch, seed, resumed):
     """Returns the model's datasets, and whether they can start at any batch.
 
     A model whose `datasets` takes `start_step` is given the number of batches consumed so far, a
     scalar int64 tensor: then the step is all the state that its input has.
     """
     restartable = "start_step" in inspect.signature(model.datasets).parameters
+    if resumed and not restartable and not input_state.saved(resumed):
+        # Its random numbers cannot go on where they were; at least they must not start over.
+        v1.set_random_seed(seed + checkpoints.step_of(resumed))
     try:
         datasets = model.datasets(first_batch) if restartable else model.datasets()
     except (ValueError, OSError) as error:
         raise UserError(f"{model.__name__}.datasets(): {error}") from error
+    v1.set_random_seed(seed)
     if "trn" not in datasets:
         raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(datasets)}.")
     return datasets, restartable
@@ -347,14 +370,6 @@ def describe_loaded(report):
 
 
 # ---------------------------------------------------------------------------- a closer look
-
-
-def flight_fetches(inputs, outputs, reported, gradients):
-    """What the record of a step that is not finite holds: {name: tensor}."""
-    small = {k: v for k, v in inputs.items() if v.shape.rank == 1}
-    terms = {k: v for k, v in outputs.items() if tf.is_tensor(v) and v.shape.rank in (1, 2)}
-    norms = {f"gradient_norm/{v.op.name}": tf.norm(tf.convert_to_tensor(g)) for g, v in gradients}
-    return {**small, **terms, **reported, **norms}
 
 
 def shell(**names):

@@ -342,6 +342,48 @@ def test_a_model_that_breaks_its_contract(train, monkeypatch, change, message):
         train()
 
 
+def own_pipeline(stateful=False):
+    """Datasets without a start_step: shuffled, repeated, decoded in parallel."""
+
+    def batch(number):
+        values = toy._batch(number)
+        if stateful:
+            values["x"] += tf.random.normal(values["x"].shape, seed=3)
+        return values
+
+    data = tf.data.Dataset.range(50).shuffle(20, seed=1).repeat()
+    return {"trn": data.map(batch, num_parallel_calls=2)}
+
+
+def test_a_users_own_iterator_is_resumed_where_it_was(train, monkeypatch):
+    monkeypatch.setattr(toy, "datasets", lambda: own_pipeline())
+    whole = train("whole")
+    halves = train("halves", keys={"trainer.checkpoint_save_interval": 10})
+    for path in glob.glob(f"{halves}/checkpoint/*-20.*"):
+        os.remove(path)
+    train("halves")
+    assert_equal_runs(whole, halves)
+
+
+def test_state_that_cannot_be_saved_is_said_and_never_repeated(train, monkeypatch, capsys):
+    monkeypatch.setattr(toy, "datasets", lambda: own_pipeline(stateful=True))
+    train(keys={"model.num_steps": 5})
+    said = capsys.readouterr().out
+    assert "cannot be saved (RandomStandardNormal)" in said and "start_step" in said
+    folder = train(keys={"model.num_steps": 10})
+    losses = [line["loss"] for line in meters.read_metrics(folder)]
+    assert len(losses) == 10 and not np.allclose(losses[:5], losses[5:], rtol=0.01)
+
+
+def test_changed_data_is_refused(train, monkeypatch):
+    train()
+    batch = toy._batch
+    monkeypatch.setattr(toy, "_batch", lambda n: {**batch(n), "extra": tf.zeros([16])})
+    with pytest.raises(UserError, match="other shapes or types.*--allow_config_change"):
+        train(keys={"model.num_steps": 30})
+    train(allow_config_change=True)
+
+
 def test_a_profile_of_some_steps_is_written_for_tensorboard(train):
     folder = train(keys={"trainer.profile_steps": [5, 7]})
     (trace,) = glob.glob(f"{folder}/summaries/trn/plugins/profile/*/*.xplane.pb")

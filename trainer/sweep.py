@@ -1,0 +1,448 @@
+"""`python -m trainer.sweep --model=M --grid='key=a,b' --search='key=log:1e-4:1e-2'`: tries values.
+
+Every trial is an ordinary experiment, `<base_dir>/<experiment_name>-sweep/trial-<n>`, trained by
+`python -m trainer.main`. Optuna chooses what is searched and prunes what is hopeless, from the full
+validation passes that each trial writes to its metrics.jsonl. What it knows is in sweep.db (SQLite)
+beside them: the same command goes on after a stop or a kill, half-trained trials included.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from trainer import quiet
+
+quiet.import_tensorflow()
+
+from trainer import checkpoints, experiment, flight, meters, signals, sweep_report  # noqa: E402
+from trainer import config as config_lib  # noqa: E402 (after the quiet import)
+from trainer.config import UserError, seed_of  # noqa: E402
+
+PRUNERS = ("median", "halving", "none")
+SECONDS = 0.2  # between two looks at the trials
+_OWN = ("trainer.experiment_base_dir", "trainer.experiment_name", "trainer.best_metric")
+
+
+def run(
+    model,
+    *,
+    keys=None,
+    grid=None,
+    search=None,
+    trials=None,
+    jobs=1,
+    metric=None,
+    pruner="median",
+):
+    """Trains a model with many configurations, each an experiment of its own.
+
+    Args:
+      model: the model module; the trials import it by name.
+      keys: {key: value} that all trials share.
+      grid: {key: list of values}: trials take every combination in turn.
+      search: {key: what `parse_search` reads, such as 'log:1e-4:1e-2'}: values that Optuna chooses.
+      trials: how many in all, those of an earlier start included; by default one a combination.
+      jobs: how many train side by side.
+      metric: figure of the full validation pass; `trainer.best_metric`, or loss, if None. A loss,
+        an error or a rank is minimised, anything else is maximised.
+      pruner: one of `PRUNERS`.
+
+    Returns:
+      The `optuna.Study`; a trial's value is its best full validation pass.
+
+    Raises:
+      UserError: naming the key, or quoting the first trial's error where none could train.
+    """
+    optuna = _optuna()
+    config = model.config.copy()
+    config.update(keys or {})
+    points, space = _space(optuna, config, grid or {}, search or {}, set(keys or ()))
+    if trials is None and search:
+        raise UserError("Give --trials: a search has no end of its own.")
+    trials = trials or len(points)
+    metric = metric or config["trainer.best_metric"] or "loss"
+    shared = {key: config_lib.to_text(config.to_dict()[key]) for key in sorted(keys or ())}
+    shared["trainer.best_metric"] = metric
+    if not config["trainer.evaluation_interval"] and "trainer.evaluation_interval" not in space:
+        shared["trainer.evaluation_interval"] = str(max(config["model.num_steps"] // 10, 1))
+    folder = f"{os.path.abspath(experiment.directory(config))}-sweep"
+    spec = {
+        "model": model.__name__,
+        "shared": {key: value for key, value in shared.items() if key not in _OWN},
+        "space": {key: optuna.distributions.distribution_to_json(d) for key, d in space.items()},
+        "metric": metric,
+    }
+    with _only_one(folder), signals.graceful() as stop_requested:
+        study = _open(optuna, folder, spec, seed_of(config["trainer.random_seed"]), pruner)
+        running, waiting = {}, [t for t in study.get_trials() if t.state.name == "RUNNING"]
+        try:
+            while not stop_requested():
+                done = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+                while len(running) < jobs and (waiting or done + len(running) < trials):
+                    trial = waiting.pop(0) if waiting else None
+                    trial = _ask(optuna, study, space, points, trial)
+                    slot = min(set(range(jobs)) - set(running))
+                    running[slot] = _Trial(
+                        trial, model, config, shared, folder, _devices(slot, jobs)
+                    )
+                if not running:
+                    break
+                time.sleep(SECONDS)
+                for slot in [s for s, trial in running.items() if trial.look(study, metric)]:
+                    del running[slot]
+        finally:
+            for trial in running.values():
+                trial.stop()
+        if stop_requested():
+            print(f"stopped ({stop_requested()}): the same command resumes {folder}", flush=True)
+        sweep_report.write(study, folder, config, spec)
+        return study
+
+
+# ---------------------------------------------------------------------------- what to try
+
+
+def parse_grid(config, items):
+    """Reads `key=value,value` texts; values of a list key are parted by `;`.
+
+    Returns:
+      {key: list of values}.
+    """
+    grid = {}
+    for name, text in _pairs(items, "--grid"):
+        grid[name] = _choices(config.key(name), text, "--grid")
+    return grid
+
+
+def parse_search(config, name, text):
+    """Reads what to search for one key: `[log:]low:high[:step]` of a number, else `value,value`.
+
+    Returns:
+      An Optuna distribution. Choices are held as the text of a flag.
+    """
+    distributions = _optuna().distributions
+    key = config.key(name)
+    if key.type not in ("int", "float") or ":" not in text:
+        values = _choices(key, text, "--search")
+        return distributions.CategoricalDistribution([config_lib.to_text(v) for v in values])
+    bounds = text.split(":")
+    log = bounds[0].strip() == "log"
+    bounds = bounds[1:] if log else bounds
+    try:
+        low, high, *step = (config_lib.from_text(key, bound) for bound in bounds)
+        if len(step) > 1:
+            raise ValueError(f"has {len(bounds)} numbers")
+        make = {"int": distributions.IntDistribution, "float": distributions.FloatDistribution}
+        options = {"step": step[0]} if step else {}
+        return make[key.type](low, high, log=log, **options)
+    except ValueError as error:
+        raise UserError(
+            f"--search: {name}={text} is no range ({str(error).rstrip('.')}); write low:high, "
+            "low:high:step or log:low:high."
+        ) from None
+
+
+def _pairs(items, flag):
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not text.strip():
+            raise UserError(f"{flag}={item}: write key=value,value.")
+        yield name.strip(), text
+
+
+def _choices(key, text, flag):
+    parts = text.split(";" if key.type.startswith("list(") else ",")
+    try:
+        return [config_lib.from_text(key, part.strip()) for part in parts if part.strip()]
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{flag}: {key.name}={text}: {error}.") from None
+
+
+def _space(optuna, config, grid, search, fixed):
+    """Returns ([{key: text}: one a combination of the grid], {key: distribution})."""
+    for name in (*grid, *search):
+        config.key(name)
+        if name in _OWN or name in fixed or (name in grid and name in search):
+            why = "is set by the sweep" if name in _OWN else "is given twice"
+            raise UserError(f"Config key {name!r} {why}: it cannot be swept too.")
+    texts = {}
+    for name, values in grid.items():
+        probe = config.copy()
+        for value in values:
+            probe[name] = value
+        texts[name] = [config_lib.to_text(value) for value in values]
+        if not values or len(set(texts[name])) < len(texts[name]):
+            raise UserError(f"--grid: {name} needs different values, not {texts[name]}.")
+    if not texts and not search:
+        raise UserError("Give --grid='key=value,value' or --search='key=low:high'.")
+    space = {
+        name: optuna.distributions.CategoricalDistribution(values) for name, values in texts.items()
+    } | {name: parse_search(config, name, text) for name, text in search.items()}
+    points = [
+        dict(zip(texts, values, strict=True)) for values in itertools.product(*texts.values())
+    ]
+    return points, space
+
+
+def _optuna():
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("A sweep needs Optuna: pip install 'prototrain[sweep]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+# ---------------------------------------------------------------------------- the study
+
+
+@contextlib.contextmanager
+def _only_one(folder):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "a")  # noqa: SIM115 (held while sweeping)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
+    with lock:
+        if not _free(lock):
+            raise UserError(f"Another sweep writes to {folder}: stop it first.")
+        yield
+
+
+def _free(lock):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _open(optuna, folder, spec, seed, pruner):
+    """Makes or continues the study in <folder>/sweep.db."""
+    storage = f"sqlite:///{os.path.join(folder, 'sweep.db')}"
+    lower = meters.lower_is_better(spec["metric"])
+    study = optuna.create_study(
+        storage=storage,
+        study_name="sweep",
+        direction="minimize" if lower else "maximize",
+        load_if_exists=True,
+        pruner={
+            "median": optuna.pruners.MedianPruner(n_startup_trials=4),
+            "halving": optuna.pruners.SuccessiveHalvingPruner(),
+            "none": optuna.pruners.NopPruner(),
+        }[pruner],
+    )
+    before = study.user_attrs.get("spec")
+    if before is None:
+        study.set_user_attr("spec", spec)
+    elif before != spec:
+        flat = [
+            {**{k: v for k, v in s.items() if isinstance(v, str)}, **s["shared"], **s["space"]}
+            for s in (before, spec)
+        ]
+        changes = config_lib.diff(*flat)
+        lines = "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
+        raise UserError(
+            f"The sweep in {folder} began differently ({lines}). Use another "
+            "--trainer.experiment_name, or delete that folder."
+        )
+    # A resumed search must not draw its first values a second time.
+    study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**31)
+    return study
+
+
+def _ask(optuna, study, space, points, running=None):
+    """Returns an `optuna.Trial` with all its values: a new one, or one that a kill cut short."""
+    if running is None:
+        known = study.get_trials(deepcopy=False)
+        if points[0] and not any(t.state.name == "WAITING" for t in known):
+            study.enqueue_trial(points[len(known) % len(points)])
+        return study.ask(space)
+    trial = optuna.Trial(study, running._trial_id)
+    for name, d in space.items():  # gives back what is stored; a kill may have come before
+        if isinstance(d, optuna.distributions.CategoricalDistribution):
+            trial.suggest_categorical(name, d.choices)
+        else:
+            number = trial.suggest_int if type(d.low) is int else trial.suggest_float
+            number(name, d.low, d.high, step=d.step, log=d.log)
+    return trial
+
+
+def _devices(slot, jobs):
+    """Parts the GPUs that CUDA_VISIBLE_DEVICES names among the jobs."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot::jobs])} if len(names) >= jobs > 1 else {}
+
+
+# ---------------------------------------------------------------------------- one trial
+
+
+class _Trial:
+    """The process of one trial, and what was read of it so far."""
+
+    def __init__(self, trial, model, config, shared, folder, environment):
+        self._trial, self._name = trial, f"trial-{trial.number:03}"
+        self._folder, self._log = (os.path.join(folder, self._name + end) for end in ("", ".log"))
+        keys = shared | {name: config_lib.to_text(value) for name, value in trial.params.items()}
+        keys |= {"trainer.experiment_base_dir": folder, "trainer.experiment_name": self._name}
+        self._command = [sys.executable, "-m", "trainer.main", f"--model={model.__name__}"]
+        self._command += [f"--{name}={text}" for name, text in keys.items()]
+        path = os.pathsep.join(p for p in sys.path if p)
+        self._environment = os.environ | {"PYTHONPATH": path} | environment
+        self._config = config
+        self._process, self._pruned, self._size, self._values = None, False, -1, {}
+        trial.set_user_attr("experiment", self._folder)
+        self._say("; ".join(f"{name}={value}" for name, value in trial.params.items()))
+
+    def look(self, study, metric):
+        """Reports new figures, prunes; returns whether the trial has ended."""
+        if self._process is None:
+            # A trainer that outlived a killed sweep goes on; what it leaves is then continued.
+            if not self._held():
+                with open(self._log, "a", encoding="utf-8") as log:
+                    # A session of its own: Ctrl-C reaches it once, through stop().
+                    self._process = subprocess.Popen(
+                        self._command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=self._environment,
+                        start_new_session=True,
+                    )
+            return False
+        code = self._process.poll()
+        self._read(metric)
+        if code is None:
+            if not self._pruned and self._values and self._trial.should_prune():
+                self._pruned = True
+                self._process.send_signal(signal.SIGTERM)
+            return False
+        if code and self._held():
+            self._process = None
+            return False
+        self._tell(study, metric, code)
+        return True
+
+    def stop(self):
+        """Asks the trainer to save and stop, and waits for it."""
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+
+    def _held(self):
+        try:
+            with open(os.path.join(self._folder, ".lock")) as lock:
+                return not _free(lock)
+        except FileNotFoundError:
+            return False
+
+    def _read(self, metric):
+        path = os.path.join(self._folder, "metrics.jsonl")
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        if size == self._size:
+            return
+        self._size = size
+        for line in meters.read_metrics(self._folder):
+            value = line.get(metric)
+            if "examples" in line and value is not None and math.isfinite(value):
+                if line["step"] not in self._values:
+                    self._trial.report(value, line["step"])
+                self._values[line["step"]] = value
+
+    def _tell(self, study, metric, code):
+        if self._pruned:
+            study.tell(self._trial, state=_state("PRUNED"))
+            return self._say(
+                f"pruned at step {max(self._values)}, {metric} {self._best(metric):.4g}"
+            )
+        if code == 0 and self._values and self._finished():
+            study.tell(self._trial, self._best(metric))
+            return self._say(f"done, {metric} {self._best(metric):.4g}")
+        if code == 0 and self._finished():
+            raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
+        if code == 0:  # somebody stopped this trainer: the next start of the sweep continues it
+            return self._say("was stopped; the next start of the sweep continues it")
+        error = self._error()
+        self._trial.set_user_attr("error", error)
+        study.tell(self._trial, state=_state("FAIL"))
+        self._say(f"failed: {error}")
+        worked = any(t.intermediate_values for t in study.get_trials(deepcopy=False))
+        if not worked and flight.NOT_FINITE not in error:
+            raise UserError(f"No trial could train; the log is {self._log}. {error}")
+
+    def _best(self, metric):
+        return (min if meters.lower_is_better(metric) else max)(self._values.values())
+
+    def _finished(self):
+        config = self._config.copy()
+        config.restore(experiment.read_config(self._folder))
+        last = checkpoints.latest(os.path.join(self._folder, "checkpoint"))
+        if last and checkpoints.step_of(last) >= config["model.num_steps"]:
+            return True
+        return meters.Best(self._folder, config).stalled()
+
+    def _error(self):
+        with open(self._log, encoding="utf-8", errors="replace") as log:
+            lines = [line.strip() for line in log if line.strip()]
+        return lines[-1].removeprefix("error: ") if lines else "it wrote nothing"
+
+    def _say(self, text):
+        print(f"{self._name}: {text}", flush=True)
+
+
+def _state(name):
+    import optuna
+
+    return optuna.trial.TrialState[name]
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+def define_flags():
+    flags.DEFINE_string("model", None, "Model to train: a module name.", short_name="m")
+    flags.DEFINE_multi_string(
+        "grid", [], "key=value,value (value;value where the key is a list): every combination."
+    )
+    flags.DEFINE_multi_string(
+        "search", [], "key=low:high, key=low:high:step, key=log:low:high or key=value,value."
+    )
+    flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1)
+    flags.DEFINE_integer("jobs", 1, "Trials that train side by side.", lower_bound=1)
+    flags.DEFINE_string(
+        "metric", None, "Validation figure to improve; trainer.best_metric, or loss, if absent."
+    )
+    flags.DEFINE_enum("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
+
+
+def main(model, given, rest):
+    if rest:
+        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+    options = flags.FLAGS
+    study = run(
+        model,
+        keys={name: model.config.to_dict()[name] for name in given},
+        grid=parse_grid(model.config, options.grid),
+        search=dict(_pairs(options.search, "--search")),
+        trials=options.trials,
+        jobs=options.jobs,
+        metric=options.metric,
+        pruner=options.pruner,
+    )
+    sweep_report.show(study)
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    config_lib.run(main)

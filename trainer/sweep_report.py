@@ -1,0 +1,130 @@
+"""What a sweep found: a table, and sweep.html with sweep.png in it."""
+
+import base64
+import html
+import math
+import os
+import sys
+
+import rich.console
+import rich.table
+
+from trainer.files import write_atomic
+
+
+def rows(study):
+    """Returns the trials, best first: dicts of trial, state, value, params and experiment."""
+    spec = study.user_attrs["spec"]
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        values = trial.intermediate_values.values()
+        best = (min if study.direction.name == "MINIMIZE" else max)(values, default=None)
+        found.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "value": best if trial.value is None else trial.value,
+                "params": {name: trial.params.get(name, "") for name in spec["space"]},
+                "experiment": trial.user_attrs.get("experiment", ""),
+                "error": trial.user_attrs.get("error", ""),
+            }
+        )
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+
+    def order(row):
+        # A pruned trial's figure is of another step: it does not rank among the finished.
+        value = math.inf if row["value"] is None else sign * row["value"]
+        return row["state"] != "complete", value, row["trial"]
+
+    return sorted(found, key=order)
+
+
+def _cells(row):
+    value = "" if row["value"] is None else f"{row['value']:.4g}"
+    params = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row["params"].values())
+    return [str(row["trial"]), row["state"], value, *params]
+
+
+def show(study):
+    """Prints the table, best trial first."""
+    spec = study.user_attrs["spec"]
+    table = rich.table.Table()
+    for name in ("trial", "state", spec["metric"], *spec["space"]):
+        table.add_column(name, overflow="fold")
+    found = rows(study)
+    for row in found:
+        table.add_row(*_cells(row))
+    rich.console.Console(width=None if sys.stdout.isatty() else 100).print(table)
+    if found and found[0]["state"] == "complete":
+        print(f"best: {found[0]['experiment']} (its checkpoint is in checkpoint/best)")
+        print(f"all: {os.path.dirname(found[0]['experiment'])}/sweep.html")
+
+
+def write(study, folder, config, spec):
+    """Writes sweep.png and sweep.html, which needs no other file."""
+    picture = os.path.join(folder, "sweep.png")
+    _draw(study, config, spec).savefig(f"{picture}.writing", format="png", dpi=100)
+    os.replace(f"{picture}.writing", picture)
+    with open(picture, "rb") as file:
+        image = base64.b64encode(file.read()).decode()
+    head = ["trial", "state", spec["metric"], *spec["space"], ""]
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{html.escape(c)}</td>" for c in [*_cells(row), row["error"]])
+        + "</tr>\n"
+        for row in rows(study)
+    )
+    shared = " ".join(f"--{name}={value}" for name, value in spec["shared"].items())
+    write_atomic(
+        os.path.join(folder, "sweep.html"),
+        f"""<!DOCTYPE html>
+<meta charset="utf-8"><title>Sweep of {html.escape(spec["model"])}</title>
+<style>
+body {{ font-family: sans-serif; margin: 2em }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
+img {{ max-width: 100% }}
+</style>
+<h1>Sweep of {html.escape(spec["model"])}</h1>
+<p>{html.escape(folder)}; all trials with <code>{html.escape(shared)}</code>. A figure is the best
+full validation pass of its trial.</p>
+<img alt="What was tried, and how it went" src="data:image/png;base64,{image}">
+<table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>
+{body}</table>
+""",
+    )
+
+
+def _draw(study, config, spec):
+    """One panel of curves by step, one of values by trial, one a key."""
+    from matplotlib.figure import Figure
+
+    panels = 2 + len(spec["space"])
+    columns = min(panels, 3)
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        curve = sorted(trial.intermediate_values.items())
+        style = "-" if trial.state.name == "COMPLETE" else ":"
+        axes[0].plot(*zip(*curve, strict=True), style, marker=".") if curve else None
+    axes[0].set(xlabel="step", ylabel=spec["metric"], title="each trial (dotted: not finished)")
+    done = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    best = min if study.direction.name == "MINIMIZE" else max
+    values = [trial.value for trial in done]
+    numbers = [trial.number for trial in done]
+    axes[1].plot(numbers, values, "o")
+    axes[1].step(numbers, [best(values[: i + 1]) for i in range(len(values))], where="post")
+    axes[1].set(xlabel="trial", title="best so far")
+    for axis, (name, text) in zip(axes[2:], spec["space"].items(), strict=False):
+        tried = [trial.params[name] for trial in done]
+        if config.key(name).type in ("int", "float"):
+            tried = [float(value) for value in tried]
+            if '"log": true' in text:
+                axis.set_xscale("log")
+        axis.plot(tried, values, "o")
+        axis.set(title=name)
+    return figure
