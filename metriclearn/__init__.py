@@ -4,7 +4,27 @@ Works in tf.compat.v1 graphs, inside tf.function and eagerly; needs TensorFlow a
 """
 
 from metriclearn.distances import DISTANCES, Distance, pairwise_distances
-from metriclearn.losses import LOSSES, triplet_loss
+from metriclearn.losses import (
+    LOSSES,
+    PROXY_LOSSES,
+    arcface_loss,
+    circle_loss,
+    contrastive_loss,
+    cosface_loss,
+    fast_ap_loss,
+    lifted_structured_loss,
+    margin_loss,
+    multi_similarity_loss,
+    n_pairs_loss,
+    normalised_softmax_loss,
+    proxy_anchor_loss,
+    proxy_nca_loss,
+    recall_at_k_loss,
+    smooth_ap_loss,
+    supervised_contrastive_loss,
+    triplet_loss,
+)
+from metriclearn.memory import Memory, cross_batch_memory, enqueue
 from metriclearn.miners import (
     MINERS,
     Triplets,
@@ -18,16 +38,36 @@ from metriclearn.miners import (
     mine_top_k_hard,
 )
 from metriclearn.pairs import References
-from metriclearn.samplers import pk_sampler
+from metriclearn.samplers import (
+    balanced_sampler,
+    hierarchical_sampler,
+    pair_sampler,
+    pk_sampler,
+)
+from metriclearn.statistics import embedding_statistics, triplet_statistics
 
 __all__ = [
     "DISTANCES",
     "LOSSES",
     "MINERS",
+    "PROXY_LOSSES",
     "Distance",
+    "Memory",
     "References",
     "Triplets",
+    "arcface_loss",
+    "balanced_sampler",
+    "circle_loss",
+    "contrastive_loss",
+    "cosface_loss",
     "count_suspended",
+    "cross_batch_memory",
+    "embedding_statistics",
+    "enqueue",
+    "fast_ap_loss",
+    "hierarchical_sampler",
+    "lifted_structured_loss",
+    "margin_loss",
     "mine_batch_all",
     "mine_batch_hard",
     "mine_distance_weighted",
@@ -35,7 +75,17 @@ __all__ = [
     "mine_given_positive",
     "mine_semi_hard",
     "mine_top_k_hard",
+    "multi_similarity_loss",
+    "n_pairs_loss",
+    "normalised_softmax_loss",
+    "pair_sampler",
     "pairwise_distances",
     "pk_sampler",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
+    "recall_at_k_loss",
+    "smooth_ap_loss",
+    "supervised_contrastive_loss",
     "triplet_loss",
+    "triplet_statistics",
 ]

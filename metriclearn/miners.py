@@ -268,7 +268,8 @@ def mine_distance_weighted(
 
         def select(block):
             allowed = block.negatives > block.negatives.dtype.min
-            squared = tf.clip_by_value(2 - 2 * block.negatives, cutoff**2, 3.99)
+            squared = 2 - 2 * tf.maximum(block.negatives, -1)
+            squared = tf.clip_by_value(squared, cutoff**2, 3.99)  # at 4 the density is 0
             log_weights = -(dimension - 2) / 2 * tf.math.log(squared)
             log_weights -= (dimension - 3) / 2 * tf.math.log(1 - squared / 4)
             near = allowed & (squared < nonzero_loss_cutoff**2)

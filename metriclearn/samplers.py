@@ -69,6 +69,171 @@ def pk_sampler(
     return sample
 
 
+def balanced_sampler(labels, *, batch_size, seed=0, shard=(0, 1)):
+    """Every class equally often, however many pictures it has.
+
+    Any C successive draws that start at a multiple of C, the number of classes, hold each class
+    once, and any n successive visits of a class that start at a multiple of n, its number of
+    pictures, each picture once.
+
+    Args:
+        labels: `[N]` class of each row.
+        batch_size: rows in a batch.
+        seed: an integer; another seed is another order.
+        shard: (worker, workers); the worker gets its slice of the very same global batch.
+
+    Returns:
+        `sample(step) -> [batch_size / workers]` int64 rows.
+
+    Raises:
+        ValueError: no rows, or a shard that cannot be had.
+    """
+    table = _group(labels)
+    classes = len(table.count)
+    if not classes:
+        raise ValueError("no rows to sample from")
+    mine = _slice_of_worker(batch_size, shard, "batch_size")
+
+    def sample(step):
+        draw = _as_step(step) * batch_size + mine
+        visit = draw // classes
+        label = _shuffled(draw % classes, classes, seed, _PRODUCTS, visit)
+        count = tf.gather(table.count, label)
+        item = _shuffled(visit % count, count, seed, _IMAGES, label, visit // count)
+        return tf.gather(table.order, tf.gather(table.offset, label) + item)
+
+    sample.steps_per_epoch = -(-classes // batch_size)
+    return sample
+
+
+def hierarchical_sampler(
+    labels,
+    categories,
+    *,
+    categories_per_batch,
+    products,
+    images,
+    seed=0,
+    shard=(0, 1),
+):
+    """Batches of some categories, of each some products, of each some pictures.
+
+    An epoch (`sample.steps_per_epoch` steps) deals every category at least once; every product of a
+    category with n of them comes within any ceil(n / products) epochs, and every picture of a
+    product with m of them within ceil(m / images) times as many, from a multiple of these on. A
+    category with fewer than `products` products repeats them with other pictures while it has any.
+
+    Args:
+        labels: `[N]` product of each row.
+        categories: `[N]` category of each row; a product has the category of its first row.
+        categories_per_batch: G, distinct categories in a batch.
+        products: P, products of each.
+        images: K, pictures of each product.
+        seed: an integer; another seed is another order.
+        shard: (worker, workers); the worker gets its slice of the very same global batch.
+
+    Returns:
+        `sample(step) -> [G * P * K / workers]` int64 rows, those of a product side by side, those
+        products of a category side by side.
+
+    Raises:
+        ValueError: too few categories, or a shard that cannot be had.
+    """
+    table = _group(labels)
+    by_category = _group(np.asarray(categories)[table.order[table.offset]])
+    total = len(by_category.count)
+    if not 1 <= categories_per_batch <= total:
+        raise ValueError(
+            f"a batch of {categories_per_batch} categories from a table that holds {total}"
+        )
+    mine = _slice_of_worker(categories_per_batch, shard, "categories_per_batch")
+
+    def sample(step):
+        visit, category, ahead = _handful(
+            _as_step(step), 0, categories_per_batch, total, mine, seed, _CATEGORIES
+        )
+        visit, item, ahead = _handful(
+            visit[:, None],
+            ahead[:, None],
+            products,
+            tf.gather(by_category.count, category)[:, None],
+            np.arange(products),
+            seed,
+            _PRODUCTS,
+            category[:, None],
+        )
+        start = tf.gather(by_category.offset, category)[:, None]
+        product, visit, ahead = (
+            tf.reshape(t, [-1]) for t in (tf.gather(by_category.order, start + item), visit, ahead)
+        )
+        dealt = _Dealt(product, visit, ahead, tf.zeros([], tf.int64))
+        return tf.reshape(_deal_images(table, dealt, images, seed), [-1])
+
+    sample.steps_per_epoch = -(-total // categories_per_batch)
+    return sample
+
+
+def pair_sampler(
+    labels,
+    domains,
+    *,
+    pairs,
+    query="consumer",
+    positive="shop",
+    seed=0,
+    categories=None,
+    single_category=0.0,
+    shard=(0, 1),
+):
+    """Pairs (query, positive) of distinct products, each from its own domain.
+
+    For `mine_given_positive`. Products without a picture in both domains are left out. An epoch
+    deals every product at least once, and every picture of a product with n in that domain is seen
+    within any n epochs that start at a multiple of n. `categories` and `single_category` are those
+    of `pk_sampler`.
+
+    Args:
+        labels: `[N]` product of each row.
+        domains: `[N]` domain of each row.
+        pairs: products in a batch, one pair of each.
+        query, positive: the domains of the two; the same one gives two of its pictures, distinct
+            where the product has two.
+        seed: an integer; another seed is another order.
+        categories: `[N]` category of each row.
+        single_category: share of single-category batches, 0 to 1.
+        shard: (worker, workers); the worker gets its slice of the pairs of the global batch.
+
+    Returns:
+        `sample(step) -> [2 * pairs / workers]` int64 rows: the queries, then their positives in the
+        same order.
+
+    Raises:
+        ValueError: too few products with both domains, or a share or shard that cannot be had.
+    """
+    labels, domains = np.asarray(labels), np.asarray(domains)
+    rows = [np.flatnonzero(domains == domain) for domain in (query, positive)]
+    shared = np.intersect1d(labels[rows[0]], labels[rows[1]])
+    # Both tables hold the same products in the same order.
+    queries, positives = (_group(labels, r[np.isin(labels[r], shared)]) for r in rows)
+    if not len(shared):
+        raise ValueError(f"no product has pictures of both domains, '{query}' and '{positive}'")
+    deal = _product_dealer(queries, pairs, seed, categories, single_category, shard)
+
+    def sample(step):
+        dealt = deal(_as_step(step))
+        if query == positive:
+            both = _deal_images(queries, dealt, 2, seed)
+            return tf.reshape(tf.transpose(both), [-1])
+        sides = [
+            _deal_images(table, dealt, 1, seed, side)
+            for side, table in enumerate((queries, positives))
+        ]
+        return tf.reshape(tf.concat(sides, 0), [-1])
+
+    sample.steps_per_epoch = deal.steps_per_epoch
+    return sample
+
+
 class _Table(NamedTuple):
     """Rows by product: product p has the rows `order[offset[p] : offset[p] + count[p]]`."""
 
@@ -106,12 +271,7 @@ def _product_dealer(table, products, seed, categories, single_category, shard):
         raise ValueError(f"single_category is a share between 0 and 1, got {single_category}")
     if single_category and categories is None:
         raise ValueError("single_category needs the categories of the rows")
-    worker, workers = shard
-    if not 0 <= worker < workers or products % workers:
-        raise ValueError(
-            f"shard {shard}: worker must be in [0, workers), and workers must divide "
-            f"products={products}"
-        )
+    mine = _slice_of_worker(products, shard, "products")
 
     # Streams: one a category that can fill a batch, and the last one mixes all products. `member`
     # lists the products stream by stream.
@@ -137,7 +297,6 @@ def _product_dealer(table, products, seed, categories, single_category, shard):
     slot_stream = np.repeat(np.arange(len(size)), slots_of)
     slot_number = np.concatenate([np.arange(n) for n in slots_of])
     steps = len(slot_stream)
-    mine = np.arange(products)[products // workers * worker : products // workers * (worker + 1)]
 
     def deal(step):
         epoch = step // steps
@@ -156,8 +315,18 @@ def _product_dealer(table, products, seed, categories, single_category, shard):
     return deal
 
 
-def _deal_images(table, dealt, images, seed):
-    """`[P, images]` rows of the dealt products."""
+def _slice_of_worker(size, shard, name):
+    """The places of a global batch of `size` that are this worker's."""
+    worker, workers = shard
+    if not 0 <= worker < workers or size % workers:
+        raise ValueError(
+            f"shard {shard}: worker must be in [0, workers), and workers must divide {name}={size}"
+        )
+    return np.arange(size // workers * worker, size // workers * (worker + 1))
+
+
+def _deal_images(table, dealt, images, seed, side=0):
+    """`[P, images]` rows of the dealt products; `side` tells apart the pictures of two domains."""
     count = tf.gather(table.count, dealt.product)[:, None]
     _, item, _ = _handful(
         dealt.visit[:, None],
@@ -167,6 +336,7 @@ def _deal_images(table, dealt, images, seed):
         np.arange(images),
         seed,
         _IMAGES,
+        side,
         dealt.stream,
         dealt.product[:, None],
     )

@@ -5,17 +5,22 @@ import tensorflow as tf
 from metriclearn.registry import resolve
 
 
-def reduce_terms(terms, reduction):
+def reduce_terms(terms, reduction, comparison):
     """Reduces `[T]` terms as named; the reductions of no terms at all are 0, with gradient 0.
+
+    A NaN or infinity anywhere in the embeddings makes the result NaN, also where mining passed it
+    by: a broken model must show in its loss.
 
     Args:
         terms: `[T]` floating point, one a triplet, pair or anchor.
         reduction: 'mean'; 'nonzero_mean', over the terms that are not 0; 'sum'; 'none'.
+        comparison: the batch, a `Comparison`.
 
     Raises:
         ValueError: unknown reduction.
     """
-    return resolve(reduction, REDUCTIONS, "reduction")(terms)
+    broken = tf.reduce_sum(tf.stop_gradient(comparison.embeddings) * 0)  # 0, or NaN
+    return resolve(reduction, REDUCTIONS, "reduction")(terms) + broken
 
 
 def _mean(terms):

@@ -69,7 +69,7 @@ def triplet_loss(
             to_positive, to_negative = comparison.distances(distance, anchors, positives, negatives)
             differences = to_positive - to_negative
         terms = tf.nn.softplus(differences) if soft_margin else tf.nn.relu(differences + margin)
-        return reduce_terms(terms, reduction)
+        return reduce_terms(terms, reduction, comparison)
 
 
 def _all_differences(comparison, distance):

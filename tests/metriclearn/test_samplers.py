@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from metriclearn import pk_sampler
+from metriclearn import balanced_sampler, hierarchical_sampler, pair_sampler, pk_sampler
 
 
 def draw(sample, steps, start=0):
@@ -95,3 +95,84 @@ def test_products_of_small_categories_come_in_mixed_batches():
 def test_bad_options_are_named(table, options, message):
     with pytest.raises(ValueError, match=message):
         pk_sampler(table[0], images=2, **options)
+
+
+def test_balanced_draws_are_exactly_balanced():
+    labels = np.repeat(np.arange(4), [1, 3, 10, 50])
+    sample = balanced_sampler(labels, batch_size=6, seed=1)
+    drawn = draw(sample, 100).ravel()  # 150 visits of each class
+    np.testing.assert_array_equal(np.bincount(labels[drawn]), [150] * 4)
+    for label, size in enumerate([1, 3, 10, 50]):
+        visits = drawn[labels[drawn] == label].reshape(-1, size)
+        assert all(len(set(cycle)) == size for cycle in visits)
+    parts = [draw(balanced_sampler(labels, batch_size=6, seed=1, shard=(w, 2)), 9) for w in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), draw(sample, 9))
+
+
+def test_hierarchical_batches_nest_and_cover(table):
+    labels, categories = table
+    options = {"categories_per_batch": 2, "products": 3, "images": 2, "seed": 2}
+    sample = hierarchical_sampler(labels, categories, **options)
+    cycles = 3 * 6  # ceil(8 / 3) visits deal the products of a category; 6 deal all pictures
+    largest = np.bincount(labels).max()
+    assert largest <= 12
+    batches = draw(sample, sample.steps_per_epoch * cycles)
+    for batch in batches:
+        nested = labels[batch].reshape(2, 3, 2)
+        assert (nested == nested[..., :1]).all()
+        of_category = categories[batch].reshape(2, 6)
+        assert (of_category == of_category[:, :1]).all()
+        assert of_category[0, 0] != of_category[1, 0]
+        assert all(len(set(products)) == 3 for products in nested[..., 0])
+    assert set(batches.ravel()) == set(range(len(labels)))
+    other = dict(options, shard=(1, 2))
+    np.testing.assert_array_equal(
+        draw(hierarchical_sampler(labels, categories, **other), 5), batches[:5, 6:]
+    )
+
+
+def test_small_categories_repeat_products_with_other_pictures():
+    labels, categories = np.repeat([0, 1], 4), np.zeros(8)
+    sample = hierarchical_sampler(
+        labels, categories, categories_per_batch=1, products=4, images=2, seed=3
+    )
+    for batch in draw(sample, 10):
+        assert sorted(batch) == list(range(8))
+
+
+def test_pairs_cross_the_domains_and_cover_both():
+    rng = np.random.default_rng(4)
+    labels = np.concatenate([np.arange(10), np.arange(10), rng.integers(0, 10, 40), [90, 91]])
+    domains = np.array(["consumer"] * 10 + ["shop"] * 10 + ["consumer", "shop"] * 20 + ["shop"] * 2)
+    sample = pair_sampler(labels, domains, pairs=4, seed=5)
+    assert sample.steps_per_epoch == 3
+    largest = max(np.bincount(labels[domains == d]).max() for d in ("consumer", "shop"))
+    batches = draw(sample, 3 * int(np.lcm.reduce(np.arange(1, largest + 1))) // 2)
+    for batch in batches[:50]:
+        queries, positives = batch[:4], batch[4:]
+        np.testing.assert_array_equal(labels[queries], labels[positives])
+        assert len(set(labels[queries])) == 4
+        assert set(domains[queries]) == {"consumer"}
+        assert set(domains[positives]) == {"shop"}
+    assert set(batches.ravel()) == set(range(60))
+    same = draw(pair_sampler(labels, domains, pairs=4, query="shop", positive="shop"), 5)
+    counts = np.bincount(labels[domains == "shop"])
+    for batch in same:
+        for query, positive in zip(batch[:4], batch[4:], strict=True):
+            assert labels[query] == labels[positive]
+            assert query != positive or counts[labels[query]] == 1
+
+
+def test_first_places_are_uniform_over_steps():
+    """The shuffle itself: of 2 and of 3 items each comes first equally often."""
+    for size in 2, 3:
+        labels = np.arange(size)
+        first = draw(pk_sampler(labels, products=size, images=1, seed=6), 6000)[:, 0]
+        np.testing.assert_allclose(np.bincount(first) / 6000, 1 / size, atol=0.025)
+
+
+def test_no_shared_domain_is_named():
+    with pytest.raises(ValueError, match="no product has pictures of both domains, 'consumer'"):
+        pair_sampler([1, 2], ["consumer", "shop"], pairs=1)
+    with pytest.raises(ValueError, match="a batch of 3 categories from a table that holds 1"):
+        hierarchical_sampler([1, 2], ["a", "a"], categories_per_batch=3, products=1, images=1)

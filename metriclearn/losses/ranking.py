@@ -1,0 +1,119 @@
+"""Losses that smooth a retrieval metric: every embedding queries the rest of the batch.
+
+Arguments, returns and errors are those of `metriclearn.losses.pairwise`. Smooth-AP and the recall
+surrogate compare candidates with each other: O(pairs M) time and memory, fit for P x K batches.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from metriclearn.distances import COSINE
+from metriclearn.losses.reductions import reduce_terms
+from metriclearn.pairs import compare, masks
+
+
+def smooth_ap_loss(labels, embeddings, *, temperature=0.01, reduction="mean", references=None):
+    """1 - average precision, with the step in each rank softened to a sigmoid; by cosine.
+
+    Brown, Xie, Kalogeiton, Zisserman: Smooth-AP: Smoothing the Path Towards Large-Scale Image
+    Retrieval (arXiv 2007.12163), eq. 7: AP = mean over positives p of (1 + sum over other positives
+    q of G(s_q - s_p)) / (1 + the same sum over all others), G(x) = 1 / (1 + exp(-x / temperature)).
+
+    Terms: one an anchor that has a positive and a negative.
+    """
+    with tf.name_scope("smooth_ap_loss"):
+        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        pairs, above = _softly_above(similarity, positive, temperature)
+        # The positive itself is among them with G(0) = 1/2, which is taken away.
+        among_positives = _sum_where(tf.gather(positive, pairs[:, 0]), above) - 0.5
+        among_negatives = _sum_where(tf.gather(negative, pairs[:, 0]), above)
+        precision = (1 + among_positives) / (1 + among_positives + among_negatives)
+        return _mean_of_positives(1 - precision, pairs, positive, negative, reduction, comparison)
+
+
+def recall_at_k_loss(
+    labels,
+    embeddings,
+    *,
+    ks=(1, 2, 4),
+    temperature=0.01,
+    rank_temperature=1.0,
+    reduction="mean",
+    references=None,
+):
+    """1 - recall@k, with both of its steps softened, averaged over several k; by cosine.
+
+    After Patel, Tolias, Matas: Recall@k Surrogate Loss with Large Batches and Similarity Mixup
+    (arXiv 2108.11179), eq. 6: the sum over the anchor's positives p of
+    `sigmoid((k - rank(p)) / rank_temperature)`, where rank(p) = 1 + the sum over all others z of
+    `sigmoid((s_z - s_p) / temperature)`, divided by min(k, number of positives).
+
+    Terms: one an anchor that has a positive and a negative.
+    """
+    with tf.name_scope("recall_at_k_loss"):
+        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        pairs, above = _softly_above(similarity, positive, temperature)
+        # 1 + ..., less the 1/2 of the positive itself.
+        rank = 0.5 + _sum_where(tf.gather(positive | negative, pairs[:, 0]), above)
+        count = tf.cast(tf.math.count_nonzero(positive, axis=1), rank.dtype)
+        rows = tf.shape(positive)[0]
+        terms = tf.zeros_like(count)
+        for k in ks:
+            within = tf.sigmoid((k - rank) / rank_temperature)
+            found = tf.math.unsorted_segment_sum(within, pairs[:, 0], rows)
+            terms += 1 - tf.math.divide_no_nan(found, tf.minimum(count, k))
+        kept = tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
+        return reduce_terms(tf.boolean_mask(terms / len(ks), kept), reduction, comparison)
+
+
+def fast_ap_loss(labels, embeddings, *, bins=10, reduction="mean", references=None):
+    """1 - average precision, from soft histograms of the distances; O(B M bins).
+
+    Cakir, He, Xia, Kulis, Sclaroff: Deep Metric Learning to Rank (CVPR 2019), eq. 8 on the squared
+    Euclidean distance of the normalised embeddings, which lies in [0, 4]: AP = 1 / P sum_j h_j+
+    H_j+ / H_j, where h and H are the histogram and its running sum, each distance being shared
+    linearly between its two nearest of `bins` + 1 centres.
+
+    Terms: one an anchor that has a positive and a negative.
+    """
+    with tf.name_scope("fast_ap_loss"):
+        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        width = 4 / bins
+        centres = tf.constant(np.linspace(0, 4, bins + 1), similarity.dtype)
+        pulse = tf.nn.relu(1 - tf.abs(2 - 2 * similarity[..., None] - centres) / width)
+        hits = tf.reduce_sum(tf.where(positive[..., None], pulse, 0), axis=1)
+        misses = tf.reduce_sum(tf.where(negative[..., None], pulse, 0), axis=1)
+        hits_so_far = tf.cumsum(hits, axis=1)
+        seen = hits_so_far + tf.cumsum(misses, axis=1)
+        total = tf.cast(tf.math.count_nonzero(positive, axis=1), hits.dtype)
+        precision = tf.math.divide_no_nan(hits * hits_so_far, seen)
+        terms = 1 - tf.math.divide_no_nan(tf.reduce_sum(precision, axis=1), total)
+        kept = tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
+        return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
+
+
+def _cosines(labels, embeddings, references):
+    comparison = compare(labels, embeddings, references)
+    similarity = 1 - COSINE.pairwise(comparison.embeddings, comparison.references)
+    return comparison, similarity, *masks(comparison)
+
+
+def _softly_above(similarity, positive, temperature):
+    """All positive pairs `[T, 2]`, and `[T, M]` how far each candidate ranks above the pair's."""
+    pairs = tf.where(positive)
+    own = tf.gather_nd(similarity, pairs)[:, None]
+    return pairs, tf.sigmoid((tf.gather(similarity, pairs[:, 0]) - own) / temperature)
+
+
+def _sum_where(mask, values):
+    return tf.reduce_sum(tf.where(mask, values, 0), axis=1)
+
+
+def _mean_of_positives(terms, pairs, positive, negative, reduction, comparison):
+    anchors, rows = pairs[:, 0], tf.shape(positive)[0]
+    total = tf.math.unsorted_segment_sum(terms, anchors, rows)
+    count = tf.cast(tf.math.count_nonzero(positive, axis=1), terms.dtype)
+    kept = (count > 0) & tf.reduce_any(negative, axis=1)
+    return reduce_terms(
+        tf.boolean_mask(tf.math.divide_no_nan(total, count), kept), reduction, comparison
+    )

@@ -1,0 +1,176 @@
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import reference
+import reference_losses
+import tensorflow as tf
+
+import metriclearn
+from metriclearn.losses import LOSSES, PROXY_LOSSES
+
+PAIR_LOSSES = {k: v for k, v in LOSSES.items() if k not in ("triplet", "margin")}
+
+
+def batch(seed=0, size=9, classes=3, dimension=4):
+    rng = np.random.default_rng(seed)
+    return rng.permutation(np.arange(size) % classes), rng.normal(size=(size, dimension))
+
+
+def value_and_gradient(function, *arrays):
+    tensors = [tf.constant(a) for a in arrays]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        loss = function(*tensors)
+    gradients = tape.gradient(loss, tensors)
+    assert None not in gradients, "the loss must stay connected to its inputs"
+    return loss.numpy(), [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+def same_options(loop):
+    """The loop's own defaults, which are milder than the library's: differences stay visible."""
+    parameters = inspect.signature(loop).parameters.values()
+    return {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
+
+
+@pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
+def test_pair_losses_match_the_loops(name):
+    loop = getattr(reference_losses, name)
+    options = same_options(loop)
+    for seed in range(2):
+        labels, x = batch(seed)
+        loss = functools.partial(PAIR_LOSSES[name], labels, **options)
+        value, (gradient,) = value_and_gradient(loss, x)
+        np.testing.assert_allclose(value, loop(labels, x), rtol=1e-9)
+        # Circle loss holds its weights still in the gradient; so must the loop.
+        still = {"fixed": x} if name == "circle" else {}
+        wanted = reference.gradient(lambda v, s=still, y=labels: loop(y, v, **s), x)
+        np.testing.assert_allclose(gradient, wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(PROXY_LOSSES))
+def test_proxy_losses_match_the_loops(name):
+    loop = getattr(reference_losses, name)
+    labels, x = batch(3, classes=4)
+    proxies = np.random.default_rng(4).normal(size=(5, 4))  # the last class is absent
+    x[0] = -proxies[labels[0]]  # beyond ArcFace's turning point, where sin is 0
+    x[1] += 0.5 * x[0]
+    loss = functools.partial(PROXY_LOSSES[name], labels, **same_options(loop))
+    value, (at_x, at_proxies) = value_and_gradient(loss, x, proxies)
+    np.testing.assert_allclose(value, loop(labels, x, proxies), rtol=1e-6)
+    wanted = reference.gradient(lambda v: loop(labels, v, proxies), x)
+    np.testing.assert_allclose(at_x[1:], wanted[1:], atol=1e-6)
+    assert np.isfinite(at_x).all()
+    wanted = reference.gradient(lambda v: loop(labels, x, v), proxies)
+    rest = [c for c in range(5) if c != labels[0]]
+    np.testing.assert_allclose(at_proxies[rest], wanted[rest], atol=1e-6)
+
+
+def test_margin_loss_matches_the_loop():
+    labels, x = batch(5)
+    miner = functools.partial(metriclearn.mine_batch_hard, distance="euclidean")
+    boundary = np.linspace(0.8, 1.6, len(labels))
+
+    def loop(x, boundary, reduction="nonzero_mean"):
+        d = reference.distances("euclidean", x, x)
+        triplets = reference.batch_hard(labels, d)
+        near = [max(0, 0.2 + d[a, p] - boundary[a]) for a, p, _ in triplets]
+        far = [max(0, 0.2 + boundary[a] - d[a, n]) for a, _, n in triplets]
+        return reference.reduce_terms(near + far, reduction)
+
+    loss = lambda x, b: metriclearn.margin_loss(labels, x, beta=b, miner=miner)  # noqa: E731
+    value, (at_x, at_boundary) = value_and_gradient(loss, x, boundary)
+    np.testing.assert_allclose(value, loop(x, boundary), rtol=1e-9)
+    np.testing.assert_allclose(at_x, reference.gradient(lambda v: loop(v, boundary), x), atol=1e-7)
+    wanted = reference.gradient(lambda v: loop(x, v), boundary)
+    np.testing.assert_allclose(at_boundary, wanted, atol=1e-7)
+    constant = metriclearn.margin_loss(labels, x, beta=1.2, miner=miner, reduction="sum")
+    np.testing.assert_allclose(constant, loop(x, np.full(9, 1.2), "sum"), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 0, 0], [0, 1, 2, 3], [7]], ids=["one class", "all distinct", "one"]
+)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_no_valid_term_is_exactly_zero(name, labels):
+    x = np.ones((len(labels), 3), np.float32)
+    x[:2] = 0  # zero vectors and duplicates on the way
+    if name == "contrastive":  # its two kinds of pairs stand alone, so put both at their margin
+        x[:] = np.arange(3 * len(labels)).reshape(-1, 3) if labels == [0, 1, 2, 3] else 1
+    loss = functools.partial(LOSSES[name], np.array(labels, np.int64))
+    value, (gradient,) = value_and_gradient(loss, x)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_zero_vectors_and_duplicates_have_finite_gradients(name):
+    x = np.zeros((6, 3), np.float32)
+    x[3:] = 1
+    loss = functools.partial(LOSSES[name], np.array([0, 0, 1, 0, 1, 1]))
+    value, (gradient,) = value_and_gradient(loss, x)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_nan_reaches_the_loss(name):
+    labels, x = batch(6)
+    x[labels == 0] *= np.nan
+    assert np.isnan(LOSSES[name](labels, x))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_any_label_dtype_any_mode(name):
+    labels, x = batch(7)
+    expected = LOSSES[name](labels, x).numpy()
+    strings = np.array(["a", "b", "c"])[labels]
+    large = labels.astype(np.int64) + 2**53
+    for kind in strings, large:
+        np.testing.assert_allclose(LOSSES[name](kind, x), expected, rtol=1e-12)
+    np.testing.assert_allclose(tf.function(LOSSES[name])(labels, x), expected, rtol=1e-12)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        shapeless = tf.compat.v1.placeholder(tf.float64, [None, None])
+        loss = LOSSES[name](tf.constant(strings), shapeless)
+        gradient = tf.convert_to_tensor(tf.gradients(loss, shapeless)[0])
+        value, gradient = session.run([loss, gradient], {shapeless: x})
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    assert np.abs(gradient).sum() > 0
+
+
+@pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
+def test_references_that_are_the_batch_change_nothing(name):
+    labels, x = batch(8)
+    itself = metriclearn.References(labels, x, np.arange(len(x)))
+    expected = LOSSES[name](labels, x)
+    np.testing.assert_allclose(LOSSES[name](labels, x, references=itself), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_reductions_agree_with_each_other(name):
+    labels, x = batch(9)
+    terms = LOSSES[name](labels, x, reduction="none").numpy()
+    np.testing.assert_allclose(LOSSES[name](labels, x, reduction="sum"), terms.sum(), rtol=1e-9)
+    if name != "contrastive":  # which averages its two kinds apart
+        mean = LOSSES[name](labels, x, reduction="mean")
+        np.testing.assert_allclose(mean, terms.mean(), rtol=1e-9)
+
+
+def test_check_numerics_finds_the_nan_and_nothing_else():
+    labels, x = batch(10)
+    x[0, 0] = np.nan
+    tf.debugging.enable_check_numerics()
+    try:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+            metriclearn.triplet_loss(labels, x)
+        x[0, 0] = 0  # masked entries are finite, so that nothing else alarms it
+        for name in sorted(LOSSES):
+            LOSSES[name](labels, x)
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+def test_proxy_losses_want_integer_labels():
+    with pytest.raises(ValueError, match="labels must be integers, the rows of proxies"):
+        metriclearn.arcface_loss(["a"], np.ones((1, 2)), np.ones((3, 2)))
