@@ -1,6 +1,8 @@
 """The record of a step that produced a NaN or an infinity, and how to replay it."""
 
 import os
+import shlex
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -46,11 +48,11 @@ def record(folder, step, session, batch, tensors):
     temporary = path.replace(".npz", ".writing.npz")
     np.savez(temporary, step=step, **{k.replace("/", "."): _array(v) for k, v in values.items()})
     os.replace(temporary, path)
+    again = ["python", *sys.orig_argv[1:], "--debug", f"--replay_step={step}"]
     return UserError(
         f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved "
-        f"over the last good checkpoint; the step's record is {path}. To replay it, run the same "
-        f"command with --debug --replay_step={step}. A lower learning rate or clipped gradients "
-        "may help."
+        f"over the last good checkpoint; the step's record is {path}. A lower learning rate or "
+        f"clipped gradients may help. To replay the step: {shlex.join(again)}"
     )
 
 

@@ -85,14 +85,14 @@ def run(
         running, waiting = {}, [t for t in study.get_trials() if t.state.name == "RUNNING"]
         try:
             while not stop_requested():
-                done = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-                while len(running) < jobs and (waiting or done + len(running) < trials):
-                    trial = waiting.pop(0) if waiting else None
-                    trial = _ask(optuna, study, space, points, trial)
+                while len(running) < jobs and (waiting or _begun(study) < trials):
+                    left = waiting.pop(0) if waiting else None
+                    trial = _ask(optuna, study, space, points, left)
                     slot = min(set(range(jobs)) - set(running))
-                    running[slot] = _Trial(
-                        trial, model, config, shared, folder, _devices(slot, jobs)
-                    )
+                    gpus = _devices(slot, jobs)
+                    running[slot] = _Trial(trial, model, config, shared, folder, gpus)
+                    if left:
+                        running[slot].known(left.intermediate_values)
                 if not running:
                     break
                 time.sleep(SECONDS)
@@ -101,6 +101,8 @@ def run(
         finally:
             for trial in running.values():
                 trial.stop()
+            for trial in running.values():
+                trial.wait()
         if stop_requested():
             print(f"stopped ({stop_requested()}): the same command resumes {folder}", flush=True)
         sweep_report.write(study, folder, config, spec)
@@ -116,10 +118,10 @@ def parse_grid(config, items):
     Returns:
       {key: list of values}.
     """
-    grid = {}
-    for name, text in _pairs(items, "--grid"):
-        grid[name] = _choices(config.key(name), text, "--grid")
-    return grid
+    return {
+        name: _choices(config.key(name), text, "--grid")
+        for name, text in _pairs(items, "--grid").items()
+    }
 
 
 def parse_search(config, name, text):
@@ -151,17 +153,26 @@ def parse_search(config, name, text):
 
 
 def _pairs(items, flag):
+    """Returns {key: text} of `key=text` items."""
+    found = {}
     for item in items:
-        name, equals, text = item.partition("=")
-        if not equals or not text.strip():
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or not text:
             raise UserError(f"{flag}={item}: write key=value,value.")
-        yield name.strip(), text
+        if name in found:
+            raise UserError(f"{flag}={item}: {name!r} is given twice.")
+        found[name] = text
+    return found
 
 
 def _choices(key, text, flag):
     parts = text.split(";" if key.type.startswith("list(") else ",")
     try:
-        return [config_lib.from_text(key, part.strip()) for part in parts if part.strip()]
+        return [
+            config_lib.from_text(key, part.strip())
+            for part in parts
+            if part.strip() or key.type == "str"
+        ]
     except UserError:
         raise
     except ValueError as error:
@@ -188,9 +199,8 @@ def _space(optuna, config, grid, search, fixed):
     space = {
         name: optuna.distributions.CategoricalDistribution(values) for name, values in texts.items()
     } | {name: parse_search(config, name, text) for name, text in search.items()}
-    points = [
-        dict(zip(texts, values, strict=True)) for values in itertools.product(*texts.values())
-    ]
+    combinations = itertools.product(*texts.values())
+    points = [dict(zip(texts, values, strict=True)) for values in combinations]
     return points, space
 
 
@@ -261,6 +271,10 @@ def _open(optuna, folder, spec, seed, pruner):
     return study
 
 
+def _begun(study):
+    return sum(t.state.name != "WAITING" for t in study.get_trials(deepcopy=False))
+
+
 def _ask(optuna, study, space, points, running=None):
     """Returns an `optuna.Trial` with all its values: a new one, or one that a kill cut short."""
     if running is None:
@@ -287,6 +301,11 @@ def _devices(slot, jobs):
 # ---------------------------------------------------------------------------- one trial
 
 
+def _command(model, keys):
+    program = [sys.executable, "-m", "trainer.main", f"--model={model.__name__}"]
+    return [*program, *(f"--{name}={text}" for name, text in keys.items())]
+
+
 class _Trial:
     """The process of one trial, and what was read of it so far."""
 
@@ -295,8 +314,7 @@ class _Trial:
         self._folder, self._log = (os.path.join(folder, self._name + end) for end in ("", ".log"))
         keys = shared | {name: config_lib.to_text(value) for name, value in trial.params.items()}
         keys |= {"trainer.experiment_base_dir": folder, "trainer.experiment_name": self._name}
-        self._command = [sys.executable, "-m", "trainer.main", f"--model={model.__name__}"]
-        self._command += [f"--{name}={text}" for name, text in keys.items()]
+        self._command = _command(model, keys)
         path = os.pathsep.join(p for p in sys.path if p)
         self._environment = os.environ | {"PYTHONPATH": path} | environment
         self._config = config
@@ -333,10 +351,17 @@ class _Trial:
         self._tell(study, metric, code)
         return True
 
+    def known(self, values):
+        """Takes over {step: value} that an earlier start has reported."""
+        self._values.update(values)
+
     def stop(self):
-        """Asks the trainer to save and stop, and waits for it."""
+        """Asks the trainer to save and stop."""
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def wait(self):
+        if self._process:
             self._process.wait()
 
     def _held(self):
@@ -360,14 +385,13 @@ class _Trial:
                 self._values[line["step"]] = value
 
     def _tell(self, study, metric, code):
+        best = self._best(metric)
+        if code == 0 and best is not None and self._finished():
+            study.tell(self._trial, best)
+            return self._say(f"done, {metric} {best:.4g}")
         if self._pruned:
             study.tell(self._trial, state=_state("PRUNED"))
-            return self._say(
-                f"pruned at step {max(self._values)}, {metric} {self._best(metric):.4g}"
-            )
-        if code == 0 and self._values and self._finished():
-            study.tell(self._trial, self._best(metric))
-            return self._say(f"done, {metric} {self._best(metric):.4g}")
+            return self._say(f"pruned at step {max(self._values)}, {metric} {best:.4g}")
         if code == 0 and self._finished():
             raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
         if code == 0:  # somebody stopped this trainer: the next start of the sweep continues it
@@ -381,7 +405,8 @@ class _Trial:
             raise UserError(f"No trial could train; the log is {self._log}. {error}")
 
     def _best(self, metric):
-        return (min if meters.lower_is_better(metric) else max)(self._values.values())
+        better = min if meters.lower_is_better(metric) else max
+        return better(self._values.values(), default=None)
 
     def _finished(self):
         config = self._config.copy()
@@ -433,7 +458,7 @@ def main(model, given, rest):
         model,
         keys={name: model.config.to_dict()[name] for name in given},
         grid=parse_grid(model.config, options.grid),
-        search=dict(_pairs(options.search, "--search")),
+        search=_pairs(options.search, "--search"),
         trials=options.trials,
         jobs=options.jobs,
         metric=options.metric,

@@ -68,12 +68,10 @@ def write(study, folder, config, spec):
     with open(picture, "rb") as file:
         image = base64.b64encode(file.read()).decode()
     head = ["trial", "state", spec["metric"], *spec["space"], ""]
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(c)}</td>" for c in [*_cells(row), row["error"]])
-        + "</tr>\n"
-        for row in rows(study)
-    )
+    body = ""
+    for row in rows(study):
+        cells = (f"<td>{html.escape(cell)}</td>" for cell in [*_cells(row), row["error"]])
+        body += f"<tr>{''.join(cells)}</tr>\n"
     shared = " ".join(f"--{name}={value}" for name, value in spec["shared"].items())
     write_atomic(
         os.path.join(folder, "sweep.html"),

@@ -108,7 +108,7 @@ def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, aver
     scope = v1.get_variable_scope()
     for i, part in enumerate(split(inputs, len(tower_devices))):
         device = _with_variables_on(_variable_device(tower_devices), tower_devices[i])
-        collections = contextlib.nullcontext() if i == 0 and train_phase else _keep_collections()
+        collections = contextlib.nullcontext() if i == 0 and train_phase else keep_collections()
         phase = "train" if train_phase else "eval"
         with (
             collections,
@@ -146,7 +146,8 @@ def _with_variables_on(variable_device, tower_device):
 
 
 @contextlib.contextmanager
-def _keep_collections():
+def keep_collections():
+    """Within it nothing is added to the collections of updates, summaries and penalties."""
     graph = v1.get_default_graph()
     kept = {key: list(graph.get_collection_ref(key)) for key in _ONCE}
     try:
@@ -214,6 +215,9 @@ def loss_of(model, towers, outputs):
     The model's `loss(outputs)`, if it has one, is called once on the joined outputs of all towers:
     negatives are mined over the whole batch. Otherwise it is the mean of the towers' `loss`.
 
+    Where `loss(outputs)` returns a dict, its other entries join `outputs`: scalars to report,
+    `hardest_triplet` to show, mined indices for the record of a step that fails.
+
     Returns:
       (float scalar tensor, dict of scalar tensors: every other scalar float output).
     """
@@ -229,12 +233,14 @@ def loss_of(model, towers, outputs):
             f"{model.__name__}: build() must set a scalar `loss`, or the module must offer "
             "loss(outputs) that returns one (or a dict with `loss`)."
         )
-    scalars = {**outputs, **terms}
-    scalars.pop("loss", None)
+    outputs.update(terms)
     return loss, {
         name: value
-        for name, value in scalars.items()
-        if tf.is_tensor(value) and value.shape.rank == 0 and value.dtype.is_floating
+        for name, value in outputs.items()
+        if name != "loss"
+        and tf.is_tensor(value)
+        and value.shape.rank == 0
+        and value.dtype.is_floating
     }
 
 

@@ -36,7 +36,8 @@ class Validation:
             model.build, inputs, tower_devices, train_phase=False, averages=averages
         )
         outputs = towers.gather(replicas)
-        loss, scalars = towers.loss_of(model, replicas, outputs)
+        with towers.keep_collections():
+            loss, scalars = towers.loss_of(model, replicas, outputs)
         self._values = {"loss": loss, **scalars}
         self._size = tf.shape(next(iter(inputs.values())))[0]
         # Pictures and feature maps stay on the device: a whole pass of them would fill memory.
