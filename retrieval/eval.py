@@ -9,7 +9,8 @@ experiment's own config.json is the configuration; flags given here override it.
     python -m retrieval.eval --queries=q.npy --query_labels=q.txt [--query_ids=q_ids.txt]
         [--catalogue=c.npy --catalogue_labels=c.txt [--catalogue_ids=c_ids.txt]] --output=DIR
 
-evaluates stored embeddings of any origin, without TensorFlow. Labels: one product id a line; ids:
+evaluates stored embeddings of any origin, without TensorFlow; a folder that retrieval.embed wrote
+needs no text files. Labels: one product id a line; ids:
 one item id a line, equal ids are the same picture. Without a catalogue the queries are searched
 among themselves.
 """
@@ -85,11 +86,8 @@ def stored():
     from retrieval import stored as files_of
 
     options = flags.FLAGS
-    for name in ("query_labels", "output"):
-        if not options[name].value:
-            raise trainer_config.UserError(f"--queries needs --{name}")
-    if bool(options.catalogue) != bool(options.catalogue_labels):
-        raise trainer_config.UserError("--catalogue and --catalogue_labels go together")
+    if not options.output:
+        raise trainer_config.UserError("--output=DIR: name the folder for the results")
     try:
         queries = files_of.load(
             options.queries, options.query_labels, options.query_ids, options.query_categories
@@ -99,6 +97,8 @@ def stored():
             catalogue = files_of.load(
                 options.catalogue, options.catalogue_labels, options.catalogue_ids, name="catalogue"
             )
+        elif options.catalogue_labels or options.catalogue_ids:
+            raise ValueError("--catalogue_labels and --catalogue_ids need --catalogue")
         result = _evaluate(queries, catalogue, options)
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -49,6 +51,59 @@ def write_json_list(path, values):
             out.write("[" if n == 0 else ",\n")
             json.dump(plain(value), out, ensure_ascii=False, allow_nan=False)
         out.write("]\n" if values else "[]\n")
+
+
+def write_table(path, columns):
+    """Writes {name: str [N] or bool [N]} as a Parquet table."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({name: pyarrow.array(list(v)) for name, v in columns.items()})
+    with published(path) as out:
+        parquet.write_table(table, out)
+
+
+def read_table(path, names) -> dict:
+    """Reads columns of a Parquet table as NumPy arrays; ValueError where it is damaged."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path, columns=list(names))
+        columns = {name: table.column(name).to_pylist() for name in names}
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a table that can be read: {reason}") from None
+    return {
+        name: np.array(values, bool if values and isinstance(values[0], bool) else str)
+        for name, values in columns.items()
+    }
+
+
+def read_json(path):
+    """Reads a JSON file; ValueError, naming it, where it is missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as text:
+            return json.load(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def sha256(path) -> str:
+    with open(path, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def only_writer(folder):
+    """Makes the folder and keeps other writers out of it; ValueError where one is at work."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another program is writing there; wait for it") from None
+        yield
 
 
 def plain(value):

@@ -4,17 +4,22 @@ import os
 
 import numpy as np
 
+from retrieval import store
 from retrieval.evaluation import Embedded
 
 
-def load(embeddings, labels, ids=None, categories=None, *, name="queries") -> Embedded:
+def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") -> Embedded:
     """Reads one set.
 
-    embeddings: path of a .npy array [N, D] of floats, memory-mapped. labels: path of a text file,
-    one product id a line. ids: one item id a line; the row number, padded with zeros so that it
-    orders as it counts, where there is none. categories: one a line. Raises ValueError where a file
-    cannot be read or the files do not agree.
+    embeddings: path of a .npy array [N, D] of floats, memory-mapped, or of a store. labels: path of
+    a text file, one product id a line. ids: one item id a line; the row number, padded with zeros
+    so that it orders as it counts, where there is none. categories: one a line. Raises ValueError
+    where a file cannot be read or the files do not agree.
     """
+    if os.path.isdir(embeddings):
+        return store.read(embeddings)
+    if labels is None:
+        raise ValueError(f"{embeddings}: name the file of its labels, one product id a line")
     try:
         array = np.load(embeddings, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

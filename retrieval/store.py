@@ -1,0 +1,115 @@
+"""The store: embeddings on disk in shards, with a table of what they are and where they come from.
+
+    DIR/manifest.json           what made them, how many, one entry a shard with its checksums
+    DIR/00000.npy               embeddings [n, D], float32 or float16, memory-mapped when read
+    DIR/00000.parquet           id, product, category of every row
+
+A shard counts once the manifest names it, which is written last: a store whose writer was killed
+goes on where its last whole shard ends.
+"""
+
+import os
+
+import numpy as np
+
+from retrieval import files
+from retrieval.evaluation import Embedded
+
+COLUMNS = ("id", "product", "category")
+
+
+def begin(folder, source, dtype="float32") -> dict:
+    """The manifest to go on with: a new one, or that of an interrupted run from the same source.
+
+    source: what the embeddings depend on (checkpoint and configuration hashes, dataset,
+    preprocessing), as JSON values. Raises ValueError where the folder holds other embeddings.
+    """
+    path = os.path.join(folder, "manifest.json")
+    if not os.path.exists(path):
+        return {"source": source, "dtype": dtype, "complete": False, "count": 0, "shards": []}
+    manifest = files.read_json(path)
+    if manifest["source"] != source or manifest["dtype"] != dtype:
+        changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
+        raise ValueError(
+            f"{folder} holds embeddings of another {changed[0]}: name another folder, or delete it"
+        )
+    return manifest
+
+
+def append(folder, manifest, items: Embedded, batches):
+    """Publishes one more shard. batches: how many batches of its dataset it was made of."""
+    values = np.asarray(items.embeddings, manifest["dtype"])
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise ValueError(f"the embedding of {str(items.ids[bad[0]])!r} is not finite")
+    if manifest["shards"] and values.shape[1] != manifest["dimensions"]:
+        raise ValueError(f"{values.shape[1]} dimensions after {manifest['dimensions']}")
+    name = f"{len(manifest['shards']):05d}"
+    array, table = (os.path.join(folder, f"{name}.{kind}") for kind in ("npy", "parquet"))
+    with files.published(array) as out:
+        np.save(out, values)
+    columns = zip(COLUMNS, (items.ids, items.products, items.categories), strict=True)
+    files.write_table(table, {name: values.tolist() for name, values in columns})
+    manifest["dimensions"] = values.shape[1]
+    manifest["count"] += len(values)
+    manifest["shards"].append(
+        {
+            "name": name,
+            "count": len(values),
+            "batches": batches,
+            "sha256": {"npy": files.sha256(array), "parquet": files.sha256(table)},
+        }
+    )
+    _publish(folder, manifest)
+
+
+def finish(folder, manifest):
+    manifest["complete"] = True
+    _publish(folder, manifest)
+
+
+def _publish(folder, manifest):
+    files.write_json(os.path.join(folder, "manifest.json"), manifest)
+
+
+def manifest_of(folder) -> dict:
+    """The manifest of a complete store; ValueError otherwise."""
+    manifest = files.read_json(os.path.join(folder, "manifest.json"))
+    if not isinstance(manifest, dict) or "shards" not in manifest:
+        raise ValueError(f"{folder}: holds no store of embeddings")
+    if not manifest["complete"]:
+        raise ValueError(f"{folder}: is incomplete; run the retrieval.embed that made it again")
+    return manifest
+
+
+def shards(folder, verify=True):
+    """Yields `Embedded` shard by shard, memory-mapped.
+
+    verify: compare checksums first. Raises ValueError for a missing, truncated or changed file.
+    """
+    manifest = manifest_of(folder)
+    for shard in manifest["shards"]:
+        paths = {kind: os.path.join(folder, f"{shard['name']}.{kind}") for kind in shard["sha256"]}
+        for kind, path in paths.items():
+            if not os.path.exists(path):
+                raise ValueError(f"{path}: is missing from its store")
+            if verify and files.sha256(path) != shard["sha256"][kind]:
+                raise ValueError(f"{path}: is damaged (checksum differs); embed again")
+        table = files.read_table(paths["parquet"], COLUMNS)
+        array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
+        yield Embedded(array, *(table[name] for name in COLUMNS))
+
+
+def read(folder, verify=True) -> Embedded:
+    """The whole store; a single shard stays memory-mapped. Ids must be unique."""
+    parts = list(shards(folder, verify))
+    if not parts:
+        raise ValueError(f"{folder}: holds no embeddings")
+    if len(parts) == 1:
+        return parts[0]
+    return Embedded(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("embeddings", "ids", "products", "categories")
+        )
+    )
