@@ -28,4 +28,5 @@ config.declare(
     "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
 )
 config.declare("dataset.manifest", "", "CSV of product pictures; glyphs of typefaces when empty.")
+config.declare("dataset.augment", False, "Crop and disturb training pictures at random.")
 config.declare("dataset.images_per_product", 4, "Pictures of each product in a training batch.")

@@ -1,5 +1,6 @@
 """Where the pictures come from: typeface glyphs, or the CSV that `dataset.manifest` names."""
 
+from metriclearn import augment
 from metriclearn.datasets import glyphs, manifest, pipeline, queries_and_catalogue
 from metriclearn.samplers import pk_sampler
 from models.simple.config import config
@@ -25,8 +26,11 @@ def datasets(start_step=0):
 
     queries, catalogue = queries_and_catalogue(table, split="test")
 
+    disturb = augment.compose(augment.random_crop(0.8), augment.random_noise())
+    training = {"start_step": start_step, "seed": seed, **picture}
+    training["augment"] = disturb if config["dataset.augment"] else None
     return {
-        "trn": pipeline.train_batches(train, sample, start_step=start_step, seed=seed, **picture),
+        "trn": pipeline.train_batches(train, sample, **training),
         "vld": every(table.where(split="val")),
         "retrieval_query": every(queries),
         "retrieval_index": every(catalogue),

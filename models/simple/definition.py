@@ -32,13 +32,28 @@ def build(inputs=None, train_phase=False):
 
 def loss(outputs):
     """Triplet loss over the whole batch, whichever towers its embeddings come from."""
-    return metriclearn.triplet_loss(
-        outputs.labels,
-        outputs.embeddings,
-        margin=config["model.margin"],
-        miner=config["model.miner"],
-        reduction="nonzero_mean",
-    )
+    batch, margin = (outputs.labels, outputs.embeddings), config["model.margin"]
+    hardest = metriclearn.mine_batch_hard(*batch)
+    figures = metriclearn.triplet_statistics(*batch, hardest, margin=margin)
+    figures |= metriclearn.embedding_statistics(outputs.embeddings)
+    for name, value in figures.items():
+        tf.compat.v1.summary.scalar(f"mining/{name}", value)
+    return {
+        "loss": metriclearn.triplet_loss(
+            *batch, margin=margin, miner=config["model.miner"], reduction="nonzero_mean"
+        ),
+        "triplets": tf.stack(hardest, axis=1),
+        "hardest_triplet": _hardest(outputs.embeddings, hardest),
+    }
+
+
+def _hardest(embeddings, triplets):
+    """The triplet, int [3], whose negative is nearest and positive farthest, for TensorBoard."""
+    anchor, positive, negative = (tf.gather(embeddings, rows) for rows in triplets)
+    gap = tf.norm(anchor - positive, axis=1) - tf.norm(anchor - negative, axis=1)
+    # A batch without a triplet shows its first picture instead.
+    rows = tf.pad(tf.stack(triplets, axis=1), [[0, 1], [0, 0]])
+    return tf.gather(rows, tf.argmax(tf.pad(gap, [[0, 1]], constant_values=-9.0)))
 
 
 def metrics(outputs):

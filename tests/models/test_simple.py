@@ -61,7 +61,7 @@ def test_four_towers_train_as_one(program):
 
 def test_killed_and_resumed_ends_with_the_same_weights(program):
     arguments = ["--model.num_steps=30", "--trainer.checkpoint_save_interval=10", *SHORT]
-    arguments += ["--model.dropout=0.2", "--model.batch_size=64"]
+    arguments += ["--model.dropout=0.2", "--dataset.augment", "--model.batch_size=64"]
     whole = train(program, "whole", *arguments)
     folder = program.folder / "experiments" / "killed"
 
