@@ -166,13 +166,9 @@ def _pairs(items, flag):
 
 
 def _choices(key, text, flag):
-    parts = text.split(";" if key.type.startswith("list(") else ",")
+    parts = [part.strip() for part in text.split(";" if key.type.startswith("list(") else ",")]
     try:
-        return [
-            config_lib.from_text(key, part.strip())
-            for part in parts
-            if part.strip() or key.type == "str"
-        ]
+        return [config_lib.from_text(key, p) for p in parts if p or key.type == "str"]
     except UserError:
         raise
     except ValueError as error:
