@@ -1,0 +1,178 @@
+"""`python -m trainer.diff A B`: how two experiments differ, and the first step at which they do.
+
+A and B are experiments' folders. Compared are their configurations, the code and packages of their
+last starts, the data they were trained on, and metrics.jsonl up to the first figure that differs.
+"""
+
+import argparse
+import difflib
+import os
+import subprocess
+import sys
+
+from trainer import quiet
+
+quiet.import_tensorflow()
+
+from trainer import config as config_lib  # noqa: E402 (after the quiet import)
+from trainer import experiment, meters  # noqa: E402
+from trainer.config import UserError  # noqa: E402
+
+_NAMES = ("trainer.experiment_base_dir", "trainer.experiment_name")
+SHOWN = 40  # lines of a difference of code
+
+
+def compare(a, b):
+    """Compares two experiments.
+
+    Args:
+      a, b: their folders.
+
+    Returns:
+      {section: list of lines}, empty where there is no difference: config, code, data, packages,
+      start (command, host, devices, python, model) and metrics.
+
+    Raises:
+      UserError: where a folder is no experiment.
+    """
+    folders = [_experiment(path) for path in (a, b)]
+    configs = [experiment.read_config(folder) for folder in folders]
+    starts = [experiment.last_start(folder) or {} for folder in folders]
+    return {
+        "config": _changes(*configs, without=_NAMES),
+        "code": _code(folders, starts),
+        "data": _data(configs, starts),
+        "packages": _changes(*(start.get("packages", {}) for start in starts)),
+        "start": _changes(*({k: s.get(k) for k in _START} for s in starts)),
+        "metrics": _metrics(*(meters.read_metrics(folder) for folder in folders)),
+    }
+
+
+_START = ("model", "command", "python", "host", "devices")
+
+
+def _experiment(path):
+    if experiment.read_config(path) is None:
+        raise UserError(f"{path} is no experiment: there is no config.json in it.")
+    return path
+
+
+def _changes(a, b, without=()):
+    changes = config_lib.diff(a, b)
+    return [f"{k}: {old!r} -> {new!r}" for k, (old, new) in changes.items() if k not in without]
+
+
+# ---------------------------------------------------------------------------- code and data
+
+
+def _code(folders, starts):
+    commits = [start.get("git_commit") for start in starts]
+    lines = []
+    if commits[0] != commits[1]:
+        lines.append(f"commit: {commits[0]} -> {commits[1]}")
+        if None not in commits:
+            lines += _git("log", "--oneline", "..".join(commits))
+            lines += _git("diff", "--stat", *commits)
+    changes = [_uncommitted(folder, start) for folder, start in zip(folders, starts, strict=True)]
+    if changes[0] != changes[1]:
+        found = difflib.unified_diff(
+            *changes, *(f"{f}, uncommitted changes" for f in folders), lineterm="", n=0
+        )
+        found = list(found)
+        lines += found[:SHOWN]
+        if len(found) > SHOWN:
+            lines.append(f"… and {len(found) - SHOWN} more lines: compare the code-*.diff files")
+    return lines
+
+
+def _uncommitted(folder, start):
+    if not start.get("git_diff"):
+        return []
+    try:
+        with open(os.path.join(folder, start["git_diff"]), encoding="utf-8") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return [f"({start['git_diff']} is missing)"]
+
+
+def _git(*arguments):
+    """Lines of git's answer, none where this folder's repository does not know the commits."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _data(configs, starts):
+    prints = [start.get("data_fingerprint") for start in starts]
+    if None in prints:
+        keys = [{k: v for k, v in c.items() if k.startswith("dataset.")} for c in configs]
+        return _changes(*keys)
+    return [] if prints[0] == prints[1] else [f"fingerprint: {prints[0]} -> {prints[1]}"]
+
+
+# ---------------------------------------------------------------------------- metrics
+
+
+def _metrics(a, b):
+    """Where two metrics.jsonl part: the first step with a figure that both have and differs."""
+    a, b = _by_step(a), _by_step(b)
+    common = [key for key in a if key in b]
+    lines = []
+    if not common:
+        return ["no step of the one is in the other's metrics.jsonl"] if a or b else []
+    equal = None
+    for key in common:
+        names = [n for n in a[key] if n in b[key] and not _same(a[key][n], b[key][n])]
+        if names:
+            split, step, _ = key
+            after = f"equal up to step {equal}" if equal is not None else "never equal"
+            lines.append(f"first differ at step {step} ({split}; {after}):")
+            lines += [f"  {n}: {a[key][n]:.9g} -> {b[key][n]:.9g}" for n in names]
+            break
+        equal = key[1]
+    ends = [max(step for _, step, _ in lines_) for lines_ in (a, b)]
+    if ends[0] != ends[1]:
+        lines.append(f"last step: {ends[0]} -> {ends[1]}")
+    return lines
+
+
+def _by_step(lines):
+    """{(split, step, whether a full pass): figures}, in the order of the file."""
+    return {
+        (line["split"], line["step"], "examples" in line): {
+            name: value for name, value in line.items() if name not in ("split", "step")
+        }
+        for line in lines
+    }
+
+
+def _same(x, y):
+    return x == y or (x != x and y != y)  # NaN equals NaN here
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.diff", description="How two experiments differ."
+    )
+    parser.add_argument("A", help="folder of an experiment")
+    parser.add_argument("B", help="folder of another")
+    options = parser.parse_args(argv)
+    try:
+        found = compare(options.A, options.B)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for section, lines in found.items():
+        print(f"{section}: " + ("" if lines else "no difference"))
+        for line in lines:
+            print(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
