@@ -1,6 +1,8 @@
 """Sweeps: what is tried, what is stopped, and that a killed one goes on."""
 
 import os
+import pathlib
+import re
 import signal
 import sys
 import threading
@@ -187,3 +189,23 @@ def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     full = {line["step"]: line["mean_error"] for line in lines if "examples" in line}
     assert trial.intermediate_values == full and set(full) == {20, 40, 60}
     assert trial.value == min(full.values())
+
+
+def test_the_documented_ten_lines_search(config):
+    """Runs the guide's own code, on the toy in place of a model that takes a minute."""
+    page = pathlib.Path(__file__).parents[2] / "docs" / "sweeping.md"
+    (code,) = re.findall(r"```python\n(import optuna\n.*?)```", page.read_text(), re.DOTALL)
+    for old, new in (
+        ("from models import simple", "import toy as simple"),
+        ("model.margin", "toy.dropout"),
+        ("n_trials=20", "n_trials=2"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    config.update({"trainer.best_metric": "mean_error", "trainer.evaluation_interval": 10})
+    names = {}
+    exec(code, names)
+    values = [trial.value for trial in names["study"].trials]
+    assert len(set(values)) == 2 and all(value > 0 for value in values)
+    folder = pathlib.Path(config["trainer.experiment_base_dir"], "margins")
+    assert sorted(os.listdir(folder)) == ["trial-0", "trial-1"]
