@@ -286,7 +286,7 @@ def profile_steps(config):
 # ---------------------------------------------------------------------------- data
 
 
-def load_datasets(model, first_batch, seed, resumed):
+def load_datasets(model, first_batch, seed=0, resumed=None):
     """Returns the model's datasets, and whether they can start at any batch.
 
     A model whose `datasets` takes `start_step` is given the number of batches consumed so far, a
