@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from retrieval import files, progress, store
-from retrieval.evaluation import Embedded
+from retrieval.store import Embedded
 from trainer import config as trainer_config
 
 # A picture counts as "raw pixels" at no more than this many pixels a side.

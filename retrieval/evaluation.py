@@ -12,24 +12,6 @@ SAMPLES = 100_000  # pairs drawn for the similarity histogram
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
-    """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
-
-    ids, products, categories: str [N]. images: uint8 [N, S, S, C], the pictures reduced to at most
-    32 x 32, or None where only embeddings are known.
-    """
-
-    embeddings: np.ndarray
-    ids: np.ndarray
-    products: np.ndarray
-    categories: np.ndarray
-    images: np.ndarray | None = dataclasses.field(default=None, repr=False)
-
-    def __len__(self):
-        return len(self.embeddings)
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """figures: what eval.json holds. ranking: `metrics.Ranking`. scores, rows [Q, top]: what was
     retrieved, best first, the query itself left out; rows are -1 where the catalogue ends."""

@@ -8,14 +8,32 @@ A shard counts once the manifest names it, which is written last: a store whose 
 goes on where its last whole shard ends.
 """
 
+import dataclasses
 import os
 
 import numpy as np
 
 from retrieval import files
-from retrieval.evaluation import Embedded
 
 COLUMNS = ("id", "product", "category")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
+
+    ids, products, categories: str [N]. images: uint8 [N, S, S, C], the pictures reduced to at most
+    32 x 32, or None where only embeddings are known.
+    """
+
+    embeddings: np.ndarray
+    ids: np.ndarray
+    products: np.ndarray
+    categories: np.ndarray
+    images: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    def __len__(self):
+        return len(self.embeddings)
 
 
 def begin(folder, source, dtype="float32") -> dict:

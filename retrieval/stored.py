@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from retrieval import store
-from retrieval.evaluation import Embedded
+from retrieval.store import Embedded
 
 
 def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") -> Embedded:

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from retrieval import compare, evaluation, files, report
+from retrieval import compare, evaluation, files, report, store
 from retrieval.eval import top_retrieved
 
 
 def write_evaluation(folder, noise, ids, labels, truth):
     random = np.random.default_rng(int(noise * 100))
     points = (truth[labels] + noise * random.normal(size=(len(labels), 6))).astype(np.float32)
-    items = evaluation.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
+    items = store.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
     result = evaluation.evaluate(items)
     folder.mkdir()
     files.write_json(folder / "embeddings-eval.json", result.figures)
