@@ -19,6 +19,9 @@ import tensorflow as tf
 # What a random number is for; part of its key, so that no two uses share a stream.
 _SLOTS, _CATEGORIES, _PRODUCTS, _IMAGES = range(4)
 
+# Up to this many items, a permutation is found by sorting random words.
+SORTED = 256
+
 
 def pk_sampler(
     labels,
@@ -92,14 +95,15 @@ def balanced_sampler(labels, *, batch_size, seed=0, shard=(0, 1)):
     classes = len(table.count)
     if not classes:
         raise ValueError("no rows to sample from")
+    largest = int(table.count.max())
     mine = _slice_of_worker(batch_size, shard, "batch_size")
 
     def sample(step):
         draw = _as_step(step) * batch_size + mine
         visit = draw // classes
-        label = _shuffled(draw % classes, classes, seed, _PRODUCTS, visit)
+        label = _shuffled(draw % classes, classes, classes, seed, _PRODUCTS, visit)
         count = tf.gather(table.count, label)
-        item = _shuffled(visit % count, count, seed, _IMAGES, label, visit // count)
+        item = _shuffled(visit % count, count, largest, seed, _IMAGES, label, visit // count)
         return tf.gather(table.order, tf.gather(table.offset, label) + item)
 
     sample.steps_per_epoch = -(-classes // batch_size)
@@ -150,13 +154,14 @@ def hierarchical_sampler(
 
     def sample(step):
         visit, category, ahead = _handful(
-            _as_step(step), 0, categories_per_batch, total, mine, seed, _CATEGORIES
+            _as_step(step), 0, categories_per_batch, total, total, mine, seed, _CATEGORIES
         )
         visit, item, ahead = _handful(
             visit[:, None],
             ahead[:, None],
             products,
             tf.gather(by_category.count, category)[:, None],
+            int(by_category.count.max()),
             np.arange(products),
             seed,
             _PRODUCTS,
@@ -300,11 +305,13 @@ def _product_dealer(table, products, seed, categories, single_category, shard):
 
     def deal(step):
         epoch = step // steps
-        slot = _shuffled(step % steps, steps, seed, _SLOTS, epoch)
+        slot = _shuffled(step % steps, steps, steps, seed, _SLOTS, epoch)
         stream = tf.gather(slot_stream, slot)
         visit = epoch * tf.gather(slots_of, stream) + tf.gather(slot_number, slot)
         count = tf.gather(size, stream)
-        cycle, item, repeat = _handful(visit, 0, products, count, mine, seed, _PRODUCTS, stream)
+        cycle, item, repeat = _handful(
+            visit, 0, products, count, total, mine, seed, _PRODUCTS, stream
+        )
         product = tf.gather(member, tf.gather(start, stream) + item)
         # Products have a history of pictures in their category's stream and another in the mixed
         # one.
@@ -333,6 +340,7 @@ def _deal_images(table, dealt, images, seed, side=0):
         dealt.repeat[:, None],
         images,
         count,
+        int(table.count.max()),
         np.arange(images),
         seed,
         _IMAGES,
@@ -343,13 +351,13 @@ def _deal_images(table, dealt, images, seed, side=0):
     return tf.gather(table.order, tf.gather(table.offset, dealt.product)[:, None] + item)
 
 
-def _handful(visit, ahead, count, n, places, *key):
+def _handful(visit, ahead, count, n, largest, places, *key):
     """The items at `places` of a handful of `count` out of `n`.
 
     Args:
         visit: the number of the handful, over all cycles.
         ahead: take the handful this many further on, within the cycle of `visit`.
-        count, n: see the module's docstring.
+        count, n: see the module's docstring; n is at most `largest`, a Python integer.
         places: `[k]` places within the handful.
         key: the key of the permutations, besides the cycle.
 
@@ -360,29 +368,69 @@ def _handful(visit, ahead, count, n, places, *key):
     handfuls = -(-n // count)
     cycle = visit // handfuls
     position = (visit % handfuls + ahead) * count + places
-    item = _shuffled(position % n, n, *key, cycle)
+    item = _shuffled(position % n, n, largest, *key, cycle)
     return tf.broadcast_to(cycle, tf.shape(item)), item, position // n
 
 
-def _shuffled(index, n, *key):
+def _shuffled(index, n, largest, *key):
     """`permutation[index]` of the permutation of range(n) that belongs to the key; all broadcast.
 
-    RandomIndexShuffle costs O(1) an index, but keeps only some 23 bits of its seed and is biased
-    for a small n; a rotation before and after it, from the same key, mends both.
+    Args:
+        index: in [0, n).
+        n: sizes; at most `largest`, a Python integer.
+        key: integers or integer tensors.
     """
-    low, high = _random_words(*key)
-    seed = tf.stack([tf.cast(word, tf.uint32) for word in (low, _shift(low, 32), high)], -1)
-    rotation = tf.cast(_shift(high, 32), tf.int64)
     n = tf.cast(n, tf.int64)
-    index = (tf.cast(index, tf.int64) + rotation) % n
+    low, high = _random_words(*key)
+    index = tf.broadcast_to(
+        tf.cast(index, tf.int64),
+        _broadcast_shape(tf.shape(index), tf.shape(n), tf.shape(low)),
+    )
+    small = _shuffled_by_sorting(index, n, min(largest, SORTED), low)
+    if largest <= SORTED:
+        return small
+    return tf.where(n <= SORTED, small, _shuffled_by_cipher(index, n, low, high))
+
+
+def _shuffled_by_sorting(index, n, width, word):
+    """The permutation that sorts one random word an item; O(width) for each key."""
+    items = tf.range(width, dtype=tf.int64)
+    words = _mix(word[..., None] + tf.cast(items, tf.uint64))
+    words = tf.where(items < n[..., None], tf.cast(_shift(words, 1), tf.int64), -1)
+    permutation = tf.math.top_k(words, width).indices
+    shape = tf.concat([tf.shape(index), [width]], 0)
+    index = tf.minimum(index, width - 1)  # rows that the cipher answers may point beyond
+    chosen = tf.gather(
+        tf.broadcast_to(permutation, shape), index[..., None], batch_dims=index.shape.rank
+    )
+    return tf.cast(chosen[..., 0], tf.int64)
+
+
+def _shuffled_by_cipher(index, n, low, high):
+    """RandomIndexShuffle: O(1) an index for a large n.
+
+    It walks a cycle of 2^16 places for a small n (hence the sorting), and keeps only some 23 bits
+    of
+    its seed: a rotation before and after it, from the same key, adds the others.
+    """
+    n = tf.where(n > SORTED, n, 2**16)  # not to walk where the answer is not used
+    words = [tf.cast(word, tf.uint32) for word in (low, _shift(low, 32), high)]
+    rotation = tf.cast(_shift(high, 32), tf.int64)
     shape = tf.shape(index)
+    seed = tf.stack([tf.reshape(tf.broadcast_to(word, shape), [-1]) for word in words], 1)
     shuffled = tf.raw_ops.RandomIndexShuffle(
-        index=tf.reshape(index, [-1]),
-        seed=tf.reshape(tf.broadcast_to(seed, tf.concat([shape, [3]], 0)), [-1, 3]),
+        index=tf.reshape((index + rotation) % n, [-1]),
+        seed=seed,
         max_index=tf.reshape(tf.broadcast_to(n - 1, shape), [-1]),
         rounds=8,
     )
     return (tf.reshape(shuffled, shape) + rotation // n) % n
+
+
+def _broadcast_shape(first, *others):
+    for other in others:
+        first = tf.broadcast_dynamic_shape(first, other)
+    return first
 
 
 def _random_words(*key):
