@@ -18,15 +18,21 @@ import tensorflow as tf
 RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
 
 
+# Odd multipliers and increments of a congruential step in 64 bits (Knuth's MMIX, and L'Ecuyer's).
+_MULTIPLIER = np.asarray([6364136223846793005, 3202034522624059733], np.int64)
+_INCREMENT = np.asarray([1442695040888963407, 4354685564936845355], np.int64)
+
+
 def _fold(seed, number):
     """Another int64 [2] seed, for the number-th use of one seed.
 
-    Drawn, not added: seeds of neighbouring pictures differ by one, and an offset of one would make
-    the second op of a picture repeat the first op of its neighbour.
+    A congruential step, not a sum: seeds of neighbouring pictures differ by one, and adding one
+    would make the second op of a picture repeat the first op of its neighbour. The generator behind
+    `stateless_*` mixes the rest; drawing the seed from it would cost more than all else here.
     """
-    seed = tf.cast(seed, tf.int64)
-    state = tf.stack([seed[0], seed[1] ^ (0x5DEECE66D * (number + 1))])
-    return tf.random.stateless_uniform([2], state, None, None, tf.int64)
+    with np.errstate(over="ignore"):
+        step = _INCREMENT * np.int64(2 * number + 1)
+    return tf.cast(seed, tf.int64) * _MULTIPLIER + step
 
 
 def _uniform(seed, shape, low, high):
@@ -38,7 +44,10 @@ def _coin(seed, probability):
 
 
 def _to_uint8(image):
-    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+    """Rounds and saturates; the cast truncates, so half is added first."""
+    return tf.cast(
+        tf.raw_ops.ClipByValue(t=image + 0.5, clip_value_min=0.0, clip_value_max=255.5), tf.uint8
+    )
 
 
 def compose(*functions):
@@ -218,9 +227,9 @@ def random_resize(methods=RESIZE_METHODS):
 
 def random_flip(image, seed, probability=0.5):
     """Mirrors left and right with the given probability."""
-    # A reversal of one axis or of none: cheaper than computing both pictures and choosing.
-    mirrored = tf.cond(_coin(seed, probability), lambda: image[:, ::-1], lambda: image)
-    return tf.ensure_shape(mirrored, image.shape)
+    # The op that takes the choice of axes as a tensor: a conditional costs more than the flip.
+    mirror = tf.stack([False, _coin(seed, probability), False])
+    return tf.raw_ops.Reverse(tensor=image, dims=mirror)
 
 
 def random_noise(deviation=8.0):
@@ -275,7 +284,8 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
         draws = tf.unstack(_uniform(seed, [4], -1.0, 1.0))
         shift, scale = 255.0 * brightness * draws[0], 1.0 + contrast * draws[1]
         pixels = tf.cast(image, tf.float32)
-        mean = tf.reduce_mean(pixels, axis=[0, 1])
+        # Every fourth row is enough for the mean about which contrast is scaled.
+        mean = tf.reduce_mean(tf.reshape(pixels[::4], [-1, image.shape[2]]), axis=0)
         if image.shape[2] == 1:
             return _to_uint8((pixels - mean) * scale + mean + shift)
         chroma, angle = 1.0 + saturation * draws[2], 2 * math.pi * hue * draws[3]

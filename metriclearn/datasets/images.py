@@ -151,5 +151,6 @@ def decode(data, *, channels=3, least=None, window=None, box=None):
 def resize(image, size, method="bilinear"):
     """uint8 [h, w, c] -> uint8 [size[0], size[1], c]; the aspect ratio is not kept."""
     resized = tf.image.resize(image, size, method=method)
-    # Bicubic and Lanczos overshoot.
-    return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
+    if method not in ("bilinear", "nearest", "area"):  # the others overshoot
+        resized = tf.clip_by_value(resized, 0.0, 255.0)
+    return tf.cast(tf.round(tf.cast(resized, tf.float32)), tf.uint8)
