@@ -43,12 +43,9 @@ def compare(a, b):
         "code": _code(folders, starts),
         "data": _data(configs, starts),
         "packages": _changes(*(start.get("packages", {}) for start in starts)),
-        "start": _changes(*({k: s.get(k) for k in _START} for s in starts)),
+        "start": _start(starts),
         "metrics": _metrics(*(meters.read_metrics(folder) for folder in folders)),
     }
-
-
-_START = ("model", "command", "python", "host", "devices")
 
 
 def _experiment(path):
@@ -60,6 +57,17 @@ def _experiment(path):
 def _changes(a, b, without=()):
     changes = config_lib.diff(a, b)
     return [f"{k}: {old!r} -> {new!r}" for k, (old, new) in changes.items() if k not in without]
+
+
+def _start(starts):
+    names = ("model", "python", "host", "devices")
+    lines = _changes(*({name: start.get(name) for name in names} for start in starts))
+    a, b = (start.get("command", [])[1:] for start in starts)
+    # The experiment's own place always differs.
+    for words, others, which in ((a, b, "first"), (b, a, "second")):
+        own = [w for w in words if w not in others and not w.lstrip("-").startswith(_NAMES)]
+        lines += [f"only the {which} command has {' '.join(own)}"] if own else []
+    return lines
 
 
 # ---------------------------------------------------------------------------- code and data

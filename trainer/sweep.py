@@ -335,9 +335,9 @@ class _Trial:
                     )
             return False
         code = self._process.poll()
-        self._read(metric)
+        news = self._read(metric)
         if code is None:
-            if not self._pruned and self._values and self._trial.should_prune():
+            if news and not self._pruned and self._trial.should_prune():
                 self._pruned = True
                 self._process.send_signal(signal.SIGTERM)
             return False
@@ -368,10 +368,11 @@ class _Trial:
             return False
 
     def _read(self, metric):
-        path = os.path.join(self._folder, "metrics.jsonl")
+        """Reports the full passes that were written since the last look; whether there were any."""
+        path, known = os.path.join(self._folder, "metrics.jsonl"), len(self._values)
         size = os.path.getsize(path) if os.path.exists(path) else -1
         if size == self._size:
-            return
+            return False
         self._size = size
         for line in meters.read_metrics(self._folder):
             value = line.get(metric)
@@ -379,6 +380,7 @@ class _Trial:
                 if line["step"] not in self._values:
                     self._trial.report(value, line["step"])
                 self._values[line["step"]] = value
+        return len(self._values) > known
 
     def _tell(self, study, metric, code):
         best = self._best(metric)
@@ -392,7 +394,7 @@ class _Trial:
             raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
         if code == 0:  # somebody stopped this trainer: the next start of the sweep continues it
             return self._say("was stopped; the next start of the sweep continues it")
-        error = self._error()
+        error = self._error() if code > 0 else f"killed by signal {-code}"
         self._trial.set_user_attr("error", error)
         study.tell(self._trial, state=_state("FAIL"))
         self._say(f"failed: {error}")
@@ -406,7 +408,7 @@ class _Trial:
 
     def _finished(self):
         config = self._config.copy()
-        config.restore(experiment.read_config(self._folder))
+        config.restore(experiment.read_config(self._folder) or {})
         last = checkpoints.latest(os.path.join(self._folder, "checkpoint"))
         if last and checkpoints.step_of(last) >= config["model.num_steps"]:
             return True

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import math
 import os
 import sys
@@ -117,12 +118,17 @@ def _draw(study, config, spec):
     axes[1].plot(numbers, values, "o")
     axes[1].step(numbers, [best(values[: i + 1]) for i in range(len(values))], where="post")
     axes[1].set(xlabel="trial", title="best so far")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     for axis, (name, text) in zip(axes[2:], spec["space"].items(), strict=False):
         tried = [trial.params[name] for trial in done]
-        if config.key(name).type in ("int", "float"):
+        bounds = json.loads(text)["attributes"]
+        if "low" in bounds:
+            axis.set_xscale("log" if bounds["log"] else "linear")
+            axis.set_xlim(bounds["low"], bounds["high"])
+        elif config.key(name).type in ("int", "float"):
             tried = [float(value) for value in tried]
-            if '"log": true' in text:
-                axis.set_xscale("log")
+        axis.margins(x=0.2)
+        axis.tick_params(axis="x", which="both", labelrotation=30)
         axis.plot(tried, values, "o")
-        axis.set(title=name)
+        axis.set(title=name, ylabel=spec["metric"])
     return figure

@@ -47,6 +47,7 @@ def test_code_data_and_packages_are_compared(tmp_path):
         git_commit="abc",
         git_diff="code-1.diff",
         packages={"numpy": "1", "tensorflow": "2"},
+        command=["python", "-m", "trainer.main", "--trainer.experiment_name=a", "--fresh"],
         data_fingerprint="f00",
     )
     b = made(
@@ -55,6 +56,7 @@ def test_code_data_and_packages_are_compared(tmp_path):
         git_commit="def",
         git_diff="code-1.diff",
         packages={"numpy": "1", "tensorflow": "3"},
+        command=["python3", "-m", "trainer.main", "--trainer.experiment_name=b"],
         data_fingerprint="ba5",
     )
     (a / "code-1.diff").write_text("-x\n+y\n")
@@ -63,6 +65,7 @@ def test_code_data_and_packages_are_compared(tmp_path):
     assert found["code"][0] == "commit: abc -> def"
     assert {"-+y", "++z"} < set(found["code"]) and "-x" not in found["code"]
     assert found["data"] == ["fingerprint: f00 -> ba5"]
+    assert found["start"] == ["only the first command has --fresh"]
     assert found["packages"] == ["tensorflow: '2' -> '3'"]
 
 

@@ -169,6 +169,12 @@ def test_texts_are_read_in_the_type_of_their_key(config):
         sweep.parse_grid(config, ["model.batch_size=1,x"])
 
 
+def test_jobs_share_out_the_visible_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
+    assert [sweep._devices(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,5", "2"]
+    assert sweep._devices(0, 1) == {} == sweep._devices(0, 4)
+
+
 def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     arguments = ["trainer.sweep", "--model=toy", "--grid=model.optimizer.adam.beta1=.9"]
     arguments += ["--metric=mean_error", "--toy.seconds=0.02", "--model.num_steps=60"]
