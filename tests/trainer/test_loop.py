@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -159,6 +160,30 @@ def test_a_second_trainer_is_refused(program, tmp_path, train):
         assert process.returncode == 0 and "(SIGINT)" in out, err
     finally:
         process.kill()
+
+
+def test_a_second_signal_leaves_at_once_with_the_last_checkpoint(program):
+    folder = program.folder / "experiments" / "toy"
+    program("trainer.main", "--model=toy", "--model.num_steps=3")
+    process = program.start(
+        "trainer.main",
+        "--model=toy",
+        "--model.num_steps=9",
+        "--toy.seconds=60",
+        "--toy.dropout=0.1",
+    )
+    try:
+        while "resuming at step 3" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.5)  # into the first step, which waits a minute for its batch
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT
+    assert checkpoints.steps(folder / "checkpoint") == [3]
 
 
 def test_fresh_asks_before_it_deletes(train, config):
