@@ -36,11 +36,15 @@ def _fold(seed, number):
 
 
 def _uniform(seed, shape, low, high):
-    return tf.random.stateless_uniform(shape, seed, low, high, tf.float32)
+    """float32, uniform in [low, high)."""
+    # The single op: `tf.random.stateless_uniform` is four, and tiny ops are what a picture's time
+    # goes to.
+    draw = tf.raw_ops.StatelessRandomUniform(shape=shape, seed=seed, dtype=tf.float32)
+    return low + (high - low) * draw
 
 
 def _coin(seed, probability):
-    return tf.random.stateless_uniform([], seed) < probability
+    return _uniform(seed, [], 0.0, 1.0) < probability
 
 
 def _to_uint8(image):
@@ -107,13 +111,14 @@ def random_window(low=0.5, high=1.0, square=False):
 
     def window(height, width, box, seed):
         del box
-        share, top, left = tf.unstack(_uniform(seed, [3], 0.0, 1.0))
-        share = low + (high - low) * share
-        sides = tf.cast(tf.stack([height, width]), tf.float32)
+        draws = _uniform(seed, [3], 0.0, 1.0)
+        sides = tf.stack([height, width])
+        whole = tf.cast(sides, tf.float32)
         if square:
-            sides = tf.fill([2], tf.reduce_min(sides))
-        h, w = tf.unstack(tf.maximum(tf.cast(tf.round(sides * share), tf.int32), 1))
-        return tf.stack([_between(top, height - h), _between(left, width - w), h, w])
+            whole = tf.fill([2], tf.reduce_min(whole))
+        size = tf.cast(tf.round(whole * (low + (high - low) * draws[0])), tf.int32)
+        size = tf.maximum(size, 1)
+        return tf.concat([_between(draws[1:], sides - size), size], 0)
 
     return window
 
@@ -250,8 +255,26 @@ def random_noise(deviation=8.0):
 
 
 # The luma and chroma axes of NTSC's YIQ: a hue shift is a turn of the chroma plane.
-_RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ).astype(np.float32)
+_RGB_TO_YIQ = np.asarray(
+    [(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], np.float32
+)
+
+
+def _colour_basis():
+    """float32 [9, 3]: the row-vector colour matrix is this times (1, c cos t, c sin t).
+
+    YIQ is kept, scaled by c and turned by t, and brought back to RGB; all of it linear in those.
+    """
+    turns = np.zeros((3, 3, 3))
+    turns[0, 0, 0] = 1
+    turns[1, 1, 1] = turns[1, 2, 2] = 1
+    turns[2, 1, 2], turns[2, 2, 1] = -1, 1
+    to_yiq = _RGB_TO_YIQ.astype(np.float64)
+    matrices = [(np.linalg.inv(to_yiq) @ turn @ to_yiq).T.ravel() for turn in turns]
+    return np.stack(matrices, 1).astype(np.float32)
+
+
+_COLOUR_BASIS = _colour_basis()
 
 
 def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
@@ -284,21 +307,17 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
         draws = tf.unstack(_uniform(seed, [4], -1.0, 1.0))
         shift, scale = 255.0 * brightness * draws[0], 1.0 + contrast * draws[1]
         pixels = tf.cast(image, tf.float32)
+        channels = image.shape[2]
         # Every fourth row is enough for the mean about which contrast is scaled.
-        mean = tf.reduce_mean(tf.reshape(pixels[::4], [-1, image.shape[2]]), axis=0)
-        if image.shape[2] == 1:
-            return _to_uint8((pixels - mean) * scale + mean + shift)
+        mean = tf.reduce_mean(tf.reshape(pixels[::4], [-1, channels]), axis=0)
+        if channels == 1:
+            return _to_uint8(pixels * scale + (mean * (1.0 - scale) + shift))
         chroma, angle = 1.0 + saturation * draws[2], 2 * math.pi * hue * draws[3]
-        turn = chroma * tf.stack([tf.cos(angle), -tf.sin(angle), tf.sin(angle), tf.cos(angle)])
-        rotation = tf.concat(
-            [tf.constant([[1.0, 0.0, 0.0]]), tf.pad(tf.reshape(turn, [2, 2]), [[0, 0], [1, 0]])], 0
-        )
-        to_yiq = tf.constant(_RGB_TO_YIQ)
-        matrix = tf.linalg.matmul(_YIQ_TO_RGB, tf.linalg.matmul(rotation, to_yiq))
+        weights = tf.stack([scale, scale * chroma * tf.cos(angle), scale * chroma * tf.sin(angle)])
+        matrix = tf.reshape(tf.linalg.matvec(_COLOUR_BASIS, weights), [3, 3])
         # Contrast about the mean colour's luma, so that a grey mean stays where it is.
-        luma = tf.tensordot(to_yiq[0], mean, 1)
-        flat = tf.reshape(pixels, [-1, 3])
-        moved = tf.linalg.matmul(flat, scale * matrix, transpose_b=True)
+        luma = tf.reduce_sum(_RGB_TO_YIQ[0] * mean)
+        moved = tf.linalg.matmul(tf.reshape(pixels, [-1, 3]), matrix)
         return tf.reshape(_to_uint8(moved + (luma * (1.0 - scale) + shift)), tf.shape(image))
 
     return augment

@@ -75,20 +75,21 @@ def cut(image, ratio, window, box):
     Returns:
       uint8 [h', w', c].
     """
-    shape = tf.shape(image)
-    y, x, h, w = tf.unstack(_place(window, shape[0], shape[1], ratio, box))
-    return image[y : y + h, x : x + w]
+    corner, size = _place(window, tf.shape(image)[:2], ratio, box)
+    return _slice(image, corner, size)
 
 
-def _place(window, height, width, ratio, box):
+def _slice(image, corner, size):
+    return tf.slice(image, tf.pad(corner, [[0, 1]]), tf.pad(size, [[0, 1]], constant_values=-1))
+
+
+def _place(window, sides, ratio, box):
+    """(int32 [2] y, x; int32 [2] h, w) of the window, within the picture, at least one pixel."""
     # Floor and ceiling, so that the reduced box still holds all of the object.
     reduced = tf.concat([box[:2] // ratio, -(-box[2:] // ratio)], 0)
-    y, x, h, w = tf.unstack(window(height, width, reduced))
-    y = tf.clip_by_value(y, 0, height - 1)
-    x = tf.clip_by_value(x, 0, width - 1)
-    h = tf.clip_by_value(h, 1, height - y)
-    w = tf.clip_by_value(w, 1, width - x)
-    return tf.stack([y, x, h, w])
+    wanted = window(sides[0], sides[1], reduced)
+    corner = tf.clip_by_value(wanted[:2], 0, sides - 1)
+    return corner, tf.clip_by_value(wanted[2:], 1, sides - corner)
 
 
 def decode(data, *, channels=3, least=None, window=None, box=None):
@@ -115,17 +116,13 @@ def decode(data, *, channels=3, least=None, window=None, box=None):
         def at(ratio):
             if window is None:
                 return tf.io.decode_jpeg(data, channels=channels, ratio=ratio)
-            height, width = -(-shape[0] // ratio), -(-shape[1] // ratio)
-            y, x, h, w = tf.unstack(_place(window, height, width, ratio, box))
-            top, left = tf.maximum(y - HALO, 0), tf.maximum(x - HALO, 0)
-            bottom, right = tf.minimum(y + h + HALO, height), tf.minimum(x + w + HALO, width)
-            image = tf.io.decode_and_crop_jpeg(
-                data,
-                tf.stack([top, left, bottom - top, right - left]),
-                channels=channels,
-                ratio=ratio,
-            )
-            return image[y - top : y - top + h, x - left : x - left + w]
+            sides = -(-shape[:2] // ratio)
+            corner, size = _place(window, sides, ratio, box)
+            low = tf.maximum(corner - HALO, 0)
+            high = tf.minimum(corner + size + HALO, sides)
+            part = tf.concat([low, high - low], 0)
+            image = tf.io.decode_and_crop_jpeg(data, part, channels=channels, ratio=ratio)
+            return _slice(image, corner - low, size)
 
         if least is None:
             return at(1), tf.constant(1)
