@@ -21,7 +21,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from retrieval import evaluation, files, metrics, pictures, report
+from retrieval import evaluation, files, metrics, pictures, report, rerank
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
@@ -42,6 +42,8 @@ def define_flags():
     choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
     flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs of recall@k and precision@k.")
     number("top", 20, "Retrieved items to list for each query.", lower_bound=pictures.TOP)
+    text("index", None, "Also report what this FAISS factory, or auto, loses against exact search.")
+    flags.DEFINE_list("rerank", [], f"Also try any of {', '.join(rerank.METHODS)} (cosine only).")
     number("threads", 0, "Threads to compute with (0: all cores).", lower_bound=0)
 
 
@@ -71,6 +73,7 @@ def main(model, given, rest):
         raise trainer_config.UserError(str(error)) from error
     figures = {"checkpoint": checkpoint, "step": step, "model": model.__name__}
     figures |= results["this model"].figures
+    figures |= extras(queries, catalogue, results["this model"], options)
     figures["raw_pixels"] = results["raw pixels"].figures
     figures["color_histogram"] = results["colour histogram"].figures
 
@@ -100,9 +103,10 @@ def stored():
         elif options.catalogue_labels or options.catalogue_ids:
             raise ValueError("--catalogue_labels and --catalogue_ids need --catalogue")
         result = _evaluate(queries, catalogue, options)
+        more = extras(queries, catalogue, result, options)
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
-    figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures}
+    figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures, **more}
     prefix = os.path.join(_folder(options.output), "embeddings")
     write(prefix, figures, {"embeddings": result}, queries, catalogue, report.files_of, options)
 
@@ -120,6 +124,23 @@ def _evaluate(queries, catalogue, options, similarity=None):
         top=options.top,
         threads=options.threads or None,
     )
+
+
+def extras(queries, catalogue, result, options):
+    """What was asked for besides: the ANN index, re-ranking."""
+    unknown = [name for name in options.rerank if name not in rerank.METHODS]
+    if unknown:
+        raise trainer_config.UserError(
+            f"--rerank={unknown[0]}: takes any of {', '.join(rerank.METHODS)}"
+        )
+    more = {}
+    if options.index:
+        more["index"] = evaluation.approximate(queries, catalogue, result, options.index)
+    if options.rerank:
+        if options.similarity != "cosine":
+            raise trainer_config.UserError("--rerank works with --similarity=cosine only")
+        more["rerank"] = rerank.compare(queries, catalogue, result, options.rerank)
+    return more
 
 
 def _folder(path):
@@ -214,6 +235,14 @@ def print_table(figures, results):
     for title, result in results.items():
         cells = [*result.figures["recall@k"].values(), result.figures["map@r"]]
         table.add_row(title, *(f"{value:.3f}" for value in cells))
+    if "index" in figures:
+        found = figures["index"]
+        cells = [f"{value:.3f}" for value in found["recall@k"].values()]
+        table.add_row(f"index {found['factory']}", *cells, "")
+    for method, found in figures.get("rerank", {}).items():
+        cells = [f"{value:.3f}" for value in found["recall@k"].values()]
+        rate = f"{found['map@r']:.3f}" if "map@r" in found else ""
+        table.add_row(f"with {method}", *cells, rate)
     low_high = [figures["interval95"][name] for name in [*(f"recall@{k}" for k in ks), "map@r"]]
     table.add_row("95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in low_high), style="dim")
     console.print(table)
@@ -225,6 +254,15 @@ def print_table(figures, results):
         f"Ranks are exact: {figures['num_decided_in_float64']} queries certified in float64, "
         f"{figures['ties']['num_queries_with_ties']} with ties."
     )
+    if "index" in figures:
+        found = figures["index"]
+        print(
+            f"The index {found['factory']} takes {found['ms_per_query']:.3f} ms a query and "
+            f"{found['bytes_per_vector']:.0f} bytes a vector."
+        )
+    for method, found in figures.get("rerank", {}).items():
+        cost = f"{found['seconds']:.2f} s for {100 * found['gain']:+.2f} points of recall"
+        print(f"{method}: {cost}")
 
 
 def run(argv=None):

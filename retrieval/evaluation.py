@@ -1,7 +1,9 @@
 """Everything that is reported of one embedding: rates with intervals, by category, by product."""
 
 import dataclasses
+import time
 
+import faiss
 import numpy as np
 
 from retrieval import exact, index, metrics
@@ -61,6 +63,44 @@ def evaluate(queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top
     found = index.search(flat, queries.embeddings, min(top + 1, len(catalogue)), similarity)
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
+
+
+def approximate(queries, catalogue, evaluation, factory, recall=0.95):
+    """What an ANN index loses: figures with the recall beside the exact one, its speed and size.
+
+    factory: a FAISS factory, or 'auto'. The index is tuned on other queries: the catalogue's items.
+    """
+    similarity, ks = evaluation.figures["similarity"], list(evaluation.figures["recall@k"])
+    embeddings = catalogue.embeddings
+    if factory == "auto":
+        factory, _ = index.choose(*embeddings.shape, index.free_memory() // 2, recall)
+    built = index.make(factory, embeddings.shape[1], similarity)
+    items = index.prepare(embeddings, similarity)
+    if not built.is_trained:
+        built.train(items)
+    built.add(items)
+    some = np.random.default_rng(0).permutation(len(items))[:500]
+    near = min(10, len(items))
+    truth = index.search(index.flat(embeddings, similarity), embeddings[some], near, similarity)[1]
+    tuned = index.tune(built, embeddings[some], truth, recall, similarity, near)
+    start = time.perf_counter()
+    effort = index.effort(built, tuned["effort"])
+    k = min(max(ks) + 1, len(items))
+    _, rows = index.search(built, queries.embeddings, k, similarity, effort)
+    seconds = time.perf_counter() - start
+    itself = catalogue.ids[rows] == queries.ids[:, None]
+    right = (catalogue.products[rows] == queries.products[:, None]) & ~itself & (rows >= 0)
+    place = np.where(right, np.cumsum(~itself, axis=1), np.inf).min(1)
+    place = place[evaluation.ranking.answerable]
+    rates = {k: metrics.mean(place <= k) for k in ks}
+    return {
+        "factory": factory,
+        "recall@k": rates,
+        "lost": {k: evaluation.figures["recall@k"][k] - rates[k] for k in ks},
+        "ms_per_query": 1e3 * seconds / len(queries),
+        "bytes_per_vector": len(faiss.serialize_index(built)) / len(items),
+        "tuned": tuned,
+    }
 
 
 def per_query(ranking):

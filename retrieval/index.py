@@ -137,7 +137,9 @@ def tune(index, queries, truth, recall, similarity, k):
     high = 1
     while (found := measure(high))["recall"] < recall and high < most:
         high = min(2 * high, most)
-    low = high // 2
+    # Where even the most effort falls short, the least that comes near its recall will do.
+    recall = min(recall, found["recall"] - 0.005 * (found["recall"] < recall))
+    low = 0 if high == most else high // 2
     while high - low > max(1, low // 8):
         middle = (low + high) // 2
         tried = measure(middle)
@@ -158,7 +160,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
     dimensions, count = origin["dimensions"], origin["count"]
     why = "asked for"
     if factory == "auto":
-        factory, why = choose(count, dimensions, memory or _free_memory() // 2, recall)
+        factory, why = choose(count, dimensions, memory or free_memory() // 2, recall)
     with files.only_writer(folder):
         random = np.random.default_rng(seed)
         index = make(factory, dimensions, similarity)
@@ -372,7 +374,7 @@ def _publish(folder, index, items, manifest):
     return manifest
 
 
-def _free_memory():
+def free_memory():
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,0 +1,71 @@
+"""Embedding extraction over the bare forward pass of the same graph.
+
+    python -m benchmarks.embed --model=models.simple --checkpoint=PREFIX
+
+runs `retrieval.embed` (progress, columns, reduced pictures, store) and, in turns with it, a bare
+`make_callable` loop over the same dataset, graph and weights that fetches the embeddings only.
+"""
+
+import statistics
+import tempfile
+import time
+
+from absl import flags
+
+from trainer import config as trainer_config
+from trainer import quiet
+
+
+def bare(model, name, checkpoint):
+    """(seconds, pictures) of one pass that does nothing but embed."""
+    import tensorflow as tf
+
+    from trainer import checkpoints
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        batch = v1.data.make_one_shot_iterator(model.datasets()[name]).get_next()
+        outputs = model.build(dict(batch), train_phase=False)
+        variables = graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
+        checkpoints.restore(session, checkpoint, variables, averages=True)
+        step, count = session.make_callable(outputs.embeddings), 0
+        start = time.perf_counter()
+        while True:
+            try:
+                count += len(step())
+            except tf.errors.OutOfRangeError:
+                return time.perf_counter() - start, count
+
+
+def stored(model, name, checkpoint):
+    """Seconds of one pass into a store, without building the graph."""
+    from retrieval import embed, files, store
+
+    with tempfile.TemporaryDirectory() as folder, files.only_writer(folder):
+        manifest = store.begin(folder, {})
+        with embed._session(model, [name], checkpoint=checkpoint, images=False) as passes:
+            start = time.perf_counter()
+            store.append(folder, manifest, embed._joined(list(passes(name)), name), 1)
+            return time.perf_counter() - start
+
+
+def main(model, given, rest):
+    from trainer import experiment
+
+    _, checkpoint = experiment.locate(model, given, flags.FLAGS.checkpoint)
+    ours, least = [], []
+    for _ in range(flags.FLAGS.rounds):
+        seconds, count = bare(model, "retrieval_query", checkpoint)
+        least.append(seconds)
+        ours.append(stored(model, "retrieval_query", checkpoint))
+    a, b = statistics.median(ours), statistics.median(least)
+    print(f"{count} pictures: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    quiet.import_tensorflow()
+    flags.DEFINE_string("model", None, "Model module.", short_name="m")
+    flags.DEFINE_string("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    flags.DEFINE_integer("rounds", 5, "Passes of each.")
+    trainer_config.run(main)

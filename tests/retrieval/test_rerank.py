@@ -1,0 +1,85 @@
+"""Re-ranking and the approximate index, against plain definitions."""
+
+import numpy as np
+import pytest
+
+from retrieval import evaluation, index, metrics, rerank, store
+
+
+@pytest.fixture(scope="module")
+def sets():
+    random = np.random.default_rng(8)
+    labels = np.repeat(np.arange(40), 6)
+    points = random.normal(size=(40, 12))[labels] + 0.9 * random.normal(size=(240, 12))
+    points = index.prepare(points, "cosine")
+    names = np.array([f"i{n}" for n in range(240)])
+    items = store.Embedded(points, names, labels.astype(str), np.full(240, ""))
+    return items, evaluation.evaluate(items)
+
+
+def test_expansion_is_the_weighted_sum(sets):
+    points = sets[0].embeddings
+    found = rerank.expand(points[:3], points, np.arange(3), neighbours=4, alpha=2.0)
+    for q in range(3):
+        scores = points @ points[q]
+        scores[q] = 0  # the query itself adds nothing
+        near = np.argsort(-(points @ points[q]))[:5]
+        total = points[q] + sum(max(scores[j], 0) ** 2 * points[j] for j in near)
+        np.testing.assert_allclose(found[q], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
+
+
+def test_clustered_products_gain(sets):
+    items, result = sets
+    found = rerank.compare(items, items, result, rerank.METHODS)
+    assert found["aqe"]["map@r"] > result.figures["map@r"]
+    assert found["dba"]["map@r"] > result.figures["map@r"]
+    assert 0.5 < found["k_reciprocal"]["recall@k"][1] <= 1
+    for method in found.values():
+        assert method["gain"] == pytest.approx(
+            method["recall@k"][1] - result.figures["recall@k"][1]
+        )
+
+
+def test_the_index_loses_what_is_reported(sets):
+    items, result = sets
+    exact = evaluation.approximate(items, items, result, "Flat")
+    assert all(lost == 0 for lost in exact["lost"].values())
+    coarse = evaluation.approximate(items, items, result, "PQ2x4")
+    assert coarse["lost"][1] > 0.05
+    assert coarse["bytes_per_vector"] < exact["bytes_per_vector"]
+
+
+def test_ties_expected_recall_by_enumeration():
+    # One query; one relevant of four equal items, one item before them.
+    catalogue = np.array([[2.0], [1.0], [1.0], [1.0], [1.0]])
+    ranking = metrics.rank_queries(
+        [[1.0]], ["a"], catalogue, ["b", "b", "a", "b", "b"], similarity="dot", ks=(1, 2, 3, 5)
+    )
+    ties = evaluation.ties(ranking)
+    assert ties["best"] == {1: 0, 2: 1, 3: 1, 5: 1}
+    assert ties["worst"] == {1: 0, 2: 0, 3: 0, 5: 1}
+    assert ties["expected"] == pytest.approx({1: 0, 2: 0.25, 3: 0.5, 5: 1})
+
+
+def test_the_shelf_counts_products_not_pictures():
+    points = np.array([[1.0], [3.0], [2.5], [2.0]])
+    queries = store.Embedded(points[:1], np.array(["q"]), np.array(["a"]), np.array([""]))
+    catalogue = store.Embedded(
+        points[1:], np.array(["1", "2", "3"]), np.array(["b", "b", "a"]), np.full(3, "")
+    )
+    assert evaluation.shelf_ranks(queries, catalogue, "dot").tolist() == [2]
+    assert metrics.rank_queries(
+        queries.embeddings, queries.products, catalogue.embeddings, catalogue.products,
+        similarity="dot",
+    ).first.tolist() == [3]  # fmt: skip
+
+
+def test_intervals_are_wider_when_products_are_few():
+    random = np.random.default_rng(1)
+    values = (random.random((400, 1)) < 0.5).astype(float)
+    values = np.repeat(values[:20], 20, 0)  # a product's queries stand or fall together
+    clustered = evaluation.bootstrap(values, np.repeat(np.arange(20), 20))
+    alone = evaluation.bootstrap(values, np.arange(400))
+    assert clustered.std() > 3 * alone.std()
+    expected = values[::20].std() / np.sqrt(20)
+    assert clustered.std() == pytest.approx(expected, rel=0.1)
