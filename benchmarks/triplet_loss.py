@@ -98,7 +98,8 @@ def sizes():
             lambda b=batch, d=dimension: other(b, d)["seconds"],
         ]
         p, o, t = 1e3 * medians(functions, rounds)
-        print(f"{batch:5} {dimension:4} {p:12.2f} {o:9.2f} {o / p:14.2f} {t:9.1f} {t / o:11.1f}")
+        row = f"{batch:5} {dimension:4} {p:12.2f} {o:9.2f} {o / p:14.2f} {t:9.1f} {t / o:11.1f}"
+        print(row, flush=True)
 
 
 def miners():

@@ -123,11 +123,14 @@ def _squared_of_pairs(x, i, y, j):
     def value(x, y):
         return _reduce_pairs(tf.math.squared_difference, x, i, y, j)
 
-    def degrees(at, upstream, of):
-        return tf.math.unsorted_segment_sum(2 * upstream, at, tf.shape(of)[0])[:, None] * of
-
     def gradient(at, to, upstream, x, y):
-        return degrees(at, upstream, x) - _weighted_sums(at, 2 * upstream, to, y, tf.shape(x)[0])
+        rows = tf.shape(x)[0]
+        degrees = tf.math.unsorted_segment_sum(2 * upstream, at, rows)
+        if x is y:  # one matrix, the graph's Laplacian, and no temporary besides the result
+            every = tf.range(rows)
+            i, j = tf.concat([at, every], 0), tf.concat([to, every], 0)
+            return _weighted_sums(i, tf.concat([-2 * upstream, degrees], 0), j, x, rows)
+        return degrees[:, None] * x - _weighted_sums(at, 2 * upstream, to, y, rows)
 
     return _with_pair_gradient(value, gradient, x, i, y, j)
 

@@ -7,9 +7,9 @@ import tensorflow as tf
 from metriclearn.distances import DISTANCES, normalised
 from metriclearn.registry import resolve
 
-# Elements of one block of the anchor-by-reference matrix: 16 MiB in float32, enough rows for the
-# product to run at full speed, and few enough to stay near the CPU's cache for the passes after it.
-BLOCK_ELEMENTS = 2**22
+# Elements of one block of the anchor-by-reference matrix: 8 MiB in float32, enough rows for the
+# product to run near its full speed, and few enough to stay near the CPU's cache for what follows.
+BLOCK_ELEMENTS = 2**21
 
 
 class References(NamedTuple):

@@ -8,7 +8,7 @@ from metriclearn.registry import resolve
 def reduce_terms(terms, reduction, comparison):
     """Reduces `[T]` terms as named; the reductions of no terms at all are 0, with gradient 0.
 
-    A NaN or infinity anywhere in the embeddings makes the result NaN, also where mining passed it
+    A NaN or infinity anywhere in the embeddings makes the result one, also where mining passed it
     by: a broken model must show in its loss.
 
     Args:
@@ -19,7 +19,8 @@ def reduce_terms(terms, reduction, comparison):
     Raises:
         ValueError: unknown reduction.
     """
-    broken = tf.reduce_sum(tf.stop_gradient(comparison.embeddings) * 0)  # 0, or NaN
+    total = tf.reduce_sum(tf.stop_gradient(comparison.embeddings))
+    broken = tf.where(tf.math.is_finite(total), tf.zeros_like(total), total)
     return resolve(reduction, REDUCTIONS, "reduction")(terms) + broken
 
 
