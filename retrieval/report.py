@@ -15,7 +15,7 @@ import numpy as np
 from retrieval import files
 
 EACH = 12  # entries of every part of the gallery
-SHOWN = 6  # results beside a query
+SHOWN = 5  # results beside a query
 THUMBNAIL = 96  # pixels
 
 
