@@ -2,10 +2,10 @@
 
     python benchmarks/loop_overhead.py [--steps=1200]
 
-Trains models.simple with progress, summaries and checkpoints at their default intervals. After every
-50 steps it pauses and runs 50 steps of a bare `make_callable` loop over the same graph and data, so
-that both meet the same weather. Prints the ratio of their speeds (1 would be free), and how long the
-loop stalls for a checkpoint.
+Trains models.simple with progress, summaries and checkpoints at their default intervals. After
+every 50 steps it pauses and runs 50 steps of a bare `make_callable` loop over the same graph and
+data, so that both meet the same weather. Prints the ratio of their speeds (1 would be free), and
+how long the loop stalls for a checkpoint.
 """
 
 import argparse
