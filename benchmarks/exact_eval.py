@@ -92,6 +92,9 @@ def verify(points, labels):
             same = labels == labels[q]
             row[q] = -np.inf
             same[q] = False
+            if not same.any():
+                differ += ranking.first[q] != 0
+                continue
             ordered = np.sort(row[same])[::-1]
             row[same] = -np.inf
             above = np.array([np.count_nonzero(row > t) for t in ordered])

@@ -11,6 +11,7 @@ SavedModel's signature, whatever made it.
 import contextlib
 import hashlib
 import os
+import re
 
 import numpy as np
 from absl import flags
@@ -127,7 +128,7 @@ def _session(model, names, *, checkpoint=None, saved_model=None, threads=0, skip
             def passes(name):
                 session.run(starts[name])
                 return progress.track(
-                    _until_end(step, tf.errors.OutOfRangeError),
+                    _batches(step),
                     counts[name] if counts[name] > 0 else None,
                     f"embedding {name}",
                     size=lambda part: len(part["id"]),
@@ -163,12 +164,22 @@ def _served(tf, session, folder, image):
     return session.graph.get_tensor_by_name(wanted.name)
 
 
-def _until_end(step, end):
+def _batches(step):
+    """What `step` yields until its dataset ends; a picture that cannot be read is a ValueError."""
+    import tensorflow as tf
+
     while True:
         try:
-            yield step()
-        except end:
+            part = step()
+        except tf.errors.OutOfRangeError:
             return
+        except tf.errors.InvalidArgumentError as error:
+            # The pipeline's own words stand in an assertion, within TensorFlow's about itself.
+            said = re.search(r"assertion failed: \[(.*?)\](?= \[|\n|$)", error.message)
+            if said is None:
+                raise
+            raise ValueError(said[1].replace("\\'", "'")) from None
+        yield part
 
 
 def _joined(parts, name):
@@ -206,14 +217,12 @@ def pictures_of(model, name, wanted) -> dict:
         fetches = {"id": batch["id"], "image": batch["image"]}
         with tf.compat.v1.Session() as session:
             step = session.make_callable(fetches)
-            while len(found) < len(wanted):
-                try:
-                    part = step()
-                except tf.errors.OutOfRangeError:
-                    break
+            for part in _batches(step):
                 for key, image in zip(_text(part["id"]), part["image"], strict=True):
                     if key in wanted:
                         found[key] = image
+                if len(found) == len(wanted):
+                    break
     return found
 
 

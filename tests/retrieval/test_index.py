@@ -213,3 +213,22 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
     images = embed.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
     means = np.array([image.mean() for image in images.values()])
     np.testing.assert_allclose(found, means[:, None] * [[1, 2]], rtol=1e-5)
+
+
+def test_a_picture_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):
+    import tensorflow as tf
+
+    def datasets():
+        damaged = tf.data.Dataset.range(2).map(lambda n: _broken(tf, n))
+        return {"retrieval_index": damaged.batch(1)}
+
+    monkeypatch.setattr(tiny_model, "datasets", datasets)
+    with pytest.raises(ValueError, match=r"^cannot read the picture 'a b\.jpg': truncated$"):
+        embed.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
+
+
+def _broken(tf, n):
+    check = tf.debugging.Assert(n < 1, ["cannot read the picture 'a b.jpg': truncated"])
+    with tf.control_dependencies([check]):
+        text = {key: tf.identity("x") for key in ("id", "product", "category")}
+        return text | {"image": tf.zeros([8, 8, 1], tf.uint8), "label": n}
