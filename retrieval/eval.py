@@ -18,10 +18,11 @@ among themselves.
 import os
 import sys
 
+import faiss
 import numpy as np
 from absl import app, flags
 
-from retrieval import evaluation, files, metrics, pictures, report, rerank
+from retrieval import evaluation, exact, files, metrics, pictures, report, rerank
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
@@ -116,6 +117,8 @@ def _evaluate(queries, catalogue, options, similarity=None):
         ks = tuple(int(k) for k in options.ks)
     except ValueError:
         raise ValueError(f"--ks={','.join(options.ks)}: takes whole numbers") from None
+    # FAISS would take a thread for every core, whatever was asked for.
+    faiss.omp_set_num_threads(options.threads or exact.cores())
     return evaluation.evaluate(
         queries,
         None if catalogue is queries else catalogue,

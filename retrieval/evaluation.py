@@ -217,30 +217,33 @@ def shelf_ranks(queries, catalogue, similarity):
 
     Equal scores count for the query. 0 for unanswerable queries.
     """
-    names, codes = np.unique(catalogue.products, return_inverse=True)
-    by_product = np.argsort(codes, kind="stable")
-    starts = np.searchsorted(codes[by_product], np.arange(len(names)))
-    place = np.argsort(by_product)
+    products = np.concatenate([queries.products, catalogue.products])
+    codes = np.unique(products, return_inverse=True)[1]
+    ql, cl = codes[: len(queries)], codes[len(queries) :]
     left = exact.Vectors(queries.embeddings, similarity, "queries")
     right = exact.Vectors(catalogue.embeddings, similarity, "catalogue")
     exponent = max(left.exponent, right.exponent)
     left.rescale(exponent)
     right.rescale(exponent)
-    items = right.right(by_product)
+    items = right.right(slice(None))
     own = metrics.own_rows(queries.ids, catalogue.ids)
-    at = np.searchsorted(names, queries.products).clip(max=len(names) - 1)
-    known = names[at] == queries.products
     ranks = np.zeros(len(queries), np.int64)
-    block = max(1, 2**26 // len(catalogue))
+    block = max(1, 2**24 // len(catalogue))
     for i in range(0, len(queries), block):
-        scores = left.left(slice(i, i + block)) @ items.T
-        rows = np.arange(len(scores))
-        itself = own[i : i + block]
-        scores[rows[itself >= 0], place[itself[itself >= 0]]] = -np.inf
-        best = np.maximum.reduceat(scores, starts, axis=1)
-        target = best[rows, at[i : i + block]]
-        answerable = known[i : i + block] & (target > -np.inf)
-        ranks[i : i + block] = np.where(answerable, (best > target[:, None]).sum(1) + 1, 0)
+        part = slice(i, i + block)
+        scores = left.left(part) @ items.T
+        query, item = exact.relevant_pairs(ql[part], cl, own[part])
+        target = np.full(len(scores), np.inf, np.float32)
+        target[query] = -np.inf
+        np.maximum.at(target, query, scores[query, item])
+        scores[query, item] = -np.inf
+        itself = np.flatnonzero(own[part] >= 0)
+        scores[itself, own[part][itself]] = -np.inf
+        rows, columns = exact.where(scores > target[:, None])
+        # A product takes one place, whichever of its pictures stand before.
+        places = np.unique(rows * len(codes) + cl[columns])
+        ranks[part] = np.bincount(places // len(codes), minlength=len(scores)) + 1
+        ranks[part][np.isinf(target)] = 0
     return ranks
 
 

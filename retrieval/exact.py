@@ -106,7 +106,9 @@ def count_ranks(
     was needed).
     """
     query, item = relevant_pairs(query_labels, catalogue_labels, own)
-    positives = _sorted_positives(queries, catalogue, query, item, order, len(query_labels))
+    positives = _sorted_positives(
+        queries, catalogue, query, item, order, len(query_labels), threads
+    )
     counting = _Counting(queries, catalogue, positives, own, limit, depth, threads)
     counting.run()
     tied, before, decided = counting.decide(order)
@@ -117,14 +119,14 @@ def count_ranks(
     return positives, tied, tied_relevant.astype(np.int64), before, decided
 
 
-def _sorted_positives(queries, catalogue, query, item, order, count):
+def _sorted_positives(queries, catalogue, query, item, order, count, threads):
     score = np.empty(len(query))
 
     def part(i):
         rows = slice(i, i + 8192)
         score[rows] = pair_scores(queries.left(query[rows]), catalogue.right(item[rows]))
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         list(pool.map(part, range(0, len(query), 8192)))
     by = np.lexsort((order[item], -score, query))
     query, item, score = query[by], item[by], score[by]
@@ -207,7 +209,7 @@ class _Counting:
         rows = slice(i, i + s.shape[0])
         with self.lock:  # floor and deep change together, also while this block is counted
             floor, deep = self.floor[rows].copy(), np.flatnonzero(self.deep[rows])
-        above = _where(s >= floor[:, None])
+        above = where(s >= floor[:, None])
         if len(above[0]):
             self.place(i + above[0], j + above[1], s[above])
         if len(deep):
@@ -328,10 +330,10 @@ def _by_block(positives, own):
     return list(zip(np.split(query[by], cuts), np.split(item[by], cuts), strict=True))
 
 
-def _where(mask):
+def where(mask):
     """np.nonzero of a matrix, which is much quicker along the layout it has in memory."""
     if mask.flags.f_contiguous and not mask.flags.c_contiguous:
-        return _where(mask.T)[::-1]
+        return where(mask.T)[::-1]
     return np.divmod(np.flatnonzero(mask), max(1, mask.shape[1]))
 
 

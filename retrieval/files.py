@@ -45,11 +45,11 @@ def write_json(path, value):
 
 
 def write_json_list(path, values):
-    """Writes a JSON list, one element a line."""
+    """Writes a JSON list of plain values, one element a line."""
     with published(path, "w") as out:
         for n, value in enumerate(values):
             out.write("[" if n == 0 else ",\n")
-            json.dump(plain(value), out, ensure_ascii=False, allow_nan=False)
+            out.write(json.dumps(value, ensure_ascii=False, allow_nan=False))
         out.write("]\n" if values else "[]\n")
 
 
