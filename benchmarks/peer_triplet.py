@@ -1,7 +1,7 @@
 """The peer's side of triplet_loss.py; runs in the peer's environment, driven over pipes.
 
-Each line on standard input is `B D`; each answer is one JSON line with the seconds of one forward and
-backward pass of batch-hard mining and triplet loss, and the memory that it took.
+Each line on standard input is `B D`; each answer is one JSON line with the seconds of one forward
+and backward pass of batch-hard mining and triplet loss, and the memory that it took.
 """
 
 import json
@@ -33,4 +33,6 @@ for line in sys.stdin:
     value.backward()
     seconds = time.perf_counter() - start
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "grown_mb": grown / 1024, "loss": float(value)}), flush=True)
+    print(
+        json.dumps({"seconds": seconds, "grown_mb": grown / 1024, "loss": float(value)}), flush=True
+    )
