@@ -44,6 +44,14 @@ def test_trained_embedding_beats_raw_pixels_on_unseen_characters(program):
     assert live[-1]["step"] == 250 and live[-1]["recall@1"] > 0.75
     found = json.loads((folder / "analysis" / "model-250-top_retrieved.json").read_text())
     assert len(found) == figures["num_queries"]
+    (events,) = (folder / "summaries" / "trn").glob("events*")
+    tags = {
+        value.tag
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    assert {"input/image/0", "hardest_triplet/image/0"} <= tags
+    assert any(tag.endswith("mining/effective_rank") for tag in tags)
     picture = Image.open(folder / "analysis" / "model-250-top_retrieved.png")
     assert min(picture.size) > 400
     assert checkpoints.steps(folder / "checkpoint" / "best") == [250]

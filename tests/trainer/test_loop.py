@@ -208,7 +208,8 @@ def test_fresh_without_a_terminal_needs_yes(program, tmp_path, train):
 
 
 def test_what_a_run_writes(train):
-    folder = train(keys={"trainer.evaluation_interval": 10, "trainer.summary_save_interval": 10})
+    keys = {"trainer.evaluation_interval": 10, "trainer.summary_save_interval": 10}
+    folder = train(keys={**keys, "trainer.summary_histograms": True})
     text = pathlib.Path(folder, "config.txt").read_text()
     assert "model.num_steps" in text and len(text.splitlines()) == len(toy.config)
     assert read_json(folder, "config.json") == toy.config.to_dict()
@@ -231,6 +232,7 @@ def test_what_a_run_writes(train):
 
     tags = {tag for step, tag in events("trn") if step == 10}
     assert {"loss", "lr", "gradient_norm"} <= tags and any("toy/hidden" in t for t in tags)
+    assert {"weights/out/kernel", "gradients/out/kernel"} <= tags
     assert {step for step, _ in events("trn")} == {10, 20}
     assert (20, "mean_error") in events("vld")
 
