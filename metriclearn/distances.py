@@ -115,8 +115,7 @@ def _reduce_pairs(combine, x, i, y, j):
 
 
 # The gradients of the two below are sums over pairs, and a sum over pairs is a product with a
-# sparse
-# matrix: O(T D), and no [T, D] tensor is kept for it. Where x is y, one product does for both.
+# sparse matrix: O(T D), and no [T, D] tensor is kept for it. Where x is y, one product does both.
 
 
 def _squared_of_pairs(x, i, y, j):
