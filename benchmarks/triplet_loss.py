@@ -32,10 +32,12 @@ def embeddings_of(batch, dimension):
     return np.random.default_rng(0).standard_normal((batch, dimension), np.float32)
 
 
-def timed(function):
+def timed(function, repeats=1):
+    """Seconds of one call. A turn of less than some milliseconds would time waking up."""
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
 
 
 def medians(functions, rounds):
@@ -81,8 +83,8 @@ class Peer:
             text=True,
         )
 
-    def __call__(self, batch, dimension):
-        print(batch, dimension, file=self.process.stdin, flush=True)
+    def __call__(self, batch, dimension, repeats=1):
+        print(batch, dimension, repeats, file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
 
@@ -90,12 +92,18 @@ def sizes():
     print("\nbatch-hard, forward + backward, float32")
     print("    B    D   product ms   ours ms   ours/product   peer ms   peer/ours")
     other = Peer()
-    for batch, dimension, rounds in (512, 128, 41), (2048, 512, 9), (4096, 512, 5), (8192, 512, 3):
+    for batch, dimension, rounds, repeats in (
+        (512, 128, 15, 20),
+        (2048, 512, 9, 2),
+        (4096, 512, 5, 1),
+        (8192, 512, 3, 1),
+    ):
         product, ours = steps(batch, dimension, [{}])
+        size = batch, dimension, repeats
         functions = [
-            lambda f=product: timed(f),
-            lambda f=ours: timed(f),
-            lambda b=batch, d=dimension: other(b, d)["seconds"],
+            lambda f=product, n=repeats: timed(f, n),
+            lambda f=ours, n=repeats: timed(f, n),
+            lambda size=size: other(*size)["seconds"],
         ]
         p, o, t = 1e3 * medians(functions, rounds)
         row = f"{batch:5} {dimension:4} {p:12.2f} {o:9.2f} {o / p:14.2f} {t:9.1f} {t / o:11.1f}"
