@@ -43,6 +43,41 @@ def _uniform(seed, shape, low, high):
     return low + (high - low) * draw
 
 
+def _scramble(words):
+    """uint64 -> uint64, a bijection (finalizer of SplitMix64, Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        words ^= tf.bitwise.right_shift(words, tf.constant(shift, tf.uint64))
+        words *= tf.constant(factor, tf.uint64)
+    return words
+
+
+def _draws(seeds, count):
+    """float32 [B, count], uniform in [0, 1), row i made of seeds[i] (int64 [B, 2]) alone.
+
+    The stateless ops of TensorFlow take one seed; this takes a batch of them in a few ops.
+    """
+    words = tf.cast(seeds, tf.uint64)
+    state = _scramble(_scramble(words[:, 0]) + words[:, 1])
+    step = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = tf.bitwise.right_shift(_scramble(state[:, None] + step), tf.constant(40, tf.uint64))
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+def _one_pass(function):
+    """Compiles a function of pixels by XLA: one pass over them instead of one for each op.
+
+    What is computed once for each picture stays outside; fused, it would be computed for each
+    pixel. A program is compiled for each shape, so only where the shape is known.
+    """
+    compiled = tf.function(function, jit_compile=True)
+
+    def run(images, *others):
+        known = images.shape[1:].is_fully_defined()
+        return (compiled if known else function)(images, *others)
+
+    return run
+
+
 def _coin(seed, probability):
     return _uniform(seed, [], 0.0, 1.0) < probability
 
@@ -66,26 +101,53 @@ def compose(*functions):
             image = function(image, _fold(seed, number))
         return image
 
+    def batch(images, seeds):
+        for number, function in enumerate(functions):
+            images = function.batch(images, _fold(seeds, number))
+        return images
+
+    augment.parts = functions
+    if all(hasattr(function, "batch") for function in functions):
+        augment.batch = batch
     return augment
 
 
 def batched(augment):
     """(uint8 [B, H, W, C], seeds int64 [B, 2]) -> uint8 [B, H, W, C]: one graph for the batch.
 
-    Picture i is augmented with seeds[i] as if alone, so that a batch split over devices comes out
-    the same.
-    """
+    Picture i is augmented with seeds[i] and with nothing of its neighbours, so that a batch split
+    over devices comes out the same. A function's attribute `batch`, of this very signature, is
+    taken as it is; a function without it is mapped over the pictures.
 
-    def augment_batch(images, seeds):
+    Raises:
+      ValueError: when it is called, if `augment` returns another type than uint8.
+    """
+    parts = getattr(augment, "parts", None)
+    if parts is not None and not hasattr(augment, "batch"):
+
+        def one_by_one(images, seeds):
+            for number, part in enumerate(parts):
+                images = batched(part)(images, _fold(seeds, number))
+            return images
+
+        return one_by_one
+
+    def mapped(images, seeds):
+        def one(item):
+            image = augment(*item)
+            if image.dtype != tf.uint8:
+                raise ValueError(f"augment must return uint8, not {image.dtype.name}")
+            return image
+
         # Random ops have no batched kernel; map_fn runs them side by side.
         return tf.map_fn(
-            lambda item: augment(*item),
+            one,
             (images, seeds),
             fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
             parallel_iterations=32,
         )
 
-    return augment_batch
+    return getattr(augment, "batch", mapped)
 
 
 def seeds_of(seed, step, count):
@@ -232,9 +294,19 @@ def random_resize(methods=RESIZE_METHODS):
 
 def random_flip(image, seed, probability=0.5):
     """Mirrors left and right with the given probability."""
-    # The op that takes the choice of axes as a tensor: a conditional costs more than the flip.
-    mirror = tf.stack([False, _coin(seed, probability), False])
-    return tf.raw_ops.Reverse(tensor=image, dims=mirror)
+    return _flip(image[None], seed[None], probability)[0]
+
+
+def _flip(images, seeds, probability=0.5):
+    return _mirror(images, _draws(seeds, 1)[:, :, None, None] < probability)
+
+
+@_one_pass
+def _mirror(images, chosen):
+    return tf.where(chosen, tf.reverse(images, [2]), images)
+
+
+random_flip.batch = _flip
 
 
 def random_noise(deviation=8.0):
@@ -303,24 +375,44 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
         if not 0 <= value <= most:
             raise ValueError(f"random_colour: {name}={value} must be in [0, {most}]")
 
-    def augment(image, seed):
-        draws = tf.unstack(_uniform(seed, [4], -1.0, 1.0))
-        shift, scale = 255.0 * brightness * draws[0], 1.0 + contrast * draws[1]
-        pixels = tf.cast(image, tf.float32)
-        channels = image.shape[2]
-        # Every fourth row is enough for the mean about which contrast is scaled.
-        mean = tf.reduce_mean(tf.reshape(pixels[::4], [-1, channels]), axis=0)
-        if channels == 1:
-            return _to_uint8(pixels * scale + (mean * (1.0 - scale) + shift))
-        chroma, angle = 1.0 + saturation * draws[2], 2 * math.pi * hue * draws[3]
-        weights = tf.stack([scale, scale * chroma * tf.cos(angle), scale * chroma * tf.sin(angle)])
-        matrix = tf.reshape(tf.linalg.matvec(_COLOUR_BASIS, weights), [3, 3])
-        # Contrast about the mean colour's luma, so that a grey mean stays where it is.
-        luma = tf.reduce_sum(_RGB_TO_YIQ[0] * mean)
-        moved = tf.linalg.matmul(tf.reshape(pixels, [-1, 3]), matrix)
-        return tf.reshape(_to_uint8(moved + (luma * (1.0 - scale) + shift)), tf.shape(image))
+    def batch(images, seeds):
+        shift, scale, chroma, angle = tf.unstack(_draws(seeds, 4) * 2 - 1, axis=1)
+        shift, scale = 255.0 * brightness * shift, 1.0 + contrast * scale
+        # Contrast about the mean colour's luma, so that a grey mean stays where it is. A part of
+        # the rows is enough for the mean.
+        means = _exact_means(images[:, ::4])
+        if images.shape[3] == 1:
+            offset = means[:, 0] * (1.0 - scale) + shift
+            return _recolour(images, scale[:, None, None], offset)
+        luma = sum(float(weight) * means[:, c] for c, weight in enumerate(_RGB_TO_YIQ[0]))
+        chroma, angle = 1.0 + saturation * chroma, 2 * math.pi * hue * angle
+        turned = scale, scale * chroma * tf.cos(angle), scale * chroma * tf.sin(angle)
+        # No matrix product: the order of its sums is its own affair.
+        terms = sum(_COLOUR_BASIS[:, i] * turned[i][:, None] for i in range(3))
+        return _recolour(images, tf.reshape(terms, [-1, 3, 3]), luma * (1.0 - scale) + shift)
 
+    def augment(image, seed):
+        return batch(image[None], seed[None])[0]
+
+    augment.batch = batch
     return augment
+
+
+def _exact_means(images):
+    """float32 [B, C], means of uint8 [B, h, w, C], the same in whatever order they are added up."""
+    count = tf.cast(tf.size(images[0, ..., 0]), tf.float32)
+    # Rows first: what is added lies side by side in memory, several times faster.
+    rows = tf.reduce_sum(tf.cast(images, tf.int32), axis=1)
+    return tf.cast(tf.reduce_sum(rows, axis=1), tf.float32) / count
+
+
+@_one_pass
+def _recolour(images, matrices, offsets):
+    """uint8 [B, H, W, C] times float32 [B, C, C] (row vectors) plus float32 [B], saturated."""
+    pixels = tf.cast(images, tf.float32)
+    # Written out, not as a matrix product, which the compiler would not fuse with the rest.
+    terms = [pixels[..., j, None] * matrices[:, None, None, j] for j in range(images.shape[3])]
+    return _to_uint8(sum(terms) + offsets[:, None, None, None])
 
 
 def random_blur(most=1.5, probability=0.5, radius=3):

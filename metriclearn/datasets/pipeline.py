@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from metriclearn import augment as augmentation
 from metriclearn.datasets import images as pictures
 
 # With a crop, pictures keep twice the target's size: a window of half a side is still no smaller
@@ -162,7 +163,7 @@ def _source(table, size, channels, crop, cache):
     return from_memory if table.images is not None else from_file
 
 
-def _batches(table, steps, rows_of, count, *, size, channels, crop, augment, seed, method, cache):
+def _batches(table, steps, rows_of, count, *, size, channels, crop, seed, method, cache):
     """Batches of the rows that `rows_of(step)` gives for each of `steps`, decoded in parallel.
 
     A decoding op cannot say which file it was given. So the stream of decoded pictures drops what
@@ -182,7 +183,7 @@ def _batches(table, steps, rows_of, count, *, size, channels, crop, augment, see
             return tf.identity(rows)
 
     wanted = steps.map(checked_rows)
-    if table.images is not None and table.images.shape[1:3] == size and not (crop or augment):
+    if table.images is not None and table.images.shape[1:3] == size and not crop:
         return wanted.map(
             lambda rows: {
                 "image": tf.gather(tf.constant(table.images), rows),
@@ -205,22 +206,13 @@ def _batches(table, steps, rows_of, count, *, size, channels, crop, augment, see
 
     def decoded(index, row, key):
         image = pictures.resize(source(row, key), size, method)
-        return index, key, tf.ensure_shape(image, [*size, channels])
-
-    def augmented(index, key, image):
-        image = augment(image, key)
-        if image.dtype != tf.uint8:
-            raise ValueError(f"augment must return uint8, not {image.dtype.name}")
-        return index, key, tf.ensure_shape(image, [*size, channels])
+        return index, tf.ensure_shape(image, [*size, channels])
 
     stream = steps.map(items).unbatch()
     stream = stream.map(decoded, num_parallel_calls=parallel, deterministic=True)
     if closing:
         stream = stream.ignore_errors()
-    # After the errors are dropped, so that one of the augmentation is seen as what it is.
-    if augment is not None:
-        stream = stream.map(augmented, num_parallel_calls=parallel, deterministic=True)
-    stream = stream.map(lambda index, key, image: (index, image)).batch(count + closing)
+    stream = stream.batch(count + closing)
 
     def complaint(row):
         path = tf.constant(table.paths)[row]
@@ -281,7 +273,8 @@ def train_batches(
         y, x, h, w, the window that is kept before the resize (`augment.random_window`, ...). For
         JPEG only the window is decoded.
       augment: None, or a function (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C], stateless.
-        The seed is another for every (seed, step, place in the batch).
+        The seed is another for every (seed, step, place in the batch). It is run on whole batches
+        (`augment.batched`).
       seed: an integer.
       method: of `tf.image.resize`.
       cache: None, or a DecodedCache; the batches are the same with it.
@@ -311,12 +304,26 @@ def train_batches(
         size=size,
         channels=channels,
         crop=crop,
-        augment=augment,
         seed=seed,
         method=method,
         cache=cache,
     )
-    return dataset.map(lambda batch: _with_static_batch(batch, int(shape[0]))).prefetch(prefetch)
+    dataset = dataset.map(lambda batch: _with_static_batch(batch, int(shape[0])))
+    if augment is not None:
+        dataset = _augmented(dataset, steps, augmentation.batched(augment), seed)
+    return dataset.prefetch(prefetch)
+
+
+def _augmented(dataset, steps, augment, seed):
+    """Augments whole batches: on single pictures the ops would cost more than their work."""
+
+    def change(step, batch):
+        image = batch["image"]
+        changed = augment(image, augmentation.seeds_of(seed, step, image.shape[0]))
+        return batch | {"image": tf.ensure_shape(changed, image.shape)}
+
+    dataset = tf.data.Dataset.zip((steps, dataset))
+    return dataset.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _with_static_batch(batch, count):
@@ -361,7 +368,6 @@ def eval_batches(
         size=size,
         channels=channels,
         crop=crop,
-        augment=None,
         seed=0,
         method=method,
         cache=None,
