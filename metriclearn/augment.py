@@ -379,8 +379,10 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
         shift, scale, chroma, angle = tf.unstack(_draws(seeds, 4) * 2 - 1, axis=1)
         shift, scale = 255.0 * brightness * shift, 1.0 + contrast * scale
         # Contrast about the mean colour's luma, so that a grey mean stays where it is. A part of
-        # the rows is enough for the mean.
-        means = _exact_means(images[:, ::4])
+        # the rows is enough for the mean; gathered, which copies rows, where a strided slice would
+        # copy value by value.
+        some = tf.range(0, tf.shape(images)[1], 4)
+        means = _exact_means(tf.gather(images, some, axis=1))
         if images.shape[3] == 1:
             offset = means[:, 0] * (1.0 - scale) + shift
             return _recolour(images, scale[:, None, None], offset)
