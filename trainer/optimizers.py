@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+from trainer import towers
+from trainer.config import UserError
+
 v1 = tf.compat.v1
 
 # These decay the weights themselves, beside the gradient step; the others see an L2 loss.
@@ -17,8 +20,21 @@ def create(config, learning_rate, decayed=()):
       decayed: variables whose weights adamw and lamb decay by `model.weight_decay`.
 
     Returns:
-      A `tf.compat.v1.train.Optimizer`.
+      An object with `apply_gradients`, as `tf.compat.v1.train.Optimizer` has it.
     """
+    factor = config["model.learning_rate_factor"]
+    if factor <= 0:
+        raise UserError(
+            f"model.learning_rate_factor={factor} must be above 0; to freeze variables, leave them "
+            "out of model.trainable_variables.filter_regex."
+        )
+    if factor == 1:
+        return _create(config, learning_rate, decayed)
+    rates = learning_rate, factor * learning_rate
+    return TwoRates(*(_create(config, rate, decayed) for rate in rates), config)
+
+
+def _create(config, learning_rate, decayed):
     method = config["model.optimizer.method"]
     option = lambda name: config[f"model.optimizer.{method}.{name}"]  # noqa: E731
     if method == "sgd":
@@ -41,6 +57,27 @@ def create(config, learning_rate, decayed=()):
         decayed=[v.name for v in decayed],
         layerwise=method == "lamb",
     )
+
+
+class TwoRates:
+    """One optimizer for the variables that `model.learning_rate_factor` is for, one for the rest.
+
+    Scaling gradients instead would do nothing under Adam, which divides by their size.
+    """
+
+    def __init__(self, rest, chosen, config):
+        self._rest, self._chosen, self._config = rest, chosen, config
+
+    def apply_gradients(self, grads_and_vars, global_step):
+        variables = [v for _, v in grads_and_vars]
+        chosen = towers.select(variables, self._config, "model.learning_rate_factor")
+        chosen = {v.op.name for v in chosen}
+        parts = {self._rest: [], self._chosen: []}
+        for gradient, v in grads_and_vars:
+            parts[self._chosen if v.op.name in chosen else self._rest].append((gradient, v))
+        updates = [optimizer.apply_gradients(part) for optimizer, part in parts.items() if part]
+        with tf.control_dependencies(updates):
+            return global_step.assign_add(1).op
 
 
 class DecoupledAdam(v1.train.Optimizer):

@@ -155,6 +155,25 @@ MODEL = (
         "Decay only variables whose name this regular expression matches somewhere.",
     ),
     Key(
+        "model.learning_rate_factor",
+        "float",
+        1.0,
+        "Factor on the learning rate of the variables that its filters choose (all without one); "
+        "0.1 on a pretrained part is common.",
+    ),
+    Key(
+        "model.learning_rate_factor.filter_fn",
+        "func",
+        None,
+        "fn(v) -> bool: whether the factor applies to variable v.",
+    ),
+    Key(
+        "model.learning_rate_factor.filter_regex",
+        "str",
+        "",
+        "The factor applies to variables whose name this regular expression matches somewhere.",
+    ),
+    Key(
         "model.clip_gradients",
         "bool",
         False,

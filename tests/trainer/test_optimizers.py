@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import optimizers
-from trainer.config import Config
+from trainer.config import Config, UserError
 
 v1 = tf.compat.v1
 RATE, STEPS, DECAY = 0.1, 4, 0.03
@@ -120,3 +120,47 @@ def test_sparse_gradient_counts_as_zero_elsewhere():
 
     expected = adamw(START, 0.9, 0.999, 1e-8, grad=first_row)
     np.testing.assert_allclose(run("adamw", sparse=True), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["msgd", "adam", "lamb"])
+def test_learning_rate_factor_is_for_the_variables_that_its_filter_chooses(method):
+    def trained(factor, rate, names=("slow/w", "w")):
+        config = Config(
+            {
+                "model.optimizer.method": method,
+                "model.weight_decay": DECAY,
+                "model.learning_rate_factor": factor,
+                "model.learning_rate_factor.filter_regex": "^slow/",
+            }
+        )
+        with tf.Graph().as_default(), v1.Session() as session:
+            start = tf.constant(START, tf.float32)
+            variables = [v1.get_variable(name, initializer=start) for name in names]
+            pairs = [(2 * (w - tf.constant(TARGET, tf.float32)), w) for w in variables]
+            step = v1.train.create_global_step()
+            optimizer = optimizers.create(config, tf.constant(rate), variables)
+            update = optimizer.apply_gradients(pairs, step)
+            session.run(v1.global_variables_initializer())
+            for _ in range(STEPS):
+                session.run(update)
+            assert session.run(step) == STEPS
+            return session.run(variables)
+
+    slow, fast = trained(0.25, RATE)
+    (expected,) = trained(1.0, 0.25 * RATE, ["w"])
+    np.testing.assert_allclose(slow, expected, rtol=1e-6)
+    np.testing.assert_array_equal(fast, trained(1.0, RATE, ["w"])[0])
+    (alone,) = trained(0.25, RATE, ["slow/w"])
+    np.testing.assert_array_equal(alone, slow)
+
+
+def test_learning_rate_factor_of_zero_and_a_filter_that_chooses_nothing_are_refused():
+    config = Config({"model.learning_rate_factor": 0.0})
+    with pytest.raises(UserError, match="trainable_variables.filter_regex"):
+        optimizers.create(config, tf.constant(RATE))
+    config.update({"model.learning_rate_factor": 0.5})
+    config["model.learning_rate_factor.filter_regex"] = "^backbone/"
+    with tf.Graph().as_default(), pytest.raises(UserError, match="learning_rate_factor.*: head"):
+        head = v1.get_variable("head", [])
+        step = v1.train.create_global_step()
+        optimizers.create(config, tf.constant(RATE)).apply_gradients([(head, head)], step)
