@@ -1,0 +1,203 @@
+"""Every value of the ranker, each a flag: `--model.hub_address=resnet18`."""
+
+from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from metriclearn.datasets import READERS
+from trainer.config import Config
+
+# How the first version of this model spelled its data sets.
+ALIASES = {"Stanford_Online_Products": "sop", "DeepFashion": "deepfashion_c2s"}
+
+config = Config(
+    {
+        "trainer.experiment_name": "exp-ranker",
+        "trainer.evaluation_interval": 500,
+        "trainer.best_metric": "recall@1",
+        "model.batch_size": 64,
+        "model.num_steps": 5000,
+        "model.optimizer.method": "adam",
+        "model.lr_schedule.warmup_steps": 100,
+        "model.lr_schedule.method": "cosine",
+        "model.lr_schedule.cosine.value": 1e-3,
+        # --model.learning_rate_factor=0.1 then slows the backbone and leaves the head alone.
+        "model.learning_rate_factor.filter_regex": "^(?!head/|proxies)",
+    }
+)
+
+# ---------------------------------------------------------------------------- model
+
+config.declare(
+    "model.hub_address",
+    "pretrained:efficientnet_lite0",
+    "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
+    "module or SavedModel, or resnet18 or mobilenet to train from nothing.",
+    fixed=True,
+)
+config.declare(
+    "model.default_image_dimensions",
+    [224, 224, 3],
+    "Height, width and channels that pictures are resized to.",
+    fixed=True,
+)
+config.declare(
+    "model.reduced_dimension",
+    128,
+    "Dimensions of the embedding, a linear map of the backbone's features; 0: the features "
+    "themselves.",
+    fixed=True,
+)
+config.declare(
+    "model.batch_norm",
+    "auto",
+    "The backbone's batch norm in training. frozen: by its stored averages. train: by the batch, "
+    "which also updates them. auto: frozen for pretrained weights, else train.",
+    choices=("auto", "frozen", "train"),
+)
+config.declare(
+    "model.cached_features",
+    False,
+    "Train the head alone, on features of the unchanged backbone that are computed once and kept "
+    "on disk; pictures are not augmented then.",
+    fixed=True,
+)
+config.declare("model.loss", "triplet", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
+config.declare(
+    "model.loss.options",
+    [],
+    "Further arguments of the loss (see docs/metriclearn.md), as temperature=0.05,reduction=sum.",
+    type="list(str)",
+)
+config.declare("model.margin", 0.1, "Margin of the triplet loss, in units of model.distance.")
+config.declare(
+    "model.distance",
+    "cosine",
+    "Distance of the triplet loss: cosine, euclidean, squared or dot.",
+    choices=("cosine", "euclidean", "squared", "dot"),
+)
+config.declare(
+    "model.miner", "batch_hard", "Triplets of the triplet and margin losses.", choices=(*MINERS,)
+)
+config.declare(
+    "model.miner.options",
+    [],
+    "Further arguments of the miner, as k=3 or fallback=hardest.",
+    type="list(str)",
+)
+config.declare(
+    "model.memory_size",
+    0,
+    "Embeddings of past batches that losses also compare with (cross-batch memory; 0: none).",
+    fixed=True,
+)
+config.declare(
+    "model.memory_start", 1000, "Steps before the memory is used: embeddings drift at first."
+)
+config.declare(
+    "model.random_within_class",
+    0.0,
+    "Share of the batches whose products are all of one category.",
+)
+config.declare(
+    "model.rwc.by_batch",
+    True,
+    "Draw the category anew for each batch; otherwise go through all of its products first.",
+)
+
+# ---------------------------------------------------------------------------- data
+
+config.declare("dataset.name", "sop", "Data set.", choices=(*READERS, *ALIASES))
+config.declare(
+    "dataset.base_path", "", "Folder of the data set; of a manifest, the CSV file or its folder."
+)
+config.declare(
+    "dataset.image_path",
+    "",
+    "Folder that the pictures' listed paths are relative to, where it is not that of the lists.",
+)
+config.declare(
+    "dataset.train_where",
+    [],
+    "Train and validate on these rows only, as class_split=train_class or category=bags|shoes.",
+    type="list(str)",
+)
+config.declare(
+    "dataset.test_where",
+    [],
+    "Evaluate on these rows only, queries and catalogue alike.",
+    type="list(str)",
+)
+config.declare(
+    "dataset.validation", True, "Hold out vld from training; otherwise train on it, too."
+)
+config.declare(
+    "dataset.validation.holdout",
+    "",
+    "What vld is. Empty: the data set's own validation split or, without one, products. products: "
+    "a share of the products, with all their pictures. photos: a share of each product's "
+    "pictures. both: the two together.",
+    choices=("", "products", "photos", "both"),
+)
+config.declare("dataset.validation.share", 0.1, "Share of the products or pictures held out.")
+config.declare(
+    "dataset.domains",
+    False,
+    "Queries and catalogue are of different kinds (customers' and shop pictures): a training batch "
+    "holds both kinds of each product.",
+)
+config.declare(
+    "dataset.intradomain_pairs",
+    False,
+    "With domains and the pairs sampler: pairs may also be of one kind, and negatives of both.",
+)
+config.declare(
+    "dataset.bounding_boxes", True, "Crop to the products' boxes, where the data set has any."
+)
+config.declare(
+    "dataset.sampler",
+    "pk",
+    "What a batch is. pk: products with some pictures each. pairs: a query and a positive of each "
+    "product. hierarchical: categories, products of each, pictures of each.",
+    choices=("pk", "pairs", "hierarchical"),
+)
+config.declare("dataset.images_per_product", 4, "Pictures of each product in a batch.")
+config.declare(
+    "dataset.catalogue_images_per_product", 1, "How many of them, with domains, the catalogue's."
+)
+config.declare(
+    "dataset.categories_per_batch", 4, "Categories in a batch of the hierarchical sampler."
+)
+config.declare(
+    "dataset.augment",
+    ["crop", "flip", "colour", "noise", "erasing"],
+    "Random changes of training pictures, in this order.",
+)
+config.declare(
+    "dataset.augment.smallest_crop", 0.5, "Smallest share of a picture's sides that crop keeps."
+)
+config.declare(
+    "dataset.on_bad_image",
+    "error",
+    "A picture that cannot be read ends the run, or is left out beforehand.",
+    choices=("error", "skip"),
+)
+config.declare(
+    "dataset.cache_mb", 0, "Memory for decoded training pictures, in MiB (0: decode each time)."
+)
+
+# ---------------------------------------------------------------------------- evaluation, export
+
+config.declare(
+    "evaluation.precision@k.feature_key",
+    "embeddings",
+    "Output that pictures are compared by: embeddings, or features of the backbone.",
+    choices=("embeddings", "features"),
+)
+config.declare(
+    "evaluation.precision@k.max_examples", 0, "Queries to evaluate, a fixed choice (0: all)."
+)
+config.declare(
+    "evaluation.precision@k.num_to_retrieve", 50, "Retrieved items to list for each query."
+)
+config.declare("evaluation.precision@k.plot", True, "Draw recall over k.")
+config.declare("evaluation.histogram", True, "Draw the histogram of similarities.")
+config.declare("actions.export.inputs", ["image"], "Name of the exported model's input.")
+config.declare("actions.export.outputs", ["embeddings"], "Outputs of the exported model.")

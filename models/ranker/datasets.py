@@ -1,0 +1,240 @@
+"""From any of metriclearn's data sets to batches: what is held out, sampled, cropped, disturbed."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from metriclearn import PROXY_LOSSES, augment
+from metriclearn.datasets import (
+    READERS,
+    layout,
+    pipeline,
+    queries_and_catalogue,
+    split_by_product,
+)
+from models.ranker import samplers
+from models.ranker.config import ALIASES, config
+from trainer.config import UserError, seed_of
+
+AUGMENTATIONS = {
+    "blur": augment.random_blur(),
+    "colour": augment.random_colour(),
+    "erasing": augment.random_erasing(),
+    "flip": augment.random_flip,
+    "noise": augment.random_noise(),
+}
+# Readers whose pictures can lie elsewhere than their lists.
+LISTED = ("cars196", "cub200", "deepfashion_c2s", "grocery", "in_shop", "sop")
+
+
+def datasets(start_step=0):
+    """Returns the datasets by name; training batches are a pure function of (seed, step)."""
+    train, validation = training_tables()
+    found = {"trn": _train_batches(train, start_step)}
+    if validation:
+        found["vld"] = _validation_batches(*validation)
+    table = _where(_table(), "dataset.test_where")
+    if (table.splits == "test").any():
+        queries, catalogue = queries_and_catalogue(table, split="test")
+        most = config["evaluation.precision@k.max_examples"]
+        if 0 < most < len(queries):
+            some = np.random.default_rng(0).permutation(len(queries))[:most]
+            queries = queries.select(np.sort(some))
+        found["retrieval_query"] = _every(queries)
+        found["retrieval_index"] = _every(catalogue)
+    return found
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def training_tables():
+    """What is trained on, and what is held out of it.
+
+    Returns:
+      (the ProductTable of training pictures; None, or the one to validate on and, bool [N], which
+      of its pictures are the catalogue: where none is, each is searched among the others).
+    """
+    table = _where(_table(), "dataset.train_where")
+    shop, pool = table.splits == "catalogue", np.isin(table.splits, ("train", "val"))
+    held = _held_out(table, pool)
+    train = pool & ~held
+    if config["dataset.domains"]:
+        train |= shop & np.isin(table.products, table.products[train])
+    validation = None
+    if held.any():
+        shown = _of_catalogue(table)
+        asked = held & ~shown
+        shown &= (held | shop) & np.isin(table.products, table.products[asked])
+        rows = np.flatnonzero(asked | shown)
+        validation = table.select(rows), shown[rows]
+    return _with_positives(table.select(train)), validation
+
+
+def _with_positives(train):
+    """The rows of products that make a pair: of one picture there is none.
+
+    With `dataset.domains` a product needs pictures of both kinds. A loss against proxies needs no
+    pair.
+    """
+    counts = np.bincount(train.labels)
+    kept = counts >= (1 if config["model.loss"] in PROXY_LOSSES else 2)
+    if config["dataset.domains"] and not config["dataset.intradomain_pairs"]:
+        of_catalogue = np.bincount(train.labels, _of_catalogue(train))
+        kept = (of_catalogue > 0) & (of_catalogue < counts)
+        if not kept.any():
+            raise UserError(
+                f"dataset.domains: no product of {config['dataset.name']} has pictures of both "
+                "kinds to train on (catalogue pictures have the role catalogue or the domain shop)."
+            )
+    if not kept.any():
+        raise UserError(
+            f"{config['dataset.name']}: no training product has two pictures, and one makes no "
+            "pair."
+        )
+    return train.select(kept[train.labels])
+
+
+def _of_catalogue(table):
+    """bool [N]: the pictures that a query is looked up in."""
+    found = (table.roles == "catalogue") | (table.splits == "catalogue")
+    return found | (table.domains == "shop") if config["dataset.domains"] else found
+
+
+def _held_out(table, pool):
+    """bool [N]: the rows of the pool, training and validation splits, that are not trained on."""
+    how, share = config["dataset.validation.holdout"], config["dataset.validation.share"]
+    if not config["dataset.validation"]:
+        return np.zeros(len(table), bool)
+    own = table.splits == "val"
+    if not how and own.any():
+        return own
+    if not 0 < share < 1:
+        raise UserError(f"dataset.validation.share={share} must be between 0 and 1.")
+    held = np.zeros(len(table), bool)
+    rows = np.flatnonzero(pool)
+    if how in ("", "products", "both"):
+        parts = split_by_product(table.products[rows], (1 - share, share, 0))
+        held[rows] = parts == "val"
+    if how in ("photos", "both"):
+        rows = np.flatnonzero(pool & ~held & ~_of_catalogue(table))
+        held[rows] = _share_of_each(table.products[rows], table.ids[rows], share)
+    return held
+
+
+def _share_of_each(products, ids, share):
+    """bool [N]: a share of each product's pictures, those whose ids' hashes come first."""
+    keys = np.array([hashlib.sha256(name.encode()).hexdigest() for name in ids.tolist()])
+    codes = np.unique(products, return_inverse=True)[1]
+    order, counts = np.lexsort((keys, codes)), np.bincount(codes)
+    place = np.empty(len(ids), np.int64)
+    place[order] = np.arange(len(ids)) - (np.cumsum(counts) - counts)[codes[order]]
+    return place < np.rint(share * counts)[codes]
+
+
+def _where(table, key):
+    """The rows that the conditions `column=value|value` of a key all choose."""
+    for condition in config[key]:
+        column, equals, values = condition.partition("=")
+        try:
+            if not equals:
+                raise ValueError("a condition is column=value or column=value|value")
+            table = table.where(**{column: values.split("|")})
+        except ValueError as error:
+            raise UserError(f"{key}: {condition!r}: {error}.") from None
+        if not len(table):
+            raise UserError(f"{key}: no picture has {condition!r}.")
+    return table
+
+
+def _table():
+    keys = ("dataset.name", "dataset.base_path", "dataset.image_path", "dataset.on_bad_image")
+    return _load(*(config[key] for key in keys))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name, base, pictures, on_bad_image):
+    name = ALIASES.get(name, name)
+    base, pictures = os.path.expanduser(base), os.path.expanduser(pictures)
+    if not base and name != "glyphs":
+        raise UserError(f"dataset.base_path is empty: give the folder of the data set {name!r}.")
+    options = {}
+    if name == "manifest":
+        options = {"root": pictures or None}
+        base = os.path.join(base, "manifest.csv") if os.path.isdir(base) else base
+    elif pictures and name not in LISTED:
+        raise UserError(
+            f"dataset.image_path: the data set {name!r} has no other place of pictures."
+        )
+    elif pictures:
+        options = {"check_files": False}
+    table = READERS[name](*([] if name == "glyphs" else [base]), **options)
+    if pictures and name in LISTED:
+        paths = [os.path.join(pictures, *path.split("/")) for path in table.ids.tolist()]
+        layout.check_files(paths, f"dataset.image_path={pictures}")
+        table = dataclasses.replace(table, paths=paths)
+    if table.images is not None and table.images.shape[-1] == 1:
+        table = dataclasses.replace(table, images=np.repeat(table.images, 3, axis=-1))
+    return pipeline.usable_images(table, on_bad_image)
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+def picture_options(table):
+    """How a table's pictures are read when nothing about them is random."""
+    height, width, channels = image_dimensions()
+    boxes = config["dataset.bounding_boxes"] and table.boxes is not None
+    crop = augment.box_window() if boxes else None
+    return {"image_size": (height, width), "channels": channels, "crop": crop}
+
+
+def image_dimensions():
+    """(height, width, channels) of the model's pictures."""
+    dimensions = config["model.default_image_dimensions"]
+    if len(dimensions) != 3 or min(dimensions[:2]) < 1 or dimensions[2] != 3:
+        raise UserError(
+            f"model.default_image_dimensions={dimensions}: give height, width and 3 channels "
+            "(grey pictures are made RGB)."
+        )
+    return tuple(dimensions)
+
+
+def _every(table):
+    batch = config["model.batch_size"]
+    return pipeline.eval_batches(table, batch_size=batch, **picture_options(table))
+
+
+def _train_batches(table, start_step):
+    names, options = list(config["dataset.augment"]), picture_options(table)
+    unknown = [name for name in names if name not in ("crop", *AUGMENTATIONS)]
+    if unknown:
+        known = ", ".join(("crop", *sorted(AUGMENTATIONS)))
+        raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
+    if "crop" in names:
+        smallest = config["dataset.augment.smallest_crop"]
+        near = augment.window_near_box() if options["crop"] else None
+        options["crop"] = near or augment.random_window(smallest)
+    changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
+    budget = config["dataset.cache_mb"] << 20
+    return pipeline.train_batches(
+        table,
+        samplers.create(table, _of_catalogue(table)),
+        start_step=start_step,
+        seed=seed_of(config["trainer.random_seed"]),
+        augment=augment.compose(*changes) if changes else None,
+        cache=pipeline.DecodedCache(budget) if budget else None,
+        **options,
+    )
+
+
+def _validation_batches(table, of_catalogue):
+    """Batches that also say, in `catalogue`, which pictures are looked up in."""
+    shown = tf.data.Dataset.from_tensor_slices(of_catalogue).batch(config["model.batch_size"])
+    return tf.data.Dataset.zip(_every(table), shown).map(
+        lambda batch, shown: {**batch, "catalogue": shown}
+    )

@@ -1,0 +1,190 @@
+"""The network, its loss and its validation figures."""
+
+import functools
+import inspect
+import json
+
+import numpy as np
+import tensorflow as tf
+
+import metriclearn
+from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from models import backbones
+from models.ranker.config import config
+from models.ranker.datasets import image_dimensions, training_tables
+from retrieval.metrics import recall_at_k
+from trainer.config import UserError, did_you_mean, seed_of
+from trainer.layers import ModelDict, dense
+
+v1 = tf.compat.v1
+
+
+def build(inputs=None, train_phase=False):
+    """Builds one tower: `image`, uint8 [B, H, W, 3] -> `embeddings`, [B, D] of length 1.
+
+    A batch of cached `features`, [B, F], goes to the head at once; the backbone's variables are
+    made all the same, so that the checkpoint is one of the whole network.
+    """
+    if inputs is None:
+        (name,) = config["actions.export.inputs"]
+        inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], name)}
+    model = ModelDict(train_phase=train_phase)
+    backbone = load_backbone(config["model.hub_address"])
+    model.features = inputs.get("features")
+    if model.features is None:
+        mode = config["model.batch_norm"]
+        frozen = bool(backbone.fingerprint) if mode == "auto" else mode == "frozen"
+        model.features = backbone.apply(inputs["image"], train_phase, frozen)
+    else:
+        backbone.apply(tf.zeros([1, *image_dimensions()], tf.uint8))
+        trainable = v1.get_collection_ref(v1.GraphKeys.TRAINABLE_VARIABLES)
+        of_backbone = {v.op.name for v in backbone.variables()}
+        trainable[:] = [v for v in trainable if v.op.name not in of_backbone]
+    projection = model.features
+    if config["model.reduced_dimension"]:
+        projection = dense(model.features, config["model.reduced_dimension"], "embedding")
+    model.embeddings = tf.nn.l2_normalize(projection, axis=1)
+    if not train_phase and config["evaluation.precision@k.feature_key"] == "features":
+        model.embeddings = tf.nn.l2_normalize(model.features, axis=1)
+    if "label" in inputs:
+        model.labels = inputs["label"]
+    return model
+
+
+load_backbone = functools.lru_cache(maxsize=1)(backbones.load)
+
+
+# ---------------------------------------------------------------------------- loss
+
+
+def loss(outputs):
+    """The loss over the whole batch, whichever towers its embeddings come from.
+
+    Validation shows products that have no proxy, so that with a loss against proxies it reports the
+    triplet loss; it leaves the cross-batch memory alone.
+    """
+    batch = outputs.labels, outputs.embeddings
+    try:
+        value = _loss(batch, outputs.train_phase)
+        hardest = metriclearn.mine_batch_hard(*batch, distance=config["model.distance"])
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.loss={config['model.loss']}: {error}") from None
+    figures = metriclearn.triplet_statistics(
+        *batch, hardest, margin=config["model.margin"], distance=config["model.distance"]
+    )
+    figures |= metriclearn.embedding_statistics(outputs.embeddings)
+    for name, figure in figures.items():
+        v1.summary.scalar(f"mining/{name}", figure)
+    return {
+        "loss": value,
+        "triplets": tf.stack(hardest, axis=1),
+        "hardest_triplet": _hardest(outputs.embeddings, hardest),
+    }
+
+
+def _loss(batch, train_phase):
+    name, size = config["model.loss"], config["model.memory_size"]
+    options = read_options("model.loss.options", {**LOSSES, **PROXY_LOSSES}[name])
+    if name in PROXY_LOSSES:
+        if train_phase:
+            return PROXY_LOSSES[name](*batch, _proxies(int(batch[1].shape[1])), **options)
+        name, options = "triplet", {}
+    if name in ("triplet", "margin"):
+        options = {"miner": _miner(name)} | options
+    if name == "triplet":
+        options = {"margin": config["model.margin"], "distance": config["model.distance"]} | options
+    function = functools.partial(LOSSES[name], **options)
+    value = function(*batch)
+    if size and train_phase:
+        if "references" not in inspect.signature(LOSSES[name]).parameters:
+            raise UserError(f"model.memory_size: the loss {name!r} compares with no memory.")
+        with v1.variable_scope(v1.get_variable_scope(), reuse=v1.AUTO_REUSE):
+            memory = metriclearn.cross_batch_memory(size, int(batch[1].shape[1]))
+        remembered = function(*batch, references=metriclearn.enqueue(memory, *batch))
+        value += tf.where(_step() >= config["model.memory_start"], remembered, 0.0)
+    return value
+
+
+def _proxies(dimension):
+    """One vector for each training product, [C, D]."""
+    count = len(np.unique(training_tables()[0].products))
+    initializer = v1.random_normal_initializer(seed=seed_of(config["trainer.random_seed"]))
+    with v1.variable_scope(v1.get_variable_scope(), reuse=v1.AUTO_REUSE):
+        return v1.get_variable("proxies", [count, dimension], initializer=initializer)
+
+
+def _miner(loss_name):
+    """`model.miner`: its name where it has no options, else a function."""
+    name = config["model.miner"]
+    options = read_options("model.miner.options", MINERS[name])
+    if name == "given_positive":
+        if config["dataset.sampler"] != "pairs":
+            raise UserError("model.miner=given_positive needs dataset.sampler=pairs.")
+        if config["model.memory_size"]:
+            raise UserError("model.miner=given_positive does not mine in a memory.")
+        across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
+        options = {"negatives": "cross" if across else "both"} | options
+    elif name == "distance_weighted":
+        seed = seed_of(config["trainer.random_seed"])
+        options = {"seed": tf.stack([tf.constant(seed, tf.int64), _step()])} | options
+    if not options and loss_name == "triplet":
+        return name
+    return functools.partial(MINERS[name], **options)
+
+
+def _step():
+    """Completed updates, int64 scalar; 0 outside a training graph."""
+    step = v1.train.get_global_step()
+    return tf.zeros([], tf.int64) if step is None else tf.identity(step)
+
+
+def read_options(key, function):
+    """Keyword arguments of a function from a key's `name=value` texts.
+
+    Values are read as JSON (0.1, true, null, [1,2]), and as text where they are none.
+
+    Raises:
+      UserError: what is no `name=value`, or a name that the function does not take.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "references"]
+    options = {}
+    for text in config[key]:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise UserError(
+                f"{key}: {text!r} is no name=value of {', '.join(known) or 'any option'}."
+                + did_you_mean(name, known)
+            )
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _hardest(embeddings, triplets):
+    """The triplet, int [3], whose negative is nearest and positive farthest, for TensorBoard."""
+    anchor, positive, negative = (tf.gather(embeddings, rows) for rows in triplets)
+    gap = tf.norm(anchor - positive, axis=1) - tf.norm(anchor - negative, axis=1)
+    # A batch without a triplet shows its first picture instead.
+    rows = tf.pad(tf.stack(triplets, axis=1), [[0, 1], [0, 0]])
+    return tf.gather(rows, tf.argmax(tf.pad(gap, [[0, 1]], constant_values=-9.0)))
+
+
+# ---------------------------------------------------------------------------- validation
+
+
+def metrics(outputs):
+    """Recall on the held-out pictures: in their catalogue or, without one, each in the others."""
+    embeddings, labels, shown = (outputs[key] for key in ("embeddings", "labels", "catalogue"))
+    ks = (1, 5)
+    if shown.any():
+        rates = recall_at_k(
+            embeddings[~shown], labels[~shown], embeddings[shown], labels[shown], ks=ks
+        )
+    else:
+        rates = recall_at_k(embeddings, labels, ks=ks)
+    return {f"recall@{k}": rates[k] for k in ks}

@@ -1,0 +1,163 @@
+"""Which pictures make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
+
+import numpy as np
+import tensorflow as tf
+
+from metriclearn import hierarchical_sampler, pair_sampler, pk_sampler
+from models.ranker.config import config
+from trainer.config import UserError, seed_of
+
+
+def create(table, of_catalogue):
+    """Returns `sample(step) -> int64 [model.batch_size]` rows of a table.
+
+    Args:
+      table: the ProductTable of training pictures.
+      of_catalogue: bool [N]: the pictures of the catalogue's kind.
+
+    Raises:
+      UserError: what the keys ask for cannot be had from this table.
+    """
+    share = config["model.random_within_class"]
+    if (share or config["dataset.sampler"] == "hierarchical") and (table.categories == "").all():
+        raise UserError(
+            "model.random_within_class and the hierarchical sampler need categories; the data set "
+            f"{config['dataset.name']!r} has none."
+        )
+    if config["dataset.sampler"] == "hierarchical" and (share or config["dataset.domains"]):
+        raise UserError(
+            "dataset.sampler=hierarchical goes with neither dataset.domains nor "
+            "model.random_within_class."
+        )
+    try:
+        if share and not config["model.rwc.by_batch"]:
+            return _category_by_category(table, of_catalogue, share)
+        return _KINDS[config["dataset.sampler"]](table, of_catalogue, share)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"dataset.sampler={config['dataset.sampler']}: {error}.") from None
+
+
+def _seed():
+    return seed_of(config["trainer.random_seed"])
+
+
+def _products(pictures_each):
+    """How many products of so many pictures fill a batch."""
+    batch = config["model.batch_size"]
+    if pictures_each < 1 or batch % pictures_each:
+        raise UserError(f"model.batch_size={batch} is not a multiple of {pictures_each} pictures.")
+    return batch // pictures_each
+
+
+def _pk(table, of_catalogue, share):
+    """Products of K pictures; with domains, of each kind a fixed number."""
+    images = config["dataset.images_per_product"]
+    options = {"products": _products(images), "seed": _seed(), "single_category": share}
+    categories = _categories_of_products(table)
+    if not config["dataset.domains"]:
+        return pk_sampler(table.labels, images=images, categories=categories, **options)
+    shown = config["dataset.catalogue_images_per_product"]
+    if not 0 < shown < images:
+        raise UserError(
+            f"dataset.catalogue_images_per_product={shown} must leave room for queries among "
+            f"dataset.images_per_product={images}."
+        )
+    # Both deal the same products: they hold the same ones, and a sampler's choice of products
+    # depends on their number, their categories and the seed alone.
+    sides = []
+    for kind, count in ((~of_catalogue, images - shown), (of_catalogue, shown)):
+        rows = np.flatnonzero(kind)
+        sample = pk_sampler(
+            table.labels[rows], images=count, categories=categories[rows], **options
+        )
+        sides.append((rows, sample, count))
+
+    def sample(step):
+        parts = [tf.reshape(tf.gather(rows, of(step)), [-1, n]) for rows, of, n in sides]
+        return tf.reshape(tf.concat(parts, 1), [-1])
+
+    sample.steps_per_epoch = max(of.steps_per_epoch for _, of, _ in sides)
+    return sample
+
+
+def _pairs(table, of_catalogue, share):
+    """A query and a positive of each product: the queries first, as `mine_given_positive` wants."""
+    across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
+    kinds = np.where(of_catalogue, "catalogue", "query") if across else np.full(len(table), "any")
+    return pair_sampler(
+        table.labels,
+        kinds,
+        pairs=_products(2),
+        query="query" if across else "any",
+        positive="catalogue" if across else "any",
+        seed=_seed(),
+        categories=_categories_of_products(table),
+        single_category=share,
+    )
+
+
+def _hierarchical(table, of_catalogue, share):
+    """Categories, products of each, pictures of each."""
+    groups, images = config["dataset.categories_per_batch"], config["dataset.images_per_product"]
+    return hierarchical_sampler(
+        table.labels,
+        table.categories,
+        categories_per_batch=groups,
+        products=_products(groups * images),
+        images=images,
+        seed=_seed(),
+    )
+
+
+_KINDS = {"pk": _pk, "pairs": _pairs, "hierarchical": _hierarchical}
+
+
+def _categories_of_products(table):
+    """[N] the category of each row's product: that of its first picture."""
+    first = np.unique(table.labels, return_index=True)[1]
+    return table.categories[first][table.labels]
+
+
+def _category_by_category(table, of_catalogue, share):
+    """Passes over one category's products, mixed with passes over all, in one order for every turn.
+
+    A turn holds one pass of each category that fills a batch, and so many passes over all products
+    that `share` of the passes are of one category.
+    """
+    make = _KINDS[config["dataset.sampler"]]
+    categories = _categories_of_products(table)
+    least = _products(
+        2 if config["dataset.sampler"] == "pairs" else config["dataset.images_per_product"]
+    )
+    streams, passes = [], []
+    for name in np.unique(categories):
+        rows = np.flatnonzero(categories == name)
+        if len(np.unique(table.labels[rows])) >= least:
+            streams.append((rows, make(table.select(rows), of_catalogue[rows], 0.0)))
+            passes.append(1)
+    if not streams:
+        raise UserError(
+            f"model.random_within_class: no category holds the {least} products of a batch."
+        )
+    if share < 1:
+        streams.append((np.arange(len(table)), make(table, of_catalogue, 0.0)))
+        passes.append(max(1, round(len(passes) * (1 - share) / share)))
+    lengths = [sample.steps_per_epoch for _, sample in streams]
+    order = np.random.default_rng(_seed()).permutation(np.repeat(np.arange(len(streams)), passes))
+    stream_of = np.repeat(order, np.array(lengths)[order])
+    per_turn = np.bincount(stream_of)
+    place = np.empty(len(stream_of), np.int64)
+    for stream in range(len(streams)):
+        place[stream_of == stream] = np.arange(per_turn[stream])
+
+    def sample(step):
+        turn, at = step // len(stream_of), step % len(stream_of)
+        stream = tf.gather(stream_of, at)
+        local = turn * tf.gather(per_turn, stream) + tf.gather(place, at)
+        branches = [lambda r=rows, s=of: tf.gather(r, s(local)) for rows, of in streams]
+        return tf.switch_case(tf.cast(stream, tf.int32), branches)
+
+    sample.steps_per_epoch = len(stream_of)
+    return sample
