@@ -5,18 +5,23 @@
 The same ResNet-18, batch-hard triplet loss and momentum SGD on both sides, the same number of
 threads. Each variant is a process of its own; they run by turns, a few steps each, so that all meet
 the same weather, and the printed ratios are medians over the rounds.
+
+The row "matrix products" is the physical limit: it does the multiplications of a step's
+convolutions (forward, and twice that backward) as bare float32 products of 2048 x 2048 matrices.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
+import time
 
 from benchmarks import peer
 
 VARIANTS = {
     "float32": ("ours",),
     "bfloat16": ("ours", "bf16"),
+    "matrix products": ("products",),
     "PyTorch eager": ("peer",),
     "PyTorch eager, channels_last": ("peer", "channels_last"),
     "PyTorch eager, bfloat16": ("peer", "bf16"),
@@ -25,10 +30,43 @@ VARIANTS = {
 }
 
 
-def ours(size, batch, threads, *options):
+def answer(step):
     """Answers every number of steps on stdin with the seconds they took."""
-    import time
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(time.perf_counter() - start, flush=True)
 
+
+def products(size, batch, threads):
+    from trainer import quiet
+
+    quiet.import_tensorflow()
+
+    import tensorflow as tf
+
+    from models import nets
+    from trainer import inspect
+
+    v1 = tf.compat.v1
+    side = 2048
+    with tf.Graph().as_default():
+        example = nets.resnet18(v1.placeholder(tf.float32, [1, int(size), int(size), 3]), True)
+        flops = sum(inspect.count_flops([example])[0].values())
+    count = 3 * flops * int(batch) / (2 * side**3)
+    with tf.Graph().as_default():
+        normal = v1.random_normal_initializer()
+        rows = v1.get_variable("rows", [round(count * side), side], initializer=normal)
+        columns = v1.get_variable("columns", [side, side], initializer=normal)
+        step = tf.matmul(rows, columns).op
+        config = v1.ConfigProto(intra_op_parallelism_threads=int(threads))
+        with v1.Session(config=config) as session:
+            session.run(v1.global_variables_initializer())
+            answer(session.make_callable(step))
+
+
+def ours(size, batch, threads, *options):
     from trainer import quiet
 
     quiet.import_tensorflow()
@@ -70,12 +108,7 @@ def ours(size, batch, threads, *options):
             update = optimizer.apply_gradients(pairs)
         with v1.Session(config=towers.session_config(config, devices)) as session:
             session.run(v1.global_variables_initializer())
-            step = session.make_callable([loss, update])
-            for line in sys.stdin:
-                start = time.perf_counter()
-                for _ in range(int(line)):
-                    step()
-                print(time.perf_counter() - start, flush=True)
+            answer(session.make_callable([loss, update]))
 
 
 def main():
@@ -89,7 +122,7 @@ def main():
     shape = [str(options.size), str(options.batch), str(options.threads)]
     workers = {}
     for name, (side, *extra) in VARIANTS.items():
-        command = [sys.executable, "-m", "benchmarks.train_step", "--worker"]
+        command = [sys.executable, "-m", "benchmarks.train_step", "--worker", side]
         if side == "peer":
             command = [
                 peer.python(),
@@ -103,11 +136,11 @@ def main():
         for name, worker in workers.items():
             worker.stdin.write(f"{options.steps}\n")
             worker.stdin.flush()
-            answer = worker.stdout.readline()
-            if not answer:
+            reply = worker.stdout.readline()
+            if not reply:
                 sys.exit(f"{name}: the worker stopped")
             if turn:  # the first turn compiles
-                seconds[name].append(float(answer))
+                seconds[name].append(float(reply))
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
@@ -123,6 +156,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        ours(*sys.argv[2:])
+        {"ours": ours, "products": products}[sys.argv[2]](*sys.argv[3:])
     else:
         main()
