@@ -104,8 +104,8 @@ def _packaged(name):
     """Path of the .pth in the installed package; none of the package's code is run."""
     if name not in PACKAGES:
         raise ValueError(
-            f"No package carries the weights of {name}: get its .pth from EfficientNet-Lite-PyTorch "
-            f"and run `python -m models.pretrained {name} --weights=FILE.pth`."
+            f"No package carries the weights of {name}: get its .pth, as of "
+            f"EfficientNet-Lite-PyTorch, and run `python -m models.pretrained {name} --weights=...`."
         )
     package = PACKAGES[name].name
     try:
