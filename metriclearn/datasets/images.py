@@ -23,7 +23,8 @@ def _decode_png(data):
     # is the largest palette index instead of 255.
     image = tf.io.decode_png(data, channels=0)
     channels = tf.shape(image)[2]
-    colours = channels - tf.where(channels % 2 == 0, 1, 0)
+    # Not `==`: in a graph outside tf.function it compares objects.
+    colours = channels - tf.where(tf.equal(channels % 2, 0), 1, 0)
 
     def composite():
         wide = tf.cast(image, tf.int32)
