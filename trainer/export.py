@@ -4,6 +4,7 @@
 
 takes the experiment's newest checkpoint unless told, with the moving averages of the weights where
 it holds them. The experiment's own config.json is the configuration; flags given here override it.
+A model that declares `actions.export.outputs` names its outputs there.
 """
 
 import json
@@ -206,11 +207,13 @@ def main(model, given, rest):
     options = flags.FLAGS
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
+    key = "actions.export.outputs"
+    declared = model.config[key] if key in model.config else ()
     note = export(
         model,
         checkpoint,
         output,
-        outputs=options.outputs,
+        outputs=options.outputs or declared,
         overwrite=options.overwrite,
         code=experiment.last_start(folder),
     )

@@ -56,7 +56,7 @@ config.declare(
     "model.cached_features",
     False,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk; pictures are not augmented then.",
+    "on disk.",
     fixed=True,
 )
 config.declare("model.loss", "triplet", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
@@ -172,6 +172,11 @@ config.declare(
 )
 config.declare(
     "dataset.augment.smallest_crop", 0.5, "Smallest share of a picture's sides that crop keeps."
+)
+config.declare(
+    "dataset.cached_views",
+    1,
+    "With cached features, how often each picture is embedded: once as it is, and else augmented.",
 )
 config.declare(
     "dataset.on_bad_image",

@@ -16,6 +16,7 @@ from metriclearn.datasets import (
     queries_and_catalogue,
     split_by_product,
 )
+from models import backbones, features
 from models.ranker import samplers
 from models.ranker.config import ALIASES, config
 from trainer.config import UserError, seed_of
@@ -204,37 +205,85 @@ def image_dimensions():
     return tuple(dimensions)
 
 
+@functools.lru_cache(maxsize=1)
+def load_backbone(address):
+    """`models.backbones.load`, once: weights are checked when they are loaded."""
+    return backbones.load(address)
+
+
 def _every(table):
     batch = config["model.batch_size"]
     return pipeline.eval_batches(table, batch_size=batch, **picture_options(table))
 
 
 def _train_batches(table, start_step):
-    names, options = list(config["dataset.augment"]), picture_options(table)
+    options = {"start_step": start_step, "seed": seed_of(config["trainer.random_seed"])}
+    sample = samplers.create(table, _of_catalogue(table))
+    if config["model.cached_features"]:
+        return features.train_batches(_cached(table), sample, **options)
+    crop, augmentation = _augmentation(table)
+    budget = config["dataset.cache_mb"] << 20
+    return pipeline.train_batches(
+        table,
+        sample,
+        augment=augmentation,
+        cache=pipeline.DecodedCache(budget) if budget else None,
+        **(picture_options(table) | {"crop": crop}),
+        **options,
+    )
+
+
+def _augmentation(table):
+    """(crop, augment) of training pictures, as `pipeline.train_batches` takes them."""
+    names, crop = config["dataset.augment"], picture_options(table)["crop"]
     unknown = [name for name in names if name not in ("crop", *AUGMENTATIONS)]
     if unknown:
         known = ", ".join(("crop", *sorted(AUGMENTATIONS)))
         raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
-        near = augment.window_near_box() if options["crop"] else None
-        options["crop"] = near or augment.random_window(smallest)
+        crop = augment.window_near_box() if crop else augment.random_window(smallest)
     changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
-    budget = config["dataset.cache_mb"] << 20
-    return pipeline.train_batches(
-        table,
-        samplers.create(table, _of_catalogue(table)),
-        start_step=start_step,
-        seed=seed_of(config["trainer.random_seed"]),
-        augment=augment.compose(*changes) if changes else None,
-        cache=pipeline.DecodedCache(budget) if budget else None,
-        **options,
+    return crop, augment.compose(*changes) if changes else None
+
+
+def _cached(table):
+    """The backbone's features of a table, out of those of all pictures that are not tested on.
+
+    So that another choice of what is held out finds them made.
+    """
+    whole = _table()
+    whole = whole.select(whole.splits != "test")
+    options, views = picture_options(whole), config["dataset.cached_views"]
+    height, width = options["image_size"]
+    recipe = "boxes" if options["crop"] else ""
+    disturbed = {}
+    if views > 1:
+        crop, augmentation = _augmentation(whole)
+        disturbed = {"random_crop": crop, "augment": augmentation}
+        recipe += f" {config['dataset.augment']} {config['dataset.augment.smallest_crop']}"
+    found = features.embed(
+        load_backbone(config["model.hub_address"]),
+        whole,
+        image_size=(height, width),
+        crop=options["crop"],
+        views=views,
+        recipe=recipe,
+        **disturbed,
     )
+    order = np.argsort(whole.ids)
+    rows = order[np.searchsorted(whole.ids, table.ids, sorter=order)]
+    return dataclasses.replace(found, values=found.values[:, rows], table=table)
 
 
 def _validation_batches(table, of_catalogue):
     """Batches that also say, in `catalogue`, which pictures are looked up in."""
-    shown = tf.data.Dataset.from_tensor_slices(of_catalogue).batch(config["model.batch_size"])
-    return tf.data.Dataset.zip(_every(table), shown).map(
+    batch_size = config["model.batch_size"]
+    shown = tf.data.Dataset.from_tensor_slices(of_catalogue).batch(batch_size)
+    if config["model.cached_features"]:
+        batches = features.eval_batches(_cached(table), batch_size=batch_size)
+    else:
+        batches = _every(table)
+    return tf.data.Dataset.zip(batches, shown).map(
         lambda batch, shown: {**batch, "catalogue": shown}
     )

@@ -9,9 +9,8 @@ import tensorflow as tf
 
 import metriclearn
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
-from models import backbones
 from models.ranker.config import config
-from models.ranker.datasets import image_dimensions, training_tables
+from models.ranker.datasets import image_dimensions, load_backbone, training_tables
 from retrieval.metrics import recall_at_k
 from trainer.config import UserError, did_you_mean, seed_of
 from trainer.layers import ModelDict, dense
@@ -49,9 +48,6 @@ def build(inputs=None, train_phase=False):
     if "label" in inputs:
         model.labels = inputs["label"]
     return model
-
-
-load_backbone = functools.lru_cache(maxsize=1)(backbones.load)
 
 
 # ---------------------------------------------------------------------------- loss
