@@ -9,16 +9,23 @@ they start from the weights at the address; a checkpoint that is restored overri
 """
 
 import dataclasses
+import difflib
+import os
+import re
+import tarfile
 import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from models import efficientnet, nets, pretrained
+from metriclearn.datasets.glyphs import cache_folder
+from models import efficientnet, nets, pretrained, saved_model
+from trainer import layers
 
 v1 = tf.compat.v1
 
 PRETRAINED = "pretrained:"
+_FROM_NOTHING = {"resnet18": (nets.resnet18, 512), "mobilenet": (nets.mobilenet, 1024)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Backbone:
 
     Attributes:
       name: scope of its variables, as `efficientnet_lite0`.
-      image_size: (height, width) it was trained on, or None where any will do.
+      image_size: (height, width) it was trained on, or None where that is not known.
       features: dimensions of its output, or None where only building it tells.
       fingerprint: SHA-256 of its weights, '' for a network from nothing.
       preprocessing: what it does to pixels, in words.
@@ -39,8 +46,8 @@ class Backbone:
     fingerprint: str
     preprocessing: str
     _build: Callable = dataclasses.field(repr=False)
-    _checkpoint: str | None = dataclasses.field(default=None, repr=False)
-    _variables: weakref.WeakKeyDictionary = dataclasses.field(
+    # Names, not variables: those would keep their graphs alive.
+    _names: weakref.WeakKeyDictionary = dataclasses.field(
         default_factory=weakref.WeakKeyDictionary, repr=False, compare=False
     )
 
@@ -50,34 +57,41 @@ class Backbone:
         Args:
           images: RGB [B, H, W, 3], 0 to 255, uint8 or float. What the network wants of them
             (`preprocessing`) is done here.
-          train_phase: Python bool: whether the network is to be trained.
+          train_phase: Python bool: normalise by the batch, and update the moving averages.
           frozen_batch_norm: normalise by the moving averages also in training.
 
         Returns:
           float32 [B, F].
+
+        Raises:
+          ValueError: pictures that the network does not take.
         """
-        found = self._variables.setdefault(v1.get_default_graph(), {})
-
-        def get(getter, name, *args, **kwargs):
-            if self._checkpoint:
-                saved = name[name.rindex(f"{self.name}/") :]
-                kwargs["initializer"] = _read_from(self._checkpoint, saved)
-            found[name] = getter(name, *args, **kwargs)
-            return found[name]
-
-        with v1.variable_scope(self.name, custom_getter=get):
-            return self._build(images, train_phase, frozen_batch_norm)
+        batch_statistics = train_phase and not (
+            frozen_batch_norm or layers.frozen_batch_norm.active
+        )
+        before = {v.op.name for v in v1.global_variables()}
+        with v1.variable_scope(self.name):
+            output = self._build(images, batch_statistics)
+        names = [v.op.name for v in v1.global_variables()]
+        self._names.setdefault(v1.get_default_graph(), {n for n in names if n not in before})
+        return output
 
     def variables(self):
         """Its variables in the current graph, after `apply`; a list."""
-        return list(self._variables.get(v1.get_default_graph(), {}).values())
+        names = self._names.get(v1.get_default_graph(), ())
+        return [v for v in v1.global_variables() if v.op.name in names]
 
 
 def load(address, *, cache=None):
     """Finds a network; nothing is built before `apply`.
 
     Args:
-      address: `pretrained:efficientnet_lite0` (to lite4), `resnet18` or `mobilenet` (from nothing).
+      address: one of
+        `pretrained:efficientnet_lite0` (to lite4): see `models.pretrained`;
+        a folder with a SavedModel of TF2, or of TF1 as TensorFlow Hub had them: it must be callable
+          on, or have a signature that takes, pictures [B, H, W, 3], uint8, or float in [0, 1];
+        the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
+        `resnet18` or `mobilenet`, from nothing.
       cache: the project's cache folder, the user's by default.
 
     Returns:
@@ -88,50 +102,72 @@ def load(address, *, cache=None):
     """
     if address in _FROM_NOTHING:
         return _from_nothing(address)
-    if address.startswith(PRETRAINED):
-        return _pretrained(address.removeprefix(PRETRAINED), cache)
-    raise ValueError(f"model.hub_address={address!r} is none of them.")
-
-
-# ------------------------------------------------------------------------------ the project's own
-
-_FROM_NOTHING = {"resnet18": (nets.resnet18, 512), "mobilenet": (nets.mobilenet, 1024)}
+    try:
+        if address.startswith(PRETRAINED):
+            return _pretrained(address.removeprefix(PRETRAINED), cache)
+        return _saved_model(address, _folder(address, cache))
+    except ValueError as error:
+        raise ValueError(f"The backbone {address!r} cannot be used: {error}") from None
 
 
 def _from_nothing(name):
     network, features = _FROM_NOTHING[name]
 
-    def build(images, train_phase, frozen_batch_norm):
-        pixels = tf.cast(images, tf.float32) / 127.5 - 1
-        return network(pixels, train_phase and not frozen_batch_norm)
+    def build(images, batch_statistics):
+        return network(tf.cast(images, tf.float32) / 127.5 - 1, batch_statistics)
 
     return Backbone(name, None, features, "", "RGB 0 to 255, x / 127.5 - 1", build)
 
 
-def _pretrained(name, cache):
-    weights = pretrained.ready(name, cache)
+def _pretrained(network, cache):
+    weights = pretrained.ready(network, cache)
 
-    def build(images, train_phase, frozen_batch_norm):
-        return efficientnet.features(images, name, train_phase, frozen_batch_norm)
+    def initialised(getter, name, *args, **kwargs):
+        saved = name[name.rindex(f"{network}/") :]
+        initializer = saved_model.read_from(weights.checkpoint, saved)
+        return getter(name, *args, **kwargs | {"initializer": initializer})
 
-    side = efficientnet.VARIANTS[name].image_size
+    def build(images, batch_statistics):
+        scope = v1.get_variable_scope()
+        with v1.variable_scope(scope, custom_getter=initialised, auxiliary_name_scope=False):
+            return efficientnet.features(images, network, batch_statistics)
+
+    side = efficientnet.VARIANTS[network].image_size
     words = "RGB 0 to 255, (x - 127) / 128"
-    return Backbone(
-        name, (side, side), efficientnet.FEATURES, weights.sha256, words, build, weights.checkpoint
-    )
+    return Backbone(network, (side, side), efficientnet.FEATURES, weights.sha256, words, build)
 
 
-def _read_from(checkpoint, name):
-    """An initializer that reads a variable's value from a checkpoint when it runs.
+def _folder(address, cache):
+    """The folder that an address means; fetches it the first time."""
+    if re.match(r"\w+://", address):
+        import tensorflow_hub as hub  # takes seconds to import
 
-    As a constant it would travel with every copy of the graph.
-    """
+        os.environ.setdefault("TFHUB_CACHE_DIR", os.path.join(cache or cache_folder(), "hub"))
+        try:
+            return hub.resolve(address)
+        except (OSError, ValueError, tarfile.TarError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"it cannot be fetched ({reason}); check the address and the network, or give a "
+                "folder"
+            ) from None
+    folder = os.path.expanduser(address)
+    if not os.path.isdir(folder):
+        known = (*_FROM_NOTHING, *(PRETRAINED + name for name in efficientnet.VARIANTS))
+        near = difflib.get_close_matches(address, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give one, a URL, or {', '.join(known)}"
+        raise ValueError(f"there is no such folder; {hint}")
+    return folder
 
-    def initializer(shape, dtype, partition_info=None):
-        with v1.device("/device:CPU:0"):
-            value = tf.raw_ops.RestoreV2(
-                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
-            )[0]
-            return tf.ensure_shape(value, shape)
 
-    return initializer
+def _saved_model(address, folder):
+    model = saved_model.read(folder)
+
+    def build(images, batch_statistics):
+        return saved_model.apply(model, images, batch_statistics)
+
+    # A letter first and no odd characters: it becomes the scope of the variables.
+    base = re.sub(r"\W+", "_", os.path.basename(os.path.normpath(folder)), flags=re.ASCII)
+    name = base if re.match("[A-Za-z]", base) else f"hub_{base}"
+    words = f"RGB 0 to 255, scaled to {model.input_range}"
+    return Backbone(name, model.image_size, model.features, model.fingerprint, words, build)

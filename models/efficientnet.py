@@ -80,20 +80,18 @@ def normalise(images):
     return (tf.cast(images, tf.float32) - 127) / 128
 
 
-def features(images, name, train_phase, frozen_batch_norm=False):
+def features(images, name, batch_statistics):
     """The network without its classifier.
 
     Args:
       images: RGB [B, H, W, 3], 0 to 255, uint8 or float; any H and W, known or not.
       name: a key of VARIANTS.
-      train_phase: Python bool: normalise by the batch and update the moving averages.
-      frozen_batch_norm: normalise by the moving averages also in training. They are then folded
-        into the kernels, as without `train_phase`: fewer passes over the activations.
+      batch_statistics: Python bool: normalise by the batch and update the moving averages.
+        Otherwise these are folded into the kernels, which saves passes over the activations.
 
     Returns:
       float32 [B, 1280], the mean over positions of the last layer.
     """
-    batch_statistics = train_phase and not (frozen_batch_norm or layers.frozen_batch_norm.active)
 
     def convolve(x, scope, filters, size, strides=1):
         return _convolve(x, scope, filters, size, strides, batch_statistics)

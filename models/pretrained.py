@@ -30,11 +30,10 @@ import tensorflow as tf
 
 from metriclearn.datasets.glyphs import cache_folder
 from models import efficientnet, pth
-from trainer.layers import frozen_batch_norm
 
 v1 = tf.compat.v1
 
-FORMAT = 1  # of the cache; another one is written anew
+FORMAT = 2  # of the cache; another one is written anew
 EXTRA = "pip install 'prototrain[pretrained]'"
 
 
@@ -86,7 +85,7 @@ def ready(name, cache=None, weights=None):
     """
     if name not in efficientnet.VARIANTS:
         known = ", ".join(efficientnet.VARIANTS)
-        raise ValueError(f"There is no pretrained {name!r}; there are {known}.")
+        raise ValueError(f"there is no pretrained {name!r}; there are {known}")
     folder = os.path.join(cache or cache_folder(), "pretrained", name)
     sha256 = None if weights else _whole(folder)
     if sha256 is None:
@@ -104,18 +103,18 @@ def _packaged(name):
     """Path of the .pth in the installed package; none of the package's code is run."""
     if name not in PACKAGES:
         raise ValueError(
-            f"No package carries the weights of {name}: get its .pth, as of "
-            f"EfficientNet-Lite-PyTorch, and run `python -m models.pretrained {name} --weights=...`."
+            f"no package carries the weights of {name}: get its .pth, as EfficientNet-Lite-PyTorch "
+            f"names its layers, and run `python -m models.pretrained {name} --weights=FILE.pth`"
         )
     package = PACKAGES[name].name
     try:
         files = importlib.metadata.files(package) or ()
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"{name} needs the package {package}, from an extra: {EXTRA}.") from None
+        raise ValueError(f"{name} needs the package {package}, from an extra: {EXTRA}") from None
     paths = [str(file.locate()) for file in files if file.suffix == ".pth"]
     if not paths or not os.path.exists(paths[0]):
         raise ValueError(
-            f"The installed package {package} holds no .pth file: "
+            f"the installed package {package} holds no .pth file: "
             f"pip install --force-reinstall --no-deps {package}"
         )
     return paths[0]
@@ -209,7 +208,7 @@ def shapes(name):
     """{name: shape} of the network's variables, the classifier's included."""
     with tf.Graph().as_default():
         images = v1.placeholder(tf.float32, [None, None, None, 3])
-        efficientnet.logits(efficientnet.features(images, name, train_phase=False))
+        efficientnet.logits(efficientnet.features(images, name, False))
         return {v.op.name: v.shape.as_list() for v in v1.global_variables()}
 
 
@@ -238,14 +237,10 @@ def _publish(name, arrays, folder, source, sha256):
         os.makedirs(os.path.join(new, "checkpoint"))
         _eagerly(_write, name, arrays, new)
         files = [os.path.join(at, file) for at, _, files in os.walk(new) for file in files]
-        note = {
-            "name": name,
+        note = _note(name) | {
             "format": FORMAT,
             "source": source,
             "sha256": sha256,
-            "preprocessing": "RGB 0 to 255, (x - 127) / 128",
-            "image_size": efficientnet.VARIANTS[name].image_size,
-            "features": efficientnet.FEATURES,
             "files": {os.path.relpath(path, new): _sha256(path) for path in sorted(files)},
         }
         with open(os.path.join(new, "note.json"), "w", encoding="utf-8") as file:
@@ -258,6 +253,16 @@ def _publish(name, arrays, folder, source, sha256):
         if os.path.exists(folder):  # of another format, or damaged
             os.rename(folder, os.path.join(temporary, "old"))
         os.rename(new, folder)
+
+
+def _note(name):
+    side = efficientnet.VARIANTS[name].image_size
+    return {
+        "name": name,
+        "preprocessing": "RGB 0 to 255, (x - 127) / 128",
+        "image_size": [side, side],
+        "features": efficientnet.FEATURES,
+    }
 
 
 def _eagerly(function, *arguments):
@@ -293,7 +298,7 @@ def _write(name, arrays, folder):
     tf.saved_model.save(served, path, signatures={"serving_default": served.classify})
     os.makedirs(os.path.join(path, "assets.extra"))
     with open(os.path.join(path, "assets.extra", "prototrain.json"), "w", encoding="utf-8") as file:
-        json.dump({"model": name, "input_range": [0, 255]}, file)
+        json.dump(_note(name) | {"input_range": [0, 255]}, file)
         file.write("\n")
 
 
@@ -326,8 +331,7 @@ def reusable(name, arrays):
             return tf.identity(features)
 
     def classify(images):
-        with frozen_batch_norm():
-            features = call(images)
+        features = call(images)
         return {"features": features, "logits": within(lambda: efficientnet.logits(features))}
 
     served = tf.train.Checkpoint()

@@ -1,0 +1,283 @@
+"""SavedModels of others as a part of our graph: TF2's, and TF1's as TensorFlow Hub had them.
+
+A TF2 SavedModel is loaded once a graph and called once a tower. A TF1 one is a graph: each tower
+imports its own copy of the operations, over variables that are made here once.
+"""
+
+import hashlib
+import json
+import os
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.framework import variable_pb2
+from tensorflow.core.protobuf import saved_model_pb2
+
+v1 = tf.compat.v1
+
+# Names of signatures, and of outputs, in the order in which they are looked for.
+_SIGNATURES = ("image_feature_vector", "default", "serving_default")
+_OUTPUTS = ("features", "embeddings", "default", "feature_vector")
+_TRAIN = "train"  # tag of the TF1 graph whose batch norm uses the batch
+
+
+class SavedModel(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+      folder: where it lies.
+      graphs: the TF1 meta graphs by whether they are for training; None for TF2.
+      callable: whether a TF2 SavedModel can be called, or has signatures only.
+      signature: name of the signature that takes pictures, None where there is none.
+      dtype: of the pictures, `tf.uint8` or `tf.float32`.
+      input_range: the pixels wanted: [0, 1], as TensorFlow Hub has it, or [0, 255].
+      image_size: (height, width) where they are fixed or told, else None.
+      fixed: whether no other size will do.
+      features: dimensions of the output where they are told, else None.
+      fingerprint: SHA-256 of graph and weights.
+    """
+
+    folder: str
+    graphs: dict | None
+    callable: bool
+    signature: str | None
+    dtype: Any
+    input_range: list
+    image_size: tuple[int, int] | None
+    fixed: bool
+    features: int | None
+    fingerprint: str
+
+
+def read(folder):
+    """Looks into a folder without loading it.
+
+    Raises:
+      ValueError: where it holds no SavedModel, or none that takes a batch of pictures.
+    """
+    path = os.path.join(folder, "saved_model.pb")
+    proto = saved_model_pb2.SavedModel()
+    try:
+        with open(path, "rb") as file:
+            proto.ParseFromString(file.read())
+    except (OSError, DecodeError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if missing else f"no SavedModel that can be read: {error}"
+        raise ValueError(f"{path}: {reason}") from None
+    if not proto.meta_graphs:
+        raise ValueError(f"{path}: it holds no graph")
+    first = proto.meta_graphs[0]
+    tf2 = first.HasField("object_graph_def")
+    graphs = None
+    if not tf2:
+        graphs = {_TRAIN in g.meta_info_def.tags: g for g in reversed(proto.meta_graphs)}
+        first = graphs.setdefault(False, first)
+    called = tf2 and any(
+        c.local_name == "__call__" for c in first.object_graph_def.nodes[0].children
+    )
+    signature = _signature(first.signature_def)
+    if not (called or signature):
+        raise ValueError(
+            f"{path}: it has neither __call__ nor a signature that takes pictures [B, H, W, 3]; "
+            f"its signatures are {', '.join(sorted(first.signature_def)) or 'none'}"
+        )
+    dtype, size, features = tf.float32, None, None
+    if signature:
+        (taken,) = first.signature_def[signature].inputs.values()
+        dtype = tf.dtypes.as_dtype(taken.dtype)
+        height, width = (dim.size for dim in taken.tensor_shape.dim[1:3])
+        size = (height, width) if min(height, width) > 0 else None
+        if not called:
+            outputs = first.signature_def[signature].outputs
+            shape = outputs[_output(list(outputs), path)].tensor_shape
+            features = shape.dim[-1].size if shape.dim and shape.dim[-1].size > 0 else None
+    note = _note(folder)
+    told = note.get("image_size") or size
+    return SavedModel(
+        folder, graphs, called, signature, dtype,
+        note.get("input_range") or ([0, 255] if dtype == tf.uint8 else [0, 1]),
+        tuple(told) if told else None, size is not None, note.get("features") or features,
+        _fingerprint(folder),
+    )  # fmt: skip
+
+
+def _signature(signatures):
+    """Name of a signature whose only input can be a batch of pictures, or None."""
+    for name in (*_SIGNATURES, *sorted(signatures)):
+        if name in signatures and len(signatures[name].inputs) == 1:
+            (taken,) = signatures[name].inputs.values()
+            dims = taken.tensor_shape.dim
+            picture = len(dims) == 4 and dims[3].size in (3, -1)
+            if picture and tf.dtypes.as_dtype(taken.dtype) in (tf.float32, tf.uint8):
+                return name
+    return None
+
+
+def _output(names, path):
+    for name in (*_OUTPUTS, *(names if len(names) == 1 else ())):
+        if name in names:
+            return name
+    raise ValueError(
+        f"{path}: which output are the features? It has {', '.join(sorted(names))}, and none is "
+        f"named {' or '.join(_OUTPUTS)}"
+    )
+
+
+def _note(folder):
+    """What this project writes beside its own SavedModels."""
+    try:
+        with open(
+            os.path.join(folder, "assets.extra", "prototrain.json"), encoding="utf-8"
+        ) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def _fingerprint(folder):
+    digest = hashlib.sha256()
+    variables = os.path.join(folder, "variables")
+    names = sorted(os.listdir(variables)) if os.path.isdir(variables) else []
+    for path in (
+        os.path.join(folder, "saved_model.pb"),
+        *(os.path.join(variables, n) for n in names),
+    ):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def apply(model, images, batch_statistics):
+    """Builds it in the current graph and variable scope, or once more over the same variables.
+
+    Args:
+      model: a `SavedModel`.
+      images: RGB [B, H, W, 3], 0 to 255, uint8 or float.
+      batch_statistics: Python bool: its training mode, where it has one.
+
+    Returns:
+      float32 [B, F]; a map of features [B, h, w, F] is averaged over positions.
+
+    Raises:
+      ValueError: pictures of a size that it does not take.
+    """
+    size = tuple(images.shape[1:3])
+    if model.fixed and model.image_size != size:
+        wanted = " x ".join(map(str, model.image_size))
+        raise ValueError(f"{model.folder}: takes pictures of {wanted}, not {size[0]} x {size[1]}")
+    if model.dtype == tf.uint8:
+        pixels = tf.cast(images if images.dtype == tf.uint8 else tf.round(images), tf.uint8)
+    else:
+        low, high = model.input_range
+        pixels = tf.cast(images, tf.float32) * ((high - low) / 255) + low
+    run = _run_tf2 if model.graphs is None else _run_tf1
+    output = run(model, pixels, batch_statistics)
+    if isinstance(output, dict):
+        output = output[_output(list(output), model.folder)]
+    if not tf.is_tensor(output) or output.shape.rank not in (2, 4):
+        raise ValueError(f"{model.folder}: its output {output} is no [B, F] or [B, h, w, F]")
+    output = tf.cast(output, tf.float32)
+    return tf.reduce_mean(output, [1, 2]) if output.shape.rank == 4 else output
+
+
+def _run_tf2(model, pixels, batch_statistics):
+    loaded = _loaded(model.folder)
+    if not model.callable:
+        return loaded.signatures[model.signature](pixels)
+    try:
+        return loaded(pixels, training=batch_statistics)
+    except (TypeError, ValueError):  # its __call__ has no such mode
+        pass
+    try:
+        return loaded(pixels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{model.folder}: it cannot be called with {pixels.dtype.name} {pixels.shape}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+
+
+def _loaded(folder):
+    """The object in the folder, loaded once a graph under the current variable scope's name."""
+    scope = v1.get_variable_scope().name
+    # A tuple, as TensorFlow's own private keys: such a collection is never written to files.
+    kept = v1.get_collection_ref(("saved_model", folder, scope))
+    if not kept:
+        before = {v.op.name for v in v1.global_variables()}
+        # Not below the tower's name: variables are to be called the same in every graph.
+        with v1.name_scope(f"{scope}/"):
+            loaded = tf.saved_model.load(folder)
+        own = getattr(loaded, "trainable_variables", None)
+        chosen = None if own is None else {v.op.name for v in own}
+        for variable in v1.global_variables():
+            name = variable.op.name
+            if name not in before and (variable.trainable if chosen is None else name in chosen):
+                v1.add_to_collection(v1.GraphKeys.TRAINABLE_VARIABLES, variable)
+        kept.append(loaded)
+    return kept[0]
+
+
+def _run_tf1(model, pixels, batch_statistics):
+    graph = model.graphs.get(bool(batch_statistics)) or model.graphs[False]
+    signature = graph.signature_def[model.signature]
+    (taken,) = signature.inputs.values()
+    given = signature.outputs[_output(list(signature.outputs), model.folder)].name
+    listed = graph.collection_def[v1.GraphKeys.UPDATE_OPS].node_list.value
+    updates = [name.split(":")[0] for name in listed] if batch_statistics else []
+    kept = v1.graph_util.extract_sub_graph(graph.graph_def, [given.split(":")[0], *updates])
+    source = {taken.name: pixels} | _variables(model, graph, kept)
+    output, *updates = tf.graph_util.import_graph_def(
+        kept, source, return_elements=[given, *updates], name="imported"
+    )
+    for update in updates:
+        v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, update)
+    return output
+
+
+def _variables(model, graph, kept):
+    """Handles of our own variables for those of the graph, {tensor name: handle}.
+
+    The nodes that made them become placeholders, which the import replaces.
+    """
+    prefix = os.path.join(model.folder, "variables", "variables")
+    trained = set()
+    for value in graph.collection_def[v1.GraphKeys.TRAINABLE_VARIABLES].bytes_list.value:
+        trained.add(variable_pb2.VariableDef.FromString(value).variable_name)
+    handles = {}
+    for node in kept.node:
+        if node.op in ("VariableV2", "Variable"):
+            raise ValueError(
+                f"{model.folder}: {node.name} is a reference variable, which TensorFlow 2 cannot "
+                "share between towers; save it again with resource variables"
+            )
+        if node.op == "VarHandleOp":
+            name = f"{node.name}:0"
+            variable = v1.get_variable(
+                node.name,
+                tf.TensorShape(node.attr["shape"].shape),
+                tf.dtypes.as_dtype(node.attr["dtype"].type),
+                initializer=read_from(prefix, node.name),
+                trainable=name in trained,
+            )
+            handles[name] = variable.handle
+            node.op = "Placeholder"
+            node.attr.clear()
+            node.attr["dtype"].type = tf.resource.as_datatype_enum
+    return handles
+
+
+def read_from(checkpoint, name):
+    """An initializer that reads a variable's value from a checkpoint when it runs.
+
+    As a constant it would travel with every copy of the graph.
+    """
+
+    def initializer(shape, dtype, partition_info=None):
+        with v1.device("/device:CPU:0"):
+            value = tf.raw_ops.RestoreV2(
+                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
+            )[0]
+            return tf.ensure_shape(value, shape)
+
+    return initializer
