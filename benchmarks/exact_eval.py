@@ -3,10 +3,11 @@
     python -m benchmarks.exact_eval [--rows=60502] [--rounds=1] [--peer] [--verify]
 
 compares, on the same vectors and the same cores, within one run: the bare float32 matrix product,
-this project's evaluation (recall@{1,10,100,1000}, MAP@R, MRR, mean rank), FAISS IndexFlatIP with
-the ranks read from its lists at k = 100 and k = 1000, and with --peer pytorch-metric-learning's
-AccuracyCalculator (MAP@R and precision@1). --verify compares every query with a full float64
-evaluation. Vectors are drawn: products scattered about categories, pictures about products.
+this project's evaluation (recall@{1,10,100,1000}, MAP@R, MRR, mean rank) with either filter, FAISS
+IndexFlatIP with the ranks read from its lists at k = 100 and k = 1000, and with --peer
+pytorch-metric-learning's AccuracyCalculator (MAP@R and precision@1). --verify compares every query
+with a full float64 evaluation. Vectors are drawn: products scattered about categories, pictures
+about products.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, metrics
+from retrieval import exact, filters, metrics
 
 KS = (1, 10, 100, 1000)
 
@@ -48,11 +49,11 @@ def product(queries, catalogue):
         np.matmul(part, catalogue.T, out=out[: len(part)])
 
 
-def ours(queries, labels, catalogue, catalogue_labels):
+def ours(queries, labels, catalogue, catalogue_labels, filter):
     sets = (queries, labels)
     if catalogue is not queries:
         sets += (catalogue, catalogue_labels)
-    ranking = metrics.rank_queries(*sets, ks=KS, precision_at=(1,))
+    ranking = metrics.rank_queries(*sets, ks=KS, precision_at=(1,), filter=filter)
     return metrics.summarize(ranking)
 
 
@@ -83,9 +84,12 @@ def peer(points, labels):
 
 def verify(points, labels):
     """Compares first rank and MAP@R of every query with sorting a float64 product."""
-    ranking = metrics.rank_queries(points, labels, precision_at=(1,))
+    rankings = {
+        name: metrics.rank_queries(points, labels, precision_at=(1,), filter=name)
+        for name in ("float32", "bfloat16")
+    }
     wide = points.astype(np.float64)
-    differ = 0
+    differ = dict.fromkeys(rankings, 0)
     for i in range(0, len(points), 512):
         scores = wide[i : i + 512] @ wide.T
         for row, q in zip(scores, range(i, i + 512), strict=False):
@@ -93,7 +97,8 @@ def verify(points, labels):
             row[q] = -np.inf
             same[q] = False
             if not same.any():
-                differ += ranking.first[q] != 0
+                for name, ranking in rankings.items():
+                    differ[name] += int(ranking.first[q] != 0)
                 continue
             ordered = np.sort(row[same])[::-1]
             row[same] = -np.inf
@@ -101,8 +106,14 @@ def verify(points, labels):
             rank = above + np.arange(1, len(ordered) + 1)
             precision = np.arange(1, len(rank) + 1) / rank
             ap = precision[rank <= len(rank)].sum() / len(rank)
-            differ += rank[0] != ranking.first[q] or abs(ap - ranking.average_precision[q]) > 1e-12
-    print(f"verify: {differ} of {len(points)} queries differ from a float64 evaluation")
+            for name, ranking in rankings.items():
+                off = abs(ap - ranking.average_precision[q]) > 1e-12
+                differ[name] += int(off or rank[0] != ranking.first[q])
+    for name, count in differ.items():
+        print(
+            f"verify: {name}: {count} of {len(points)} queries differ from a float64 evaluation; "
+            f"{rankings[name].decided.sum()} were certified by float64"
+        )
 
 
 def main():
@@ -120,7 +131,10 @@ def main():
     points, labels = draw(count, options.dimensions, options.products, options.noise)
     queries, query_labels = points[rows:], labels[rows:]
     points, labels = points[:rows], labels[:rows]
-    print(f"{options.rows} x {options.dimensions} float32, {exact.cores()} threads")
+    native = "with" if filters.has_bfloat16() else "without"
+    print(
+        f"{options.rows} x {options.dimensions}, {exact.cores()} threads, {native} bfloat16 units"
+    )
     if options.verify:
         return verify(points, labels)
     faiss.omp_set_num_threads(exact.cores())
@@ -133,7 +147,8 @@ def main():
     ):
         print(f"\n{title}")
         kinds = {
-            "ours": lambda a=arguments: ours(*a),
+            "ours": lambda a=arguments: ours(*a, "auto"),
+            "ours in float32": lambda a=arguments: ours(*a, "float32"),
             "faiss k=100": lambda a=arguments: by_lists(*a, 100),
             "faiss k=1000": lambda a=arguments: by_lists(*a, 1000),
             "float32 product": lambda a=arguments: product(a[0], a[2]),

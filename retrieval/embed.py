@@ -231,7 +231,8 @@ def _datasets(model, names):
     missing = [name for name in names if name not in datasets]
     if missing:
         raise ValueError(f"{model.__name__}.datasets() returns no {missing[0]!r}")
-    return datasets
+    # Others may be of another kind: a head trains on features, and is evaluated on pictures.
+    return {name: datasets[name] for name in names}
 
 
 def _alike(datasets):

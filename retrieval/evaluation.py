@@ -6,7 +6,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, index, metrics
+from retrieval import exact, index, metrics, vectors
 
 REPLICATES = 1000
 FEW = 5  # products below which an interval would say nothing
@@ -220,8 +220,8 @@ def shelf_ranks(queries, catalogue, similarity):
     products = np.concatenate([queries.products, catalogue.products])
     codes = np.unique(products, return_inverse=True)[1]
     ql, cl = codes[: len(queries)], codes[len(queries) :]
-    left = exact.Vectors(queries.embeddings, similarity, "queries")
-    right = exact.Vectors(catalogue.embeddings, similarity, "catalogue")
+    left = vectors.Vectors(queries.embeddings, similarity, "queries")
+    right = vectors.Vectors(catalogue.embeddings, similarity, "catalogue")
     exponent = max(left.exponent, right.exponent)
     left.rescale(exponent)
     right.rescale(exponent)

@@ -24,7 +24,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, files, store
+from retrieval import files, store, vectors
 
 KEPT = 3  # versions
 BLOCK = 65536  # rows added at a time
@@ -199,7 +199,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
 
 def _check_rows(parts, similarity):
     for part in parts:
-        exact.Vectors(part.embeddings, similarity, f"the store, around {str(part.ids[0])!r}")
+        vectors.Vectors(part.embeddings, similarity, f"the store, around {str(part.ids[0])!r}")
 
 
 def _check_unique(ids):
@@ -275,7 +275,7 @@ def find(loaded, queries, k=10, category=None):
         raise ValueError(
             f"queries are {list(queries.shape)}; the index takes [rows, {manifest['dimensions']}]"
         )
-    exact.Vectors(queries, manifest["similarity"], "queries")
+    vectors.Vectors(queries, manifest["similarity"], "queries")
     wanted = items["alive"].copy()
     if category is not None:
         wanted &= items["category"] == category
@@ -439,7 +439,7 @@ def run(argv=None):
     parser.add_argument("--store", help="store of embeddings, as retrieval.embed writes it")
     parser.add_argument("--ids", help="file of ids to remove, one a line")
     parser.add_argument("--index", default="auto", help="FAISS factory, or auto")
-    parser.add_argument("--similarity", default="cosine", choices=exact.SIMILARITIES)
+    parser.add_argument("--similarity", default="cosine", choices=vectors.SIMILARITIES)
     parser.add_argument("--memory", type=float, help="GiB the index may take (half of the free)")
     parser.add_argument("--recall", type=float, default=0.95, help="of the 10 true neighbours")
     parser.add_argument("--k", type=int, default=10)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import exact
-from retrieval.exact import SIMILARITIES  # noqa: F401 (part of this module's interface)
+from retrieval.vectors import SIMILARITIES, Vectors  # noqa: F401 (part of this interface)
 
 KS = (1, 5, 10, 20)
 PAIRS = 20_000_000  # relevant pairs held at a time
@@ -35,7 +35,7 @@ class Ranking:
     query. tied, tied_relevant: other, and relevant, items that score as the first relevant one
     does. hits [Q, len(precision_at)]: relevant items among the k best. average_precision: MAP@R's
     summand; r_precision: share of relevant items among the R best; both NaN where R = 0.
-    decided: whether float64 had to decide what float32 could not.
+    decided: whether float64 had to decide what the filter could not. filter: what it computed in.
     """
 
     ks: tuple
@@ -52,6 +52,7 @@ class Ranking:
     average_precision: np.ndarray
     r_precision: np.ndarray
     decided: np.ndarray
+    filter: str
 
     @property
     def answerable(self):
@@ -71,6 +72,7 @@ def rank_queries(
     similarity="cosine",
     depth=None,
     threads=None,
+    filter="auto",
 ):
     """Ranks the catalogue for every query and returns a `Ranking`.
 
@@ -82,7 +84,9 @@ def rank_queries(
     integers or strings; items that share an id across the two sets are the same picture.
     similarity: 'cosine', 'dot' or 'euclidean'. depth: do not follow a query's first relevant item
     beyond this rank (faster; the mean rank and the like are then unknown). threads: None for all
-    cores. Raises ValueError for embeddings, labels or ids that do not fit together.
+    cores. filter: what the score matrix is computed in, 'float32', 'bfloat16', or 'auto' for the
+    faster one on this processor; the result is the same. Raises ValueError for embeddings, labels
+    or ids that do not fit together.
     """
     queries, catalogue, ql, cl, own, order = _checked(
         queries, query_labels, catalogue, catalogue_labels, query_ids, catalogue_ids
@@ -90,10 +94,10 @@ def rank_queries(
     ks, precision_at = (tuple(sorted({int(k) for k in values})) for values in (ks, precision_at))
     if min(ks + precision_at) < 1:
         raise ValueError(f"k must be at least 1, not {min(ks + precision_at)}")
-    left = exact.Vectors(queries, similarity, "queries")
+    left = Vectors(queries, similarity, "queries")
     right = left
     if catalogue is not queries:
-        right = exact.Vectors(catalogue, similarity, "catalogue")
+        right = Vectors(catalogue, similarity, "catalogue")
         exponent = max(left.exponent, right.exponent)
         left.rescale(exponent)
         right.rescale(exponent)
@@ -105,20 +109,24 @@ def rank_queries(
     for start, end in turns:
         q = slice(start, end)
         if cuts:
-            left = exact.Vectors(queries[q], similarity, "queries")
+            left = Vectors(queries[q], similarity, "queries")
             left.rescale(right.exponent)
         parts.append(
-            _rank(left, right, ql[q], cl, own[q], order, relevant[q], precision_at, depth, threads)
+            _rank(
+                *(left, right, ql[q], cl, own[q], order, relevant[q], precision_at),
+                *(depth, threads, filter),
+            )
         )
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Ranking(ks, precision_at, depth, **columns)
+    columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+    return Ranking(ks, precision_at, depth, **columns, filter=parts[0][1])
 
 
-def _rank(left, right, ql, cl, own, order, relevant, precision_at, depth, threads):
+def _rank(left, right, ql, cl, own, order, relevant, precision_at, depth, threads, filter):
     limit = np.maximum(relevant, max(precision_at, default=0))
-    pairs, tied, tied_relevant, before, decided = exact.count_ranks(
-        left, right, ql, cl, own, order, limit, depth=depth, threads=threads
+    counted = exact.count_ranks(
+        left, right, ql, cl, own, order, limit, depth=depth, threads=threads, filter=filter
     )
+    pairs = counted.positives
     query, position, rank = pairs.query, pairs.position, pairs.rank
     count = len(ql)
 
@@ -133,19 +141,20 @@ def _rank(left, right, ql, cl, own, order, relevant, precision_at, depth, thread
         average_precision = total(at_r, position / rank) / relevant
         r_precision = total(at_r) / relevant
     hits = [total(rank <= k) for k in precision_at]
-    return {
+    columns = {
         "relevant": relevant,
         "candidates": len(cl) - (own >= 0),
         "first": first,
-        "best": first - before,
-        "worst": first - before + tied,
-        "tied": tied,
-        "tied_relevant": tied_relevant,
+        "best": first - counted.before,
+        "worst": first - counted.before + counted.tied,
+        "tied": counted.tied,
+        "tied_relevant": counted.tied_relevant,
         "hits": np.stack(hits, 1) if hits else np.zeros((count, 0), np.int64),
         "average_precision": average_precision,
         "r_precision": r_precision,
-        "decided": decided,
+        "decided": counted.decided,
     }
+    return columns, counted.filter
 
 
 def _count(query_labels, catalogue_labels, own):
@@ -242,6 +251,7 @@ def summarize(ranking: Ranking) -> dict:
         "num_queries": len(ok),
         "num_unanswerable": int((~ok).sum()),
         "num_decided_in_float64": int(ranking.decided.sum()),
+        "filter": ranking.filter,
     }
     if ranking.depth is None:
         result["mrr"] = mean(1 / first)

@@ -180,8 +180,11 @@ def brute(points, labels, catalogue, catalogue_labels, own, ks):
     copies=st.booleans(),
     own_set=st.booleans(),
     scale=st.sampled_from([1.0, 1e-20, 1e25]),
+    filter=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_set, scale):
+def test_counting_equals_sorting(
+    seed, rows, dimensions, products, copies, own_set, scale, filter
+):
     """Blocks of a few rows, so that every edge of the blocking is met; copies make exact ties."""
     random = np.random.default_rng(seed)
     points = (random.normal(size=(rows, dimensions)) * scale).astype(np.float32)
@@ -190,13 +193,14 @@ def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_s
     labels = random.integers(0, products, rows)
     half = rows if own_set else rows // 2
     small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
+    small["PENDING"] = int(random.integers(99))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(exact, name, value)
         arguments = (points, labels) if own_set else (points[:half], labels[:half], points, labels)
         ids = np.arange(rows)
         ranking = metrics.rank_queries(
-            *arguments, similarity="dot", precision_at=(1, 4),
+            *arguments, similarity="dot", precision_at=(1, 4), filter=filter,
             query_ids=ids[:half], catalogue_ids=None if own_set else ids,
         )  # fmt: skip
     first, ap, hits = brute(points[:half], labels[:half], points, labels, ids, (1, 4))

@@ -1,0 +1,147 @@
+"""Block products of scores whose error is bounded: in float32, and in bfloat16 as a filter.
+
+A filter multiplies a tile of queries by a tile of items and bounds, for each query, how far any of
+its scores may be from the exact dot product q·c of the float32 rows. Counting trusts a score only
+beyond that bound (see `retrieval.exact`), so that either filter yields the same ranks.
+
+The bound. Let fl(q), fl(c) be the rows as multiplied, and s the computed sum of D products.
+
+    |s - q·c| <= |s - fl(q)·fl(c)| + |fl(q)·fl(c) - q·c|
+
+1. Accumulation. However a sum of D float32 products is ordered, fused or not, each addition
+   rounded by a relative u, its error is at most g |fl(q)| |fl(c)| with g = D u / (1 - D u)
+   (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1, with the
+   Cauchy-Schwarz inequality). In float32, u = 2**-24. A product of two bfloat16 numbers has 16
+   significant bits and is exact in float32; their sums are float32, which some processors round to
+   odd instead of to nearest: u = 2**-23 covers both.
+
+2. Inputs. In float32 fl(q) = q and fl(c) = c. In bfloat16, writing fl(q) = q + dq, fl(c) = c + dc,
+
+       |fl(q)·fl(c) - q·c| = |dq·c + fl(q)·dc| <= |dq| |c| + (|q| + |dq|) |dc|.
+
+   |dq| and |dc| are not estimated but measured, in float64, on every row. Rounding to nearest
+   would bound them by 2**-8 of the row's length; on data they are about 2**-9.2 of it.
+
+3. Numbers below 2**-126 may count as zero in bfloat16 units. Rows are scaled to lengths of at most
+   about 1, so that this moves a sum by less than 3 D 2**-126, which the 1e-30 covers, as it covers
+   float32's own underflow.
+
+Four more u cover the rounding of the thresholds that scores are compared with.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+FILTERS = ("auto", "float32", "bfloat16")
+WORTH = 2**33  # multiplications below which a filter would gain less than its import takes
+PANEL = 64  # items multiplied at a time in bfloat16: few enough for their rows to stay in the cache
+
+
+def choose(name, queries, catalogue, threads):
+    """The filter of that name for two `Vectors`; auto: bfloat16 where the processor has it."""
+    if name not in FILTERS:
+        raise ValueError(f"filter={name!r} is not one of {', '.join(FILTERS)}")
+    work = len(queries) * len(catalogue) * queries.dimensions
+    if name == "bfloat16" or (name == "auto" and work >= WORTH and has_bfloat16()):
+        return Bfloat16(queries, catalogue, threads)
+    return Float32(queries, catalogue)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (x86: AVX512-BF16)."""
+    import numkong
+
+    return numkong.get_capabilities().get("genoa", False)
+
+
+def accumulation(dimensions, u):
+    return dimensions * u / (1 - dimensions * u)
+
+
+def float32_bound(queries, catalogue):
+    """Bound [Q] on the error of a float32 score and of its threshold."""
+    u = 2.0**-24
+    share = accumulation(queries.dimensions, u) + 4 * u
+    return share * queries.norms * catalogue.norms.max(initial=0) + 1e-30
+
+
+class Float32:
+    """Scores as NumPy multiplies them."""
+
+    name = "float32"
+
+    def __init__(self, queries, catalogue):
+        self.bound = float32_bound(queries, catalogue)
+
+    def left(self, rows):
+        return rows
+
+    def right(self, rows):
+        return rows
+
+    def multiply(self, a, b, buffer):
+        """Scores [panels, rows, items a panel] of two tiles, in `buffer`."""
+        out = buffer[: len(a) * len(b)].reshape(1, len(a), len(b))
+        np.matmul(a, b.T, out=out[0])
+        return out
+
+
+class Bfloat16:
+    """Scores of rows rounded to bfloat16, summed in float32."""
+
+    name = "bfloat16"
+
+    def __init__(self, queries, catalogue, threads):
+        import numkong
+
+        self.numkong = numkong
+        with ThreadPoolExecutor(threads) as pool:
+            q = self.rounding(pool, queries, queries.left)
+            c = q
+            if queries is not catalogue or queries.similarity == "euclidean":
+                c = self.rounding(pool, catalogue, catalogue.right)
+            if queries is catalogue:  # a product then serves either row as the query
+                q = c = np.maximum(q, c)
+        longest, coarsest = catalogue.norms.max(initial=0), c.max(initial=0)
+        rounded = queries.norms + q
+        self.bound = (
+            q * longest
+            + rounded * coarsest
+            + accumulation(queries.dimensions, 2.0**-23) * rounded * (longest + coarsest)
+            + 4 * 2.0**-24 * queries.norms * longest
+            + 1e-30
+        )
+
+    def rounding(self, pool, vectors, ready):
+        """Length [N] of what rounding takes from each row."""
+
+        def part(rows):
+            exact = ready(rows)
+            back = np.asarray(self.numkong.astype(self.left(exact), "float32"))
+            lost = exact.astype(np.float64) - back
+            return np.sqrt(np.einsum("ij,ij->i", lost, lost))
+
+        return np.concatenate([np.zeros(0), *pool.map(part, vectors.chunks())]) * (1 + 1e-9)
+
+    def left(self, rows):
+        return self.numkong.astype(np.ascontiguousarray(rows), "bfloat16")
+
+    def right(self, rows):
+        short = -len(rows) % PANEL
+        if short:
+            rows = np.concatenate([rows, np.zeros((short, rows.shape[1]), np.float32)])
+        panels = [self.left(rows[i : i + PANEL]) for i in range(0, len(rows), PANEL)]
+        return len(rows) - short, [self.numkong.dots_pack(p, dtype="bfloat16") for p in panels]
+
+    def multiply(self, a, b, buffer):
+        """Scores [panels, rows, PANEL] of two tiles, in `buffer`; -inf where no item is."""
+        count, panels = b
+        rows = a.shape[0]
+        out = buffer[: len(panels) * rows * PANEL].reshape(len(panels), rows, PANEL)
+        for panel, part in zip(panels, out, strict=True):
+            view = self.numkong.from_pointer(part.ctypes.data, part.shape, "float32", owner=part)
+            self.numkong.dots_packed(a, panel, out=view)
+        if count % PANEL:
+            out[-1, :, count % PANEL :] = -np.inf
+        return out
