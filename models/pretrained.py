@@ -15,6 +15,7 @@ and writes to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NA
 """
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -204,12 +205,18 @@ def variables_of(name, state, path="state dict"):
     return found
 
 
+@functools.cache
 def shapes(name):
     """{name: shape} of the network's variables, the classifier's included."""
-    with tf.Graph().as_default():
-        images = v1.placeholder(tf.float32, [None, None, None, 3])
-        efficientnet.logits(efficientnet.features(images, name, False))
-        return {v.op.name: v.shape.as_list() for v in v1.global_variables()}
+    found = {}
+
+    def note(getter, name, shape, *args, **kwargs):
+        found[name.removeprefix("network/")] = list(shape)
+        return tf.zeros(shape)
+
+    with tf.Graph().as_default(), v1.variable_scope("network", custom_getter=note):
+        efficientnet.logits(efficientnet.features(tf.zeros([1, 32, 32, 3]), name, False))
+    return found
 
 
 # -------------------------------------------------------------------------------- the cache
@@ -252,7 +259,11 @@ def _publish(name, arrays, folder, source, sha256):
             os.close(handle)
         if os.path.exists(folder):  # of another format, or damaged
             os.rename(folder, os.path.join(temporary, "old"))
-        os.rename(new, folder)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if _whole(folder) is None:  # else another program was as fast
+                raise
 
 
 def _note(name):
