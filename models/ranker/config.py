@@ -18,8 +18,8 @@ config = Config(
         "model.lr_schedule.warmup_steps": 100,
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 1e-3,
-        # --model.learning_rate_factor=0.1 then slows the backbone and leaves the head alone.
-        "model.learning_rate_factor.filter_regex": "^(?!head/|proxies)",
+        # --model.learning_rate_factor=0.1 then slows the backbone, not what is new.
+        "model.learning_rate_factor.filter_regex": "^(?!embedding/|proxies)",
     }
 )
 

@@ -208,7 +208,10 @@ def image_dimensions():
 @functools.lru_cache(maxsize=1)
 def load_backbone(address):
     """`models.backbones.load`, once: weights are checked when they are loaded."""
-    return backbones.load(address)
+    try:
+        return backbones.load(address)
+    except ValueError as error:
+        raise UserError(f"model.hub_address: {error}") from None
 
 
 def _every(table):

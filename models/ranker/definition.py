@@ -29,13 +29,15 @@ def build(inputs=None, train_phase=False):
         inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], name)}
     model = ModelDict(train_phase=train_phase)
     backbone = load_backbone(config["model.hub_address"])
-    model.features = inputs.get("features")
-    if model.features is None:
-        mode = config["model.batch_norm"]
-        frozen = bool(backbone.fingerprint) if mode == "auto" else mode == "frozen"
-        model.features = backbone.apply(inputs["image"], train_phase, frozen)
-    else:
-        backbone.apply(tf.zeros([1, *image_dimensions()], tf.uint8))
+    mode, cached = config["model.batch_norm"], "features" in inputs
+    frozen = bool(backbone.fingerprint) if mode == "auto" else mode == "frozen"
+    images = tf.zeros([1, *image_dimensions()], tf.uint8) if cached else inputs["image"]
+    try:
+        features = backbone.apply(images, train_phase and not cached, frozen)
+    except ValueError as error:
+        raise UserError(f"model.hub_address={config['model.hub_address']}: {error}") from None
+    model.features = inputs["features"] if cached else features
+    if cached:
         trainable = v1.get_collection_ref(v1.GraphKeys.TRAINABLE_VARIABLES)
         of_backbone = {v.op.name for v in backbone.variables()}
         trainable[:] = [v for v in trainable if v.op.name not in of_backbone]
@@ -56,8 +58,9 @@ def build(inputs=None, train_phase=False):
 def loss(outputs):
     """The loss over the whole batch, whichever towers its embeddings come from.
 
-    Validation shows products that have no proxy, so that with a loss against proxies it reports the
-    triplet loss; it leaves the cross-batch memory alone.
+    Validation shows products that have no proxy, and no pairs in order: there a loss against
+    proxies gives way to the triplet loss, and the miner given_positive to batch_hard. It leaves
+    the cross-batch memory alone.
     """
     batch = outputs.labels, outputs.embeddings
     try:
@@ -88,7 +91,7 @@ def _loss(batch, train_phase):
             return PROXY_LOSSES[name](*batch, _proxies(int(batch[1].shape[1])), **options)
         name, options = "triplet", {}
     if name in ("triplet", "margin"):
-        options = {"miner": _miner(name)} | options
+        options = {"miner": _miner(name, train_phase)} | options
     if name == "triplet":
         options = {"margin": config["model.margin"], "distance": config["model.distance"]} | options
     function = functools.partial(LOSSES[name], **options)
@@ -111,10 +114,12 @@ def _proxies(dimension):
         return v1.get_variable("proxies", [count, dimension], initializer=initializer)
 
 
-def _miner(loss_name):
+def _miner(loss_name, train_phase):
     """`model.miner`: its name where it has no options, else a function."""
     name = config["model.miner"]
     options = read_options("model.miner.options", MINERS[name])
+    if name == "given_positive" and not train_phase:  # validation batches are no pairs
+        name, options = "batch_hard", {}
     if name == "given_positive":
         if config["dataset.sampler"] != "pairs":
             raise UserError("model.miner=given_positive needs dataset.sampler=pairs.")
