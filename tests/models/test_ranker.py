@@ -1,0 +1,360 @@
+"""models.ranker from data to report: the paper's recipes, losses, cached features, export."""
+
+import importlib.resources
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from models import ranker
+from trainer import checkpoints, loop, meters
+from trainer.config import UserError
+from trainer.layers import ModelDict, conv2d
+
+v1 = tf.compat.v1
+datasets = importlib.import_module("models.ranker.datasets")
+definition = importlib.import_module("models.ranker.definition")
+RECIPES = importlib.resources.files("models.ranker") / "configs"
+SMALL = [
+    "--model.hub_address=mobilenet",
+    "--model.default_image_dimensions=32,32,3",
+    "--model.batch_size=8",
+    "--model.num_steps=3",
+    "--trainer.evaluation_interval=3",
+    "--trainer.print_interval=1",
+    "--trainer.summary_save_interval=2",
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The ranker's configuration, set back afterwards; experiments go to a folder of their own."""
+    before = ranker.config.to_dict()
+    ranker.config["trainer.experiment_base_dir"] = str(tmp_path)
+    yield ranker.config
+    ranker.config.update(before)
+
+
+def paint(path, product, i):
+    """A JPEG of a product: its colour, with noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng([product, i])
+    colour = np.random.default_rng(product).integers(0, 256, 3)
+    pixels = np.clip(colour + random.integers(-30, 30, (40, 36, 3)), 0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+# ---------------------------------------------------------------------------- the paper's recipes
+
+
+def sop(root):
+    """Stanford Online Products, as it unpacks: 6 products of each of 2 categories, then 4 more."""
+    header, lists, number = "image_id class_id super_class_id path\n", {}, 0
+    for split, products in (("train", range(12)), ("test", range(12, 16))):
+        lines = []
+        for p in products:
+            for i in range(3):
+                number += 1
+                name = f"{('bicycle', 'mug')[p % 2]}_final/{p:012d}_{i}.JPG"
+                paint(root / name, p, i)
+                lines.append(f"{number} {p + 1} {p % 2 + 1} {name}\n")
+        lists[split] = header + "".join(lines)
+    for split, text in lists.items():
+        (root / f"Ebay_{split}.txt").write_text(text)
+
+
+def deepfashion(root):
+    """Consumer-to-Shop, as it unpacks: 6 garments to train on, 3 to validate, 3 to test."""
+    pairs, boxes = [], []
+    for p in range(12):
+        status = "train" if p < 6 else "val" if p < 9 else "test"
+        names = [f"img/TOPS/Tee/id_{p:08d}/{n}_{i}.jpg" for n, i in (("c", 0), ("c", 1), ("s", 2))]
+        for i, name in enumerate(names):
+            paint(root / name, p, i)
+            boxes.append(f"{name} 1 {1 if i == 2 else 2} 4 5 30 35")
+        pairs += [f"{name} {names[2]} id_{p:08d} {status}" for name in names[:2]]
+    (root / "Anno").mkdir()
+    (root / "Eval").mkdir()
+    (root / "Anno" / "list_bbox_consumer2shop.txt").write_text(
+        f"{len(boxes)}\nimage_name clothes_type source_type x_1 y_1 x_2 y_2\n" + "\n".join(boxes)
+    )
+    (root / "Eval" / "list_eval_partition.txt").write_text(
+        f"{len(pairs)}\nimage_pair_name_1 image_pair_name_2 item_id evaluation_status\n"
+        + "\n".join(pairs)
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe, write, counts, pairs_in_a_category",
+    [("sop", sop, (12, 12), 4), ("deepfashion", deepfashion, (6, 3), 0)],
+)
+def test_recipe_runs_from_the_official_layout_to_a_report(
+    program, tmp_path, recipe, write, counts, pairs_in_a_category
+):
+    write(tmp_path / "data")
+    flags = f"--flagfile={RECIPES / recipe}.flags"
+    arguments = [flags, f"--dataset.base_path={tmp_path / 'data'}", *SMALL]
+    code, out, err = program("trainer.main", *arguments)
+    assert code == 0, err
+    folder = tmp_path / "experiments" / f"exp-ranker-{recipe}"
+    figures = meters.read_metrics(folder)
+    assert [line["step"] for line in figures if "lr" in line] == [1, 2, 3]
+    assert any("recall@1" in line for line in figures)
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["model.miner"] == "given_positive" and saved["model.margin"] == 0.1
+    assert saved["model.random_within_class"] == (0.8 if recipe == "sop" else 0)
+    code, out, err = program(
+        "retrieval.eval", "--model=models.ranker", f"--trainer.experiment_name={folder.name}"
+    )
+    assert code == 0, err
+    result = json.loads((folder / "analysis" / "model-3-eval.json").read_text())
+    assert (result["num_queries"], result["num_catalogue"]) == counts
+
+
+# ---------------------------------------------------------------------------- losses
+
+
+def batch(size=12, dimension=4):
+    random = np.random.default_rng(0)
+    embeddings = tf.nn.l2_normalize(tf.constant(random.normal(size=[size, dimension])), 1)
+    labels = tf.constant(np.arange(size) % 4, tf.int64)
+    return tf.cast(embeddings, tf.float32), labels
+
+
+def value(train_phase=True, step=0, times=1):
+    """The model's loss on a fixed batch, and its gradient by the embeddings."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.train.create_global_step()
+        embeddings, labels = batch()
+        outputs = ModelDict(embeddings=embeddings, labels=labels, train_phase=train_phase)
+        result = definition.loss(outputs)["loss"]
+        gradient = tf.gradients(result, embeddings)[0]
+        session.run(v1.global_variables_initializer())
+        session.run(v1.train.get_global_step().assign(step))
+        for _ in range(times):
+            found = session.run([result, gradient])
+        return found
+
+
+@pytest.fixture
+def four_classes(monkeypatch):
+    class Table:
+        products = np.arange(4)
+
+    monkeypatch.setattr(definition, "training_tables", lambda: (Table, None))
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *PROXY_LOSSES])
+def test_every_loss_trains_and_validates(config, four_classes, name):
+    config["model.loss"] = name
+    result, gradient = value()
+    assert np.isfinite(result) and np.abs(gradient).max() > 0
+    assert np.isfinite(value(train_phase=False)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in MINERS if name != "given_positive"])
+@pytest.mark.parametrize("loss", ["triplet", "margin"])
+def test_every_miner_mines_for_the_losses_that_take_one(config, name, loss):
+    config.update({"model.miner": name, "model.loss": loss})
+    result, gradient = value()
+    assert np.isfinite(result) and np.abs(gradient).max() > 0
+
+
+def test_options_reach_the_loss_and_the_miner(config):
+    from metriclearn import triplet_loss
+
+    config.update(
+        {
+            "model.miner": "top_k_hard",
+            "model.margin": 0.7,
+            "model.distance": "squared",
+            "model.miner.options": ["k=2"],
+            "model.loss.options": ["soft_margin=true", "reduction=sum"],
+        }
+    )
+    found = value()[0]
+    embeddings, labels = batch()
+
+    def two_nearest(labels, embeddings, **options):
+        return MINERS["top_k_hard"](labels, embeddings, k=2, **options)
+
+    def miner(labels, embeddings):
+        return two_nearest(labels, embeddings, distance="squared")
+
+    expected = triplet_loss(
+        labels, embeddings, miner=miner, distance="squared", soft_margin=True, reduction="sum"
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_distance_weighted_draws_anew_at_each_step(config):
+    config.update({"model.miner": "distance_weighted", "model.margin": 2.0})
+    assert value(step=1)[0] != value(step=2)[0]
+    assert value(step=2)[0] == value(step=2)[0]
+
+
+def test_memory_adds_its_loss_from_its_first_step_on(config):
+    config.update({"model.loss": "contrastive", "model.memory_start": 5})
+    alone = value()[0]
+    config["model.memory_size"] = 24
+    assert value(step=4)[0] == alone
+    assert value(step=5, times=2)[0] > alone
+    # Validation neither fills the memory nor looks at it.
+    assert value(train_phase=False, step=5)[0] == alone
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"model.loss.options": ["margn=1"]}, "'margn=1' is no name=value.*'margin'"),
+        ({"model.loss.options": ["margin"]}, "no name=value"),
+        ({"model.loss.options": ["reduction=median"]}, "unknown reduction 'median'"),
+        ({"model.miner.options": ["k=2"]}, "model.miner.options: 'k=2'"),
+        ({"model.miner": "given_positive"}, "needs dataset.sampler=pairs"),
+        (
+            {
+                "model.miner": "given_positive",
+                "dataset.sampler": "pairs",
+                "model.memory_size": 24,
+            },
+            "does not mine in a memory",
+        ),
+        ({"model.memory_size": 4}, "does not fit a memory of 4"),
+    ],
+)
+def test_what_a_loss_cannot_do_is_said(config, values, words):
+    config.update(values)
+    with pytest.raises(UserError, match=words):
+        value()
+
+
+def test_recall_is_in_the_catalogue_or_among_the_others():
+    embeddings = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
+    outputs = {"embeddings": embeddings, "labels": np.array([0, 1, 0, 1])}
+    shown = np.array([False, False, True, True])
+    figures = definition.metrics({**outputs, "catalogue": shown})
+    assert figures["recall@1"] == 0.5 and figures["recall@5"] == 1
+    figures = definition.metrics({**outputs, "catalogue": np.zeros(4, bool)})
+    assert figures["recall@1"] == 0.5
+
+
+# ---------------------------------------------------------------------------- the network
+
+
+class Tiny:
+    """A backbone of one convolution, with weights that are always the same."""
+
+    name, fingerprint, preprocessing = "tiny", "weights", "RGB / 255"
+
+    def apply(self, images, train_phase=False, frozen_batch_norm=False):
+        x = tf.cast(images, tf.float32) / 255
+        fixed = v1.constant_initializer(np.random.default_rng(1).normal(size=[3, 3, 3, 6]))
+        with v1.variable_scope("tiny"):
+            x = tf.nn.relu(conv2d(x, 6, 3, "conv", strides=2, initializer=fixed))
+        return tf.reduce_mean(x, [1, 2])
+
+    def variables(self):
+        return [v for v in v1.global_variables() if re.match("tiny/conv/[a-z]+$", v.op.name)]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """That backbone, and a shop of 8 products with 3 training pictures each, or 2 and one more."""
+
+    monkeypatch.setattr(datasets, "load_backbone", lambda _: Tiny())
+    monkeypatch.setattr(definition, "load_backbone", lambda _: Tiny())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = ["path,label,category,split,role"]
+    for p in range(8):
+        for i in range(6):
+            paint(tmp_path / f"{p}-{i}.jpg", p, i)
+            split, role = [("train", ""), ("val", ""), ("test", ""), ("catalogue", "catalogue")][
+                max(0, i - 2)
+            ]
+            lines.append(f"{p}-{i}.jpg,p{p},c{p % 2},{split},{role}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def shop(config, folder, **values):
+    config.update(
+        {
+            "trainer.evaluation_interval": 4,
+            "trainer.validation_step_interval": 0,
+            "model.default_image_dimensions": [24, 24, 3],
+            "model.batch_size": 8,
+            "model.num_steps": 4,
+            "model.reduced_dimension": 4,
+            "model.margin": 1.0,
+            "model.lr_schedule.warmup_steps": 0,
+            "dataset.name": "manifest",
+            "dataset.base_path": str(folder),
+            "dataset.domains": True,
+            **values,
+        }
+    )
+
+
+def train(config, folder, name, **values):
+    """Trains; returns the newest checkpoint's reader."""
+    shop(config, folder, **{"trainer.experiment_name": name, **values})
+    loop.train(ranker, config)
+    prefix = checkpoints.latest(str(folder / name / "checkpoint"))
+    return prefix, tf.train.load_checkpoint(prefix)
+
+
+def test_a_head_on_cached_features_is_a_checkpoint_of_the_whole_network(config, tiny):
+    # The decay must not reach the backbone, whose features would then be others.
+    values = {"model.cached_features": True, "model.weight_decay": 0.1}
+    prefix, saved = train(config, tiny, "head", **values)
+    assert any(name.startswith("embedding/kernel/Adam") for name in checkpoints.shapes(prefix))
+    assert {"recall@1", "recall@5"} <= set(meters.read_metrics(tiny / "head")[-1])
+    # The features of a cached batch are those that the saved network computes of the pictures.
+    table, _ = datasets.training_tables()
+    with tf.Graph().as_default(), v1.Session() as session:
+        pictures = v1.data.make_one_shot_iterator(datasets._every(table)).get_next()
+        model = ranker.build(pictures)
+        checkpoints.restore(session, prefix, v1.global_variables())
+        found = session.run(model.features)
+    np.testing.assert_allclose(found, datasets._cached(table).values[0][: len(found)], rtol=1e-4)
+
+
+def test_cached_views_are_augmented(config, tiny):
+    views = {"dataset.cached_views": 3, "dataset.augment": ["noise"]}
+    shop(config, tiny, **views)
+    values = datasets._cached(datasets.training_tables()[0]).values
+    assert len(values) == 3
+    assert np.abs(values[0] - values[1]).max() > 0 and np.abs(values[1] - values[2]).max() > 0
+
+
+def test_filters_slow_or_freeze_the_backbone(config, tiny):
+    def kernels(name, **values):
+        saved = train(config, tiny, name, **{"model.num_steps": 1, **values})[1]
+        return [saved.get_tensor(f"{scope}/kernel") for scope in ("tiny/conv", "embedding")]
+
+    plain = kernels("plain")
+    slow = kernels("slow", **{"model.learning_rate_factor": 0.1})
+    regex = {"model.trainable_variables.filter_regex": "^embedding"}
+    frozen = kernels("frozen", **regex, **{"model.learning_rate_factor": 1.0})
+    moved = np.abs(plain[0] - frozen[0])
+    assert moved.max() > 0
+    np.testing.assert_allclose(np.abs(slow[0] - frozen[0]), 0.1 * moved, atol=0.01 * moved.max())
+    for other in (slow, frozen):
+        np.testing.assert_allclose(other[1], plain[1], atol=1e-6)
+
+
+def test_features_take_the_embeddings_place_in_evaluation(config, tiny):
+    shop(config, tiny, **{"evaluation.precision@k.feature_key": "features"})
+    with tf.Graph().as_default():
+        assert ranker.build()["embeddings"].shape[1] == 6
+        v1.get_variable_scope().reuse_variables()
+        inputs = {"image": tf.zeros([2, 24, 24, 3], tf.uint8)}
+        assert ranker.build(inputs, train_phase=True)["embeddings"].shape[1] == 4
+    shop(config, tiny, **{"evaluation.precision@k.feature_key": "embeddings"})
+    config["model.reduced_dimension"] = 0
+    with tf.Graph().as_default():
+        assert ranker.build()["embeddings"].shape[1] == 6
