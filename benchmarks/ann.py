@@ -13,7 +13,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, index
+from retrieval import exact, search
 
 
 def draw(rows, dimensions, seed=0):
@@ -30,7 +30,7 @@ def timed(built, queries, truth, value, repeats=3):
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        rows = index.search(built, queries, 10, "dot", index.effort(built, value))[1]
+        rows = search.search(built, queries, 10, "dot", search.effort(built, value))[1]
         seconds.append(time.perf_counter() - start)
     hits = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(rows, truth, strict=True)])
     return float(hits), len(queries) / float(np.median(seconds))
@@ -48,13 +48,13 @@ def main():
     everything = draw(options.rows + 2 * options.queries, options.dimensions)
     points = everything[: options.rows]
     held_out, queries = np.split(everything[options.rows :], 2)
-    flat = index.flat(points, "dot")
-    truth_held, truth = (index.search(flat, q, 10, "dot")[1] for q in (held_out, queries))
+    flat = search.flat(points, "dot")
+    truth_held, truth = (search.search(flat, q, 10, "dot")[1] for q in (held_out, queries))
     del flat
     # Memory for everything, for eight bits a dimension, and for four.
     sizes = (4 * options.dimensions + 272, options.dimensions + 8, options.dimensions // 2 + 8)
     chosen = [
-        index.choose(options.rows, options.dimensions, size * options.rows)[0] for size in sizes
+        search.choose(options.rows, options.dimensions, size * options.rows)[0] for size in sizes
     ]
     print(f"{options.rows} x {options.dimensions}, {exact.cores()} threads, auto chooses {chosen}")
     print(
@@ -63,12 +63,12 @@ def main():
     )
     for factory in options.kinds.split(";") if options.kinds else dict.fromkeys(chosen):
         start = time.perf_counter()
-        built = index.make(factory, options.dimensions, "dot")
+        built = search.make(factory, options.dimensions, "dot")
         if not built.is_trained:
             built.train(points[:: max(1, len(points) // 200_000)])
         built.add(points)
         seconds = time.perf_counter() - start
-        tuned = index.tune(built, held_out, truth_held, options.recall, "dot", 10)
+        tuned = search.tune(built, held_out, truth_held, options.recall, "dot", 10)
         recall, speed = timed(built, queries, truth, tuned["effort"])
         per_vector = len(faiss.serialize_index(built)) / options.rows
         print(

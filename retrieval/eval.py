@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 from absl import app, flags
 
-from retrieval import evaluation, exact, files, metrics, pictures, report, rerank
+from retrieval import evaluation, exact, files, filters, metrics, pictures, report, rerank
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
@@ -45,6 +45,7 @@ def define_flags():
     number("top", 20, "Retrieved items to list for each query.", lower_bound=pictures.TOP)
     text("index", None, "Also report what this FAISS factory, or auto, loses against exact search.")
     flags.DEFINE_list("rerank", [], f"Also try any of {', '.join(rerank.METHODS)} (cosine only).")
+    choice("filter", "auto", filters.FILTERS, "What scores are computed in; ranks are the same.")
     number("threads", 0, "Threads to compute with (0: all cores).", lower_bound=0)
 
 
@@ -126,6 +127,7 @@ def _evaluate(queries, catalogue, options, similarity=None):
         ks=ks,
         top=options.top,
         threads=options.threads or None,
+        filter=options.filter,
     )
 
 

@@ -6,7 +6,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, index, metrics, vectors
+from retrieval import exact, filters, metrics, search, vectors
 
 REPLICATES = 1000
 FEW = 5  # products below which an interval would say nothing
@@ -24,11 +24,14 @@ class Evaluation:
     rows: np.ndarray
 
 
-def evaluate(queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top=20, threads=None):
+def evaluate(
+    queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top=20, threads=None,
+    filter="auto",
+):  # fmt: skip
     """Evaluates queries against a catalogue (None: against themselves), both `Embedded`.
 
-    Returns an `Evaluation`. Raises ValueError where the sets do not fit together or hold NaN, or
-    where no query has a relevant item.
+    filter: as in `metrics.rank_queries`. Returns an `Evaluation`. Raises ValueError where the sets
+    do not fit together or hold NaN, or where no query has a relevant item.
     """
     own_set = catalogue is None
     catalogue = queries if own_set else catalogue
@@ -43,6 +46,7 @@ def evaluate(queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top
         precision_at=ks,
         similarity=similarity,
         threads=threads,
+        filter=filter,
     )
     if not ranking.answerable.any():
         raise ValueError(
@@ -59,8 +63,8 @@ def evaluate(queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top
     figures["per_category"] = by_category(ranking, queries)
     figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
     # One more than asked for, since the query itself may be among them.
-    flat = index.flat(catalogue.embeddings, similarity)
-    found = index.search(flat, queries.embeddings, min(top + 1, len(catalogue)), similarity)
+    near = min(top + 1, len(catalogue))
+    found = search.nearest(queries.embeddings, [catalogue.embeddings], near, similarity)
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
 
@@ -73,20 +77,20 @@ def approximate(queries, catalogue, evaluation, factory, recall=0.95):
     similarity, ks = evaluation.figures["similarity"], list(evaluation.figures["recall@k"])
     embeddings = catalogue.embeddings
     if factory == "auto":
-        factory, _ = index.choose(*embeddings.shape, index.free_memory() // 2, recall)
-    built = index.make(factory, embeddings.shape[1], similarity)
-    items = index.prepare(embeddings, similarity)
+        factory = search.choose(*embeddings.shape, search.free_memory() // 2, recall)[0]
+    built = search.make(factory, embeddings.shape[1], similarity)
+    items = search.prepare(embeddings, similarity)
     if not built.is_trained:
         built.train(items)
     built.add(items)
     some = np.random.default_rng(0).permutation(len(items))[:500]
     near = min(10, len(items))
-    truth = index.search(index.flat(embeddings, similarity), embeddings[some], near, similarity)[1]
-    tuned = index.tune(built, embeddings[some], truth, recall, similarity, near)
+    truth = search.nearest(embeddings[some], [embeddings], near, similarity)[1]
+    tuned = search.tune(built, embeddings[some], truth, recall, similarity, near)
     start = time.perf_counter()
-    effort = index.effort(built, tuned["effort"])
+    effort = search.effort(built, tuned["effort"])
     k = min(max(ks) + 1, len(items))
-    _, rows = index.search(built, queries.embeddings, k, similarity, effort)
+    _, rows = search.search(built, queries.embeddings, k, similarity, effort)
     seconds = time.perf_counter() - start
     itself = catalogue.ids[rows] == queries.ids[:, None]
     right = (catalogue.products[rows] == queries.products[:, None]) & ~itself & (rows >= 0)
@@ -213,38 +217,53 @@ def product_level(queries, catalogue, ranking, similarity):
 
 
 def shelf_ranks(queries, catalogue, similarity):
-    """Rank [Q] of the query's product among products, each at its best picture's float32 score.
+    """Rank [Q] of the query's product among products, each where its best picture stands.
 
-    Equal scores count for the query. 0 for unanswerable queries.
+    Products whose best picture scores as the query's own do not stand before it. Scores that
+    float32 cannot tell apart are decided in float64. 0 for unanswerable queries.
     """
     products = np.concatenate([queries.products, catalogue.products])
-    codes = np.unique(products, return_inverse=True)[1]
+    names, codes = np.unique(products, return_inverse=True)
     ql, cl = codes[: len(queries)], codes[len(queries) :]
     left = vectors.Vectors(queries.embeddings, similarity, "queries")
     right = vectors.Vectors(catalogue.embeddings, similarity, "catalogue")
     exponent = max(left.exponent, right.exponent)
     left.rescale(exponent)
     right.rescale(exponent)
-    items = right.right(slice(None))
+    bound = filters.float32_bound(left, right)
     own = metrics.own_rows(queries.ids, catalogue.ids)
     ranks = np.zeros(len(queries), np.int64)
-    block = max(1, 2**24 // len(catalogue))
-    for i in range(0, len(queries), block):
-        part = slice(i, i + block)
-        scores = left.left(part) @ items.T
+    step = max(1, min(1024, 2**26 // len(names)))
+    for i in range(0, len(queries), step):
+        part = slice(i, i + step)
+        rows = left.left(part)
         query, item = exact.relevant_pairs(ql[part], cl, own[part])
-        target = np.full(len(scores), np.inf, np.float32)
-        target[query] = -np.inf
-        np.maximum.at(target, query, scores[query, item])
-        scores[query, item] = -np.inf
-        itself = np.flatnonzero(own[part] >= 0)
-        scores[itself, own[part][itself]] = -np.inf
-        rows, columns = exact.where(scores > target[:, None])
-        # A product takes one place, whichever of its pictures stand before.
-        places = np.unique(rows * len(codes) + cl[columns])
-        ranks[part] = np.bincount(places // len(codes), minlength=len(scores)) + 1
-        ranks[part][np.isinf(target)] = 0
+        target = np.full(len(rows), -np.inf)
+        for at in _parts(len(query), left.dimensions):
+            score = vectors.pair_scores(rows[query[at]], right.right(item[at]))
+            np.maximum.at(target, query[at], score)
+        answerable = np.isfinite(target)
+        low = np.where(answerable, target - bound[part], np.inf).astype(np.float32)
+        high = (target + bound[part]).astype(np.float32)
+        before = np.zeros((len(rows), len(names)), bool)
+        for j, items in right.blocks():
+            scores = rows @ items.T
+            row, column = exact.where(scores >= low[:, None])
+            other = (cl[j + column] != ql[i + row]) & (j + column != own[i + row])
+            row, column = row[other], column[other]
+            stands = scores[row, column] > high[row]
+            near = np.flatnonzero(~stands)
+            for at in _parts(len(near), left.dimensions):
+                r, c = row[near[at]], column[near[at]]
+                stands[near[at]] = vectors.pair_scores(rows[r], items[c]) > target[r]
+            before[row[stands], cl[j + column[stands]]] = True
+        ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
     return ranks
+
+
+def _parts(count, dimensions):
+    step = max(1, vectors.CHUNK // dimensions)
+    return [slice(i, i + step) for i in range(0, count, step)]
 
 
 def without_self(scores, rows, query_ids, catalogue_ids, top):

@@ -211,29 +211,29 @@ class _Counting:
         return list(pool.map(part, range(start, end, TILE)))
 
     def tile(self, i, left, a, j, right, b):
-        if not hasattr(self.local, "buffer"):
-            self.local.buffer = np.empty(TILE * (TILE + filters.PANEL), np.float32)
-        s = self.product.multiply(a, b, self.local.buffer)
+        s = self.product.multiply(a, b, self.local)
         self.mask(s, i, j, len(right))
-        near = [self.count_rows(s, i, j, len(left))]
+        found = [self.along_rows(s, i, j, len(left))]
         if self.symmetric and i != j:
-            near.append(self.count_columns(s, i, j, len(right)))
-        if self.product.name == "float32":
-            for query, item in near:
-                self.wait(query, item)
-            return
-        scores = None
-        if sum(len(query) for query, _ in near) > s.size // 8:
-            scores = np.matmul(left, right.T)
-        for (query, item), flip in zip(near, (False, True), strict=False):
-            if len(query):
-                rows, columns = (item - i, query - j) if flip else (query - i, item - j)
-                if scores is None:
-                    score = np.einsum("ij,ij->i", left[rows], right[columns])
-                else:
-                    score = scores[rows, columns]
+            found.append(self.along_columns(s, i, j, len(right)))
+        *pairs, score = _joined(above for above, _ in found)
+        near = self.place(pairs[0], score, self.bound)
+        touched = pairs[0]
+        # What this product cannot tell, the next finer one does.
+        query, item, row, column = _joined(
+            [[part[near] for part in pairs], *(unsure for _, unsure in found)]
+        )
+        if self.product.name != "float32" and len(query):
+            if len(query) > s.size // 64:  # as much work as the whole tile
+                score = np.matmul(left, right.T)[row, column]
+            else:
+                score = np.einsum("ij,ij->i", left[row], right[column])
+            near = self.place(query, score, self.bound32)
+            with self.lock:
                 self.in_float32 += len(query)
-                self.wait(*self.place(query, item, score, self.bound32))
+            query, item = query[near], item[near]
+        self.refresh(touched)
+        self.wait(query, item)
 
     def mask(self, s, i, j, items):
         """Takes relevant pairs and the query itself out of a tile of scores."""
@@ -242,47 +242,46 @@ class _Counting:
         panel, column = np.divmod(item[low:high] - j, s.shape[2])
         s[panel, query[low:high] - i, column] = -np.inf
 
-    def count_rows(self, s, i, j, rows):
-        """Counts a tile for the queries of its rows; returns the (query, item) it cannot tell."""
+    def along_rows(self, s, i, j, rows):
+        """What a tile holds for the queries of its rows: two tuples of arrays.
+
+        (query, item, row, column, score) of the items above some threshold, and (query, item, row,
+        column) of what queries whose items are only counted, which is done here, cannot tell.
+        """
         with self.lock:  # floor and deep change together, also while this tile is counted
             floor = self.floor[i : i + rows].copy()
             deep = np.flatnonzero(self.deep[i : i + rows])
-        at = np.flatnonzero(s >= floor[:, None])
-        row, column = self.row_and_column(s, at)
-        near = self.place(i + row, j + column, s.reshape(-1)[at], self.bound)
-        if not len(deep):
-            return near
-        scores = s[:, deep].transpose(1, 0, 2).reshape(len(deep), -1)
-        return _joined(near, self.count_deep(scores, i + deep, j))
+        row, column, score = self.above(s, floor[:, None])
+        scores = s[:, deep].transpose(1, 0, 2).reshape(len(deep), s.shape[0] * s.shape[2])
+        r, c = self.count_deep(scores, i + deep)
+        r = deep[r]
+        return (i + row, j + column, row, column, score), (i + r, j + c, r, c)
 
-    def count_columns(self, s, i, j, columns):
+    def along_columns(self, s, i, j, columns):
         """The same for the queries of its columns."""
         floor = np.full(s.shape[0] * s.shape[2], np.inf, np.float32)
         with self.lock:
             floor[:columns] = self.floor[j : j + columns]
             deep = np.flatnonzero(self.deep[j : j + columns])
-        at = np.flatnonzero(s >= floor.reshape(s.shape[0], 1, s.shape[2]))
-        row, column = self.row_and_column(s, at)
-        near = self.place(j + column, i + row, s.reshape(-1)[at], self.bound)
-        if not len(deep):
-            return near
-        scores = s[deep // s.shape[2], :, deep % s.shape[2]]
-        return _joined(near, self.count_deep(scores, j + deep, i))
+        row, column, score = self.above(s, floor.reshape(s.shape[0], 1, s.shape[2]))
+        c, r = self.count_deep(s[deep // s.shape[2], :, deep % s.shape[2]], j + deep)
+        c = deep[c]
+        return (j + column, i + row, row, column, score), (j + c, i + r, r, c)
 
-    def row_and_column(self, s, at):
-        panel, at = np.divmod(at, s.shape[1] * s.shape[2])
-        row, column = np.divmod(at, s.shape[2])
-        return row, panel * s.shape[2] + column
+    def above(self, s, floor):
+        at = np.flatnonzero(s >= floor)
+        panel, rest = np.divmod(at, s.shape[1] * s.shape[2])
+        row, column = np.divmod(rest, s.shape[2])
+        return row, panel * s.shape[2] + column, s.reshape(-1)[at]
 
-    def place(self, query, item, score, bound):
+    def place(self, query, score, bound):
         """Counts items that stand above some threshold of their query's, each where it stands.
 
-        Returns the pairs (query, item) within the bound of a threshold, which are not counted.
+        Returns a mask of those within the bound of a threshold, which are not counted.
         """
         if not len(query):
-            return query, item
-        low, high = query.min(), query.max()
-        offset, last = self.p.start[low], self.p.start[high + 1]
+            return np.zeros(0, bool)
+        offset, last = self.p.start[query.min()], self.p.start[query.max() + 1]
         keys = self.key[offset:last]
         key = query * self.span - score
         at = np.searchsorted(keys, key)
@@ -295,27 +294,37 @@ class _Counting:
         sure = sure[sure < self.p.start[query[~near] + 1]]
         with self.lock:
             np.add.at(self.p.above, sure, 1)
-            self.refresh(np.flatnonzero(np.bincount(query - low)) + low)
-        return query[near], item[near]
+        return near
 
-    def count_deep(self, scores, query, item):
-        """Counts [deep, items] for queries whose first relevant item has many items before it."""
+    def count_deep(self, scores, query):
+        """Counts [deep, items] for queries whose first relevant item has many items before it.
+
+        Returns the (row, column) of scores that could stand on either side of it.
+        """
+        if not len(query):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         above = np.count_nonzero(scores > self.high[query, None], axis=1)
         maybe = np.count_nonzero(scores >= self.low[query, None], axis=1)
-        unsure = np.flatnonzero(maybe > above)
         with self.lock:
             self.p.above[self.first[query]] += above
-            if self.depth < np.inf:
-                self.refresh(query)
-        scores, query = scores[unsure], query[unsure]
-        window = (scores >= self.low[query, None]) & (scores <= self.high[query, None])
-        row, column = np.nonzero(window)
-        return query[row], item + column
+        if self.depth < np.inf:
+            self.refresh(query)
+        unsure = np.flatnonzero(maybe > above)
+        some = scores[unsure]
+        low, high = (bound[query[unsure], None] for bound in (self.low, self.high))
+        row, column = np.nonzero((some >= low) & (some <= high))
+        return unsure[row], column
 
-    def refresh(self, rows):
+    def refresh(self, queries):
         """Drops the thresholds of these queries that can no longer matter."""
-        if not len(rows):
+        if not len(queries):
             return
+        low = queries.min()
+        rows = np.flatnonzero(np.bincount(queries - low)) + low
+        with self.lock:
+            self._refresh(rows)
+
+    def _refresh(self, rows):
         start = self.first[rows]
         count = self.p.start[rows + 1] - start
         pairs = _ranges(start, count)
@@ -332,6 +341,8 @@ class _Counting:
 
     def wait(self, query, item):
         """Sets pairs aside for float64, and decides those that wait when they are many."""
+        if not len(query):
+            return
         with self.lock:
             self.waiting.append((query, item))
             self.num_waiting += len(query)
@@ -373,8 +384,9 @@ class _Inline:
     map = staticmethod(map)
 
 
-def _joined(first, second):
-    return tuple(np.concatenate(parts) for parts in zip(first, second, strict=True))
+def _joined(groups):
+    """Arrays of one kind joined: [(a, b), (c, d)] -> [a + c, b + d]."""
+    return [np.concatenate(parts) for parts in zip(*groups, strict=True)]
 
 
 def _cumulative(values, count):

@@ -80,9 +80,9 @@ class Float32:
     def right(self, rows):
         return rows
 
-    def multiply(self, a, b, buffer):
-        """Scores [panels, rows, items a panel] of two tiles, in `buffer`."""
-        out = buffer[: len(a) * len(b)].reshape(1, len(a), len(b))
+    def multiply(self, a, b, local):
+        """Scores [panels, rows, items a panel] of two tiles, in memory that `local` keeps."""
+        out = _memory(local, (1, len(a), len(b)))
         np.matmul(a, b.T, out=out[0])
         return out
 
@@ -134,14 +134,25 @@ class Bfloat16:
         panels = [self.left(rows[i : i + PANEL]) for i in range(0, len(rows), PANEL)]
         return len(rows) - short, [self.numkong.dots_pack(p, dtype="bfloat16") for p in panels]
 
-    def multiply(self, a, b, buffer):
-        """Scores [panels, rows, PANEL] of two tiles, in `buffer`; -inf where no item is."""
+    def multiply(self, a, b, local):
+        """Scores [panels, rows, PANEL] of two tiles, as above; -inf where no item is."""
         count, panels = b
-        rows = a.shape[0]
-        out = buffer[: len(panels) * rows * PANEL].reshape(len(panels), rows, PANEL)
-        for panel, part in zip(panels, out, strict=True):
-            view = self.numkong.from_pointer(part.ctypes.data, part.shape, "float32", owner=part)
+        out = _memory(local, (len(panels), a.shape[0], PANEL))
+        if getattr(local, "shown", None) is not out:
+            local.shown = out
+            local.views = [
+                self.numkong.from_pointer(part.ctypes.data, part.shape, "float32", owner=part)
+                for part in out
+            ]
+        for panel, view in zip(panels, local.views, strict=True):
             self.numkong.dots_packed(a, panel, out=view)
         if count % PANEL:
             out[-1, :, count % PANEL :] = -np.inf
         return out
+
+
+def _memory(local, shape):
+    """A float32 array of that shape, the last one again where it fits."""
+    if getattr(local, "scores", None) is None or local.scores.shape != shape:
+        local.scores = np.empty(shape, np.float32)
+    return local.scores

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from retrieval import index, metrics
+from retrieval import metrics, search
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
@@ -20,11 +20,11 @@ def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
     (Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.)
     """
     k = min(neighbours + 1, len(catalogue))
-    scores, rows = index.search(index.flat(catalogue), queries, k)
+    scores, rows = search.nearest(queries, [catalogue], k)
     if own is not None:
         scores = np.where(rows == own[:, None], 0, scores)
     weights = np.maximum(scores, 0) ** alpha
-    return index.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
+    return search.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
 def average(catalogue, neighbours=5, alpha=3.0):
@@ -41,11 +41,10 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017), without its local
     query expansion. weight: share of the first score in the new one.
     """
-    flat = index.flat(catalogue)
     k = min(k1 + 1, len(catalogue))
-    similar, near = index.search(flat, catalogue, k)
+    similar, near = search.nearest(catalogue, [catalogue], k)
     reach = similar[:, -1]  # how near a query must be to come among an item's neighbours
-    scores, rows = index.search(flat, queries, min(depth + 1, len(catalogue)))
+    scores, rows = search.nearest(queries, [catalogue], min(depth + 1, len(catalogue)))
     scores = np.where(rows == own[:, None], -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]
     kept = [{j for j in n if i in mutual[j]} | {i} for i, n in enumerate(mutual)]
@@ -68,7 +67,7 @@ def compare(queries, catalogue, evaluation, methods):
     cosine. k_reciprocal gives no MAP@R, as it orders the first hundred only. A point is a hundredth
     of recall@k at the smallest k.
     """
-    q, c = (index.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
+    q, c = (search.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
     own = metrics.own_rows(queries.ids, catalogue.ids)
     before = evaluation.figures["recall@k"]
     ks = tuple(before)

@@ -69,6 +69,12 @@ class Vectors:
         step = max(1, CHUNK // max(1, self.dimensions))
         return [slice(i, i + step) for i in range(0, len(self), step)]
 
+    def blocks(self):
+        """Yields (first row, rows to multiply as catalogue items) of all of them."""
+        step = max(1, min(16384, 4 * CHUNK // max(1, self.dimensions)))
+        for i in range(0, len(self), step):
+            yield i, self.right(slice(i, i + step))
+
     def left(self, rows):
         """Float32 rows (a slice or an array of them) to multiply as queries."""
         return self._ready(rows, False)

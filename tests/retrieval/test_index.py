@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from retrieval import embed, files, index, store
+from retrieval import embed, files, index, search, store
 
 NASTY = "<b>\n\"',é"
 
@@ -74,12 +74,24 @@ def test_two_writers_of_one_folder(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,SQ8", "IVF8,PQ8"])
-def test_build_search_add_remove(tmp_path, points, factory):
+@pytest.mark.parametrize(
+    ("factory", "on_disk"),
+    [
+        ("Flat", False),
+        ("HNSW16", False),
+        ("IVF8,SQ8", False),
+        ("IVF8,SQ8", True),
+        ("IVF8,PQ8", False),
+        ("IVF8,RaBitQ4", False),
+    ],
+)
+def test_build_search_add_remove(tmp_path, points, factory, on_disk):
     source = write_store(tmp_path / "s", [items(points[:400]), items(points[400:], 400)])
     folder = tmp_path / "index"
-    manifest = index.build(source, folder, factory, recall=0.9)
+    manifest = index.build(source, folder, factory, recall=0.9, on_disk=on_disk)
     assert manifest["count"] == 600
+    # An index may be moved: what it refers to lies beside it.
+    folder = folder.rename(tmp_path / "moved")
     loaded = index.load(folder)
     rows = index.find(loaded, points[:50], k=1)[1]
     assert np.mean(rows[:, 0] == np.arange(50)) >= 0.9
@@ -128,6 +140,33 @@ def test_what_an_index_refuses(tmp_path, points):
         index.load(folder)
 
 
+def test_lists_on_disk_are_checked(tmp_path, points):
+    source = write_store(tmp_path / "s", [items(points)])
+    folder = tmp_path / "index"
+    with pytest.raises(ValueError, match="has no inverted lists to keep on disk"):
+        index.build(source, folder, "Flat", on_disk=True)
+    # Blocks of 1024 rows are the least; the lists are those that memory would hold.
+    index.build(source, folder, "IVF8,SQ8", on_disk=True, memory=1)
+    index.build(source, tmp_path / "other", "IVF8,SQ8")
+    for folder_ in (folder, tmp_path / "other"):
+        loaded = index.load(folder_)
+        loaded[2]["tuned"]["effort"] = 8
+        found = index.find(loaded, points[:20], k=7)
+        if folder_ is folder:
+            expected = found
+    np.testing.assert_array_equal(found[1], expected[1])
+    lists = folder / "versions/000001/lists.ivfdata"
+    assert index.load(folder, "all")[2]["on_disk"]
+    data = bytearray(lists.read_bytes())
+    data[-9] ^= 1
+    lists.write_bytes(data)
+    with pytest.raises(ValueError, match=r"lists\.ivfdata: is damaged"):
+        index.load(folder, "all")
+    lists.write_bytes(data[:-9])  # a mapped file that is too short would end the process
+    with pytest.raises(ValueError, match=r"lists\.ivfdata: is damaged"):
+        index.load(folder)
+
+
 def test_a_full_disk_leaves_the_old_version(tmp_path, points, monkeypatch):
     source = write_store(tmp_path / "s", [items(points)])
     folder = tmp_path / "index"
@@ -144,15 +183,47 @@ def test_a_full_disk_leaves_the_old_version(tmp_path, points, monkeypatch):
     assert index.load(folder)[2]["count"] == 600
 
 
-def test_the_choice_follows_size_memory_and_recall():
+def test_the_choice_follows_size_memory_recall_and_disk():
     gib = 2**30
-    assert index.choose(10_000, 128, gib)[0] == "Flat"
-    assert index.choose(1_000_000, 128, 2 * gib)[0] == "HNSW32"
-    assert index.choose(1_000_000, 128, gib / 4)[0] == "IVF4096,SQ8"
-    assert index.choose(10_000_000, 128, gib)[0] == "IVF16384,PQ64"
-    assert index.choose(1_000_000, 128, gib, recall=1)[0] == "Flat"
-    with pytest.raises(ValueError, match=r"need at least 6\.7 GiB"):
-        index.choose(100_000_000, 128, gib)
+
+    def kind(*arguments, **options):
+        factory, on_disk, _ = search.choose(*arguments, **options)
+        return factory + " on disk" * on_disk
+
+    assert kind(10_000, 128, gib) == "Flat"
+    assert kind(1_000_000, 128, 2 * gib) == "HNSW32"
+    assert kind(1_000_000, 128, gib / 4) == "IVF4096,SQ8"
+    assert kind(10_000_000, 128, gib, recall=0.85) == "IVF16384,RaBitQ4"
+    assert kind(10_000_000, 128, 0.7 * gib, recall=0.8) == "IVF16384,PQ64"
+    assert kind(10_000_000, 128, gib / 2, recall=0.4) == "IVF16384,RaBitQ"
+    assert kind(10_000_000, 128, gib, disk=9 * gib) == "IVF16384,SQ8 on disk"
+    assert kind(1_000_000, 128, gib, recall=1) == "Flat"
+    with pytest.raises(ValueError, match=r"at least 12\.7 GiB of memory, or 25\.3 GiB of disk"):
+        search.choose(100_000_000, 128, gib, disk=9 * gib)
+
+
+@pytest.mark.parametrize(
+    ("free", "recall", "expected"),
+    [
+        ("memory", 0.9, "Flat"),
+        ("disk", 0.95, "IVF128,SQ8 on disk"),
+        ("little memory", 0.87, "IVF128,RaBitQ4"),
+    ],
+)
+def test_auto_builds_what_it_chose(tmp_path, monkeypatch, free, recall, expected):
+    monkeypatch.setattr(search, "EXACT_UP_TO", 5000 if free == "memory" else 100)
+    random = np.random.default_rng(3)
+    centers = random.normal(size=(30, 64))
+    points = (centers[random.integers(0, 30, 2000)] + random.normal(size=(2000, 64))).astype("f4")
+    source = write_store(tmp_path / "s", [items(points)])
+    memory = {"memory": 2**30, "disk": 132_000, "little memory": 121_000}[free]
+    manifest = index.build(source, tmp_path / "i", memory=memory, recall=recall)
+    assert manifest["factory"] + " on disk" * manifest["on_disk"] == expected
+    assert "GiB" in manifest["why"]
+    rows = index.find(index.load(tmp_path / "i"), points[:100], k=10)[1]
+    truth = search.nearest(points[:100], [points], 10)[1]
+    found = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(rows, truth, strict=True)])
+    assert found > recall - 0.1
 
 
 @pytest.fixture

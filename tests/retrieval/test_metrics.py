@@ -182,9 +182,7 @@ def brute(points, labels, catalogue, catalogue_labels, own, ks):
     scale=st.sampled_from([1.0, 1e-20, 1e25]),
     filter=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_counting_equals_sorting(
-    seed, rows, dimensions, products, copies, own_set, scale, filter
-):
+def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_set, scale, filter):
     """Blocks of a few rows, so that every edge of the blocking is met; copies make exact ties."""
     random = np.random.default_rng(seed)
     points = (random.normal(size=(rows, dimensions)) * scale).astype(np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval import evaluation, index, metrics, rerank, store
+from retrieval import evaluation, metrics, rerank, search, store
 
 
 @pytest.fixture(scope="module")
@@ -11,7 +11,7 @@ def sets():
     random = np.random.default_rng(8)
     labels = np.repeat(np.arange(40), 6)
     points = random.normal(size=(40, 12))[labels] + 0.9 * random.normal(size=(240, 12))
-    points = index.prepare(points, "cosine")
+    points = search.prepare(points, "cosine")
     names = np.array([f"i{n}" for n in range(240)])
     items = store.Embedded(points, names, labels.astype(str), np.full(240, ""))
     return items, evaluation.evaluate(items)

@@ -1,0 +1,167 @@
+"""Search with FAISS: exact neighbours in bounded memory; choosing and tuning an index."""
+
+import os
+import time
+
+import faiss
+import numpy as np
+
+BLOCK = 65536  # rows handed to FAISS at a time
+EXACT_UP_TO = 50_000  # items that a flat search goes through in a few milliseconds
+
+
+def make(factory, dimensions, similarity):
+    """An empty FAISS index; ValueError where FAISS does not know the factory."""
+    metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    try:
+        return faiss.index_factory(dimensions, factory, metric)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--index={factory}: FAISS cannot make it for {dimensions} dimensions: "
+            f"{str(error).splitlines()[-1]}"
+        ) from None
+
+
+def prepare(embeddings, similarity):
+    """Float32, contiguous, and of unit length where the similarity is cosine."""
+    embeddings = np.ascontiguousarray(embeddings, np.float32)
+    if similarity == "cosine":
+        norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+        embeddings = (embeddings / norms).astype(np.float32)
+    return embeddings
+
+
+def search(index, queries: np.ndarray, k: int, similarity: str = "cosine", parameters=None):
+    """Returns (scores float32 [Q, k], rows int64 [Q, k]), best first.
+
+    Scores are larger the nearer: cosine, dot product or the negative Euclidean distance. Where the
+    index finds fewer than k items, the surplus rows are -1 with score -inf. parameters: a
+    `faiss.SearchParameters`.
+    """
+    scores, rows = index.search(prepare(queries, similarity), k, params=parameters)
+    return _as_similarity(scores, rows, similarity)
+
+
+def nearest(queries: np.ndarray, parts, k: int, similarity: str = "cosine"):
+    """Exact neighbours, as `search` returns them.
+
+    parts: arrays [n, D] that are the catalogue one after the other, such as memory-mapped shards;
+    a block of them is in memory at a time.
+    """
+    metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    queries = prepare(queries, similarity)
+    scores = np.empty((len(queries), 0), np.float32)
+    rows = np.empty((len(queries), 0), np.int64)
+    start = 0
+    for part in parts:
+        for i in range(0, len(part), BLOCK):
+            block = prepare(part[i : i + BLOCK], similarity)
+            s, r = faiss.knn(queries, block, min(k, len(block)), metric)
+            s, r = _as_similarity(s, r, similarity)
+            scores, rows = np.hstack([scores, s]), np.hstack([rows, r + start])
+            start += len(block)
+            if scores.shape[1] > s.shape[1]:
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+                scores, rows = (np.take_along_axis(a, best, 1) for a in (scores, rows))
+    return scores, rows
+
+
+def _as_similarity(scores, rows, similarity):
+    if similarity == "euclidean":
+        scores = -np.sqrt(np.maximum(scores, 0))
+    scores[rows < 0] = -np.inf
+    return scores, rows
+
+
+def choose(count, dimensions, memory, recall=0.95, disk=None):
+    """(FAISS factory, on disk, why) for a catalogue: the most exact kind that fits the memory.
+
+    memory, disk: bytes; disk None where the lists of the index cannot be on disk. Bytes a vector:
+    4 D as they are, 4 D + 272 in a graph of 32 links, and in inverted lists D + 8 at eight bits a
+    dimension, D / 2 + 28 at four (RaBitQ) or D / 2 + 8 (PQ), D / 8 + 16 at one bit (RaBitQ). Of the
+    ten nearest of clustered vectors these find about .98, .87, .83 and .42 at best
+    (benchmarks/ann.py): none is taken where more is asked for. The lists then go to disk, at eight
+    bits, and the system keeps in memory what is asked for most.
+    """
+    lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
+    eight, half = f"IVF{lists},SQ8", max(1, dimensions // 2)
+    kinds = [
+        ("Flat", 4 * dimensions, count <= EXACT_UP_TO or recall >= 1, "exact"),
+        ("HNSW32", 4 * dimensions + 272, count <= 5_000_000, "the quickest at high recall"),
+        (eight, dimensions + 8, True, "a quarter of the memory at little loss"),
+        (f"IVF{lists},RaBitQ4", half + 28, recall <= 0.87, "four bits a dimension"),
+        (
+            f"IVF{lists},PQ{half}",
+            half + 8,
+            recall <= 0.83,
+            "four bits a dimension, in codes of two",
+        ),
+        (f"IVF{lists},RaBitQ", dimensions // 8 + 16, recall <= 0.42, "one bit a dimension"),
+    ]
+    for factory, size, fits, why in kinds:
+        if fits and size * count <= memory:
+            share = size * count / 2**30
+            return factory, False, f"{count} items x {size} bytes = {share:.2f} GiB: {why}"
+    size, held = dimensions + 8, 4 * dimensions * lists
+    if disk is not None and 2 * size * count <= disk and 4 * held <= memory:
+        why = "inverted lists on disk, since no kind of this recall fits the memory"
+        return eight, True, f"{count} items x {size} bytes = {size * count / 2**30:.2f} GiB: {why}"
+    need = size * count / 2**30
+    raise ValueError(
+        f"{count} items of {dimensions} dimensions need at least {need:.1f} GiB of memory, or "
+        f"{2 * need:.1f} GiB of disk while they are built: give more of either, ask for less "
+        "recall (--recall), or name a factory of your own (--index=OPQ16,IVF65536,PQ16)"
+    )
+
+
+def free_memory():
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def effort(index, value):
+    """Search parameters of a given effort: nprobe of inverted lists, efSearch of a graph."""
+    kind = faiss.downcast_index(index)
+    if isinstance(kind, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=int(value))
+    if isinstance(kind, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=int(value))
+    return None
+
+
+def most(index):
+    """The greatest effort that makes sense."""
+    kind = faiss.downcast_index(index)
+    return kind.nlist if isinstance(kind, faiss.IndexIVF) else max(16, index.ntotal)
+
+
+def tune(index, queries, truth, recall, similarity, k):
+    """The least effort at which the k true neighbours [Q, k] are found at the asked rate.
+
+    Returns {'effort', 'recall', 'ms_per_query'}; effort None where the kind has none. The recall
+    is that of the effort found, which may be below the one asked for if no effort reaches it.
+    """
+    top = most(index)
+
+    def measure(value):
+        start = time.perf_counter()
+        rows = search(index, queries, k, similarity, effort(index, value))[1]
+        seconds = time.perf_counter() - start
+        hit = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(rows, truth, strict=True)])
+        return {"effort": value, "recall": float(hit), "ms_per_query": 1e3 * seconds / len(rows)}
+
+    if effort(index, 1) is None:
+        return measure(None)
+    high = 1
+    while (found := measure(high))["recall"] < recall and high < top:
+        high = min(2 * high, top)
+    # Where even the most effort falls short, the least that comes near its recall will do.
+    recall = min(recall, found["recall"] - 0.005 * (found["recall"] < recall))
+    low = 0 if high == top else high // 2
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        tried = measure(middle)
+        if tried["recall"] >= recall:
+            high, found = middle, tried
+        else:
+            low = middle
+    return found
