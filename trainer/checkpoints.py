@@ -127,10 +127,20 @@ def load_matching(session, prefix, variables):
 
 
 def _load(session, prefix, names):
+    # In as few runs as can be: TensorFlow looks through the whole graph for each new one. Variables
+    # that share the tensor of their initial value, through which they are loaded, take turns.
+    values, turns = tf.train.load_checkpoint(prefix), []
     with session.graph.as_default():
-        values = tf.train.load_checkpoint(prefix)
         for name, variable in names.items():
-            variable.load(values.get_tensor(name), session)
+            entry = variable.initializer.inputs[1]
+            turn = next((turn for turn in turns if entry not in turn), None)
+            if turn is None:
+                turns.append(turn := {})
+            turn[entry] = name
+        for turn in turns:
+            initializers = [names[name].initializer for name in turn.values()]
+            feed = {entry: values.get_tensor(name) for entry, name in turn.items()}
+            session.run(initializers, feed)
 
 
 class Writer:

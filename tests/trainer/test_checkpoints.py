@@ -42,6 +42,20 @@ def test_saves_restore_and_only_the_newest_stay(session, tmp_path):
     np.testing.assert_array_equal(session.run(v), [10, -10])
 
 
+def test_variables_that_share_their_initial_value_are_restored_each_to_its_own(session, tmp_path):
+    start = tf.constant([0.0, 0.0])
+    variables = [v1.get_variable(name, initializer=start) for name in "abc"]
+    assert len({v.initializer.inputs[1].name for v in variables}) == 1
+    for i, v in enumerate(variables):
+        v.load([i, -i], session)
+    writer = checkpoints.Writer(session, variables, str(tmp_path), max_to_keep=1)
+    writer.save(1)
+    writer.wait()
+    session.run([v.initializer for v in variables])
+    checkpoints.restore(session, str(tmp_path / "model-1"), variables)
+    np.testing.assert_array_equal(session.run(variables), [[0, 0], [1, -1], [2, -2]])
+
+
 def test_a_save_holds_the_values_of_its_moment(session, tmp_path):
     v = variable(session, "v", np.zeros(1 << 20, np.float32))
     add = v.assign_add(tf.ones_like(v))
