@@ -43,7 +43,8 @@ def stored(model, name, checkpoint):
 
     with tempfile.TemporaryDirectory() as folder, files.only_writer(folder):
         manifest = store.begin(folder, {})
-        with embed._session(model, [name], checkpoint=checkpoint, images=False) as passes:
+        datasets = lambda: {name: model.datasets()[name]}  # noqa: E731
+        with embed._session(datasets, embed._of_model(model, checkpoint), images=False) as passes:
             start = time.perf_counter()
             store.append(folder, manifest, embed._joined(list(passes(name)), name), 1)
             return time.perf_counter() - start

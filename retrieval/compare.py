@@ -172,7 +172,7 @@ def main(paths, output, model=None):
         images = embed.pictures_of(module, "retrieval_index", items)
         images |= embed.pictures_of(module, "retrieval_query", shown)
     else:
-        images = report.files_of("", shown | items)
+        images = report.files_of({name: name for name in shown | items})
     files.write_json(os.path.join(output, "compare.json"), result)
     with files.published(os.path.join(output, "compare.html"), "w") as out:
         out.write(page(result, a, b, images))

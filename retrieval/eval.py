@@ -110,7 +110,14 @@ def stored():
         raise trainer_config.UserError(str(error)) from error
     figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures, **more}
     prefix = os.path.join(_folder(options.output), "embeddings")
-    write(prefix, figures, {"embeddings": result}, queries, catalogue, report.files_of, options)
+
+    def images(which, ids):
+        items = queries if which == "queries" else catalogue
+        paths = items.ids if items.paths is None else items.paths
+        at = dict(zip(items.ids.tolist(), paths.tolist(), strict=True))
+        return report.files_of({name: at[name] for name in ids.tolist()})
+
+    write(prefix, figures, {"embeddings": result}, queries, catalogue, images, options)
 
 
 def _evaluate(queries, catalogue, options, similarity=None):

@@ -73,15 +73,15 @@ def wanted(chosen, results, others=()) -> dict:
     return {"queries": rows | set(others), "catalogue": items - {-1}}
 
 
-def files_of(which, ids) -> dict:
-    """Pictures {id: uint8 image} of those ids that are paths of image files."""
+def files_of(paths) -> dict:
+    """Pictures {id: uint8 image} of those of {id: path} that are image files."""
     from PIL import Image, UnidentifiedImageError
 
     found = {}
-    for name in ids:
-        if os.path.isfile(name):
+    for name, path in paths.items():
+        if os.path.isfile(path):
             try:
-                with Image.open(name) as image:
+                with Image.open(path) as image:
                     image.thumbnail((THUMBNAIL, THUMBNAIL))
                     found[name] = np.asarray(image.convert("RGB"))
             except (UnidentifiedImageError, OSError):

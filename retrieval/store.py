@@ -2,7 +2,7 @@
 
     DIR/manifest.json           what made them, how many, one entry a shard with its checksums
     DIR/00000.npy               embeddings [n, D], float32 or float16, memory-mapped when read
-    DIR/00000.parquet           id, product, category of every row
+    DIR/00000.parquet           id, product, category and path of every row
 
 A shard counts once the manifest names it, which is written last: a store whose writer was killed
 goes on where its last whole shard ends.
@@ -15,7 +15,7 @@ import numpy as np
 
 from retrieval import files
 
-COLUMNS = ("id", "product", "category")
+COLUMNS = ("id", "product", "category", "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Embedded:
     """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
 
     ids, products, categories: str [N]. images: uint8 [N, S, S, C], the pictures reduced to at most
-    32 x 32, or None where only embeddings are known.
+    32 x 32, or None where only embeddings are known. paths: str [N], of image files, '' where there
+    is none; None where no picture is a file.
     """
 
     embeddings: np.ndarray
@@ -31,6 +32,7 @@ class Embedded:
     products: np.ndarray
     categories: np.ndarray
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    paths: np.ndarray | None = None
 
     def __len__(self):
         return len(self.embeddings)
@@ -66,7 +68,8 @@ def append(folder, manifest, items: Embedded, batches):
     array, table = (os.path.join(folder, f"{name}.{kind}") for kind in ("npy", "parquet"))
     with files.published(array) as out:
         np.save(out, values)
-    columns = zip(COLUMNS, (items.ids, items.products, items.categories), strict=True)
+    paths = np.full(len(items), "") if items.paths is None else items.paths
+    columns = zip(COLUMNS, (items.ids, items.products, items.categories, paths), strict=True)
     files.write_table(table, {name: values.tolist() for name, values in columns})
     manifest["dimensions"] = values.shape[1]
     manifest["count"] += len(values)
@@ -115,7 +118,8 @@ def shards(folder, verify=True):
                 raise ValueError(f"{path}: is damaged (checksum differs); embed again")
         table = files.read_table(paths["parquet"], COLUMNS)
         array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
-        yield Embedded(array, *(table[name] for name in COLUMNS))
+        ids, products, categories, paths = (table[name] for name in COLUMNS)
+        yield Embedded(array, ids, products, categories, paths=paths)
 
 
 def read(folder, verify=True) -> Embedded:
@@ -125,9 +129,5 @@ def read(folder, verify=True) -> Embedded:
         raise ValueError(f"{folder}: holds no embeddings")
     if len(parts) == 1:
         return parts[0]
-    return Embedded(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("embeddings", "ids", "products", "categories")
-        )
-    )
+    names = ("embeddings", "ids", "products", "categories", "paths")
+    return Embedded(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})

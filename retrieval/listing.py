@@ -1,0 +1,117 @@
+"""Pictures of a folder or a manifest as a dataset, where no model module brings one."""
+
+import csv
+import os
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+
+
+def of_folder(root) -> dict:
+    """Columns {id, path, product, category: str [N]} of all pictures below a folder, in order.
+
+    id: the path within the folder. product: the picture's own folder within it, its id where it
+    lies at the top. ValueError where there is none.
+    """
+    rows = []
+    for at, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        within = os.path.relpath(at, root).replace(os.sep, "/")
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                inside = name if within == "." else f"{within}/{name}"
+                product = inside if within == "." else within
+                rows.append((inside, os.path.join(root, inside), product, ""))
+    if not rows:
+        raise ValueError(f"--folder={root}: holds no pictures ({', '.join(SUFFIXES)})")
+    return _columns(rows)
+
+
+def of_manifest(path, where=()) -> dict:
+    """The same of a CSV with columns path and label, and category where there is one.
+
+    Paths are relative to the CSV's folder and are the ids. where: conditions 'column=value' that a
+    row must meet, such as role=query. Raises ValueError with the file, and the line or the column.
+    """
+    conditions = [condition.partition("=")[::2] for condition in where]
+    rows, lines = [], {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as text:
+            table = csv.DictReader(text)
+            header = table.fieldnames or []
+            for name in ["path", "label", *(name for name, _ in conditions)]:
+                if name not in header:
+                    raise ValueError(f"{path}: has no column {name!r}; it has {', '.join(header)}")
+            for row in table:
+                line, name = table.line_num, row["path"]
+                if not name or not row["label"]:
+                    raise ValueError(f"{path}, line {line}: a path and a label are needed")
+                if not all(row[column] == value for column, value in conditions):
+                    continue
+                if name in lines:
+                    raise ValueError(f"{path}, line {line}: {name!r} stands in line {lines[name]}")
+                lines[name] = line
+                at = os.path.join(os.path.dirname(path), name)
+                rows.append((name, at, row["label"], row.get("category") or ""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
+    if not rows:
+        raise ValueError(f"{path}: no row is of {', '.join(where) or 'a picture'}")
+    return _columns(rows)
+
+
+def _columns(rows):
+    columns = zip(*rows, strict=True)
+    return {
+        name: np.array(values, dtype=str)
+        for name, values in zip(("id", "path", "product", "category"), columns, strict=True)
+    }
+
+
+def dataset(columns, size, channels, batch_size, on_bad_image="error"):
+    """A finite dataset of batches: image uint8 [B, *size, channels] and the columns, string [B].
+
+    Pictures are resized bilinearly; a JPEG that is much larger is decoded at a half, a quarter or
+    an eighth. on_bad_image: a picture that cannot be read ends the pass with its name ('error') or
+    is left out ('skip'). Returns (dataset, list that names each picture left out once it is met).
+    """
+    import tensorflow as tf
+
+    left_out = []
+
+    def decode(path):
+        try:
+            return _decoded(os.fsdecode(path), size, channels), b""
+        except Exception as error:  # PIL raises many kinds on damaged files
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if on_bad_image == "skip":
+                left_out.append((os.fsdecode(path), reason))
+            return np.zeros((1, 1, channels), np.uint8), reason.encode()
+
+    def load(row):
+        image, reason = tf.numpy_function(decode, [row["path"]], [tf.uint8, tf.string])
+        image = tf.ensure_shape(image, [None, None, channels])
+        image = tf.cast(tf.cast(tf.image.resize(image, size), tf.float32) + 0.5, tf.uint8)
+        if on_bad_image == "error":
+            said = tf.strings.join(["cannot read the picture '", row["path"], "': ", reason])
+            check = tf.debugging.Assert(tf.equal(reason, ""), [said], summarize=-1)
+            with tf.control_dependencies([check]):
+                image = tf.identity(image)
+        return {"image": image, "good": tf.equal(reason, ""), **row}
+
+    rows = tf.data.Dataset.from_tensor_slices(columns)
+    pictures = rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    pictures = pictures.filter(lambda row: row["good"])
+    pictures = pictures.map(lambda row: {k: v for k, v in row.items() if k != "good"})
+    return pictures.batch(batch_size).prefetch(2), left_out
+
+
+def _decoded(path, size, channels):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        mode = "RGB" if channels == 3 else "L"
+        image.draft(mode, size[::-1])
+        pixels = np.asarray(image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)

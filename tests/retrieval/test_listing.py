@@ -1,0 +1,123 @@
+"""Embedding picture files with a SavedModel, without any model module."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retrieval import embed, listing, store
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with pictures of two products, one damaged, and a manifest of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, color in (("a/1.png", 10), ("a/2.jpg", 50), ("b/c/3.png", 90), ("4.png", 120)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), (color, color, 2 * color)).save(folder / name)
+    (folder / "b/5.jpg").write_bytes((folder / "a/2.jpg").read_bytes()[:200])
+    (folder / "notes.txt").write_text("no picture")
+    rows = ["path,label,category,role", "a/1.png,x,k,query", "a/2.jpg,x,k,catalogue"]
+    (folder / "shop.csv").write_text("\n".join([*rows, "b/c/3.png,y,,catalogue"]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mean(tmp_path_factory):
+    """A SavedModel of floats that gives the mean colour, for pictures of 8 x 16."""
+    import tensorflow as tf
+
+    class Mean(tf.Module):
+        def __init__(self):
+            self.weight = tf.Variable([1.0, 2.0, 3.0])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 16, 3], tf.float32)])
+        def serve(self, picture):
+            return {"embeddings": tf.reduce_mean(picture, [1, 2]) * self.weight}
+
+    module = Mean()
+    folder = str(tmp_path_factory.mktemp("mean"))
+    tf.saved_model.save(module, folder, signatures=module.serve)
+    return folder
+
+
+def test_a_folder_tells_products_by_its_folders(pictures):
+    found = listing.of_folder(pictures)
+    assert found["id"].tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/5.jpg", "b/c/3.png"]
+    assert found["product"].tolist() == ["4.png", "a", "a", "b", "b/c"]
+
+
+def test_a_manifest_is_read_by_row(pictures, tmp_path):
+    found = listing.of_manifest(pictures / "shop.csv", ["role=catalogue"])
+    assert found["id"].tolist() == ["a/2.jpg", "b/c/3.png"]
+    assert found["product"].tolist() == ["x", "y"] and found["category"].tolist() == ["k", ""]
+    for text, message in (
+        ("path\na", "no column 'label'"),
+        ("path,label\na,\n", "line 2: a path and a label"),
+        ("path,label\na,1\na,2\n", "line 3: 'a' stands in line 2"),
+        ("path,label\n", "no row is of a picture"),
+    ):
+        (tmp_path / "m.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            listing.of_manifest(tmp_path / "m.csv")
+    with pytest.raises(ValueError, match="holds no pictures"):
+        listing.of_folder(tmp_path / "none")
+
+
+def test_bad_pictures_by_policy(pictures, mean, tmp_path):
+    columns = listing.of_folder(pictures)
+    with pytest.raises(ValueError, match=r"^cannot read the picture '.*b/5\.jpg': "):
+        embed.embed_pictures(columns, mean, tmp_path / "error")
+    manifest = embed.embed_pictures(
+        columns, mean, tmp_path / "skip", on_bad_image="skip", pixel_range=(0, 1), batch_size=2
+    )
+    found = store.read(tmp_path / "skip")
+    assert found.ids.tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/c/3.png"]
+    assert [os.path.basename(path) for path, _ in manifest["left_out"]] == ["5.jpg"]
+    colors = np.array([120, 10, 50, 90])[:, None] * [1, 1, 2] / 255
+    np.testing.assert_allclose(found.embeddings, colors * [1, 2, 3], atol=0.03)
+    assert all(map(os.path.isfile, found.paths))
+
+
+def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
+    import tensorflow as tf
+
+    columns = listing.of_folder(pictures / "a")
+    with pytest.raises(ValueError, match="takes 8 x 16 only"):
+        embed.embed_pictures(columns, mean, tmp_path / "s", image_size=(9, 9))
+
+    class Sides(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+        def serve(self, picture):
+            sides = tf.cast(tf.shape(picture)[1:3], tf.float32)
+            return {"out": tf.tile(sides[None], [tf.shape(picture)[0], 1])}
+
+    module, folder = Sides(), str(tmp_path / "sides")
+    tf.saved_model.save(module, folder, signatures=module.serve)
+    with pytest.raises(ValueError, match="takes any size; say which"):
+        embed.embed_pictures(columns, folder, tmp_path / "s")
+    embed.embed_pictures(columns, folder, tmp_path / "s", image_size=(5, 7))
+    assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
+
+
+def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "retrieval.embed", f"--saved_model={mean}"),
+            *(f"--manifest={pictures}/shop.csv", "--where=role=catalogue"),
+            f"--output={tmp_path}/s",
+        ],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 x 3 float32" in done.stdout
+    manifest = json.loads((tmp_path / "s/manifest.json").read_text())
+    assert manifest["source"]["preprocessing"] == "8 x 16 x 3, bilinear, 0 to 255"
