@@ -7,8 +7,14 @@ several). Differences are paired by query id, with 95% intervals from a bootstra
 McNemar's exact test on the first result. Writes compare.json and compare.html; pictures are those
 of ids that are image files, or of the datasets of --model.
 
-Whether a new model's queries work against an old model's catalogue (backward compatibility) is an
-evaluation of its own: retrieval.eval --queries=NEW.npy … --catalogue=OLD.npy …
+    python -m retrieval.compare --old_queries=STORE --new_queries=STORE --old_catalogue=STORE
+        [--new_catalogue=STORE] --output=DIR
+
+asks whether a new model's queries work against the catalogue that an old model embedded (backward
+compatibility): A is then old queries, B new ones against the same old catalogue. Stores are those
+of `retrieval.embed`. With the new model's catalogue, too, it says how much of the gain of embedding
+everything anew the new queries alone bring (Shen, Xiong, Xia and Soatto, "Towards
+Backward-Compatible Representation Learning", CVPR 2020). Each pair's own report lies in the output.
 """
 
 import csv
@@ -21,7 +27,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from retrieval import evaluation, files, report
+from retrieval import evaluation, files, report, store, vectors
 from trainer import config as trainer_config
 
 
@@ -132,6 +138,8 @@ def page(result, a, b, images, shown=24):
         f"{result['num_queries']} queries in both; first results won {test['won']}, lost "
         f"{test['lost']}, McNemar p = {test['p_value']:.2g}.</p></section>"
     ]
+    if "backward" in result:
+        parts.append(report.section("Backward compatibility", _backward(result["backward"])))
     for title in ("won", "lost"):
         body = []
         for name in result[title][:shown]:
@@ -151,9 +159,33 @@ def page(result, a, b, images, shown=24):
     return report.page("B against A", parts)
 
 
-def main(paths, output, model=None):
-    a, b = (load(path) for path in paths)
+COLUMNS = {
+    "old": "old queries, old catalogue",
+    "new_on_old": "new queries, old catalogue",
+    "new": "new queries, new catalogue",
+    "share_of_gain": "share of the gain",
+}
+
+
+def _backward(rates):
+    names = list(next(iter(rates.values())))
+    head = "".join(f"<th>{COLUMNS[name]}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th>{report.text(figure)}</th>"
+        + "".join(f"<td>{v:.3f}</td>" if np.isfinite(v) else "<td></td>" for v in values.values())
+        + "</tr>"
+        for figure, values in rates.items()
+    )
+    return f"<div class=scroll><table><tr><th></th>{head}</tr>{rows}</table></div>"
+
+
+def main(evaluations, output, model=None, paths=None, backward=None):
+    """Compares two evaluations and writes the result. paths: {id: image file}, ids that are files
+    themselves if None. backward: figures to write along, of `backward`."""
+    a, b = (load(path) for path in evaluations)
     result = compare(a, b)
+    if backward:
+        result["backward"] = backward
     os.makedirs(output, exist_ok=True)
     shown = {*result["won"][:24], *result["lost"][:24]}
     items = {
@@ -172,12 +204,66 @@ def main(paths, output, model=None):
         images = embed.pictures_of(module, "retrieval_index", items)
         images |= embed.pictures_of(module, "retrieval_query", shown)
     else:
-        images = report.files_of({name: name for name in shown | items})
+        wanted = shown | items
+        images = report.files_of({n: n if paths is None else paths.get(n, n) for n in wanted})
     files.write_json(os.path.join(output, "compare.json"), result)
     with files.published(os.path.join(output, "compare.html"), "w") as out:
         out.write(page(result, a, b, images))
     print_table(result)
     print(f"Wrote {output}/compare.html and compare.json")
+
+
+PAIRS = {  # of queries and catalogue, by the folder of their evaluation
+    "old": ("old_queries", "old_catalogue"),
+    "new_on_old": ("new_queries", "old_catalogue"),
+    "new": ("new_queries", "new_catalogue"),
+}
+
+
+def backward(stores, output, similarity="cosine"):
+    """Evaluates the new model's queries against the old model's catalogue; see above.
+
+    stores: {'old_queries', 'new_queries', 'old_catalogue', maybe 'new_catalogue': folder}. Writes
+    an evaluation a pair and compare.json, compare.html; returns {figure: {'old', 'new_on_old',
+    'new', 'share_of_gain'}}, the last two only with the new catalogue.
+    """
+    from retrieval import eval as evaluate
+
+    sets = {name: store.read(folder) for name, folder in stores.items()}
+    pairs = {name: pair for name, pair in PAIRS.items() if pair[1] in sets}
+    figures = {}
+    for name, (queries, catalogue) in pairs.items():
+        q, c = sets[queries], sets[catalogue]
+        try:
+            result = evaluation.evaluate(q, c, similarity=similarity)
+        except ValueError as error:
+            raise ValueError(f"{stores[queries]} against {stores[catalogue]}: {error}") from None
+        figures[name] = {
+            "queries": stores[queries],
+            "catalogue": stores[catalogue],
+            **result.figures,
+        }
+        folder = os.path.join(output, name)
+        os.makedirs(folder, exist_ok=True)
+        prefix = os.path.join(folder, "embeddings")
+        evaluate.write_stored(prefix, figures[name], result, q, c)
+    rates = {
+        f"recall@{k}": {name: f["recall@k"][k] for name, f in figures.items()}
+        for k in figures["old"]["recall@k"]
+    }
+    rates["map@r"] = {name: f["map@r"] for name, f in figures.items()}
+    for values in rates.values():
+        if "new" in values:
+            gain = values["new"] - values["old"]
+            share = (values["new_on_old"] - values["old"]) / gain if gain > 0 else float("nan")
+            values["share_of_gain"] = share
+    pictures = {}
+    for items in sets.values():
+        if items.paths is not None:
+            pictures |= dict(zip(items.ids.tolist(), items.paths.tolist(), strict=True))
+    a, b = (os.path.join(output, name) for name in ("old", "new_on_old"))
+    main([a, b], output, paths=pictures, backward=rates)
+    return rates
 
 
 def print_table(result):
@@ -204,12 +290,26 @@ def print_table(result):
 def run(argv=None):
     flags.DEFINE_string("output", ".", "Folder for compare.json and compare.html.")
     flags.DEFINE_string("model", None, "Model whose datasets hold the pictures.")
+    names = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
+    for name in names:
+        what = name.replace("_", " model's ")
+        flags.DEFINE_string(name, None, f"Store of the {what}, to tell backward compatibility.")
+    flags.DEFINE_enum("similarity", "cosine", vectors.SIMILARITIES, "Of the stores' embeddings.")
     app.define_help_flags()
     try:
         rest = flags.FLAGS(sys.argv if argv is None else argv)[1:]
+        options = flags.FLAGS
+        stores = {name: getattr(options, name) for name in names if getattr(options, name)}
+        if stores:
+            missing = [name for name in names[:3] if name not in stores]
+            if missing or rest:
+                what = f"--{missing[0]}" if missing else "no further argument"
+                raise ValueError(f"backward compatibility needs {what}: see --help")
+            backward(stores, options.output, options.similarity)
+            return
         if len(rest) != 2:
             raise ValueError("name two evaluations: python -m retrieval.compare A B")
-        main(rest, flags.FLAGS.output, flags.FLAGS.model)
+        main(rest, options.output, options.model)
     except (ValueError, OSError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

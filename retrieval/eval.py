@@ -39,6 +39,7 @@ def define_flags():
     text("catalogue", None, "Stored catalogue: .npy, [items, dimensions]; absent: the queries.")
     text("catalogue_labels", None, "Its product ids, one a line.")
     text("catalogue_ids", None, "Its item ids, one a line.")
+    text("catalogue_categories", None, "Its categories, one a line.")
     text("output", None, "Folder for the results; <experiment>/analysis for a model.")
     choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
     flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs of recall@k and precision@k.")
@@ -82,7 +83,7 @@ def main(model, given, rest):
     def images(which, ids):
         return embed.pictures_of(model, names[which == "catalogue"], ids)
 
-    write(prefix, figures, results, queries, catalogue, images, options)
+    write(prefix, figures, results, queries, catalogue, images)
     return 0
 
 
@@ -100,16 +101,23 @@ def stored():
         catalogue = queries
         if options.catalogue:
             catalogue = files_of.load(
-                options.catalogue, options.catalogue_labels, options.catalogue_ids, name="catalogue"
+                *(options.catalogue, options.catalogue_labels, options.catalogue_ids),
+                options.catalogue_categories,
+                name="catalogue",
             )
-        elif options.catalogue_labels or options.catalogue_ids:
-            raise ValueError("--catalogue_labels and --catalogue_ids need --catalogue")
+        elif options.catalogue_labels or options.catalogue_ids or options.catalogue_categories:
+            raise ValueError("--catalogue_labels, _ids and _categories need --catalogue")
         result = _evaluate(queries, catalogue, options)
         more = extras(queries, catalogue, result, options)
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
     figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures, **more}
     prefix = os.path.join(_folder(options.output), "embeddings")
+    write_stored(prefix, figures, result, queries, catalogue)
+
+
+def write_stored(prefix, figures, result, queries, catalogue):
+    """Writes the evaluation of stored embeddings, with the pictures that are files."""
 
     def images(which, ids):
         items = queries if which == "queries" else catalogue
@@ -117,7 +125,7 @@ def stored():
         at = dict(zip(items.ids.tolist(), paths.tolist(), strict=True))
         return report.files_of({name: at[name] for name in ids.tolist()})
 
-    write(prefix, figures, {"embeddings": result}, queries, catalogue, images, options)
+    write(prefix, figures, {"embeddings": result}, queries, catalogue, images)
 
 
 def _evaluate(queries, catalogue, options, similarity=None):
@@ -163,7 +171,7 @@ def _folder(path):
     return path
 
 
-def write(prefix, figures, results, queries, catalogue, images, options):
+def write(prefix, figures, results, queries, catalogue, images):
     """Writes every file of one evaluation and prints its table.
 
     results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
@@ -174,6 +182,7 @@ def write(prefix, figures, results, queries, catalogue, images, options):
     similarity = figures["similarity"]
     histogram = evaluation.similarity_histogram(queries, catalogue, similarity)
     files.write_json(f"{prefix}-eval.json", figures)
+    report.write_figures(f"{prefix}-figures.csv", figures)
     files.write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     report.write_csv(f"{prefix}-queries.csv", queries, catalogue, result)

@@ -17,6 +17,11 @@ from retrieval import files
 EACH = 12  # entries of every part of the gallery
 SHOWN = 5  # results beside a query
 THUMBNAIL = 96  # pixels
+RERANKING = {
+    "aqe": "Query expansion (aqe)",
+    "dba": "Database augmentation (dba)",
+    "k_reciprocal": "k-reciprocal",
+}
 
 
 def gallery(queries, catalogue, result, seed=0) -> dict:
@@ -106,7 +111,9 @@ def write(path, *, figures, curves, histogram, gallery, queries, catalogue, resu
         section("Recall at k", _curves(curves)),
         section("Similarity", _histogram(histogram)),
         section("Categories", _categories(figures)),
+        section("After the model", _after(figures)),
         section("Confusion", _confusion(queries, catalogue, result)),
+        section("Confusion of categories", _category_confusion(queries, catalogue, result)),
         show.section("Worst misses", "The right item stands farthest down.", gallery["worst"]),
         show.section("Near misses", "The right item is among the first five.", gallery["near"]),
         show.section("Random hits", "The first item is right.", gallery["hits"]),
@@ -188,6 +195,77 @@ def _summary(figures):
     )
 
 
+def _after(figures):
+    """What the approximate index loses and what re-ranking gains, each with its cost."""
+    ks, parts = list(figures["recall@k"]), []
+    heads = "".join(f"<th>recall@{k}</th>" for k in ks)
+
+    def cells(found):
+        return "".join(
+            f"<td>{rate:.3f} <small>{rate - figures['recall@k'][k]:+.3f}</small></td>"
+            for k, rate in found["recall@k"].items()
+        )
+
+    exact = "".join(f"<td>{figures['recall@k'][k]:.3f}</td>" for k in ks)
+    if "index" in figures:
+        found = figures["index"]
+        effort = f", effort {found['tuned']['effort']}" if found["tuned"]["effort"] else ""
+        parts.append(
+            f"<p>The index {text(found['factory'])}{effort} finds "
+            f"{100 * found['tuned']['recall']:.1f}% of the nearest items that exact search finds; "
+            "the small figures are the difference in recall.</p><div class=scroll><table>"
+            f"<tr><th></th>{heads}<th>ms a query</th><th>bytes a vector</th><th>MiB</th></tr>"
+            f"<tr><th>Exact</th>{exact}<td>{found['exact_ms_per_query']:.2f}</td>"
+            f"<td>{found['exact_bytes_per_vector']:.0f}</td>"
+            f"<td>{_mebibytes(found['exact_bytes_per_vector'], figures)}</td></tr>"
+            f"<tr><th>{text(found['factory'])}</th>{cells(found)}"
+            f"<td>{found['ms_per_query']:.2f}</td><td>{found['bytes_per_vector']:.0f}</td>"
+            f"<td>{_mebibytes(found['bytes_per_vector'], figures)}</td></tr></table></div>"
+        )
+    if "rerank" in figures:
+        rows = []
+        for method, found in figures["rerank"].items():
+            rate = found.get("map@r")
+            shown = f"{rate:.3f} <small>{rate - figures['map@r']:+.3f}</small>" if rate else ""
+            cost = found["seconds_per_point"]
+            rows.append(
+                f"<tr><th>{text(RERANKING[method])}</th>{cells(found)}<td>{shown}</td>"
+                f"<td>{found['seconds']:.2f}</td>"
+                f"<td>{f'{cost:.2f}' if np.isfinite(cost) else 'nothing gained'}</td></tr>"
+            )
+        parts.append(
+            "<p>Re-ranking: recall and what it gains (small), the seconds that it takes for all "
+            f"queries, and those for each point (0.01) gained of recall@{ks[0]}.</p>"
+            "<div class=scroll><table>"
+            f"<tr><th></th>{heads}<th>MAP@R</th><th>seconds</th><th>a point</th></tr>"
+            f"<tr><th>Without</th>{exact}<td>{figures['map@r']:.3f}</td><td></td><td></td></tr>"
+            f"{''.join(rows)}</table></div>"
+        )
+    return "".join(parts)
+
+
+def _mebibytes(bytes_per_vector, figures):
+    return f"{bytes_per_vector * figures['num_catalogue'] / 2**20:.1f}"
+
+
+def write_figures(path, figures):
+    """Every number of the evaluation as a line `figure,value`, nested names joined by dots."""
+    with files.published(path, "w") as out:
+        table = csv.writer(out)
+        table.writerow(["figure", "value"])
+        table.writerows(_flat(files.plain(figures)))
+
+
+def _flat(value, name=""):
+    """Yields (dotted name, value); what JSON writes as null is left empty."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, "" if value is None else value
+
+
 def _curves(curves):
     """Recall over k, k on a logarithmic axis, one line an embedding."""
     width, height, left, bottom = 640, 260, 40, 30
@@ -205,7 +283,8 @@ def _curves(curves):
     for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
         if k <= top_k:
             x = at(k, 0).split(",")[0]
-            lines.append(f'<text x="{x}" y="{height - 10}" text-anchor=middle>{k}</text>')
+            anchor = "end" if k == top_k else "middle"  # the last would be cut off
+            lines.append(f'<text x="{x}" y="{height - 10}" text-anchor={anchor}>{k}</text>')
     legend = []
     for n, (title, (ks, rates)) in enumerate(curves.items()):
         points = " ".join(at(k, rate) for k, rate in zip(ks, rates, strict=True))
@@ -292,6 +371,40 @@ def _confusion(queries, catalogue, result, shown=15):
     return (
         "<div class=scroll><table><tr><th>product</th><th>mistaken for</th><th>queries</th></tr>"
         f"{rows}</table></div>"
+    )
+
+
+def category_confusion(queries, catalogue, result, shown=12):
+    """(names [C], counts [C, C]): queries of a category (row) whose first result is of another
+    (column). The most frequent `shown` categories; all others are one, named '…'."""
+    best = result.rows[:, 0]
+    there = (best >= 0) & result.ranking.answerable
+    pair = [queries.categories[there], catalogue.categories[best[there]]]
+    names, count = np.unique(np.concatenate(pair), return_counts=True)
+    kept = np.sort(names[np.argsort(-count, kind="stable")[:shown]])
+    codes = [np.searchsorted(kept, part).clip(max=max(0, len(kept) - 1)) for part in pair]
+    codes = [np.where(kept[c] == part, c, len(kept)) for c, part in zip(codes, pair, strict=True)]
+    size = len(kept) + (len(names) > len(kept))
+    counts = np.bincount(codes[0] * size + codes[1], minlength=size * size).reshape(size, size)
+    return [*kept.tolist(), *["…"] * (size - len(kept))], counts
+
+
+def _category_confusion(queries, catalogue, result):
+    if not (queries.categories != "").any() or not (catalogue.categories != "").any():
+        return ""
+    names, counts = category_confusion(queries, catalogue, result)
+    head = "".join(f"<th><span>{text(name) or 'none'}</span></th>" for name in names)
+    rows = []
+    for name, row in zip(names, counts, strict=True):
+        total = max(1, row.sum())
+        cells = "".join(
+            f'<td style="--share:{100 * n / total:.0f}%">{n if n else ""}</td>' for n in row
+        )
+        rows.append(f"<tr><th>{text(name) or 'none'}</th>{cells}</tr>")
+    return (
+        "<p>Queries by their category (rows) and that of their first result (columns).</p>"
+        f"<div class=scroll><table class=matrix><tr><th></th>{head}</tr>{''.join(rows)}"
+        "</table></div>"
     )
 
 
@@ -394,6 +507,9 @@ display:flex;flex-direction:column;min-width:8rem}
 th,td{padding:.2rem .7rem .2rem 0;text-align:left;white-space:nowrap}
 .wide{min-width:10rem;width:40%}.bar{background:var(--line);height:.7rem;border-radius:3px}
 .bar i{display:block;height:100%;background:var(--a);border-radius:3px}
+.matrix th span{writing-mode:vertical-rl;display:inline-block}
+.matrix td{background:color-mix(in srgb,var(--a) var(--share),transparent);text-align:center;
+min-width:2.4rem;padding:.2rem}.matrix tr:first-child th{vertical-align:bottom;text-align:center}
 svg{width:100%;height:auto;max-width:44rem}svg text{fill:var(--dim);font-size:11px}
 .grid{stroke:var(--line)}polyline{fill:none;stroke-width:2}
 .c0{stroke:var(--a)}.c1{stroke:var(--b)}.c2{stroke:var(--c)}

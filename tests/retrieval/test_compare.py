@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from retrieval import compare, evaluation, files, report, store
 from retrieval.eval import top_retrieved
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write_evaluation(folder, noise, ids, labels, truth):
@@ -44,6 +50,55 @@ def test_differences_are_paired(tmp_path, capsys):
     # Against itself nothing differs.
     same = compare.compare(*[compare.load(tmp_path / "a")] * 2)
     assert same["difference"]["map@r"]["interval95"] == [0, 0] and same["mcnemar"]["p_value"] == 1
+
+
+def write_store(folder, points, names, labels):
+    folder.mkdir()
+    manifest = store.begin(folder, {"checkpoint_sha256": folder.name})
+    empty = np.full(len(names), "")
+    store.append(folder, manifest, store.Embedded(points, names, labels.astype(str), empty), 1)
+    store.finish(folder, manifest)
+    return str(folder)
+
+
+def test_new_queries_against_an_old_catalogue(tmp_path):
+    """As the command line runs it: the new model is better, and half compatible with the old."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 4)
+    truth = random.normal(size=(30, 8))
+    turn = np.linalg.qr(random.normal(size=(8, 8)))[0]
+    names = {kind: np.array([f"{kind}<{n}>" for n in range(120)]) for kind in "qc"}
+    arguments, noise = [], {"old": 1.4, "new": 0.3}
+    for model, amount in noise.items():
+        for kind, name in (("q", "queries"), ("c", "catalogue")):
+            points = truth[labels] + amount * random.normal(size=(120, 8))
+            if model == "new":
+                points = points + 0.2 * points @ turn
+            folder = tmp_path / f"{model}_{name}"
+            write_store(folder, points.astype(np.float32), names[kind], labels)
+            arguments.append(f"--{folder.name}={folder}")
+    done = subprocess.run(
+        [sys.executable, "-m", "retrieval.compare", *arguments, f"--output={tmp_path}/out"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out/compare.json").read_text())
+    for figure, rates in result["backward"].items():
+        assert rates["old"] < rates["new_on_old"] < rates["new"], figure
+        share = (rates["new_on_old"] - rates["old"]) / (rates["new"] - rates["old"])
+        assert rates["share_of_gain"] == pytest.approx(share)
+    pair = json.loads((tmp_path / "out/new_on_old/embeddings-eval.json").read_text())
+    assert pair["recall@k"]["1"] == result["difference"]["recall@1"]["b"]
+    assert pair["queries"].endswith("new_queries") and pair["catalogue"].endswith("old_catalogue")
+    page = (tmp_path / "out/compare.html").read_text()
+    assert "Backward compatibility" in page and "share of the gain" in page
+    # Without the new catalogue there is no gain to compare with; other dimensions are named.
+    short = write_store(tmp_path / "short", np.ones((120, 5), np.float32), names["q"], labels)
+    stores = {"old_queries": str(tmp_path / "old_queries"), "new_queries": short}
+    stores["old_catalogue"] = str(tmp_path / "old_catalogue")
+    with pytest.raises(ValueError, match="short against .*: queries have 5 dimensions and the"):
+        compare.backward(stores, tmp_path / "no")
 
 
 def test_mcnemar_against_the_binomial():

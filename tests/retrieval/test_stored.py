@@ -1,5 +1,6 @@
 """Stored embeddings: the command line without TensorFlow, the report, bad input."""
 
+import csv
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval import metrics, stored
+from retrieval import evaluation, metrics, report, store, stored
 
 ROOT = pathlib.Path(__file__).parents[2]
 NASTY = '<script>alert("x")</script>&\'\x07é'
@@ -42,12 +43,14 @@ def evaluated(tmp_path_factory):
     points = random.normal(size=(15, 8))[labels] + random.normal(size=(60, 8))
     names = [f"{NASTY}{label}" for label in labels]
     write_set(folder, "q", points.astype(np.float32), names, [f"{NASTY}/{n}" for n in range(60)])
+    (folder / "categories.txt").write_text("".join(f"<k{n % 2}>\n" for n in labels))
     code = (
         "import sys; from retrieval import eval; eval.run(['eval', *sys.argv[1:]]); "
         "assert 'tensorflow' not in sys.modules"
     )
     done = run(
         folder, "--queries=q.npy", "--query_labels=q.txt", "--query_ids=q_ids.txt",
+        "--query_categories=categories.txt", "--index=IVF4,Flat", "--rerank=aqe,dba,k_reciprocal",
         "--output=out", code=code,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -72,7 +75,7 @@ def test_files_beside_the_report(evaluated):
     names = {path.name.removeprefix("embeddings-") for path in folder.iterdir()}
     assert names == {
         "eval.json", "top_retrieved.json", "histogram.json", "histogram.png", "recall_at_k.png",
-        "queries.csv", "suspected_labels.csv", "report.html",
+        "queries.csv", "suspected_labels.csv", "report.html", "figures.csv",
     }  # fmt: skip
 
 
@@ -83,6 +86,39 @@ def test_report_holds_everything_and_escapes_it(evaluated):
     assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#x27;␇é" in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)""", page)
     assert "url(" not in page
+
+
+def test_what_comes_after_the_model_is_in_every_form(evaluated):
+    folder, _, _ = evaluated
+    figures = json.loads((folder / "embeddings-eval.json").read_text())
+    with open(folder / "embeddings-figures.csv", newline="") as text:
+        lines = dict(csv.reader(text))
+    page = (folder / "embeddings-report.html").read_text()
+    found = figures["index"]
+    assert float(lines["index.bytes_per_vector"]) == found["bytes_per_vector"]
+    assert float(lines["index.lost.1"]) == found["lost"]["1"]
+    assert f"<td>{found['bytes_per_vector']:.0f}</td>" in page and "IVF4,Flat" in page
+    for method in ("aqe", "dba", "k_reciprocal"):
+        told = figures["rerank"][method]
+        assert float(lines[f"rerank.{method}.recall@k.1"]) == told["recall@k"]["1"]
+        assert f"<td>{told['recall@k']['1']:.3f} <small>{told['gain']:+.3f}</small>" in page
+        cost = told["seconds_per_point"]
+        assert (told["gain"] > 0) == (cost is not None)
+        assert cost is None or f"<td>{cost:.2f}</td>" in page
+    assert "&lt;k0&gt;" in page and "Confusion of categories" in page
+
+
+def test_confusion_of_categories_by_hand():
+    names = np.array(["1", "2", "3", "4"])
+    items = store.Embedded(
+        np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 1]]), names, np.array(["p", "q", "q", "p"]),
+        np.array(["x", "y", "y", "x"]),
+    )  # fmt: skip
+    result = evaluation.evaluate(items)  # each finds its neighbour, of the other category
+    assert report.category_confusion(items, items, result)[0] == ["x", "y"]
+    assert report.category_confusion(items, items, result)[1].tolist() == [[0, 2], [2, 0]]
+    one = report.category_confusion(items, items, result, shown=1)
+    assert one[0] == ["x", "…"] and one[1].tolist() == [[0, 2], [2, 0]]
 
 
 def test_report_in_a_browser(evaluated, tmp_path):
