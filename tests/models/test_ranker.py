@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from models import ranker
-from trainer import checkpoints, loop, meters
+from trainer import checkpoints, export, loop, meters
 from trainer.config import UserError
 from trainer.layers import ModelDict, conv2d
 
@@ -20,7 +21,6 @@ datasets = importlib.import_module("models.ranker.datasets")
 definition = importlib.import_module("models.ranker.definition")
 RECIPES = importlib.resources.files("models.ranker") / "configs"
 SMALL = [
-    "--model.hub_address=mobilenet",
     "--model.default_image_dimensions=32,32,3",
     "--model.batch_size=8",
     "--model.num_steps=3",
@@ -37,6 +37,19 @@ def config(tmp_path):
     ranker.config["trainer.experiment_base_dir"] = str(tmp_path)
     yield ranker.config
     ranker.config.update(before)
+
+
+class Small(tf.Module):
+    """A network of one convolution, as TensorFlow Hub hands them over."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = tf.Variable(tf.random.stateless_normal([3, 3, 3, 8], (1, 2)), name="kernel")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
+    def __call__(self, images):
+        x = tf.nn.relu(tf.nn.conv2d(images, self.kernel, 2, "SAME"))
+        return tf.reduce_mean(x, [1, 2])
 
 
 def paint(path, product, i):
@@ -89,15 +102,17 @@ def deepfashion(root):
 
 
 @pytest.mark.parametrize(
-    "recipe, write, counts, pairs_in_a_category",
-    [("sop", sop, (12, 12), 4), ("deepfashion", deepfashion, (6, 3), 0)],
+    "recipe, write, counts", [("sop", sop, (12, 12)), ("deepfashion", deepfashion, (6, 3))]
 )
-def test_recipe_runs_from_the_official_layout_to_a_report(
-    program, tmp_path, recipe, write, counts, pairs_in_a_category
-):
+def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, recipe, write, counts):
     write(tmp_path / "data")
+    tf.saved_model.save(Small(), str(tmp_path / "small"))
     flags = f"--flagfile={RECIPES / recipe}.flags"
-    arguments = [flags, f"--dataset.base_path={tmp_path / 'data'}", *SMALL]
+    places = [
+        f"--dataset.base_path={tmp_path / 'data'}",
+        f"--model.hub_address={tmp_path / 'small'}",
+    ]
+    arguments = [flags, *places, *SMALL]
     code, out, err = program("trainer.main", *arguments)
     assert code == 0, err
     folder = tmp_path / "experiments" / f"exp-ranker-{recipe}"
@@ -358,3 +373,17 @@ def test_features_take_the_embeddings_place_in_evaluation(config, tiny):
     config["model.reduced_dimension"] = 0
     with tf.Graph().as_default():
         assert ranker.build()["embeddings"].shape[1] == 6
+
+
+def test_export_serves_what_the_configuration_names(config, tiny, monkeypatch):
+    names = ["embeddings", "features"]
+    keys = {"actions.export.inputs": ["query"], "actions.export.outputs": names}
+    train(config, tiny, "served", **keys, **{"model.num_steps": 0})
+    options = types.SimpleNamespace(checkpoint=None, output=None, outputs=[], overwrite=False)
+    monkeypatch.setattr(export.flags, "FLAGS", options)
+    export.main(ranker, set(), [])
+    with v1.Session(graph=tf.Graph()) as session:
+        folder = str(tiny / "served" / "export" / "model-0")
+        signature = v1.saved_model.load(session, ["serve"], folder).signature_def
+        served = signature["serving_default"]
+        assert (list(served.inputs), sorted(served.outputs)) == (["query"], names)
