@@ -212,7 +212,12 @@ def _loaded(folder):
         chosen = None if own is None else {v.op.name for v in own}
         for variable in v1.global_variables():
             name = variable.op.name
-            if name not in before and (variable.trainable if chosen is None else name in chosen):
+            if name in before:
+                continue
+            # As TensorFlow's init_from_checkpoint does: moving averages start from this value.
+            value = variable.initializer.inputs[1]
+            variable._initial_value = tf.ensure_shape(value, variable.shape)
+            if variable.trainable if chosen is None else name in chosen:
                 v1.add_to_collection(v1.GraphKeys.TRAINABLE_VARIABLES, variable)
         kept.append(loaded)
     return kept[0]

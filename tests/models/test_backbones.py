@@ -69,10 +69,14 @@ def test_a_saved_model_trains_on_towers_and_resumes_from_a_checkpoint(folders, t
             update = v1.train.GradientDescentOptimizer(0.1).apply_gradients(
                 zip(gradients, trained, strict=True)
             )
+        averages = v1.train.ExponentialMovingAverage(0.9)
+        averages.apply(trained)
         session.run(v1.global_variables_initializer())
         found = session.run(served)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         before = session.run({v.op.name: v for v in variables})
+        average = averages.average(next(v for v in trained if "conv/kernel" in v.op.name))
+        np.testing.assert_array_equal(session.run(average), before[f"{name}/conv/kernel"])
         session.run(update)
         after = session.run({v.op.name: v for v in variables})
         for changed in (f"{name}/conv/kernel", f"{name}/norm/gamma", f"{name}/norm/moving_mean"):
