@@ -9,7 +9,6 @@ A dataset belongs to the graph in which it is built: call these functions under 
 """
 
 import os
-import threading
 import warnings
 
 import numpy as np
@@ -17,6 +16,15 @@ import tensorflow as tf
 
 from metriclearn import augment as augmentation
 from metriclearn.datasets import images as pictures
+from metriclearn.datasets.cache import DecodedCache
+
+__all__ = [
+    "DecodedCache",
+    "eval_batches",
+    "train_batches",
+    "unreadable_images",
+    "usable_images",
+]
 
 # With a crop, pictures keep twice the target's size: a window of half a side is still no smaller
 # than the target.
@@ -24,61 +32,6 @@ CROP_RESERVE = 2
 CROP_STREAM = 1 << 40  # tells the seeds of windows from those of `augment`
 # Tensors of a graph travel in one protocol buffer of at most 2 GiB.
 MAX_GRAPH_BYTES = 1 << 30
-# One black pixel as a GIF, decoded where no file is wanted.
-BLANK = bytes.fromhex("474946383761010001008000000000000000002c000000000100010000080400010404003b")
-
-
-class DecodedCache:
-    """Decoded pictures kept in memory, in whatever order they are first asked for.
-
-    Pictures are kept as decoded (uint8, reduced to the size needed, not yet cropped) until `budget`
-    bytes are used; the others are decoded each time. Nothing is evicted: under random access a
-    fixed part is as good as any. One cache serves one table at one size.
-
-    Attributes:
-      budget: bytes of pixels kept at most.
-      bytes: bytes kept now.
-    """
-
-    def __init__(self, budget):
-        self.budget = budget
-        self.bytes = 0
-        self._kept = {}
-        self._lock = threading.Lock()
-
-    def __len__(self):
-        return len(self._kept)
-
-    def get(self, row, channels):
-        """(uint8 [h, w, channels], int32 ratio); [0, 0, channels] when it is not kept."""
-        absent = np.zeros((0, 0, channels), np.uint8), np.int32(1)
-        return self._kept.get(int(row), absent)
-
-    def put(self, row, image, ratio):
-        """Keeps the picture if the budget allows; returns it."""
-        with self._lock:
-            if int(row) not in self._kept and self.bytes + image.nbytes <= self.budget:
-                # The array given is a view of a tensor that the runtime frees.
-                self._kept[int(row)] = image.copy(), np.int32(ratio)
-                self.bytes += image.nbytes
-        return image
-
-
-def _decode_cached(cache, row, channels, decode):
-    """(image, ratio) from the cache, else from `decode()`, kept for the next time."""
-    kept, ratio = tf.numpy_function(
-        lambda r: cache.get(r, channels), [row], [tf.uint8, tf.int32], stateful=False
-    )
-    kept.set_shape([None, None, channels])
-    ratio.set_shape([])
-
-    def miss():
-        image, reduced = decode()
-        # Through the function, not beside it: an op that nothing reads is pruned.
-        image = tf.numpy_function(cache.put, [row, image, reduced], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, [None, None, channels]), reduced
-
-    return tf.cond(tf.size(kept) > 0, lambda: (kept, ratio), miss)
 
 
 def _check_size(image_size):
@@ -128,122 +81,136 @@ def _reason(path):
     return b"the file is truncated or damaged"
 
 
-def _source(table, size, channels, crop, cache):
-    """A function (row, seed) -> uint8 [*size or any, channels], still to be resized."""
-    boxes = np.zeros((len(table), 4), np.int32) if table.boxes is None else table.boxes
+def _each(function, items, most):
+    """(places int64 [k], results [k, ...]) of the items, at most `most`, that do not fail.
+
+    A dataset within the function: what goes wrong with one picture can be dropped there, and one
+    thread makes a whole batch, which costs less than handing pictures from thread to thread.
+    Results of unequal shapes are padded to the largest.
+    """
+    places = tf.range(tf.shape(items[0], out_type=tf.int64)[0])
+    results = tf.data.Dataset.from_tensor_slices((places, items))
+    results = results.map(lambda place, item: (place, function(*item))).ignore_errors()
+    # A last one that is then taken off, so that there is a batch even when all have failed.
+    last = tf.nest.map_structure(
+        lambda spec: tf.zeros([side or 0 for side in spec.shape], spec.dtype), results.element_spec
+    )
+    results = results.concatenate(tf.data.Dataset.from_tensors(last)).padded_batch(most + 1)
+    return tf.nest.map_structure(lambda every: every[:-1], results.get_single_element())
+
+
+def _complaint(path):
+    parts = "cannot read the picture ", path, ": ", tf.numpy_function(_reason, [path], tf.string)
+    remedy = "; repair it, or set on_bad_image to 'skip' to leave such pictures out"
+    return tf.strings.join([*parts, remedy])
+
+
+def _every(function, paths, items, most):
+    """The results [B, ...] of (path, item, ...); the first one that fails is named.
+
+    A decoding op cannot say which file it was given, hence the comparison of places.
+    """
+    count = tf.size(paths, out_type=tf.int64)
+    places, results = _each(function, (paths, *items), most)
+    # In order, so the first place that holds another picture is the one that is missing.
+    places = tf.pad(places, [[0, count - tf.size(places, out_type=tf.int64)]], constant_values=-1)
+    good = tf.equal(places, tf.range(count))
+    message = tf.cond(
+        tf.reduce_all(good),
+        lambda: tf.constant(""),
+        lambda: _complaint(paths[tf.argmin(tf.cast(good, tf.int32))]),
+    )
+    check = tf.debugging.Assert(tf.equal(message, ""), [message], summarize=-1)
+    with tf.control_dependencies([check]):
+        return tf.nest.map_structure(tf.identity, results)
+
+
+def _loader(table, most, size, channels, crop, method, cache):
+    """A function (rows int64 [B], seeds int64 [B, 2]) -> uint8 [B, *size, channels]; B <= most."""
+    if table.images is not None and table.images.shape[1:3] == size and not crop:
+        return lambda rows, seeds: tf.gather(tf.constant(table.images), rows)
     least = size if crop is None else tuple(CROP_RESERVE * side for side in size)
 
+    def placed(rows, seeds):
+        """What a window depends on beside the picture: seeds, and boxes where there are any."""
+        boxed = table.boxes is not None
+        return (seeds, tf.gather(tf.constant(table.boxes), rows)) if boxed else (seeds,)
+
     def windowed(seed):
+        if crop is None:
+            return None
         # Not the augmentation's own numbers again: a flip must not go with the crop's place.
         own = tf.bitwise.bitwise_xor(seed, [CROP_STREAM, 0])
         return lambda height, width, box: crop(height, width, box, own)
 
-    def from_memory(row, seed):
-        image = tf.constant(table.images)[row]
-        if crop is None:
-            return image
-        return pictures.cut(image, 1, windowed(seed), tf.constant(boxes)[row])
+    def decoded(path, window=None, box=None):
+        data = tf.io.read_file(path)
+        return pictures.decode(data, channels=channels, least=least, window=window, box=box)
 
-    def from_file(row, seed):
-        def decode(window=None, box=None):
-            # The row after the last closes a batch: nothing is read for it.
-            data = tf.cond(
-                row < len(table),
-                lambda: tf.io.read_file(tf.constant(table.paths)[row]),
-                lambda: tf.constant(BLANK),
-            )
-            return pictures.decode(data, channels=channels, least=least, window=window, box=box)
+    def from_memory(rows, seeds):
+        def one(row, seed, box=None):
+            image = pictures.cut(tf.constant(table.images)[row], windowed(seed), box)
+            return pictures.resize(image, size, method)
 
-        box = tf.constant(np.concatenate([boxes, np.zeros((1, 4), np.int32)]))[row]
-        if cache is None:
-            return decode(None if crop is None else windowed(seed), box)[0]
-        image, ratio = _decode_cached(cache, row, channels, decode)
-        return image if crop is None else pictures.cut(image, ratio, windowed(seed), box)
+        return _each(one, (rows, *placed(rows, seeds)), most)[1]
 
-    return from_memory if table.images is not None else from_file
+    def from_files(rows, seeds):
+        def one(path, seed, box=None):
+            return pictures.resize(decoded(path, windowed(seed), box)[0], size, method)
+
+        paths = tf.gather(tf.constant(table.paths), rows)
+        return _every(one, paths, placed(rows, seeds), most)
+
+    def from_cache(rows, seeds):
+        def one(path):
+            image, ratio = decoded(path)
+            return image, tf.concat([tf.shape(image)[:2], [ratio]], 0)
+
+        def window(place, seed, box=None):
+            return tf.concat(pictures.place(windowed(seed), place[:2], place[2], box), 0)
+
+        sizes = tf.numpy_function(cache.sizes, [rows], tf.int32, stateful=False)
+        sizes = tf.ensure_shape(sizes, [None, 3])
+        new = tf.where(tf.equal(sizes[:, 0], 0))
+        paths = tf.gather(tf.constant(table.paths), tf.gather_nd(rows, new))
+        images, found = _every(one, paths, (), most)
+        sizes = tf.tensor_scatter_nd_update(sizes, new, found)
+        windows = _each(window, (sizes, *placed(rows, seeds)), most)[1]
+        canvas = tf.numpy_function(
+            cache.cut, [rows, windows, new[:, 0], images, found], tf.uint8, stateful=False
+        )
+        canvas = tf.ensure_shape(canvas, [None, None, None, channels])
+        return pictures.resize_windows(canvas, windows[:, 2:], size, method)
+
+    if table.images is not None:
+        return from_memory
+    return from_files if cache is None else from_cache
 
 
-def _batches(table, steps, rows_of, count, *, size, channels, crop, seed, method, cache):
-    """Batches of the rows that `rows_of(step)` gives for each of `steps`, decoded in parallel.
-
-    A decoding op cannot say which file it was given. So the stream of decoded pictures drops what
-    fails (`ignore_errors`), and each batch is compared with the rows that were wanted: the one that
-    is missing is named. One blank picture closes each batch, so that a batch of nothing but
-    failures comes through as well.
-    """
-    parallel = tf.data.AUTOTUNE
+def _batches(
+    table, steps, rows_of, most, *, image_size, channels, crop, seed, method, cache, augment
+):
+    """Batches of the rows that `rows_of(step)` gives for each of `steps`, at most `most`."""
+    size = _check_size(image_size)
+    _check_pixels(table, channels)
     if cache is not None and table.images is not None:
         raise ValueError("the pixels are in memory: a cache of decoded pictures has no use")
+    load = _loader(table, most, size, channels, crop, method, cache)
 
-    def checked_rows(step):
+    def batch(step):
         rows = tf.cast(rows_of(step), tf.int64)
         message = "the sampler gave a row that the table does not have"
         inside = tf.reduce_all((rows >= 0) & (rows < len(table)))
         with tf.control_dependencies([tf.debugging.Assert(inside, [message, rows])]):
-            return tf.identity(rows)
-
-    wanted = steps.map(checked_rows)
-    if table.images is not None and table.images.shape[1:3] == size and not crop:
-        return wanted.map(
-            lambda rows: {
-                "image": tf.gather(tf.constant(table.images), rows),
-                **_columns(table, rows),
-            },
-            num_parallel_calls=parallel,
-            deterministic=True,
-        )
-
-    source = _source(table, size, channels, crop, cache)
-    closing = int(table.images is None)
-
-    def items(step):
-        rows = tf.cast(rows_of(step), tf.int64)
-        rows = tf.concat([rows, tf.fill([closing], np.int64(len(table)))], 0)
-        index = tf.range(tf.size(rows, out_type=tf.int64))
-        # Counter-based generators mix both words; a batch has far fewer than 2^24 pictures.
-        seeds = tf.stack([tf.fill(tf.shape(index), np.int64(seed)), step * (1 << 24) + index], 1)
-        return index, rows, seeds
-
-    def decoded(index, row, key):
-        image = pictures.resize(source(row, key), size, method)
-        return index, tf.ensure_shape(image, [*size, channels])
-
-    stream = steps.map(items).unbatch()
-    stream = stream.map(decoded, num_parallel_calls=parallel, deterministic=True)
-    if closing:
-        stream = stream.ignore_errors()
-    stream = stream.batch(count + closing)
-
-    def complaint(row):
-        path = tf.constant(table.paths)[row]
-        parts = [
-            "cannot read the picture ",
-            path,
-            ": ",
-            tf.numpy_function(_reason, [path], tf.string),
-        ]
-        parts.append("; repair it, or set on_bad_image to 'skip' to leave such pictures out")
-        return tf.strings.join(parts)
-
-    def assembled(rows, batch):
-        index, image = batch
-        if closing:
-            # In order, so the first place that holds another picture is the one that is missing.
-            number = tf.size(rows, out_type=tf.int64)
-            lost = tf.maximum(number + closing - tf.size(index, out_type=tf.int64), 0)
-            index = tf.pad(index, [[0, lost]], constant_values=-1)[:number]
-            good = tf.equal(index, tf.range(number))
-            message = tf.cond(
-                tf.reduce_all(good),
-                lambda: tf.constant(""),
-                lambda: complaint(rows[tf.argmin(tf.cast(good, tf.int32))]),
-            )
-            check = tf.debugging.Assert(tf.equal(message, ""), [message], summarize=-1)
-            with tf.control_dependencies([check]):
-                image = image[:-1]
+            rows = tf.identity(rows)
+        seeds = augmentation.seeds_of(seed, step, tf.size(rows))
+        image = tf.ensure_shape(load(rows, seeds), [*rows.shape, *size, channels])
+        if augment is not None:
+            # Whole batches: on single pictures the ops would cost more than their work.
+            image = tf.ensure_shape(augmentation.batched(augment)(image, seeds), image.shape)
         return {"image": image, **_columns(table, rows)}
 
-    return tf.data.Dataset.zip((wanted, stream)).map(assembled)
+    return steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def train_batches(
@@ -277,7 +244,8 @@ def train_batches(
         (`augment.batched`).
       seed: an integer.
       method: of `tf.image.resize`.
-      cache: None, or a DecodedCache; the batches are the same with it.
+      cache: None, or a DecodedCache. Batches do not depend on what it holds. Against those made
+        without it, a value may differ by one grey level (see `images.resize_windows`).
       prefetch: batches made ahead.
 
     Returns:
@@ -288,8 +256,6 @@ def train_batches(
       ValueError: an empty table, a sampler of unknown batch size, a size that is none. When it
         runs, tf.errors.InvalidArgumentError names a file that cannot be read or decoded.
     """
-    size = _check_size(image_size)
-    _check_pixels(table, channels)
     if not len(table):
         raise ValueError("the table of training pictures is empty")
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max >> 24)
@@ -301,33 +267,15 @@ def train_batches(
         steps,
         sample,
         int(shape[0]),
-        size=size,
+        image_size=image_size,
         channels=channels,
         crop=crop,
         seed=seed,
         method=method,
         cache=cache,
+        augment=augment,
     )
-    dataset = dataset.map(lambda batch: _with_static_batch(batch, int(shape[0])))
-    if augment is not None:
-        dataset = _augmented(dataset, steps, augmentation.batched(augment), seed)
     return dataset.prefetch(prefetch)
-
-
-def _augmented(dataset, steps, augment, seed):
-    """Augments whole batches: on single pictures the ops would cost more than their work."""
-
-    def change(step, batch):
-        image = batch["image"]
-        changed = augment(image, augmentation.seeds_of(seed, step, image.shape[0]))
-        return batch | {"image": tf.ensure_shape(changed, image.shape)}
-
-    dataset = tf.data.Dataset.zip((steps, dataset))
-    return dataset.map(change, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def _with_static_batch(batch, count):
-    return {k: tf.ensure_shape(v, [count, *v.shape[1:]]) for k, v in batch.items()}
 
 
 def eval_batches(
@@ -350,8 +298,6 @@ def eval_batches(
     Returns:
       A finite tf.data.Dataset of dicts.
     """
-    size = _check_size(image_size)
-    _check_pixels(table, channels)
     if not len(table):
         raise ValueError("the table of pictures is empty")
     if batch_size < 1:
@@ -365,12 +311,13 @@ def eval_batches(
         tf.data.Dataset.range(-(-len(table) // batch_size)),
         rows,
         batch_size,
-        size=size,
+        image_size=image_size,
         channels=channels,
         crop=crop,
         seed=0,
         method=method,
         cache=None,
+        augment=None,
     )
     return dataset.prefetch(prefetch)
 

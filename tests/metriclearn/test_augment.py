@@ -54,6 +54,36 @@ def test_a_batch_on_device_equals_its_pictures(name):
     assert (together == alone).all()
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_batch_equals_its_slices(name):
+    function = augment.batched(PICTURES[name])
+    batch = np.stack([picture(seed=i) for i in range(6)])
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        seeds = augment.seeds_of(1, 9, 6)
+        whole = function(tf.constant(batch), seeds)
+        parts = [function(tf.constant(batch[a:b]), seeds[a:b]) for a, b in ((0, 1), (1, 4), (4, 6))]
+        whole, parts = session.run([whole, tf.concat(parts, 0)])
+    assert (whole == parts).all()
+
+
+def test_draws_are_uniform_and_independent():
+    seeds = [augment.seeds_of(seed, step, 64) for seed in (0, 1) for step in range(64)]
+    draws = np.concatenate([augment._draws(each, 4) for each in seeds])
+    assert draws.dtype == np.float32 and draws.min() >= 0 and draws.max() < 1
+    count = len(draws)
+    for column in draws.T:  # chi-squared of 16 bins: mean 15, deviation 5.5
+        seen = np.histogram(column, 16, (0, 1))[0]
+        assert ((seen - count / 16) ** 2 / (count / 16)).sum() < 15 + 5 * 5.5
+    # Between the draws of a picture, with the next picture's, and with the same place a step later.
+    bound = 5 / np.sqrt(count)
+    for other in (draws, np.roll(draws, 1, 0), np.roll(draws, 64, 0)):
+        related = np.corrcoef(draws.T, other.T)[:4, 4:]
+        if other is draws:
+            related = related - np.eye(4)
+        assert np.abs(related).max() < bound
+    assert len(np.unique(draws[:, 0])) > count * 0.99
+
+
 def test_compose_gives_each_function_its_own_numbers():
     draws = []
 

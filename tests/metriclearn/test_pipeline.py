@@ -87,7 +87,6 @@ def test_batches_are_what_the_sampler_says(table):
 def test_a_batch_depends_on_seed_and_step_alone(table):
     whole = train(table, 5, **CHANGES)
     assert same(train(table, 2, start_step=3, **CHANGES), whole[3:])
-    assert same(train(table, 5, cache=pipeline.DecodedCache(1 << 20), **CHANGES), whole)
     other = train(table, 5, **(CHANGES | {"seed": 6}))
     assert not same(other, whole) and (other[0]["id"] == whole[0]["id"]).all()
 
@@ -130,13 +129,55 @@ def test_pixels_in_memory(table, crop):
         train(memory, channels=1, crop=crop, cache=pipeline.DecodedCache(9))
 
 
-def test_cache_keeps_within_its_budget(table):
-    cache = pipeline.DecodedCache(30_000)
-    first = train(table, 6, cache=cache)
-    assert 0 < cache.bytes <= 30_000 and 0 < len(cache) < 12
-    kept = len(cache)
-    assert same(train(table, 6, cache=cache), first) and len(cache) == kept
-    assert same(train(table, 6), first)
+@pytest.mark.parametrize("changes", [CHANGES, {"method": "bicubic"}])
+def test_batches_do_not_depend_on_what_the_cache_holds(table, changes):
+    roomy, small = pipeline.DecodedCache(1 << 20), pipeline.DecodedCache(30_000)
+    first = train(table, 6, cache=roomy, **changes)
+    assert len(roomy) == 12 and roomy.bytes == sum(i.nbytes for i, _ in roomy._kept.values())
+    assert same(train(table, 6, cache=roomy, **changes), first)
+    assert same(train(table, 2, start_step=4, cache=roomy, **changes), first[4:])
+    for _ in range(2):  # what is past the budget is decoded again
+        assert same(train(table, 6, cache=small, **changes), first)
+        assert 0 < small.bytes <= 30_000 and 0 < len(small) < 12
+    assert same(train(table, 6, cache=pipeline.DecodedCache(0), **changes), first)
+
+
+def test_cached_pictures_are_those_decoded_each_time(table):
+    for size, most in (((24, 32), 1), ((32, 64), 0)):
+        options = {"image_size": size, "crop": augment.window_near_box()}
+        cached = train(table, 8, cache=pipeline.DecodedCache(1 << 20), **options)
+        plain = train(table, 8, **options)
+        apart = [
+            np.abs(a["image"].astype(int) - b["image"]) for a, b in zip(cached, plain, strict=True)
+        ]
+        assert np.max(apart) <= most and np.mean(apart) < 1e-4
+        assert all((a["id"] == b["id"]).all() for a, b in zip(cached, plain, strict=True))
+
+
+def test_resizing_a_batch_of_windows_equals_one_by_one():
+    rng = np.random.default_rng(4)
+    canvas = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
+    sides = rng.integers(1, 65, (40, 2)).astype(np.int32)
+    for method in ("bilinear", "nearest"):
+        together = images.resize_windows(tf.constant(canvas), tf.constant(sides), (16, 32), method)
+        for i, (h, w) in enumerate(sides):
+            assert (images.resize(canvas[i, :h, :w], (16, 32), method) == together[i]).numpy().all()
+
+
+def test_batched_and_single_augmentations_in_one_chain(table):
+    def invert(image, seed):
+        return 255 - image
+
+    chain = augment.compose(augment.random_flip, invert, augment.random_colour())
+    assert not hasattr(chain, "batch")
+    plain = train(table, 2)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for step, (batch, changed) in enumerate(
+            zip(plain, train(table, 2, augment=chain), strict=True)
+        ):
+            seeds = augment.seeds_of(5, step, 6)
+            alone = [chain(tf.constant(batch["image"][i]), seeds[i]) for i in range(6)]
+            assert (session.run(tf.stack(alone)) == changed["image"]).all()
 
 
 DAMAGE = {
@@ -181,8 +222,12 @@ def test_bad_files_anywhere_in_the_stream(tmp_path, which):
     def fixed(step):
         return (tf.range(4, dtype=tf.int64) + 4 * step) % 8
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{which[0]}.jpg: "):
-        run(lambda: pipeline.train_batches(table, fixed, image_size=8), 3)
+    for cache in (None, pipeline.DecodedCache(1 << 20)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"{which[0]}.jpg: "):
+            run(
+                lambda cache=cache: pipeline.train_batches(table, fixed, image_size=8, cache=cache),
+                3,
+            )
     assert pipeline.unreadable_images(table).tolist() == list(which)
 
 
