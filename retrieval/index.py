@@ -40,6 +40,8 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
     file, of which searching reads what it needs; auto decides that itself.
     """
     origin = store.manifest_of(source)
+    if not origin["count"]:
+        raise ValueError(f"{source}: holds no embeddings: there is nothing to index")
     dimensions, count = origin["dimensions"], origin["count"]
     memory, why = memory or search.free_memory() // 2, "asked for"
     with files.only_writer(folder):
@@ -57,7 +59,13 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             wanted = 64 * getattr(faiss.downcast_index(index), "nlist", 1024) + 4096
             wanted = min(wanted, max(4096, memory // (16 * dimensions)))
             rows = _gather(parts, starts, _sample(random, count, wanted))
-            index.train(search.prepare(rows, similarity))
+            try:
+                index.train(search.prepare(rows, similarity))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1]
+                raise ValueError(
+                    f"--index={factory}: cannot be trained on {len(rows)} items: {reason}"
+                ) from None
         items = _items(parts)
         _check_unique(items["id"])
         manifest = {
@@ -136,6 +144,11 @@ def add(source, folder):
     with files.only_writer(folder):
         index, items, manifest = load(folder)
         check_weights(manifest, origin, source)
+        if origin["dimensions"] != manifest["dimensions"]:
+            raise ValueError(
+                f"{source} has {origin['dimensions']} dimensions; the index takes "
+                f"{manifest['dimensions']}"
+            )
         parts = list(store.shards(source))
         _check_rows(parts, manifest["similarity"])
         new = _items(parts)

@@ -118,6 +118,10 @@ def shards(folder, verify=True):
                 raise ValueError(f"{path}: is damaged (checksum differs); embed again")
         table = files.read_table(paths["parquet"], COLUMNS)
         array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
+        if len(array) != len(table["id"]):
+            raise ValueError(
+                f"{paths['parquet']}: names {len(table['id'])} items for {len(array)} embeddings"
+            )
         ids, products, categories, paths = (table[name] for name in COLUMNS)
         yield Embedded(array, ids, products, categories, paths=paths)
 

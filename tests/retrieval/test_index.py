@@ -2,9 +2,13 @@
 
 import errno
 import os
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retrieval import embed, files, index, search, store
 
@@ -165,6 +169,88 @@ def test_lists_on_disk_are_checked(tmp_path, points):
     lists.write_bytes(data[:-9])  # a mapped file that is too short would end the process
     with pytest.raises(ValueError, match=r"lists\.ivfdata: is damaged"):
         index.load(folder)
+
+
+def test_what_cannot_be_built_or_added_is_named(tmp_path, points):
+    """Nothing of these is left behind: neither a version nor a lock."""
+    folder = tmp_path / "index"
+    empty = write_store(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match="empty: holds no embeddings"):
+        index.build(empty, folder)
+    zero = write_store(tmp_path / "zero", [items(points[:9] * (np.arange(9) != 4)[:, None])])
+    with pytest.raises(ValueError, match="row 4 is all zeros"):
+        index.build(zero, folder, "Flat")
+    few = write_store(tmp_path / "few", [items(points[:5])])
+    with pytest.raises(ValueError, match=r"--index=IVF8,SQ8: cannot be trained on 5 items"):
+        index.build(few, folder, "IVF8,SQ8")
+    with files.only_writer(folder), pytest.raises(ValueError, match="another program is writing"):
+        index.build(few, folder, "Flat")
+    assert not (folder / "current").exists()
+    index.build(few, folder, "Flat")
+    # Fewer items than asked for: the surplus is empty.
+    scores, rows = index.find(index.load(folder), points[:2], k=8)
+    assert (rows[:, 5:] == -1).all() and np.isneginf(scores[:, 5:]).all()
+    assert sorted(rows[0, :5]) == [0, 1, 2, 3, 4]
+    short = write_store(tmp_path / "short", [items(points[:5, :8], name="s")])
+    with pytest.raises(ValueError, match="has 8 dimensions; the index takes 16"):
+        index.add(short, folder)
+    nothing = write_store(tmp_path / "nan", [])
+    with pytest.raises(ValueError, match="holds no embeddings"):
+        store.read(nothing)
+    assert index.load(folder)[2]["version"] == 1
+
+
+def test_a_table_that_lacks_items_is_named(tmp_path, points):
+    folder = write_store(tmp_path / "s", [items(points[:9])])
+    table = files.read_table(folder / "00000.parquet", store.COLUMNS)
+    files.write_table(folder / "00000.parquet", {k: v[:7] for k, v in table.items()})
+    with pytest.raises(ValueError, match=r"00000\.parquet: names 7 items for 9 embeddings"):
+        store.read(folder, verify=False)
+    files.write_table(folder / "00000.parquet", {k: v for k, v in table.items() if k != "id"})
+    with pytest.raises(ValueError, match=r"00000\.parquet: not a table that can be read"):
+        store.read(folder, verify=False)
+
+
+def test_a_full_disk_leaves_the_shards_before_it(tmp_path, points, monkeypatch):
+    manifest = store.begin(tmp_path, {"checkpoint_sha256": "a"})
+    store.append(tmp_path, manifest, items(points[:9]), 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.append(tmp_path, manifest, items(points[9:20], 9), 1)
+    assert sorted(os.listdir(tmp_path)) == ["00000.npy", "00000.parquet", "manifest.json"]
+    again = store.begin(tmp_path, {"checkpoint_sha256": "a"})
+    assert len(again["shards"]) == 1
+    store.append(tmp_path, again, items(points[9:20], 9), 1)
+    store.finish(tmp_path, again)
+    np.testing.assert_array_equal(store.read(tmp_path).embeddings, points[:20])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+        min_size=1, max_size=8, unique=True,
+    )
+)  # fmt: skip
+def test_any_text_is_an_id(names):
+    random = np.random.default_rng(0)
+    ids, blank = np.array(names), np.full(len(names), "")
+    embedded = store.Embedded(random.normal(size=(len(ids), 3)).astype("f4"), ids, ids, blank)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        source = write_store(folder / "s", [embedded])
+        assert store.read(source).ids.tolist() == names
+        index.build(source, folder / "i", "Flat")
+        index.remove(names[:1], folder / "i")
+        loaded = index.load(folder / "i")
+        assert loaded[1]["id"].tolist() == names
+        rows = index.find(loaded, embedded.embeddings, k=1)[1][1:, 0]
+        assert rows.tolist() == list(range(1, len(names)))
 
 
 def test_a_full_disk_leaves_the_old_version(tmp_path, points, monkeypatch):
