@@ -1,13 +1,14 @@
 """The metrics against plain loops, and against rankings worked out by hand."""
 
 import math
+import types
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import exact, metrics
+from retrieval import exact, filters, metrics, vectors
 
 
 def oracle_scores(queries, catalogue, similarity):
@@ -139,6 +140,7 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ({"query_labels": [1, 2]}, "one entry a row"),
         ({"catalogue_ids": ["x", "x"]}, "'x' occurs twice"),
         ({"similarity": "hamming"}, "not one of"),
+        ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -205,6 +207,37 @@ def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_s
     np.testing.assert_array_equal(ranking.first, first)
     np.testing.assert_array_equal(ranking.hits, hits)
     np.testing.assert_allclose(ranking.average_precision, ap, rtol=1e-12)
+
+
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+def test_filters_agree_over_several_tiles(similarity):
+    """Real tiles, with a last one that is not full; scores crowd, so that bfloat16 tells few."""
+    random = np.random.default_rng(9)
+    labels = random.integers(0, 300, 1300)
+    points = (1 + 0.02 * random.normal(size=(1300, 70))).astype(np.float32)
+    points += (0.03 * random.normal(size=(300, 70)))[labels].astype(np.float32)
+    found = [
+        metrics.rank_queries(points, labels, similarity=similarity, filter=name, threads=2)
+        for name in ("float32", "bfloat16")
+    ]
+    assert [ranking.filter for ranking in found] == ["float32", "bfloat16"]
+    for name in ("first", "best", "worst", "hits", "average_precision", "tied"):
+        np.testing.assert_array_equal(*(getattr(ranking, name) for ranking in found))
+
+
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+def test_the_bound_of_bfloat16_holds(similarity):
+    random = np.random.default_rng(10)
+    points = random.normal(size=(70, 33)) * 10.0 ** random.integers(-3, 3, (70, 1))
+    left = vectors.Vectors(points.astype(np.float32), similarity)
+    product = filters.Bfloat16(left, left, 1)
+    rows, items = left.left(slice(None)), left.right(slice(None))
+    scores = product.multiply(product.left(rows), product.right(items), types.SimpleNamespace())
+    scores = scores.transpose(1, 0, 2).reshape(70, -1)[:, :70]
+    error = np.abs(scores - rows.astype(np.float64) @ items.T.astype(np.float64))
+    assert (error <= product.bound[:, None]).all()
+    # It is no looser than Cauchy-Schwarz makes it: some error comes within a fiftieth.
+    assert (error > product.bound[:, None] / 50).any()
 
 
 def test_items_a_hair_apart_are_told_apart():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval import evaluation, metrics, rerank, search, store
+from retrieval import evaluation, metrics, rerank, search, store, vectors
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,44 @@ def test_the_shelf_counts_products_not_pictures():
         queries.embeddings, queries.products, catalogue.embeddings, catalogue.products,
         similarity="dot",
     ).first.tolist() == [3]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
+    """Points a hair apart, overlapping sets, several blocks: against float64, one pair a time."""
+    monkeypatch.setattr(vectors, "CHUNK", 64)
+    random = np.random.default_rng(4)
+    points = (1 + scale * random.normal(size=(90, 4))).astype(np.float32)
+    points[60:75] = points[30:45]  # ties between products
+    labels, names = random.integers(0, 12, 90).astype(str), np.array([f"i{n}" for n in range(90)])
+    items = store.Embedded(points, names, labels, np.full(90, ""))
+    queries = store.Embedded(points[:40], names[:40], labels[:40], np.full(40, ""))
+    found = evaluation.shelf_ranks(queries, items, "dot")
+    wide = points.astype(np.float64)
+    for q in range(40):
+        score = np.array([vectors.pair_scores(points[q : q + 1], p[None])[0] for p in points])
+        np.testing.assert_allclose(score, wide @ wide[q], rtol=1e-12)
+        score[q] = -np.inf
+        best = {label: score[labels == label].max() for label in set(labels)}
+        before = sum(value > best[labels[q]] for value in best.values())
+        assert found[q] == (before + 1 if np.isfinite(best[labels[q]]) else 0)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_nearest_by_blocks(similarity, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK", 7)
+    random = np.random.default_rng(6)
+    points = random.normal(size=(50, 5)).astype(np.float32)
+    scores, rows = search.nearest(points[:9], [points[:20], points[20:]], 12, similarity)
+    for q in range(9):
+        if similarity == "cosine":
+            unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+            expected = unit @ unit[q]
+        else:
+            expected = -np.linalg.norm(points - points[q], axis=1)
+        order = np.argsort(-expected, kind="stable")[:12]
+        assert rows[q].tolist() == order.tolist()
+        np.testing.assert_allclose(scores[q], expected[order], atol=1e-3)
 
 
 def test_intervals_are_wider_when_products_are_few():
