@@ -171,17 +171,23 @@ def random_window(low=0.5, high=1.0, square=False):
     """
     _check_range("random_window", low, high, 0.0, 1.0)
 
-    def window(height, width, box, seed):
+    def place(height, width, box, draws):
         del box
-        draws = _uniform(seed, [3], 0.0, 1.0)
-        sides = tf.stack([height, width])
+        sides = tf.stack([height, width], -1)
         whole = tf.cast(sides, tf.float32)
         if square:
-            whole = tf.fill([2], tf.reduce_min(whole))
-        size = tf.cast(tf.round(whole * (low + (high - low) * draws[0])), tf.int32)
+            whole = tf.minimum(whole, tf.reverse(whole, [-1]))
+        share, corner = draws[..., :1], draws[..., 1:]
+        size = tf.cast(tf.round(whole * (low + (high - low) * share)), tf.int32)
         size = tf.maximum(size, 1)
-        return tf.concat([_between(draws[1:], sides - size), size], 0)
+        return tf.concat([_between(corner, sides - size), size], -1)
 
+    def window(height, width, box, seed):
+        return place(height, width, box, _draws(seed[None], 3)[0])
+
+    # For one picture or for a batch, given its draws, so that a batch's are made together.
+    window.place = place
+    window.draws = lambda seeds: _draws(seeds, 3)
     return window
 
 

@@ -131,32 +131,33 @@ def _loader(table, most, size, channels, crop, method, cache):
         return lambda rows, seeds: tf.gather(tf.constant(table.images), rows)
     least = size if crop is None else tuple(CROP_RESERVE * side for side in size)
 
-    def placed(rows, seeds):
-        """What a window depends on beside the picture: seeds, and boxes where there are any."""
-        boxed = table.boxes is not None
-        return (seeds, tf.gather(tf.constant(table.boxes), rows)) if boxed else (seeds,)
+    # A window whose numbers can be drawn for a whole batch has them drawn so, before decoding.
+    place, draws = getattr(crop, "place", crop), getattr(crop, "draws", tf.identity)
 
-    def windowed(seed):
-        if crop is None:
-            return None
+    def placed(rows, seeds):
+        """What a window depends on beside the picture: numbers, and boxes where there are any."""
         # Not the augmentation's own numbers again: a flip must not go with the crop's place.
-        own = tf.bitwise.bitwise_xor(seed, [CROP_STREAM, 0])
-        return lambda height, width, box: crop(height, width, box, own)
+        numbers = draws(tf.bitwise.bitwise_xor(seeds, [CROP_STREAM, 0]))
+        boxed = table.boxes is not None
+        return (numbers, tf.gather(tf.constant(table.boxes), rows)) if boxed else (numbers,)
+
+    def windowed(numbers):
+        return crop and (lambda height, width, box: place(height, width, box, numbers))
 
     def decoded(path, window=None, box=None):
         data = tf.io.read_file(path)
         return pictures.decode(data, channels=channels, least=least, window=window, box=box)
 
     def from_memory(rows, seeds):
-        def one(row, seed, box=None):
-            image = pictures.cut(tf.constant(table.images)[row], windowed(seed), box)
+        def one(row, numbers, box=None):
+            image = pictures.cut(tf.constant(table.images)[row], windowed(numbers), box)
             return pictures.resize(image, size, method)
 
         return _each(one, (rows, *placed(rows, seeds)), most)[1]
 
     def from_files(rows, seeds):
-        def one(path, seed, box=None):
-            return pictures.resize(decoded(path, windowed(seed), box)[0], size, method)
+        def one(path, numbers, box=None):
+            return pictures.resize(decoded(path, windowed(numbers), box)[0], size, method)
 
         paths = tf.gather(tf.constant(table.paths), rows)
         return _every(one, paths, placed(rows, seeds), most)
@@ -166,8 +167,8 @@ def _loader(table, most, size, channels, crop, method, cache):
             image, ratio = decoded(path)
             return image, tf.concat([tf.shape(image)[:2], [ratio]], 0)
 
-        def window(place, seed, box=None):
-            return tf.concat(pictures.place(windowed(seed), place[:2], place[2], box), 0)
+        def window(size, numbers, box=None):
+            return tf.concat(pictures.place(windowed(numbers), size[:2], size[2], box), 0)
 
         sizes = tf.numpy_function(cache.sizes, [rows], tf.int32, stateful=False)
         sizes = tf.ensure_shape(sizes, [None, 3])
@@ -175,7 +176,10 @@ def _loader(table, most, size, channels, crop, method, cache):
         paths = tf.gather(tf.constant(table.paths), tf.gather_nd(rows, new))
         images, found = _every(one, paths, (), most)
         sizes = tf.tensor_scatter_nd_update(sizes, new, found)
-        windows = _each(window, (sizes, *placed(rows, seeds)), most)[1]
+        if hasattr(crop, "place"):
+            windows = place(sizes[:, 0], sizes[:, 1], None, placed(rows, seeds)[0])
+        else:
+            windows = _each(window, (sizes, *placed(rows, seeds)), most)[1]
         canvas = tf.numpy_function(
             cache.cut, [rows, windows, new[:, 0], images, found], tf.uint8, stateful=False
         )
