@@ -208,7 +208,7 @@ def main(model, given, rest):
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
     key = "actions.export.outputs"
-    declared = model.config[key] if key in model.config else ()
+    declared = model.config[key] if key in model.config else ()  # noqa: SIM401, it has no get
     note = export(
         model,
         checkpoint,
