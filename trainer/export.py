@@ -213,7 +213,7 @@ def main(model, given, rest):
         model,
         checkpoint,
         output,
-        outputs=options.outputs or declared,
+        outputs=outputs,
         overwrite=options.overwrite,
         code=experiment.last_start(folder),
     )

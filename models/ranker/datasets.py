@@ -66,13 +66,13 @@ def training_tables():
     train = pool & ~held
     if config["dataset.domains"]:
         train |= shop & np.isin(table.products, table.products[train])
-    validation = None
-    if held.any():
-        shown = _of_catalogue(table)
-        asked = held & ~shown
-        shown &= (held | shop) & np.isin(table.products, table.products[asked])
-        rows = np.flatnonzero(asked | shown)
-        validation = table.select(rows), shown[rows]
+    shown = _of_catalogue(table)
+    asked = held & ~shown
+    shown &= np.isin(table.products, table.products[asked])
+    if config["dataset.validation.holdout"] not in ("photos", "both"):
+        shown &= held | shop  # of other products than those trained on
+    rows = np.flatnonzero(asked | (shown & (pool | shop)))
+    validation = (table.select(rows), shown[rows]) if asked.any() else None
     return _with_positives(table.select(train)), validation
 
 

@@ -96,6 +96,15 @@ def test_held_out_photos_are_a_share_of_each_product(monkeypatch, config):
     assert set(datasets.training_tables()[1][0].ids) == set(held.ids)
 
 
+def test_held_out_photos_search_the_catalogue_that_is_trained_on(monkeypatch, config):
+    shop(monkeypatch, domains=lambda name: "shop" if name.endswith(("/0", "shop")) else "consumer")
+    photos = {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.3}
+    config.update({"dataset.domains": True, **photos})
+    train, (held, shown) = datasets.training_tables()
+    assert set(held.ids[shown]) <= set(train.ids) and not set(held.ids[~shown]) & set(train.ids)
+    assert set(collections.Counter(held.products[shown]).values()) == {2}
+
+
 def test_both_holds_out_products_and_photos(monkeypatch, config):
     shop(monkeypatch)
     config.update({"dataset.validation.holdout": "both", "dataset.validation.share": 0.25})
