@@ -213,7 +213,7 @@ def main(model, given, rest):
         model,
         checkpoint,
         output,
-        outputs=outputs,
+        outputs=options.outputs or declared,
         overwrite=options.overwrite,
         code=experiment.last_start(folder),
     )
