@@ -272,7 +272,8 @@ def print_table(figures, results):
         f"{figures['num_unanswerable']} queries have no relevant item and are left out."
     )
     print(
-        f"Ranks are exact: {figures['num_decided_in_float64']} queries certified in float64, "
+        f"Ranks are exact, from {figures['filter']} scores: "
+        f"{figures['num_decided_in_float64']} queries certified in float64, "
         f"{figures['ties']['num_queries_with_ties']} with ties."
     )
     if "index" in figures:

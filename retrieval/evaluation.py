@@ -5,6 +5,7 @@ import time
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from retrieval import exact, filters, metrics, search, vectors
 
@@ -61,7 +62,8 @@ def evaluate(
     figures["interval95"] = intervals(ranking, queries.products)
     figures["ties"] = ties(ranking)
     figures["per_category"] = by_category(ranking, queries)
-    figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
+    with threadpool_limits(threads, "blas"):
+        figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
     # One more than asked for, since the query itself may be among them.
     near = min(top + 1, len(catalogue))
     found = search.nearest(queries.embeddings, [catalogue.embeddings], near, similarity)

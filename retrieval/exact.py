@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from retrieval import filters
 from retrieval.vectors import pair_scores
@@ -118,8 +119,6 @@ def count_ranks(
     rank need not be followed beyond it, None for to the end. threads: None for all cores. filter:
     one of `filters.FILTERS`.
     """
-    from threadpoolctl import threadpool_limits
-
     threads = threads or cores()
     query, item = relevant_pairs(query_labels, catalogue_labels, own)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:

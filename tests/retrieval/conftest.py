@@ -41,6 +41,14 @@ def build(inputs=None, train_phase=False):
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """On the tests' tiny data FAISS's threads, two processes of them, mostly wait for each other."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folder that holds the module `tiny` and experiments/exp-tiny with a checkpoint at step 3."""
