@@ -4,7 +4,9 @@
 
 restores a checkpoint of the experiment (the newest one unless told), embeds the model's
 `retrieval_query` and `retrieval_index` datasets and writes to `<experiment>/analysis`. The
-experiment's own config.json is the configuration; flags given here override it.
+experiment's own config.json is the configuration; flags given here override it. A model may declare
+`evaluation.precision@k.num_to_retrieve` (--top unless given), `evaluation.precision@k.plot` and
+`evaluation.histogram` (false: that picture is not drawn).
 
     python -m retrieval.eval --queries=q.npy --query_labels=q.txt [--query_ids=q_ids.txt]
         [--catalogue=c.npy --catalogue_labels=c.txt [--catalogue_ids=c_ids.txt]] --output=DIR
@@ -26,6 +28,8 @@ from retrieval import evaluation, exact, files, filters, metrics, pictures, repo
 from trainer import config as trainer_config
 
 SHOWN = 12  # queries in the picture
+# What is drawn, and the key by which a model can do without.
+DRAWINGS = {"recall_at_k": "evaluation.precision@k.plot", "histogram": "evaluation.histogram"}
 
 
 def define_flags():
@@ -59,6 +63,9 @@ def main(model, given, rest):
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    top = "evaluation.precision@k.num_to_retrieve"
+    if top in model.config and not options["top"].present:
+        options.top = max(model.config[top], pictures.TOP)
     step = checkpoints.step_of(checkpoint)
     output = _folder(options.output or os.path.join(folder, "analysis"))
     prefix = os.path.join(output, f"model-{step}")
@@ -83,7 +90,8 @@ def main(model, given, rest):
     def images(which, ids):
         return embed.pictures_of(model, names[which == "catalogue"], ids)
 
-    write(prefix, figures, results, queries, catalogue, images)
+    drawn = [name for name, key in DRAWINGS.items() if key not in model.config or model.config[key]]
+    write(prefix, figures, results, queries, catalogue, images, drawn)
     return 0
 
 
@@ -171,11 +179,11 @@ def _folder(path):
     return path
 
 
-def write(prefix, figures, results, queries, catalogue, images):
+def write(prefix, figures, results, queries, catalogue, images, drawn=tuple(DRAWINGS)):
     """Writes every file of one evaluation and prints its table.
 
     results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
-    uint8 image} of 'queries' or 'catalogue', as many as there are.
+    uint8 image} of 'queries' or 'catalogue', as many as there are. drawn: which of DRAWINGS.
     """
     result = next(iter(results.values()))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
@@ -186,9 +194,11 @@ def write(prefix, figures, results, queries, catalogue, images):
     files.write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     report.write_csv(f"{prefix}-queries.csv", queries, catalogue, result)
-    pictures.histogram(f"{prefix}-histogram.png", histogram)
+    if "histogram" in drawn:
+        pictures.histogram(f"{prefix}-histogram.png", histogram)
     curves = {title: pictures.recall_curve(r.ranking) for title, r in results.items()}
-    pictures.recall_at_k(f"{prefix}-recall_at_k.png", curves)
+    if "recall_at_k" in drawn:
+        pictures.recall_at_k(f"{prefix}-recall_at_k.png", curves)
     gallery = report.gallery(queries, catalogue, result)
     shown = some_rows(len(queries), SHOWN)
     wanted = report.wanted(gallery, results, shown)

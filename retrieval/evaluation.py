@@ -305,7 +305,10 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
         for a, b in (same, (q[differ], c[differ]))
     ]
     everything = np.concatenate(values)
-    edges = np.histogram_bin_edges(everything, bins) if len(everything) else np.arange(bins + 1.0)
+    low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # collapsed: bins would have no width
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bins + 1)
     counts = [np.histogram(v, edges)[0].tolist() for v in values]
     unit = "distance" if similarity == "euclidean" else similarity
     return {

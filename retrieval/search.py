@@ -83,6 +83,7 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
     (benchmarks/ann.py): none is taken where more is asked for. The lists then go to disk, at eight
     bits, and the system keeps in memory what is asked for most.
     """
+    # np: without FAISS's training for polysemous codes, which takes minutes and is of no use here.
     lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
     eight, half = f"IVF{lists},SQ8", max(1, dimensions // 2)
     kinds = [
@@ -91,7 +92,7 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
         (eight, dimensions + 8, True, "a quarter of the memory at little loss"),
         (f"IVF{lists},RaBitQ4", half + 28, recall <= 0.87, "four bits a dimension"),
         (
-            f"IVF{lists},PQ{half}",
+            f"IVF{lists},PQ{half}np",
             half + 8,
             recall <= 0.83,
             "four bits a dimension, in codes of two",

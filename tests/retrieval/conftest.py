@@ -43,7 +43,7 @@ def build(inputs=None, train_phase=False):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """On the tests' tiny data FAISS's threads, two processes of them, mostly wait for each other."""
+    """On the tests' tiny data FAISS's threads, those of two processes, wait for each other."""
     import faiss
 
     faiss.omp_set_num_threads(1)

@@ -85,7 +85,7 @@ def test_two_writers_of_one_folder(tmp_path):
         ("HNSW16", False),
         ("IVF8,SQ8", False),
         ("IVF8,SQ8", True),
-        ("IVF8,PQ8", False),
+        ("IVF8,PQ8np", False),
         ("IVF8,RaBitQ4", False),
     ],
 )
@@ -280,7 +280,7 @@ def test_the_choice_follows_size_memory_recall_and_disk():
     assert kind(1_000_000, 128, 2 * gib) == "HNSW32"
     assert kind(1_000_000, 128, gib / 4) == "IVF4096,SQ8"
     assert kind(10_000_000, 128, gib, recall=0.85) == "IVF16384,RaBitQ4"
-    assert kind(10_000_000, 128, 0.7 * gib, recall=0.8) == "IVF16384,PQ64"
+    assert kind(10_000_000, 128, 0.7 * gib, recall=0.8) == "IVF16384,PQ64np"
     assert kind(10_000_000, 128, gib / 2, recall=0.4) == "IVF16384,RaBitQ"
     assert kind(10_000_000, 128, gib, disk=9 * gib) == "IVF16384,SQ8 on disk"
     assert kind(1_000_000, 128, gib, recall=1) == "Flat"
