@@ -123,11 +123,16 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     assert saved["model.miner"] == "given_positive" and saved["model.margin"] == 0.1
     assert saved["model.random_within_class"] == (0.8 if recipe == "sop" else 0)
     code, out, err = program(
-        "retrieval.eval", "--model=models.ranker", f"--trainer.experiment_name={folder.name}"
-    )
+        "retrieval.eval", "--model=models.ranker", f"--trainer.experiment_name={folder.name}",
+        "--noevaluation.histogram", "--evaluation.precision@k.num_to_retrieve=11",
+    )  # fmt: skip
     assert code == 0, err
     result = json.loads((folder / "analysis" / "model-3-eval.json").read_text())
     assert (result["num_queries"], result["num_catalogue"]) == counts
+    lists = json.loads((folder / "analysis" / "model-3-top_retrieved.json").read_text())
+    assert {len(entry["results"]) for entry in lists} == {min(11, counts[1])}
+    drawn = {path.name for path in (folder / "analysis").glob("*.png")}
+    assert "model-3-recall_at_k.png" in drawn and "model-3-histogram.png" not in drawn
 
 
 # ---------------------------------------------------------------------------- losses

@@ -121,6 +121,14 @@ def test_confusion_of_categories_by_hand():
     assert one[0] == ["x", "…"] and one[1].tolist() == [[0, 2], [2, 0]]
 
 
+def test_histogram_of_a_collapsed_embedding():
+    names = np.array(["1", "2", "3", "4"])
+    items = store.Embedded(np.ones((4, 2), np.float32), names, np.array([*"ppqq"]), names)
+    found = evaluation.similarity_histogram(items, items, "cosine")
+    edges = found["edges"]
+    assert edges[0] < 1 < edges[-1] and edges == sorted(set(edges))
+
+
 def test_report_in_a_browser(evaluated, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
     if browser is None:
