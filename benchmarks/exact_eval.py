@@ -1,6 +1,7 @@
 """Exact recall@k and MAP@R at the size of Stanford Online Products.
 
-    python -m benchmarks.exact_eval [--rows=60502] [--rounds=1] [--peer] [--verify]
+    python -m benchmarks.exact_eval [--rows=60502] [--part=both] [--rounds=1] [--peer]
+        [--verify]
 
 compares, on the same vectors and the same cores, within one run: the bare float32 matrix product,
 this project's evaluation (recall@{1,10,100,1000}, MAP@R, MRR, mean rank) with either filter, FAISS
@@ -123,6 +124,7 @@ def main():
     parser.add_argument("--products", type=int, default=11316)
     parser.add_argument("--noise", type=float, default=2.0)
     parser.add_argument("--queries", type=int, default=8192, help="of the second, unsymmetric part")
+    parser.add_argument("--part", choices=["both", "first", "second"], default="both")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--verify", action="store_true")
@@ -138,13 +140,16 @@ def main():
     if options.verify:
         return verify(points, labels)
     faiss.omp_set_num_threads(exact.cores())
-    for title, arguments in (
-        ("queries = catalogue", (points, labels, points, labels)),
-        (
+    parts = {
+        "first": ("queries = catalogue", (points, labels, points, labels)),
+        "second": (
             f"{options.queries} queries, not in the catalogue",
             (queries, query_labels, points, labels),
         ),
-    ):
+    }
+    for part, (title, arguments) in parts.items():
+        if options.part not in (part, "both"):
+            continue
         print(f"\n{title}")
         kinds = {
             "ours": lambda a=arguments: ours(*a, "auto"),
