@@ -20,13 +20,14 @@ calculator = AccuracyCalculator(
     # Its alternative to FAISS, in blocks.
     knn_func=CustomKNN(CosineSimilarity(), batch_size=1024),
 )
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 found = calculator.get_accuracy(points, labels)
-seconds = time.perf_counter() - start
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 print(
     json.dumps(
         {
             "seconds": seconds,
+            "cpu": cpu,
             "recall@k": {"1": found["precision_at_1"]},
             "map@r": found["mean_average_precision_at_r"],
         }
