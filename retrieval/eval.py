@@ -79,11 +79,11 @@ def main(model, given, rest):
             ("colour histogram", evaluation.color_histogram, "cosine"),
         ):
             results[name] = _evaluate(baseline(queries), baseline(catalogue), options, similarity)
+        more = extras(queries, catalogue, results["this model"], options)
     except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
     figures = {"checkpoint": checkpoint, "step": step, "model": model.__name__}
-    figures |= results["this model"].figures
-    figures |= extras(queries, catalogue, results["this model"], options)
+    figures |= results["this model"].figures | more
     figures["raw_pixels"] = results["raw pixels"].figures
     figures["color_histogram"] = results["colour histogram"].figures
 

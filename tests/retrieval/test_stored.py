@@ -172,6 +172,13 @@ def test_bad_input_is_named(tmp_path, change, message):
         )
 
 
+def test_an_index_that_cannot_be_made_is_one_line(tmp_path):
+    write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
+    done = run(tmp_path, "--queries=q.npy", "--query_labels=q.txt", "--index=No", "--output=out")
+    assert done.returncode == 1
+    assert re.match(r"error: --index=No: FAISS cannot make it for 4 dimensions.*\n$", done.stderr)
+
+
 def test_a_truncated_array_is_named(tmp_path):
     write_set(tmp_path, "q", np.ones((9, 4), np.float32), ["a"] * 9)
     data = (tmp_path / "q.npy").read_bytes()
