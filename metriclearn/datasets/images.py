@@ -64,15 +64,15 @@ def _decode_other(data, channels):
 
 
 def _ratio(sides, least):
-    """The largest of 1, 2, 4, 8 by which a picture can be reduced and keep `least` pixels."""
+    """The largest of 1, 2, 4, 8 by which int32 [..., 2] sides can be reduced and keep `least`."""
     if least is None:
-        return tf.constant(1)
-    room = tf.reduce_min(sides // least)
-    return tf.reduce_max(tf.where(room >= [2, 4, 8], [2, 4, 8], 1))
+        return tf.ones_like(sides[..., 0])
+    room = tf.reduce_min(sides // least, -1, keepdims=True)
+    return tf.reduce_max(tf.where(room >= [2, 4, 8], [2, 4, 8], 1), -1)
 
 
 def _log2(ratio):
-    return tf.reduce_sum(tf.cast(ratio >= [2, 4, 8], tf.int32))
+    return tf.reduce_sum(tf.cast(ratio[..., None] >= [2, 4, 8], tf.int32), -1)
 
 
 def cut(image, window, box):
@@ -92,18 +92,53 @@ def place(window, sides, ratio, box):
       sides: int32 [2], height and width of the reduced picture.
       ratio: int32 scalar, by how much the picture is reduced.
       box: as in `decode`.
+
+    If `window` takes a batch, all may have a leading dimension.
     """
     if window is None:
-        return tf.zeros([2], tf.int32), sides
+        return tf.zeros_like(sides), sides
     if box is None:
         reduced = tf.zeros([4], tf.int32)
     else:
         # Floor and ceiling, so that the reduced box still holds all of the object.
         box = tf.cast(box, tf.int32)
-        reduced = tf.concat([box[:2] // ratio, -(-box[2:] // ratio)], 0)
-    corner, size = tf.split(window(*tf.unstack(sides), reduced), 2)
+        ratio = tf.expand_dims(ratio, -1)
+        reduced = tf.concat([box[..., :2] // ratio, -(-box[..., 2:] // ratio)], -1)
+    corner, size = tf.split(window(*tf.unstack(sides, axis=-1), reduced), 2, -1)
     corner = tf.maximum(tf.minimum(corner, sides - 1), 0)
     return corner, tf.maximum(tf.minimum(size, sides - corner), 1)
+
+
+def _ratios(least):
+    return (1,) if least is None else (1, 2, 4, 8)
+
+
+def jpeg_sides(data):
+    """(bool, int32 [2]): whether a file is a JPEG, and the height and width that it tells."""
+    is_jpeg = tf.equal(tf.strings.substr(data, 0, 3), b"\xff\xd8\xff")
+    return is_jpeg, tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))[:2]
+
+
+def plan_jpeg(sides, least, window, box):
+    """What is decoded of a JPEG of `sides`, the other arguments as in `decode`.
+
+    Returns:
+      (int32 scalar, the binary logarithm of the reduction; int32 [4], y, x, h, w of the part to
+      decode; int32 [3], int32 [3], begin and size of the window's slice of that part); with a
+      leading dimension where `sides` and `window` have it.
+    """
+    ratio = _ratio(sides, least)
+    sides = -(-sides // tf.expand_dims(ratio, -1))
+    corner, size = place(window, sides, ratio, box)
+    low = tf.maximum(corner - HALO, 0)
+    part = tf.concat([low, tf.minimum(corner + size + HALO, sides) - low], -1)
+    depth = tf.zeros_like(sides[..., :1])
+    return (
+        _log2(ratio),
+        part,
+        tf.concat([corner - low, depth], -1),
+        tf.concat([size, depth - 1], -1),
+    )
 
 
 def decode(data, *, channels=3, least=None, window=None, box=None):
@@ -122,14 +157,8 @@ def decode(data, *, channels=3, least=None, window=None, box=None):
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
-    is_jpeg = tf.equal(tf.strings.substr(data, 0, 3), b"\xff\xd8\xff")
-    shape = tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))[:2]
-    ratios = (1,) if least is None else (1, 2, 4, 8)
-    ratio = _ratio(shape, least)
-    sides = -(-shape // ratio)
-    corner, size = place(window, sides, ratio, box)
-    low = tf.maximum(corner - HALO, 0)
-    part = tf.concat([low, tf.minimum(corner + size + HALO, sides) - low], 0)
+    is_jpeg, sides = jpeg_sides(data)
+    level, part, begin, kept = plan_jpeg(sides, least, window, box)
 
     def jpeg(ratio):
         if window is None:
@@ -148,16 +177,35 @@ def decode(data, *, channels=3, least=None, window=None, box=None):
 
     # One flat choice with little in it: also what is not chosen costs the runtime time, and that
     # easily more than the decoding of a small picture.
-    choice = tf.where(is_jpeg, _log2(ratio), len(ratios))
+    ratios = _ratios(least)
+    choice = tf.where(is_jpeg, level, len(ratios))
     image, ratio = tf.switch_case(choice, [*(lambda r=r: jpeg(r) for r in ratios), other])
     if window is not None:
-        image = _slice(image, tf.where(is_jpeg, corner - low, 0), tf.where(is_jpeg, size, -1))
+        image = tf.slice(image, tf.where(is_jpeg, begin, 0), tf.where(is_jpeg, kept, -1))
     return tf.ensure_shape(image, [None, None, channels]), ratio
+
+
+def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):
+    """`decode` of a JPEG whose `plan_jpeg`, made for a whole batch, is at hand: few ops are left.
+
+    Returns:
+      uint8 [h, w, channels].
+    """
+
+    def jpeg(ratio):
+        return tf.io.decode_and_crop_jpeg(data, part, channels=channels, ratio=ratio)
+
+    image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in _ratios(least)])
+    return tf.slice(image, begin, kept)
 
 
 def resize(image, size, method="bilinear"):
     """uint8 [h, w, c] -> uint8 [size[0], size[1], c]; the aspect ratio is not kept."""
-    resized = tf.cast(tf.image.resize(image, size, method=method), tf.float32)
+    if method == "bilinear":  # the op itself: what `tf.image.resize` adds costs time
+        resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)
+        resized = tf.squeeze(resized, 0)
+    else:
+        resized = tf.cast(tf.image.resize(image, size, method=method), tf.float32)
     if method not in ("bilinear", "nearest", "area"):  # the others overshoot
         resized = tf.clip_by_value(resized, 0.0, 255.0)
     return tf.cast(resized + HALF, tf.uint8)

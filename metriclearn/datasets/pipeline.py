@@ -159,8 +159,30 @@ def _loader(table, most, size, channels, crop, method, cache):
         def one(path, numbers, box=None):
             return pictures.resize(decoded(path, windowed(numbers), box)[0], size, method)
 
-        paths = tf.gather(tf.constant(table.paths), rows)
-        return _every(one, paths, placed(rows, seeds), most)
+        paths, given = tf.gather(tf.constant(table.paths), rows), placed(rows, seeds)
+        if not hasattr(crop, "place"):
+            return _every(one, paths, given, most)
+
+        def read(path):
+            data = tf.io.read_file(path)
+            return data, *pictures.jpeg_sides(data)
+
+        def planned(path, data, *plan):
+            image = pictures.decode_planned(data, *plan, channels=channels, least=least)
+            return pictures.resize(image, size, method)
+
+        def all_jpeg():
+            plan = pictures.plan_jpeg(sides, least, windowed(given[0]), *given[1:] or [None])
+            return _every(planned, paths, (data, *plan), most)
+
+        # Planned for the batch, one by one only decoded: ops on single numbers take as long as a
+        # small picture. Whatever is no JPEG, or cannot be read, sends the batch the long way.
+        data, is_jpeg, sides = _each(read, (paths,), most)[1]
+        return tf.cond(
+            tf.equal(tf.size(data), tf.size(paths)) & tf.reduce_all(is_jpeg),
+            all_jpeg,
+            lambda: _every(one, paths, given, most),
+        )
 
     def from_cache(rows, seeds):
         def one(path):

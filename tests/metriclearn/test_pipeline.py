@@ -213,6 +213,18 @@ def test_a_bad_file_is_named(tmp_path, kind):
     assert pipeline.usable_images(table, "error") is table
 
 
+@pytest.mark.parametrize("size", [4, 6])  # reduced by two, and not at all
+def test_windows_planned_for_the_batch_are_those_of_each_picture(tmp_path, size):
+    planned = augment.random_window()
+    table = damaged(tmp_path, None, (), 12)
+    # Another function, without the attributes: each picture's window is placed on its own.
+    alone = train(table, crop=lambda *given: planned(*given), image_size=size)
+    assert same(train(table, crop=planned, image_size=size), alone)
+    for change in (lambda data: data[:300], None):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="3.jpg: .*on_bad_image"):
+            train(damaged(tmp_path, change, count=12), 6, crop=planned, image_size=size)
+
+
 @pytest.mark.parametrize("which", [(0,), (7,), (4, 5, 6, 7), tuple(range(8))])
 def test_bad_files_anywhere_in_the_stream(tmp_path, which):
     table = damaged(tmp_path, lambda data: data[:60], which)
