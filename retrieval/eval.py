@@ -75,7 +75,7 @@ def main(model, given, rest):
         queries, catalogue = (found[name] for name in names)
         results = {"this model": _evaluate(queries, catalogue, options)}
         for name, baseline, similarity in (
-            ("raw pixels", evaluation.raw_pixels, "euclidean"),
+            ("raw pixels", evaluation.raw_pixels, "cosine"),
             ("colour histogram", evaluation.color_histogram, "cosine"),
         ):
             results[name] = _evaluate(baseline(queries), baseline(catalogue), options, similarity)
