@@ -8,12 +8,13 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from PIL import Image
 
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from models import ranker
 from trainer import checkpoints, export, loop, meters
-from trainer.config import UserError
+from trainer.config import UserError, from_flags
 from trainer.layers import ModelDict, conv2d
 
 v1 = tf.compat.v1
@@ -133,6 +134,20 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     assert {len(entry["results"]) for entry in lists} == {min(11, counts[1])}
     drawn = {path.name for path in (folder / "analysis").glob("*.png")}
     assert "model-3-recall_at_k.png" in drawn and "model-3-histogram.png" not in drawn
+
+
+@pytest.mark.parametrize("recipe", ["grocery_head", "grocery", "grocery_unseen"])
+def test_grocery_recipe_sets_known_keys(config, recipe):
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", None, "model", flag_values=values)
+    model, given, rest = from_flags(["main", f"--flagfile={RECIPES / recipe}.flags"], values)
+    assert model is ranker and not rest and "model.num_steps" in given
+    assert config["dataset.name"] == "grocery" and config["dataset.domains"]
+    assert config["model.cached_features"] == (recipe != "grocery")
+    if recipe == "grocery_unseen":
+        (train,), (test,) = config["dataset.train_where"], config["dataset.test_where"]
+        names = [set(text.removeprefix("product=").split("|")) for text in (train, test)]
+        assert [len(part) for part in names] == [54, 27] and not names[0] & names[1]
 
 
 # ---------------------------------------------------------------------------- losses
