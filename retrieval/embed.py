@@ -23,7 +23,7 @@ import re
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from retrieval import files, listing, progress, store
 from retrieval.store import Embedded
@@ -448,15 +448,7 @@ def run(argv=None):
     define_flags()
     if not any(a.lstrip("-").split("=")[0] in ("folder", "manifest") for a in argv[1:]):
         trainer_config.run(main, argv)
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(argv)[1:]
-        if rest:
-            raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
-        pictures()
-    except (trainer_config.UserError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    trainer_config.run_without_model(pictures, argv)
 
 
 if __name__ == "__main__":

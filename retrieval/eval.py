@@ -22,7 +22,7 @@ import sys
 
 import faiss
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from retrieval import evaluation, exact, files, filters, metrics, pictures, report, rerank
 from trainer import config as trainer_config
@@ -306,15 +306,7 @@ def run(argv=None):
 
         quiet.import_tensorflow()  # before the model module does, with its banner
         trainer_config.run(main, argv)
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(argv)[1:]
-        if rest:
-            raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
-        stored()
-    except (trainer_config.UserError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    trainer_config.run_without_model(stored, argv)
 
 
 if __name__ == "__main__":

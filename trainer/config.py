@@ -352,3 +352,17 @@ def run(main, argv=None):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def run_without_model(main, argv=None):
+    """Runs `main()` as a program whose flags are all defined already; otherwise as `run`."""
+    argv = sys.argv if argv is None else argv
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}")
+        main()
+    except (UserError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
