@@ -54,30 +54,26 @@ def write_json_list(path, values):
 
 
 def write_table(path, columns):
-    """Writes {name: str [N] or bool [N]} as a Parquet table."""
+    """Writes {name: str [N]} as a Parquet table."""
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.table({name: pyarrow.array(list(v)) for name, v in columns.items()})
+    texts = {name: pyarrow.array(v, pyarrow.string()) for name, v in columns.items()}
+    table = pyarrow.table(texts)
     with published(path) as out:
         parquet.write_table(table, out)
 
 
-def read_table(path, names) -> dict:
-    """Reads columns of a Parquet table as NumPy arrays; ValueError where it is damaged."""
+def read_table(path, names):
+    """Reads columns of a Parquet file as a pyarrow.Table; ValueError where it is damaged."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, columns=list(names))
-        columns = {name: table.column(name).to_pylist() for name in names}
+        return parquet.read_table(path, columns=list(names)).select(list(names))
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a table that can be read: {reason}") from None
-    return {
-        name: np.array(values, bool if values and isinstance(values[0], bool) else str)
-        for name, values in columns.items()
-    }
 
 
 def read_json(path):

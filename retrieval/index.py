@@ -6,8 +6,8 @@
     python -m retrieval.index search --store=QUERIES --output=INDEX [--category=NAME] [--k=10]
     python -m retrieval.index info | verify --output=INDEX
 
-INDEX/current names a version; INDEX/versions/<n> holds index.faiss, items.parquet, manifest.json
-and, for an index above the memory, its inverted lists, lists.ivfdata. A version is published by one
+INDEX/current names a version; INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json and,
+for an index above the memory, its inverted lists, lists.ivfdata. A version is published by one
 rename of `current`, so that readers see the old or the new one, whole; the last three are kept.
 Removed items stay in the FAISS file and are left out of every search, which works for all kinds of
 index; `build` anew to be rid of them.
@@ -24,12 +24,18 @@ import sys
 
 import faiss
 import numpy as np
+import pyarrow
+from pyarrow import compute
 
-from retrieval import files, ondisk, search, store, vectors
+from retrieval import files, ondisk, progress, search, store, vectors
 
 KEPT = 3  # versions
 BLOCK = 65536  # rows added at a time
 COLUMNS = ("id", "product", "category")
+ITEMS = pyarrow.schema(
+    # large: the texts of one column may take more than 2 GiB.
+    [*((name, pyarrow.large_string()) for name in COLUMNS), ("alive", pyarrow.bool_())]
+)
 
 
 def build(source, folder, factory="auto", *, similarity="cosine", memory=None, recall=0.95, k=10,
@@ -39,9 +45,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
     memory: bytes, half of what is free if None. on_disk: keep the inverted lists of `factory` in a
     file, of which searching reads what it needs; auto decides that itself.
     """
-    origin = store.manifest_of(source)
-    if not origin["count"]:
-        raise ValueError(f"{source}: holds no embeddings: there is nothing to index")
+    origin = _manifest_of(source)
     dimensions, count = origin["dimensions"], origin["count"]
     memory, why = memory or search.free_memory() // 2, "asked for"
     with files.only_writer(folder):
@@ -52,13 +56,13 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
         index = search.make(factory, dimensions, similarity)
         if on_disk and not isinstance(faiss.downcast_index(index), faiss.IndexIVF):
             raise ValueError(f"--index={factory}: has no inverted lists to keep on disk (IVF…)")
-        parts = list(store.shards(source))
-        _check_rows(parts, similarity)
+        parts, items = _open(source, similarity)
         starts = np.cumsum([0, *(len(part) for part in parts)])
         if not index.is_trained:
             wanted = 64 * getattr(faiss.downcast_index(index), "nlist", 1024) + 4096
             wanted = min(wanted, max(4096, memory // (16 * dimensions)))
             rows = _gather(parts, starts, _sample(random, count, wanted))
+            print(f"training {factory} on {len(rows)} of {count} items", file=sys.stderr)
             try:
                 index.train(search.prepare(rows, similarity))
             except RuntimeError as error:
@@ -66,8 +70,6 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
                 raise ValueError(
                     f"--index={factory}: cannot be trained on {len(rows)} items: {reason}"
                 ) from None
-        items = _items(parts)
-        _check_unique(items["id"])
         manifest = {
             "factory": factory,
             "why": why,
@@ -90,39 +92,44 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             step = 0.1 * np.linalg.norm(queries, axis=1, keepdims=True) / np.sqrt(dimensions)
             queries = queries + (step * random.normal(size=queries.shape)).astype(np.float32)
             near = min(k, count)
-            everything = (part.embeddings for part in parts)
+            everything = progress.track(parts, len(parts), "true neighbours", len)
             truth = search.nearest(queries, everything, near, similarity)[1]
             tuned = search.tune(index, queries, truth, recall, similarity, near)
             manifest["tuned"] = {**tuned, "asked": recall, "k": near}
             return _write(path, index, items, manifest)
 
 
-def _items(parts):
-    """The table of a store's items: {column: [N]}, all of them alive."""
-    items = {
-        name: np.concatenate([getattr(part, column) for part in parts])
-        for name, column in zip(COLUMNS, ("ids", "products", "categories"), strict=True)
-    }
-    return items | {"alive": np.ones(len(items["id"]), bool)}
+def _manifest_of(source):
+    manifest = store.manifest_of(source)
+    if not manifest["count"]:
+        raise ValueError(f"{source}: holds no embeddings: there is nothing to index")
+    return manifest
+
+
+def _open(source, similarity):
+    """A store's embeddings, a list of arrays [n, D], and its items, an ITEMS table, all alive.
+
+    ValueError for a row that cannot be searched, and for an id that occurs twice.
+    """
+    parts, tables = [], []
+    for part, table in store.shards(source):
+        vectors.Vectors(part, similarity, f"{source}, around {table['id'][0].as_py()!r}")
+        parts.append(part)
+        tables.append(table.select(COLUMNS).append_column("alive", [np.ones(len(part), bool)]))
+    items = pyarrow.concat_tables(tables).cast(ITEMS)
+    if len(compute.unique(items["id"])) < len(items):
+        counts = compute.value_counts(items["id"])
+        twice = counts.filter(compute.greater(counts.field("counts"), 1))[0]["values"]
+        raise ValueError(f"{source}: id {twice.as_py()!r} occurs twice")
+    return parts, items
 
 
 def _blocks(parts, similarity, rows):
     """Yields the embeddings of parts as FAISS takes them, at most so many rows at a time."""
     rows = max(1024, rows)
-    for part in parts:
-        for i in range(0, len(part), rows):
-            yield search.prepare(part.embeddings[i : i + rows], similarity)
-
-
-def _check_rows(parts, similarity):
-    for part in parts:
-        vectors.Vectors(part.embeddings, similarity, f"the store, around {str(part.ids[0])!r}")
-
-
-def _check_unique(ids):
-    names, count = np.unique(ids, return_counts=True)
-    if len(names) < len(ids):
-        raise ValueError(f"id {str(names[count > 1][0])!r} occurs twice in the store")
+    cuts = [part[i : i + rows] for part in parts for i in range(0, len(part), rows)]
+    for cut in progress.track(cuts, len(cuts), "items", len):
+        yield search.prepare(cut, similarity)
 
 
 def _sample(random, count, wanted):
@@ -134,13 +141,13 @@ def _gather(parts, starts, rows):
     found = []
     for part, start, end in zip(parts, starts, starts[1:], strict=False):
         inside = rows[(rows >= start) & (rows < end)] - start
-        found.append(np.asarray(part.embeddings[inside], np.float32))
+        found.append(np.asarray(part[inside], np.float32))
     return np.concatenate(found)
 
 
 def add(source, folder):
     """Adds the items of a store; an item whose id is there already is replaced."""
-    origin = store.manifest_of(source)
+    origin = _manifest_of(source)
     with files.only_writer(folder):
         index, items, manifest = load(folder)
         check_weights(manifest, origin, source)
@@ -149,12 +156,8 @@ def add(source, folder):
                 f"{source} has {origin['dimensions']} dimensions; the index takes "
                 f"{manifest['dimensions']}"
             )
-        parts = list(store.shards(source))
-        _check_rows(parts, manifest["similarity"])
-        new = _items(parts)
-        _check_unique(new["id"])
-        items["alive"] &= ~np.isin(items["id"], new["id"])
-        items = {name: np.concatenate([items[name], new[name]]) for name in items}
+        parts, new = _open(source, manifest["similarity"])
+        items = pyarrow.concat_tables([_without(items, new["id"]), new])
         blocks = _blocks(parts, manifest["similarity"], BLOCK)
         with _version(folder) as path:
             if manifest["on_disk"]:
@@ -169,15 +172,25 @@ def remove(ids, folder):
     """Removes items by id; ValueError, with nothing changed, where one is not there."""
     with files.only_writer(folder):
         index, items, manifest = load(folder)
-        there = items["id"][items["alive"]]
-        missing = [name for name in ids if name not in set(there.tolist())]
-        if missing:
-            raise ValueError(f"id {missing[0]!r} is not in {folder} ({len(missing)} such ids)")
-        items["alive"] &= ~np.isin(items["id"], ids)
+        ids = pyarrow.array(ids, ITEMS.field("id").type)
+        there = items["id"].filter(items["alive"])
+        missing = ids.filter(compute.invert(compute.is_in(ids, there)))
+        if len(missing):
+            raise ValueError(
+                f"id {missing[0].as_py()!r} is not in {folder} ({len(missing)} such ids)"
+            )
+        items = _without(items, ids)
         with _version(folder) as path:
             if manifest["on_disk"]:
                 index = ondisk.write(index, [], path)
             return _write(path, index, items, manifest)
+
+
+def _without(items, ids):
+    """The items, those of the given ids no longer alive."""
+    gone = compute.is_in(items["id"], ids)
+    alive = compute.and_not(items["alive"], gone)
+    return items.set_column(ITEMS.get_field_index("alive"), "alive", alive)
 
 
 def find(loaded, queries, k=10, category=None):
@@ -192,19 +205,22 @@ def find(loaded, queries, k=10, category=None):
             f"queries are {list(queries.shape)}; the index takes [rows, {manifest['dimensions']}]"
         )
     vectors.Vectors(queries, manifest["similarity"], "queries")
-    wanted = items["alive"].copy()
-    if category is not None:
-        wanted &= items["category"] == category
-        if not wanted.any():
-            raise ValueError(f"no item of the index is of category {category!r}")
+    wanted, share = None, 1.0
+    if manifest["removed"] or category is not None:
+        wanted = items["alive"]
+        if category is not None:
+            wanted = compute.and_(wanted, compute.equal(items["category"], category))
+            if not compute.any(wanted).as_py():
+                raise ValueError(f"no item of the index is of category {category!r}")
+        wanted = wanted.to_numpy()
+        share = wanted.mean() or 1.0
     value = manifest["tuned"]["effort"]
     if value is not None:
         # More results, or results of which some are filtered out, lie farther away.
-        share = wanted.mean() if wanted.any() else 1
         more = max(1, k / manifest["tuned"]["k"]) / share
         value = min(np.ceil(value * more), search.most(index))
     parameters = search.effort(index, value) or faiss.SearchParameters()
-    if not wanted.all():
+    if wanted is not None:
         # FAISS keeps no reference to the selector.
         bits = np.packbits(wanted, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
@@ -223,7 +239,10 @@ def check_weights(manifest, origin, source):
 
 
 def load(folder, verify=True):
-    """(FAISS index, items {column: [N]}, manifest) of the current version.
+    """(FAISS index, items, manifest) of the current version.
+
+    items: a pyarrow.Table of id, product, category, alive, whose row i is of row i of the index;
+    memory-mapped, so that names take no memory before they are asked for.
 
     verify: True for the checksums of all files but lists on disk, of which only the size is looked
     at; 'all' for these, too; False for none. Raises ValueError for a folder without an index, and
@@ -243,11 +262,12 @@ def load(folder, verify=True):
                 f"{path}: is damaged (checksum differs); write an older version's number, of "
                 f"{', '.join(sorted(os.listdir(os.path.dirname(version))))}, to {folder}/current"
             )
-    items = files.read_table(os.path.join(version, "items.parquet"), (*COLUMNS, "alive"))
+    items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
+    items = items.read_all()
     # Lists on disk are looked for beside the index, wherever the folder was moved to.
     flag = faiss.IO_FLAG_ONDISK_SAME_DIR if manifest["on_disk"] else 0
     index = faiss.read_index(os.path.join(version, "index.faiss"), flag)
-    if index.d != manifest["dimensions"] or index.ntotal != len(items["id"]):
+    if index.d != manifest["dimensions"] or index.ntotal != len(items):
         raise ValueError(f"{version}: index and items do not belong together")
     return index, items, manifest
 
@@ -289,20 +309,18 @@ def _version(folder):
 def _write(path, index, items, manifest):
     """Writes the files of a version and returns its manifest."""
     faiss.write_index(index, os.path.join(path, "index.faiss"))
-    files.write_table(
-        os.path.join(path, "items.parquet"),
-        {column: values.tolist() for column, values in items.items()},
-    )
+    with pyarrow.ipc.new_file(os.path.join(path, "items.arrow"), ITEMS) as out:
+        out.write_table(items)
     names = sorted(os.listdir(path))
     for name in names:  # FAISS does not
         with open(os.path.join(path, name), "rb+") as data:
             os.fsync(data.fileno())
     sizes = {name: os.path.getsize(os.path.join(path, name)) for name in names}
-    vectors_in = sum(size for name, size in sizes.items() if name != "items.parquet")
+    vectors_in = sum(size for name, size in sizes.items() if name != "items.arrow")
     manifest = manifest | {
         "version": int(os.path.basename(path)),
-        "count": int(items["alive"].sum()),
-        "removed": int((~items["alive"]).sum()),
+        "count": (alive := compute.sum(items["alive"]).as_py()),
+        "removed": len(items) - alive,
         "bytes_per_vector": vectors_in / max(1, index.ntotal),
         "bytes": sizes,
         "sha256": {name: files.sha256(os.path.join(path, name)) for name in names},
@@ -351,11 +369,11 @@ def _search(options):
     check_weights(loaded[2], store.manifest_of(options.store), options.store)
     queries = store.read(options.store)
     scores, rows = find(loaded, queries.embeddings, options.k, options.category)
-    items = loaded[1]
+    known = loaded[1]
     for q, name in enumerate(queries.ids):
         found = [
-            {"id": str(items["id"][r]), "product": str(items["product"][r]), "score": float(s)}
-            for s, r in zip(scores[q], rows[q], strict=True)
+            {"id": known["id"][r].as_py(), "product": known["product"][r].as_py(), "score": s}
+            for s, r in zip(scores[q].tolist(), rows[q].tolist(), strict=True)
             if r >= 0
         ]
         print(json.dumps({"query": str(name), "results": found}, ensure_ascii=False))

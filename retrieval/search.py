@@ -155,8 +155,9 @@ def tune(index, queries, truth, recall, similarity, k):
     high = 1
     while (found := measure(high))["recall"] < recall and high < top:
         high = min(2 * high, top)
-    # Where even the most effort falls short, the least that comes near its recall will do.
-    recall = min(recall, found["recall"] - 0.005 * (found["recall"] < recall))
+    # Where even the most effort falls short, the least that comes near its recall will do: the last
+    # hundredth of a flat curve costs as much as all the rest.
+    recall = min(recall, found["recall"] - 0.01 * (found["recall"] < recall))
     low = 0 if high == top else high // 2
     while high - low > max(1, low // 8):
         middle = (low + high) // 2

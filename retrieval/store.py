@@ -12,6 +12,7 @@ import dataclasses
 import os
 
 import numpy as np
+import pyarrow
 
 from retrieval import files
 
@@ -104,7 +105,7 @@ def manifest_of(folder) -> dict:
 
 
 def shards(folder, verify=True):
-    """Yields `Embedded` shard by shard, memory-mapped.
+    """Yields (embeddings [n, D], memory-mapped, and pyarrow.Table of COLUMNS) shard by shard.
 
     verify: compare checksums first. Raises ValueError for a missing, truncated or changed file.
     """
@@ -118,12 +119,11 @@ def shards(folder, verify=True):
                 raise ValueError(f"{path}: is damaged (checksum differs); embed again")
         table = files.read_table(paths["parquet"], COLUMNS)
         array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
-        if len(array) != len(table["id"]):
+        if len(array) != len(table):
             raise ValueError(
-                f"{paths['parquet']}: names {len(table['id'])} items for {len(array)} embeddings"
+                f"{paths['parquet']}: names {len(table)} items for {len(array)} embeddings"
             )
-        ids, products, categories, paths = (table[name] for name in COLUMNS)
-        yield Embedded(array, ids, products, categories, paths=paths)
+        yield array, table
 
 
 def read(folder, verify=True) -> Embedded:
@@ -131,7 +131,8 @@ def read(folder, verify=True) -> Embedded:
     parts = list(shards(folder, verify))
     if not parts:
         raise ValueError(f"{folder}: holds no embeddings")
-    if len(parts) == 1:
-        return parts[0]
-    names = ("embeddings", "ids", "products", "categories", "paths")
-    return Embedded(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+    arrays, tables = zip(*parts, strict=True)
+    embeddings = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    table = pyarrow.concat_tables(tables)
+    ids, products, categories, paths = (np.array(table[name].to_pylist(), str) for name in COLUMNS)
+    return Embedded(embeddings, ids, products, categories, paths=paths)

@@ -101,7 +101,7 @@ def test_build_search_add_remove(tmp_path, points, factory, on_disk):
     assert np.mean(rows[:, 0] == np.arange(50)) >= 0.9
     # A category is searched alone, and yields as many as are asked for.
     rows = index.find(loaded, points[1:2], k=100, category="even")[1]
-    assert (loaded[1]["category"][rows[rows >= 0]] == "even").all()
+    assert set(loaded[1]["category"].take(rows[rows >= 0]).to_pylist()) == {"even"}
     assert (rows >= 0).mean() > 0.9
     # Removed items are not found; replaced ones are found where they are now.
     index.remove([f"i0003{NASTY}"], folder)
@@ -110,7 +110,7 @@ def test_build_search_add_remove(tmp_path, points, factory, on_disk):
     loaded = index.load(folder)
     assert loaded[2]["count"] == 599 and loaded[2]["version"] == 3
     rows = index.find(loaded, np.concatenate([points[3:4], -points[7:8]]), k=5)[1]
-    names = loaded[1]["id"]
+    names = np.asarray(loaded[1]["id"])
     assert f"i0003{NASTY}" not in names[rows[0]]
     assert names[rows[1, 0]] == f"i0007{NASTY}" and rows[1, 0] == 600
     with pytest.raises(ValueError, match=r"id 'i0003.*is not in"):
@@ -203,6 +203,7 @@ def test_what_cannot_be_built_or_added_is_named(tmp_path, points):
 def test_a_table_that_lacks_items_is_named(tmp_path, points):
     folder = write_store(tmp_path / "s", [items(points[:9])])
     table = files.read_table(folder / "00000.parquet", store.COLUMNS)
+    table = dict(zip(table.column_names, table.columns, strict=True))
     files.write_table(folder / "00000.parquet", {k: v[:7] for k, v in table.items()})
     with pytest.raises(ValueError, match=r"00000\.parquet: names 7 items for 9 embeddings"):
         store.read(folder, verify=False)
@@ -248,7 +249,7 @@ def test_any_text_is_an_id(names):
         index.build(source, folder / "i", "Flat")
         index.remove(names[:1], folder / "i")
         loaded = index.load(folder / "i")
-        assert loaded[1]["id"].tolist() == names
+        assert loaded[1]["id"].to_pylist() == names
         rows = index.find(loaded, embedded.embeddings, k=1)[1][1:, 0]
         assert rows.tolist() == list(range(1, len(names)))
 
