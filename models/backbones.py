@@ -25,7 +25,11 @@ from trainer import layers
 v1 = tf.compat.v1
 
 PRETRAINED = "pretrained:"
-_FROM_NOTHING = {"resnet18": (nets.resnet18, 512), "mobilenet": (nets.mobilenet, 1024)}
+_FROM_NOTHING = {
+    "resnet18": (nets.resnet18, 512),
+    "mobilenet": (nets.mobilenet, 1024),
+    "convnet": (nets.convnet, None),  # as many as the pictures' size makes
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,7 @@ def load(address, *, cache=None):
         a folder with a SavedModel of TF2, or of TF1 as TensorFlow Hub had them: it must be callable
           on, or have a signature that takes, pictures [B, H, W, 3], uint8, or float in [0, 1];
         the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
-        `resnet18` or `mobilenet`, from nothing.
+        `resnet18`, `mobilenet` or, for small pictures, `convnet`, from nothing.
       cache: the project's cache folder, the user's by default.
 
     Returns:

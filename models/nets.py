@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from trainer.layers import batch_norm, conv2d, depthwise_conv2d
+from trainer.layers import batch_norm, conv2d, depthwise_conv2d, group_norm
 
 v1 = tf.compat.v1
 
@@ -55,6 +55,25 @@ def mobilenet(pixels, train_phase, width=1.0):
             x = tf.nn.relu6(batch_norm(x, train_phase, "depthwise_norm"))
             x = tf.nn.relu6(_conv_norm(x, int(filters * width), 1, train_phase, "pointwise"))
     return tf.reduce_mean(x, [1, 2])
+
+
+def convnet(pixels, train_phase):
+    """Three convolutions that halve the size, for pictures of some 32 pixels; seconds an epoch.
+
+    Normalised within each picture, so that a batch of one category is to it as any other.
+
+    Args:
+      pixels: float32 [B, H, W, C], normalised.
+      train_phase: Python bool; it does the same in both.
+
+    Returns:
+      Features, float32 [B, ceil(H / 8) * ceil(W / 8) * 128]: all positions of the last layer.
+    """
+    x = pixels
+    for i, filters in enumerate((32, 64, 128)):
+        x = conv2d(x, filters, 3, f"conv{i}", strides=2, use_bias=False)
+        x = tf.nn.relu(group_norm(x, 8, f"norm{i}"))
+    return tf.reshape(x, [-1, x.shape[1:].num_elements()])
 
 
 def _conv_norm(x, filters, size, train_phase, name, strides=1):

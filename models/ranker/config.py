@@ -29,7 +29,7 @@ config.declare(
     "model.hub_address",
     "pretrained:efficientnet_lite0",
     "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
-    "module or SavedModel, or resnet18 or mobilenet to train from nothing.",
+    "module or SavedModel, or resnet18, mobilenet or convnet to train from nothing.",
     fixed=True,
 )
 config.declare(

@@ -113,10 +113,13 @@ def test_frozen_batch_norm_trains_with_the_moving_averages(folders, name, how):
         np.testing.assert_equal(session.run(averages), before)
 
 
-@pytest.mark.parametrize(("name", "features"), (("resnet18", 512), ("mobilenet", 1024)))
-def test_networks_from_nothing(name, features):
+@pytest.mark.parametrize(
+    ("name", "declared", "features"),
+    (("resnet18", 512, 512), ("mobilenet", 1024, 1024), ("convnet", None, 2 * 2 * 128)),
+)
+def test_networks_from_nothing(name, declared, features):
     backbone = backbones.load(name)
-    assert (backbone.fingerprint, backbone.features) == ("", features)
+    assert (backbone.fingerprint, backbone.features) == ("", declared)
     with tf.Graph().as_default(), v1.Session() as session:
         served = backbone.apply(tf.constant(IMAGES))
         assert served.shape == (4, features)
