@@ -263,7 +263,8 @@ def mine_distance_weighted(
         comparison = compare(labels, embeddings, references).normalised()
         dimension = tf.cast(tf.shape(comparison.embeddings)[1], comparison.embeddings.dtype)
         # Drawn for the whole batch at once, so that blocks do not change what is drawn.
-        shape = tf.stack([tf.size(comparison.codes), tf.reduce_max(class_sizes(comparison))])
+        places = tf.maximum(tf.reduce_max(class_sizes(comparison)), 1)
+        shape = tf.stack([tf.size(comparison.codes), places])
         draws = tf.random.stateless_uniform(shape, seed, dtype=comparison.embeddings.dtype)
 
         def select(block):

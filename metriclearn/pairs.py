@@ -171,11 +171,15 @@ def scan_rows(select, dtypes, comparison, distance, mining_dtype=None, guard=Non
     embeddings = tf.stop_gradient(comparison.embeddings)
     references = tf.stop_gradient(comparison.references)
     distance = resolve(distance, DISTANCES, "distance")
+    if not references.shape[0]:
+        # Rows of nothing have no hardest item: one that no anchor uses makes an empty batch legal.
+        none = tf.cast(tf.equal(tf.shape(references)[0], 0), tf.int32)
+        references = tf.pad(references, [[0, none], [0, 0]])
     nearness = distance.nearness(references, tf.dtypes.as_dtype(mining_dtype or embeddings.dtype))
     sizes = class_sizes(comparison)
     starts = tf.cumsum(sizes, exclusive=True)
     by_class = tf.argsort(comparison.reference_codes, stable=True)
-    places = tf.range(tf.reduce_max(sizes))
+    places = tf.range(tf.maximum(tf.reduce_max(sizes), 1))
     total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
 
     def block(first, end):

@@ -90,7 +90,9 @@ def test_margin_loss_matches_the_loop():
 
 
 @pytest.mark.parametrize(
-    "labels", [[0, 0, 0, 0], [0, 1, 2, 3], [7]], ids=["one class", "all distinct", "one"]
+    "labels",
+    [[0, 0, 0, 0], [0, 1, 2, 3], [7], []],
+    ids=["one class", "all distinct", "one", "empty"],
 )
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_no_valid_term_is_exactly_zero(name, labels):

@@ -115,6 +115,21 @@ def test_blocks_do_not_change_what_is_mined(name, monkeypatch):
         assert triplets(session.run(mined, {shapeless: x})) == whole
 
 
+@pytest.mark.parametrize("name", sorted(metriclearn.MINERS))
+def test_an_empty_batch_yields_no_triplets(name):
+    """Also where the graph does not know that it is empty."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 4], tf.float32)]
+    )
+    def mine(labels, embeddings):
+        return metriclearn.MINERS[name](labels, embeddings)
+
+    assert [len(rows) for rows in mine(np.zeros(0, np.int64), np.zeros((0, 4), np.float32))] == [
+        0
+    ] * 3
+
+
 def test_references_stand_in_for_the_batch():
     labels, x = batch(6)
     itself = metriclearn.References(labels, x, np.arange(14))
