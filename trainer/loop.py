@@ -331,7 +331,7 @@ def data_errors():
             raise
         # TensorFlow says first which of its datasets failed, and after the text what was compared.
         text = re.sub(r"^Error in user-defined .*?iterator: \S+: ", "", error.message)
-        text = re.sub(r"^assertion failed: \[(.*?)\] \[.*", r"\1", text.split("\n")[0])
+        text = re.sub(r"^assertion failed: \[(.*?)\]( \[.*)?$", r"\1", text.split("\n")[0])
         raise UserError(text.replace("\\'", "'")) from error
 
 
