@@ -39,14 +39,14 @@ def bare(model, name, checkpoint):
 
 def stored(model, name, checkpoint):
     """Seconds of one pass into a store, without building the graph."""
-    from retrieval import embed, files, store
+    from retrieval import files, passes, store
 
     with tempfile.TemporaryDirectory() as folder, files.only_writer(folder):
         manifest = store.begin(folder, {})
         datasets = lambda: {name: model.datasets()[name]}  # noqa: E731
-        with embed._session(datasets, embed._of_model(model, checkpoint), images=False) as passes:
+        with passes.opened(datasets, passes.of_model(model, checkpoint), images=False) as batches:
             start = time.perf_counter()
-            store.append(folder, manifest, embed._joined(list(passes(name)), name), 1)
+            store.append(folder, manifest, passes.joined(list(batches(name)), name), 1)
             return time.perf_counter() - start
 
 

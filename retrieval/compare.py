@@ -1,20 +1,22 @@
 """Compares two evaluations on the same queries: is B better than A, and where?
 
-    python -m retrieval.compare A B [--output=DIR] [--model=models.simple]
+    python -m retrieval.compare A B [--output=DIR]
 
 A and B are `…-eval.json` files of `retrieval.eval`, or folders that hold one (the newest step of
 several). Differences are paired by query id, with 95% intervals from a bootstrap over products and
 McNemar's exact test on the first result. Writes compare.json and compare.html; pictures are those
-of ids that are image files, or of the datasets of --model.
+of ids that are image files, or of the datasets of the models that were evaluated.
 
     python -m retrieval.compare --old_queries=STORE --new_queries=STORE --old_catalogue=STORE
         [--new_catalogue=STORE] --output=DIR
 
 asks whether a new model's queries work against the catalogue that an old model embedded (backward
 compatibility): A is then old queries, B new ones against the same old catalogue. Stores are those
-of `retrieval.embed`. With the new model's catalogue, too, it says how much of the gain of embedding
-everything anew the new queries alone bring (Shen, Xiong, Xia and Soatto, "Towards
-Backward-Compatible Representation Learning", CVPR 2020). Each pair's own report lies in the output.
+of `retrieval.embed`; a catalogue may also be the folder of an index that `retrieval.index` built,
+which is then searched as it stands, too. With the new model's catalogue, too, it says how much of
+the gain of embedding everything anew the new queries alone bring (Shen, Xiong, Xia and Soatto,
+"Towards Backward-Compatible Representation Learning", CVPR 2020). Each pair's own report lies in
+the output.
 """
 
 import csv
@@ -27,12 +29,15 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from retrieval import evaluation, files, report, store, vectors
+from retrieval import evaluation, files, outputs, page, stored, vectors
+from retrieval.gallery import SHOWN
 from trainer import config as trainer_config
+
+EACH = 24  # queries shown as won, and as lost
 
 
 def load(path):
-    """One evaluation: {'figures', 'lists': {query id: entry}, 'queries': {query id: row}}."""
+    """One evaluation: {'path', 'figures', 'queries': {query id: row}}."""
     path = os.fspath(path)
     if os.path.isdir(path):
         folder = path if not os.path.isdir(f"{path}/analysis") else f"{path}/analysis"
@@ -42,18 +47,37 @@ def load(path):
         newest = max(found, key=lambda name: int((re.findall(r"\d+", name) or [0])[-1]))
         path = os.path.join(folder, newest)
     prefix = path.removesuffix("-eval.json")
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: there is no such file or folder; run retrieval.eval first")
     if prefix == path:
         raise ValueError(f"{path}: is not an …-eval.json of retrieval.eval")
     try:
         with open(path, encoding="utf-8") as text:
             figures = json.load(text)
-        with open(f"{prefix}-top_retrieved.json", encoding="utf-8") as text:
-            lists = {entry["media"]: entry for entry in json.load(text)}
         with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
             queries = {row["id"]: row for row in csv.DictReader(text)}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    return {"path": path, "figures": figures, "lists": lists, "queries": queries}
+    return {"path": path, "figures": figures, "queries": queries}
+
+
+def lists_of(evaluated, wanted):
+    """{query id: what was retrieved} of the wanted ids of a loaded evaluation."""
+    path = evaluated["path"].removesuffix("-eval.json") + "-top_retrieved.json"
+    found = {}
+    try:
+        with open(path, encoding="utf-8") as text:
+            for line in text:  # an entry a line: all of them at once would take gigabytes
+                if line.strip("[]\n"):
+                    entry = json.loads(line.strip("\n,").removeprefix("[").removesuffix("]"))
+                    if entry["media"] in wanted:
+                        found[entry["media"]] = entry
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise ValueError(f"{path}: lacks query {missing[0]!r}; run that retrieval.eval again")
+    return found
 
 
 def compare(a, b, replicates=evaluation.REPLICATES, seed=0):
@@ -122,95 +146,153 @@ def mcnemar(won, lost):
     return min(1.0, 2 * tail)
 
 
-def page(result, a, b, images, shown=24):
-    """The comparison as one HTML page. images: {id: uint8 image}, as many as there are."""
-    rows = "".join(
-        f"<tr><th>{report.text(name)}</th><td>{d['a']:.3f}</td><td>{d['b']:.3f}</td>"
-        f"<td>{d['difference']:+.3f}</td><td class=dim>{d['interval95'][0]:+.3f} to "
-        f"{d['interval95'][1]:+.3f}</td></tr>"
-        for name, d in result["difference"].items()
-    )
+def write_page(path, result, lists, ranks, images):
+    """Writes the comparison as one HTML page.
+
+    lists: {'A', 'B': {query id: entry of …-top_retrieved.json}}. ranks: {'A', 'B': {query id: rank
+    of the first right item}}. images: {id: uint8 image}, as many as there are.
+    """
     test = result["mcnemar"]
-    parts = [
-        f"<h1>B against A</h1><p class=sub>A: {report.text(a['path'])}<br>B: "
-        f"{report.text(b['path'])}</p><section><div class=scroll><table><tr><th></th><th>A</th>"
-        f"<th>B</th><th>B - A</th><th>95%</th></tr>{rows}</table></div><p>"
-        f"{result['num_queries']} queries in both; first results won {test['won']}, lost "
-        f"{test['lost']}, McNemar p = {test['p_value']:.2g}.</p></section>"
+    rows = [
+        [
+            page.text(title.upper() if title in ("map@r", "mrr") else title),
+            *(f"{d['a']:.3f}", f"{d['b']:.3f}", f"<b>{d['difference']:+.3f}</b>"),
+            f"<span class=dim>{d['interval95'][0]:+.3f} to {d['interval95'][1]:+.3f}</span>",
+        ]
+        for title, d in result["difference"].items()
     ]
-    if "backward" in result:
-        parts.append(report.section("Backward compatibility", _backward(result["backward"])))
+    only = "".join(
+        f" {result[f'only_in_{side}']:,} more are in {side.upper()} only and count for neither."
+        for side in "ab"
+        if result[f"only_in_{side}"]
+    )
+    sections = [
+        (
+            "Summary",
+            f"<p>{verdict(result)}</p>"
+            + page.table(["", "A", "B", "B - A", "95% interval"], rows)
+            + f"<p>{result['num_queries']:,} queries that both evaluations can answer, paired by "
+            f"id.{only} The intervals draw whole products. The first result is right in B alone "
+            f"for {test['won']:,} queries (won) and in A alone for {test['lost']:,} (lost); were "
+            "both models equally good, a split as uneven would come by chance with probability "
+            f"{test['p_value']:.2g} (McNemar's exact test).</p>",
+        ),
+        ("Backward compatibility", _backward(result["backward"]) if "backward" in result else ""),
+    ]
     for title in ("won", "lost"):
-        body = []
-        for name in result[title][:shown]:
-            for side, e in (("A", a), ("B", b)):
-                entry = e["lists"][name]
-                note = f"{side}: rank {e['queries'][name]['rank']}"
-                cells = [report.cell(images, name, entry["product"], "query", note)]
+        rows = []
+        for name in result[title][:EACH]:
+            for side in "AB":
+                entry = lists[side][name]
+                note = f"{side}: right item at rank {ranks[side][name]}"
+                cells = [page.picture(images, name, entry["product"], "query", note)]
                 cells += [
-                    report.cell(
+                    page.picture(
                         *(images, item["media"], item["product"]),
                         *("right" if item["relevant"] else "wrong", f"{item['score']:.3f}"),
                     )
-                    for item in entry["results"][: report.SHOWN]
+                    for item in entry["results"][:SHOWN]
                 ]
-                body.append(f"<div class=row>{''.join(cells)}</div>")
-        parts.append(report.section(f"Queries {title} by B", "".join(body)))
-    return report.page("B against A", parts)
+                rows.append(page.row(cells))
+        note = (
+            f"<p>The first result is right in {'B' if title == 'won' else 'A'} only. Above what A "
+            f"retrieved, below B; {min(EACH, len(result[title]))} of {len(result[title]):,}, those "
+            "whose rank changed most first.</p>"
+        )
+        sections.append((f"Queries {title} by B", note + "".join(rows) if rows else ""))
+    head = f"<p class=sub>A: {page.text(result['a'])}<br>B: {page.text(result['b'])}</p>"
+    page.write(path, "B against A", head, sections)
+
+
+def verdict(result) -> str:
+    """What the comparison says of the first result."""
+    figure, d = next(iter(result["difference"].items()))
+    low, high = d["interval95"]
+    if low <= 0 <= high:
+        return f"No difference in {figure} that the queries could tell: the interval holds 0."
+    better = "better" if low > 0 else "worse"
+    return f"B is {better} in {figure}: the interval of the difference excludes 0."
 
 
 COLUMNS = {
-    "old": "old queries, old catalogue",
-    "new_on_old": "new queries, old catalogue",
-    "new": "new queries, new catalogue",
-    "share_of_gain": "share of the gain",
+    "old": "Old queries, old catalogue",
+    "new_on_old": "New queries, old catalogue",
+    "new": "New queries, new catalogue",
+    "share_of_gain": "Share of the gain",
 }
 
 
 def _backward(rates):
     names = list(next(iter(rates.values())))
-    head = "".join(f"<th>{COLUMNS[name]}</th>" for name in names)
-    rows = "".join(
-        f"<tr><th>{report.text(figure)}</th>"
-        + "".join(f"<td>{v:.3f}</td>" if np.isfinite(v) else "<td></td>" for v in values.values())
-        + "</tr>"
+    rows = [
+        [
+            page.text("MAP@R" if figure == "map@r" else figure),
+            *(f"{v:.3f}" if np.isfinite(v) else "<span class=dim>no gain</span>"
+              for v in (values.get(name, np.nan) for name in names)),
+        ]
         for figure, values in rates.items()
+    ]  # fmt: skip
+    note = (
+        "The new queries work with the old catalogue where they find at least what the old ones do."
     )
-    return f"<div class=scroll><table><tr><th></th>{head}</tr>{rows}</table></div>"
+    if "new" in names:
+        note += (
+            " Share of the gain: of what embedding the catalogue anew gains, the part that the new "
+            "queries bring without it."
+        )
+    return f"<p>{note}</p>" + page.table(["", *(COLUMNS[name] for name in names)], rows)
 
 
-def main(evaluations, output, model=None, paths=None, backward=None):
-    """Compares two evaluations and writes the result. paths: {id: image file}, ids that are files
-    themselves if None. backward: figures to write along, of `backward`."""
+def main(evaluations, output, paths=None, backward=None, pictures=True):
+    """Compares two evaluations and writes the result.
+
+    paths: {id: image file}; if None, ids that are files themselves, and the datasets of the models
+    that were evaluated. backward: figures to write along, of `backward`. pictures: show any.
+    """
     a, b = (load(path) for path in evaluations)
     result = compare(a, b)
     if backward:
         result["backward"] = backward
     os.makedirs(output, exist_ok=True)
-    shown = {*result["won"][:24], *result["lost"][:24]}
+    shown = {*result["won"][:EACH], *result["lost"][:EACH]}
+    lists = {side: lists_of(e, shown) for side, e in (("A", a), ("B", b))}
     items = {
         item["media"]
-        for e in (a, b)
-        for name in shown
-        for item in e["lists"][name]["results"][: report.SHOWN]
+        for entries in lists.values()
+        for entry in entries.values()
+        for item in entry["results"][:SHOWN]
     }
-    if model:
-        from trainer import quiet
-
-        quiet.import_tensorflow()
-        from retrieval import embed
-
-        module = trainer_config.load_model(model)
-        images = embed.pictures_of(module, "retrieval_index", items)
-        images |= embed.pictures_of(module, "retrieval_query", shown)
-    else:
-        wanted = shown | items
-        images = report.files_of({n: n if paths is None else paths.get(n, n) for n in wanted})
+    images = _images((a, b), shown, items, paths) if pictures and shown else {}
     files.write_json(os.path.join(output, "compare.json"), result)
-    with files.published(os.path.join(output, "compare.html"), "w") as out:
-        out.write(page(result, a, b, images))
+    ranks = {
+        side: {name: e["queries"][name]["rank"] for name in shown}
+        for side, e in (("A", a), ("B", b))
+    }
+    write_page(os.path.join(output, "compare.html"), result, lists, ranks, images)
     print_table(result)
     print(f"Wrote {output}/compare.html and compare.json")
+
+
+def _images(evaluated, queries, items, paths):
+    """Pictures {id: uint8 image}: files, or out of the datasets of the evaluated models."""
+    images = page.pictures_at({n: n if paths is None else paths.get(n, n) for n in queries | items})
+    models = {(e["figures"].get("model"), e["figures"].get("checkpoint")) for e in evaluated}
+    for name, checkpoint in sorted(models - {(None, None)}):
+        if not (queries | items) - images.keys():
+            break
+        from trainer import experiment, quiet
+
+        quiet.import_tensorflow()
+        from retrieval import passes
+
+        try:
+            model = trainer_config.load_model(name)
+            experiment.locate(model, (), checkpoint)
+            images |= passes.pictures_of(model, "retrieval_index", items - images.keys())
+            images |= passes.pictures_of(model, "retrieval_query", queries - images.keys())
+        except ValueError as error:
+            print(f"no pictures of {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return images
 
 
 PAIRS = {  # of queries and catalogue, by the folder of their evaluation
@@ -223,35 +305,40 @@ PAIRS = {  # of queries and catalogue, by the folder of their evaluation
 def backward(stores, output, similarity="cosine"):
     """Evaluates the new model's queries against the old model's catalogue; see above.
 
-    stores: {'old_queries', 'new_queries', 'old_catalogue', maybe 'new_catalogue': folder}. Writes
-    an evaluation a pair and compare.json, compare.html; returns {figure: {'old', 'new_on_old',
-    'new', 'share_of_gain'}}, the last two only with the new catalogue.
+    stores: {'old_queries', 'new_queries', 'old_catalogue', maybe 'new_catalogue': folder}, of a
+    store, or of an index for a catalogue. Writes an evaluation a pair and compare.json,
+    compare.html; returns {figure: {'old', 'new_on_old', 'new', 'share_of_gain'}}, the last two only
+    with the new catalogue.
     """
-    from retrieval import eval as evaluate
-
-    sets = {name: store.read(folder) for name, folder in stores.items()}
+    sets = {name: stored.load(folder, name=name) for name, folder in stores.items()}
     pairs = {name: pair for name, pair in PAIRS.items() if pair[1] in sets}
+    _check_pairs(stores, sets, pairs)
     figures = {}
     for name, (queries, catalogue) in pairs.items():
         q, c = sets[queries], sets[catalogue]
+        print(f"evaluating {queries} against {catalogue}", file=sys.stderr)
         try:
             result = evaluation.evaluate(q, c, similarity=similarity)
+            figures[name] = {"queries": stores[queries], "catalogue": stores[catalogue]}
+            figures[name] |= result.figures
+            if stored.is_index(stores[catalogue]):
+                from retrieval import approximate
+
+                figures[name]["index"] = approximate.losses(q, c, result, stores[catalogue])
         except ValueError as error:
             raise ValueError(f"{stores[queries]} against {stores[catalogue]}: {error}") from None
-        figures[name] = {
-            "queries": stores[queries],
-            "catalogue": stores[catalogue],
-            **result.figures,
-        }
         folder = os.path.join(output, name)
         os.makedirs(folder, exist_ok=True)
-        prefix = os.path.join(folder, "embeddings")
-        evaluate.write_stored(prefix, figures[name], result, q, c)
+        outputs.write_stored(os.path.join(folder, "embeddings"), figures[name], result, q, c)
     rates = {
         f"recall@{k}": {name: f["recall@k"][k] for name, f in figures.items()}
         for k in figures["old"]["recall@k"]
     }
     rates["map@r"] = {name: f["map@r"] for name, f in figures.items()}
+    if all("index" in f for f in figures.values()):
+        for k in figures["old"]["recall@k"]:
+            found = {name: f["index"]["recall@k"][k] for name, f in figures.items()}
+            rates[f"recall@{k} through the index"] = found
     for values in rates.values():
         if "new" in values:
             gain = values["new"] - values["old"]
@@ -264,6 +351,26 @@ def backward(stores, output, similarity="cosine"):
     a, b = (os.path.join(output, name) for name in ("old", "new_on_old"))
     main([a, b], output, paths=pictures, backward=rates)
     return rates
+
+
+def _check_pairs(stores, sets, pairs):
+    """Refuses what is mixed up, and models of different dimensions."""
+    for queries, catalogue in pairs.values():
+        q, c = (sets[name].embeddings.shape[1] for name in (queries, catalogue))
+        if q != c:
+            raise ValueError(
+                f"--{queries}={stores[queries]} has {q} dimensions and --{catalogue}="
+                f"{stores[catalogue]} {c}: an old catalogue can serve a new model of as many "
+                "dimensions only; train one, or embed the catalogue anew"
+            )
+    for model in ("old", "new"):
+        names = [name for name in (f"{model}_queries", f"{model}_catalogue") if name in sets]
+        made = {stored.weights(stores[name]) for name in names} - {None}
+        if len(made) > 1:
+            raise ValueError(
+                f"--{names[0]}={stores[names[0]]} and --{names[1]}={stores[names[1]]} were "
+                f"embedded with different weights: both must be those of the {model} model"
+            )
 
 
 def print_table(result):
@@ -283,18 +390,29 @@ def print_table(result):
     test = result["mcnemar"]
     print(
         f"{result['num_queries']} queries in both; first results won {test['won']}, "
-        f"lost {test['lost']}, McNemar p = {test['p_value']:.2g}."
+        f"lost {test['lost']}, McNemar p = {test['p_value']:.2g}. {verdict(result)}"
     )
+    if "backward" in result:
+        for figure, rates in result["backward"].items():
+            shown = ", ".join(
+                f"{COLUMNS[name].lower()} {value:.3f}"
+                for name, value in rates.items()
+                if np.isfinite(value)
+            )
+            print(f"{figure}: {shown}")
 
 
 def run(argv=None):
     flags.DEFINE_string("output", ".", "Folder for compare.json and compare.html.")
-    flags.DEFINE_string("model", None, "Model whose datasets hold the pictures.")
+    flags.DEFINE_boolean("pictures", True, "Show the pictures of the queries won and lost.")
     names = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
     for name in names:
-        what = name.replace("_", " model's ")
-        flags.DEFINE_string(name, None, f"Store of the {what}, to tell backward compatibility.")
-    flags.DEFINE_enum("similarity", "cosine", vectors.SIMILARITIES, "Of the stores' embeddings.")
+        what, kind = name.split("_")
+        place = "store or of the index" if kind == "catalogue" else "store"
+        say = f"For backward compatibility: folder of the {place} of the {what} model's {kind}."
+        flags.DEFINE_string(name, None, say)
+    flags.DEFINE_enum("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are; "
+                      "of stores only, as evaluations tell theirs.")  # fmt: skip
     app.define_help_flags()
     try:
         rest = flags.FLAGS(sys.argv if argv is None else argv)[1:]
@@ -309,10 +427,13 @@ def run(argv=None):
             return
         if len(rest) != 2:
             raise ValueError("name two evaluations: python -m retrieval.compare A B")
-        main(rest, options.output, options.model)
+        main(rest, options.output, pictures=options.pictures)
     except (ValueError, OSError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: what was not written yet is lost", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -12,45 +12,52 @@ experiment's own config.json is the configuration; flags given here override it.
         [--catalogue=c.npy --catalogue_labels=c.txt [--catalogue_ids=c_ids.txt]] --output=DIR
 
 evaluates stored embeddings of any origin, without TensorFlow; a folder that retrieval.embed wrote
-needs no text files. Labels: one product id a line; ids:
-one item id a line, equal ids are the same picture. Without a catalogue the queries are searched
-among themselves.
+needs no text files, nor does an index of retrieval.index as the catalogue (of which the vectors are
+searched exactly, as it keeps them). Labels: one product id a line; ids: one item id a line, equal
+ids are the same picture. Without a catalogue the queries are searched among themselves.
 """
 
 import os
 import sys
 
 import faiss
-import numpy as np
 from absl import flags
 
-from retrieval import evaluation, exact, files, filters, metrics, pictures, report, rerank
+from retrieval import evaluation, exact, filters, metrics, outputs, pictures, rerank
 from trainer import config as trainer_config
 
-SHOWN = 12  # queries in the picture
 # What is drawn, and the key by which a model can do without.
 DRAWINGS = {"recall_at_k": "evaluation.precision@k.plot", "histogram": "evaluation.histogram"}
+# Flags that say something of stored embeddings, beside --queries.
+STORED = (
+    *("query_labels", "query_ids", "query_categories"),
+    *("catalogue", "catalogue_labels", "catalogue_ids", "catalogue_categories"),
+)
 
 
 def define_flags():
     text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
     text("model", None, "Model module, such as models.simple.", short_name="m")
     text("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
-    text("queries", None, "Evaluate stored embeddings instead: .npy, [queries, dimensions].")
-    text("query_labels", None, "Their product ids, one a line.")
-    text("query_ids", None, "Their item ids, one a line.")
-    text("query_categories", None, "Their categories, one a line.")
-    text("catalogue", None, "Stored catalogue: .npy, [items, dimensions]; absent: the queries.")
-    text("catalogue_labels", None, "Its product ids, one a line.")
-    text("catalogue_ids", None, "Its item ids, one a line.")
-    text("catalogue_categories", None, "Its categories, one a line.")
+    text("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
+         "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
+    text("query_labels", None, "Text file of the queries' product ids, one a line.")
+    text("query_ids", None, "Text file of their item ids, one a line.")
+    text("query_categories", None, "Text file of their categories, one a line.")
+    text("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
+         "store or of an index; the queries themselves if absent.")  # fmt: skip
+    text("catalogue_labels", None, "Text file of the catalogue's product ids, one a line.")
+    text("catalogue_ids", None, "Text file of its item ids, one a line.")
+    text("catalogue_categories", None, "Text file of its categories, one a line.")
     text("output", None, "Folder for the results; <experiment>/analysis for a model.")
     choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
-    flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs of recall@k and precision@k.")
+    flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs k of recall@k and precision@k.")
     number("top", 20, "Retrieved items to list for each query.", lower_bound=pictures.TOP)
-    text("index", None, "Also report what this FAISS factory, or auto, loses against exact search.")
+    text("index", None, "Also report what an index loses against exact search: a FAISS factory, "
+         "auto, or the folder of one that retrieval.index built of the catalogue.")  # fmt: skip
     flags.DEFINE_list("rerank", [], f"Also try any of {', '.join(rerank.METHODS)} (cosine only).")
-    choice("filter", "auto", filters.FILTERS, "What scores are computed in; ranks are the same.")
+    choice("filter", "auto", filters.FILTERS, "What scores are computed in first: auto takes the "
+           "faster on this processor; ranks are exact with any.")  # fmt: skip
     number("threads", 0, "Threads to compute with (0: all cores).", lower_bound=0)
 
 
@@ -59,7 +66,10 @@ def main(model, given, rest):
     if rest:
         raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
     options = flags.FLAGS
-    from retrieval import embed
+    stray = [name for name in STORED if getattr(options, name)]
+    if stray:
+        raise trainer_config.UserError(f"--{stray[0]} needs --queries, a file or a store")
+    from retrieval import embed, passes
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
@@ -80,18 +90,19 @@ def main(model, given, rest):
         ):
             results[name] = _evaluate(baseline(queries), baseline(catalogue), options, similarity)
         more = extras(queries, catalogue, results["this model"], options)
-    except ValueError as error:
+        figures = {"checkpoint": checkpoint, "step": step, "model": model.__name__}
+        figures |= results["this model"].figures | more
+        figures["raw_pixels"] = results["raw pixels"].figures
+        figures["color_histogram"] = results["colour histogram"].figures
+
+        def images(which, ids):
+            return passes.pictures_of(model, names[which == "catalogue"], ids)
+
+        kept = [n for n, key in DRAWINGS.items() if key not in model.config or model.config[key]]
+        outputs.write(prefix, figures, results, queries, catalogue, images, kept)
+    except (ValueError, OSError) as error:
         raise trainer_config.UserError(str(error)) from error
-    figures = {"checkpoint": checkpoint, "step": step, "model": model.__name__}
-    figures |= results["this model"].figures | more
-    figures["raw_pixels"] = results["raw pixels"].figures
-    figures["color_histogram"] = results["colour histogram"].figures
-
-    def images(which, ids):
-        return embed.pictures_of(model, names[which == "catalogue"], ids)
-
-    drawn = [name for name, key in DRAWINGS.items() if key not in model.config or model.config[key]]
-    write(prefix, figures, results, queries, catalogue, images, drawn)
+    print_table(figures, results, prefix)
     return 0
 
 
@@ -102,6 +113,9 @@ def stored():
     options = flags.FLAGS
     if not options.output:
         raise trainer_config.UserError("--output=DIR: name the folder for the results")
+    for name in ("model", "checkpoint"):
+        if getattr(options, name):
+            raise trainer_config.UserError(f"--{name} and --queries: give one of them")
     try:
         queries = files_of.load(
             options.queries, options.query_labels, options.query_ids, options.query_categories
@@ -113,27 +127,24 @@ def stored():
                 options.catalogue_categories,
                 name="catalogue",
             )
+            made = [files_of.weights(path) for path in (options.queries, options.catalogue)]
+            if None not in made and made[0] != made[1]:
+                print(
+                    f"warning: {options.queries} and {options.catalogue} were embedded with "
+                    "different weights: their embeddings compare only if the models were made so",
+                    file=sys.stderr,
+                )
         elif options.catalogue_labels or options.catalogue_ids or options.catalogue_categories:
             raise ValueError("--catalogue_labels, _ids and _categories need --catalogue")
         result = _evaluate(queries, catalogue, options)
         more = extras(queries, catalogue, result, options)
-    except ValueError as error:
+        figures = {"queries": options.queries, "catalogue": options.catalogue}
+        figures |= result.figures | more
+        prefix = os.path.join(_folder(options.output), "embeddings")
+        outputs.write_stored(prefix, figures, result, queries, catalogue)
+    except (ValueError, OSError) as error:
         raise trainer_config.UserError(str(error)) from error
-    figures = {"queries": options.queries, "catalogue": options.catalogue, **result.figures, **more}
-    prefix = os.path.join(_folder(options.output), "embeddings")
-    write_stored(prefix, figures, result, queries, catalogue)
-
-
-def write_stored(prefix, figures, result, queries, catalogue):
-    """Writes the evaluation of stored embeddings, with the pictures that are files."""
-
-    def images(which, ids):
-        items = queries if which == "queries" else catalogue
-        paths = items.ids if items.paths is None else items.paths
-        at = dict(zip(items.ids.tolist(), paths.tolist(), strict=True))
-        return report.files_of({name: at[name] for name in ids.tolist()})
-
-    write(prefix, figures, {"embeddings": result}, queries, catalogue, images)
+    print_table(figures, {"embeddings": result}, prefix)
 
 
 def _evaluate(queries, catalogue, options, similarity=None):
@@ -141,6 +152,8 @@ def _evaluate(queries, catalogue, options, similarity=None):
         ks = tuple(int(k) for k in options.ks)
     except ValueError:
         raise ValueError(f"--ks={','.join(options.ks)}: takes whole numbers") from None
+    if not ks or min(ks) < 1:
+        raise ValueError(f"--ks={','.join(options.ks)}: takes whole numbers from 1 on")
     # FAISS would take a thread for every core, whatever was asked for.
     faiss.omp_set_num_threads(options.threads or exact.cores())
     return evaluation.evaluate(
@@ -163,7 +176,9 @@ def extras(queries, catalogue, result, options):
         )
     more = {}
     if options.index:
-        more["index"] = evaluation.approximate(queries, catalogue, result, options.index)
+        from retrieval import approximate
+
+        more["index"] = approximate.losses(queries, catalogue, result, options.index)
     if options.rerank:
         if options.similarity != "cosine":
             raise trainer_config.UserError("--rerank works with --similarity=cosine only")
@@ -179,80 +194,7 @@ def _folder(path):
     return path
 
 
-def write(prefix, figures, results, queries, catalogue, images, drawn=tuple(DRAWINGS)):
-    """Writes every file of one evaluation and prints its table.
-
-    results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
-    uint8 image} of 'queries' or 'catalogue', as many as there are. drawn: which of DRAWINGS.
-    """
-    result = next(iter(results.values()))
-    lists = top_retrieved(queries, catalogue, result.scores, result.rows)
-    similarity = figures["similarity"]
-    histogram = evaluation.similarity_histogram(queries, catalogue, similarity)
-    files.write_json(f"{prefix}-eval.json", figures)
-    report.write_figures(f"{prefix}-figures.csv", figures)
-    files.write_json_list(f"{prefix}-top_retrieved.json", lists)
-    files.write_json(f"{prefix}-histogram.json", histogram)
-    report.write_csv(f"{prefix}-queries.csv", queries, catalogue, result)
-    if "histogram" in drawn:
-        pictures.histogram(f"{prefix}-histogram.png", histogram)
-    curves = {title: pictures.recall_curve(r.ranking) for title, r in results.items()}
-    if "recall_at_k" in drawn:
-        pictures.recall_at_k(f"{prefix}-recall_at_k.png", curves)
-    gallery = report.gallery(queries, catalogue, result)
-    shown = some_rows(len(queries), SHOWN)
-    wanted = report.wanted(gallery, results, shown)
-    query_images = images("queries", queries.ids[sorted(wanted["queries"])])
-    item_images = images("catalogue", catalogue.ids[sorted(wanted["catalogue"])])
-    if query_images and item_images:
-        beside = dict(list(results.items())[:2])  # the colour histogram has no place there
-        panels = pictures.panels(queries, catalogue, beside, shown, query_images, item_images)
-        pictures.top_retrieved(f"{prefix}-top_retrieved.png", panels)
-    report.write(
-        f"{prefix}-report.html",
-        figures=figures,
-        curves=curves,
-        histogram=histogram,
-        gallery=gallery,
-        queries=queries,
-        catalogue=catalogue,
-        result=result,
-        images=(query_images, item_images),
-    )
-    report.write_suspects(f"{prefix}-suspected_labels.csv", gallery, queries, catalogue)
-    print_table(figures, results)
-    print(f"Wrote {prefix}-report.html and, beside it, its figures as JSON, CSV and PNG.")
-
-
-def some_rows(count, wanted, seed=0):
-    """A fixed random choice of rows, in order."""
-    random = np.random.default_rng(seed)
-    return np.sort(random.permutation(count)[:wanted]).tolist()
-
-
-def top_retrieved(queries, catalogue, scores, rows):
-    """What was found for each query, as plain lists and dictionaries."""
-    right = catalogue.products[rows] == queries.products[:, None]
-    return [
-        {
-            "media": str(queries.ids[q]),
-            "product": str(queries.products[q]),
-            "results": [
-                {
-                    "media": str(catalogue.ids[r]),
-                    "product": str(catalogue.products[r]),
-                    "score": round(float(s), 6),
-                    "relevant": bool(ok),
-                }
-                for s, r, ok in zip(scores[q], rows[q], right[q], strict=True)
-                if r >= 0
-            ],
-        }
-        for q in range(len(queries))
-    ]
-
-
-def print_table(figures, results):
+def print_table(figures, results, prefix):
     from rich.console import Console
     from rich.table import Table
 
@@ -286,27 +228,38 @@ def print_table(figures, results):
         f"{figures['num_decided_in_float64']} queries certified in float64, "
         f"{figures['ties']['num_queries_with_ties']} with ties."
     )
+    first = ks[0]
     if "index" in figures:
         found = figures["index"]
         print(
-            f"The index {found['factory']} takes {found['ms_per_query']:.3f} ms a query and "
-            f"{found['bytes_per_vector']:.0f} bytes a vector."
+            f"The index {found['factory']} finds {100 * found['agreement']:.1f}% of the "
+            f"{found['depth']} nearest items and loses {found['lost'][first]:.3f} of "
+            f"recall@{first}, at {found['ms_per_query']:.3g} ms a query and "
+            f"{found['bytes_per_vector']:.0f} bytes a vector; exact search: "
+            f"{found['exact_ms_per_query']:.3g} ms and {found['exact_bytes_per_vector']} bytes."
         )
     for method, found in figures.get("rerank", {}).items():
-        cost = f"{found['seconds']:.2f} s for {100 * found['gain']:+.2f} points of recall"
-        print(f"{method}: {cost}")
+        print(
+            f"{method}: {found['seconds']:.2g} s for {100 * found['gain']:+.2f} points of "
+            f"recall@{first}"
+        )
+    print(f"Wrote {prefix}-report.html and, beside it, its figures as JSON, CSV and PNG.")
 
 
 def run(argv=None):
     """The program: `--queries` evaluates files, anything else a model."""
     argv = sys.argv if argv is None else argv
     define_flags()
-    if not any(a.lstrip("-").split("=")[0] == "queries" for a in argv[1:]):
-        from trainer import quiet
+    try:
+        if not any(a.lstrip("-").split("=")[0] == "queries" for a in argv[1:]):
+            from trainer import quiet
 
-        quiet.import_tensorflow()  # before the model module does, with its banner
-        trainer_config.run(main, argv)
-    trainer_config.run_without_model(stored, argv)
+            quiet.import_tensorflow()  # before the model module does, with its banner
+            trainer_config.run(main, argv)
+        trainer_config.run_without_model(stored, argv)
+    except KeyboardInterrupt:
+        print("stopped: what was not written yet is lost", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Everything that is reported of one embedding: rates with intervals, by category, by product."""
 
 import dataclasses
-import time
 
-import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -50,6 +48,11 @@ def evaluate(
         filter=filter,
     )
     if not ranking.answerable.any():
+        if own_set:
+            raise ValueError(
+                "no query has a relevant catalogue item: no two queries are of one product, so "
+                "they have nothing to find among themselves; name a catalogue"
+            )
         raise ValueError(
             "no query has a relevant catalogue item: do both sets spell their products alike? "
             f"The first query's is {str(queries.products[0])!r}, the first item's "
@@ -71,47 +74,9 @@ def evaluate(
     return Evaluation(figures, ranking, scores, rows)
 
 
-def approximate(queries, catalogue, evaluation, factory, recall=0.95):
-    """What an ANN index loses: figures with the recall beside the exact one, its speed and size.
-
-    factory: a FAISS factory, or 'auto'. The index is tuned on other queries: the catalogue's items.
-    """
-    similarity, ks = evaluation.figures["similarity"], list(evaluation.figures["recall@k"])
-    embeddings = catalogue.embeddings
-    if factory == "auto":
-        factory = search.choose(*embeddings.shape, search.free_memory() // 2, recall)[0]
-    built = search.make(factory, embeddings.shape[1], similarity)
-    items = search.prepare(embeddings, similarity)
-    if not built.is_trained:
-        built.train(items)
-    built.add(items)
-    some = np.random.default_rng(0).permutation(len(items))[:500]
-    near = min(10, len(items))
-    truth = search.nearest(embeddings[some], [embeddings], near, similarity)[1]
-    tuned = search.tune(built, embeddings[some], truth, recall, similarity, near)
-    start = time.perf_counter()
-    effort = search.effort(built, tuned["effort"])
-    k = min(max(ks) + 1, len(items))
-    _, rows = search.search(built, queries.embeddings, k, similarity, effort)
-    seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    search.nearest(queries.embeddings, [embeddings], k, similarity)
-    exact_seconds = time.perf_counter() - start
-    itself = catalogue.ids[rows] == queries.ids[:, None]
-    right = (catalogue.products[rows] == queries.products[:, None]) & ~itself & (rows >= 0)
-    place = np.where(right, np.cumsum(~itself, axis=1), np.inf).min(1)
-    place = place[evaluation.ranking.answerable]
-    rates = {k: metrics.mean(place <= k) for k in ks}
-    return {
-        "factory": factory,
-        "recall@k": rates,
-        "lost": {k: evaluation.figures["recall@k"][k] - rates[k] for k in ks},
-        "ms_per_query": 1e3 * seconds / len(queries),
-        "exact_ms_per_query": 1e3 * exact_seconds / len(queries),
-        "bytes_per_vector": len(faiss.serialize_index(built)) / len(items),
-        "exact_bytes_per_vector": 4 * embeddings.shape[1],
-        "tuned": tuned,
-    }
+def first_right(right, itself):
+    """Rank [Q] of the first True in a row of `right` [Q, k], `itself` left out; inf if none."""
+    return np.where(right & ~itself, np.cumsum(~itself, axis=1), np.inf).min(1)
 
 
 def per_query(ranking):
@@ -301,7 +266,7 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
     q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
     differ = ql[q] != cl[c]
     values = [
-        _pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
+        pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
         for a, b in (same, (q[differ], c[differ]))
     ]
     everything = np.concatenate(values)
@@ -319,7 +284,8 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
     }
 
 
-def _pair_similarity(a, b, similarity):
+def pair_similarity(a, b, similarity):
+    """Similarity of pairs of rows, float64 [n]; for euclidean, their distance."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     if similarity == "euclidean":
         return np.linalg.norm(a - b, axis=1)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 INTERVAL = 10  # seconds between plain lines
+WORTH_TELLING = 1  # seconds
 
 
 def track(
@@ -24,7 +25,8 @@ def track(
             done, count = done + 1, count + size(item)
             report.update(done, count, time.monotonic() - start)
     elapsed = time.monotonic() - start
-    print(f"{what}: {count} in {elapsed:.1f} s", file=sys.stderr, flush=True)
+    if elapsed >= WORTH_TELLING:
+        print(f"{what}: {count} in {elapsed:.1f} s", file=sys.stderr, flush=True)
 
 
 class _Live:

@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from retrieval import metrics, search
+from retrieval.evaluation import first_right
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
@@ -78,9 +79,8 @@ def compare(queries, catalogue, evaluation, methods):
             _, rows = k_reciprocal(q, c, own)
             seconds = time.perf_counter() - start
             itself = rows == own[:, None]
-            right = (catalogue.products[rows] == queries.products[:, None]) & ~itself
-            place = np.where(right, np.cumsum(~itself, axis=1), np.inf).min(1)
-            place = place[evaluation.ranking.answerable]
+            right = catalogue.products[rows] == queries.products[:, None]
+            place = first_right(right, itself)[evaluation.ranking.answerable]
             figures = {"recall@k": {k: metrics.mean(place <= k) for k in ks}}
         else:
             items = c if method == "aqe" else average(c)

@@ -1,29 +1,31 @@
-"""Embeddings of any origin: .npy arrays beside text files of labels and ids."""
+"""Embeddings of any origin: .npy arrays beside text files, stores, the vectors of an index."""
 
 import os
 
 import numpy as np
 
-from retrieval import store
+from retrieval import files, index, progress, search, store
 from retrieval.store import Embedded
 
 
 def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") -> Embedded:
     """Reads one set.
 
-    embeddings: path of a .npy array [N, D] of floats, memory-mapped, or of a store. labels: path of
+    embeddings: path of a .npy array [N, D] of floats, memory-mapped, or the folder of a store or of
+    an index, whose vectors are taken as it keeps them. labels: path of
     a text file, one product id a line. ids: one item id a line; the row number, padded with zeros
     so that it orders as it counts, where there is none. categories: one a line. Raises ValueError
     where a file cannot be read or the files do not agree.
     """
     if os.path.isdir(embeddings):
-        return store.read(embeddings)
+        given = [path for path in (labels, ids, categories) if path]
+        if given:
+            raise ValueError(f"{given[0]}: {embeddings} brings its own labels, ids and categories")
+        return _of_index(embeddings) if is_index(embeddings) else store.read(embeddings)
     if labels is None:
-        raise ValueError(f"{embeddings}: name the file of its labels, one product id a line")
-    try:
-        array = np.load(embeddings, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{embeddings}: not a NumPy array that can be read: {error}") from None
+        option = "query_labels" if name == "queries" else f"{name}_labels"
+        raise ValueError(f"{embeddings}: needs --{option}, a file of one product id a line")
+    array = _array(embeddings)
     if array.ndim != 2:
         raise ValueError(f"{embeddings}: shape {list(array.shape)}, not [rows, dimensions]")
     if array.dtype.kind != "f":
@@ -36,6 +38,53 @@ def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") 
         lines(labels, rows),
         lines(categories, rows) if categories else np.full(rows, ""),
     )
+
+
+def _array(path):
+    try:
+        with open(path, "rb") as data:
+            start = data.read(6)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if start != b"\x93NUMPY":  # NumPy would call it a pickle, and tell how to load one
+        raise ValueError(f"{path}: is not a NumPy array (.npy), as numpy.save writes it")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a NumPy array that can be read: {error}") from None
+
+
+def is_index(folder):
+    return os.path.exists(os.path.join(folder, "current"))
+
+
+def weights(path):
+    """Hash of the weights that made the embeddings of a store or an index; None where unknown."""
+    if not os.path.isdir(path):
+        return None
+    if is_index(path):
+        return index.load(path, verify=False)[2]["weights"]
+    return files.read_json(os.path.join(path, "manifest.json"))["source"].get("checkpoint_sha256")
+
+
+def _of_index(folder):
+    """The items of an index, their vectors as its codes hold them."""
+    made, items, manifest = index.load(folder)
+    vectors = np.empty((made.ntotal, made.d), np.float32)
+    starts = range(0, made.ntotal, search.BLOCK)
+    try:
+        for i in progress.track(starts, len(starts), f"vectors of {folder}, in blocks"):
+            part = vectors[i : i + search.BLOCK]
+            made.reconstruct_n(i, len(part), part)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(
+            f"{folder}: an index of the kind {manifest['factory']} does not give its vectors back "
+            f"({reason}): name the store that it was built of"
+        ) from None
+    alive = items["alive"].to_numpy()
+    names = (np.array(items[n].to_pylist(), str)[alive] for n in ("id", "product", "category"))
+    return Embedded(vectors[alive], *names)
 
 
 def lines(path, rows):

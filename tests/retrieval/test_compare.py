@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval import compare, evaluation, files, report, store
-from retrieval.eval import top_retrieved
+from retrieval import compare, evaluation, files, index, outputs, store, stored
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -23,8 +22,8 @@ def write_evaluation(folder, noise, ids, labels, truth):
     result = evaluation.evaluate(items)
     folder.mkdir()
     files.write_json(folder / "embeddings-eval.json", result.figures)
-    report.write_csv(folder / "embeddings-queries.csv", items, items, result)
-    lists = top_retrieved(items, items, result.scores, result.rows)
+    outputs.write_queries(folder / "embeddings-queries.csv", items, items, result)
+    lists = outputs.top_retrieved(items, items, result.scores, result.rows)
     files.write_json_list(folder / "embeddings-top_retrieved.json", lists)
     return result
 
@@ -52,33 +51,40 @@ def test_differences_are_paired(tmp_path, capsys):
     assert same["difference"]["map@r"]["interval95"] == [0, 0] and same["mcnemar"]["p_value"] == 1
 
 
-def write_store(folder, points, names, labels):
+def write_store(folder, points, names, labels, weights):
     folder.mkdir()
-    manifest = store.begin(folder, {"checkpoint_sha256": folder.name})
+    manifest = store.begin(folder, {"checkpoint_sha256": weights})
     empty = np.full(len(names), "")
     store.append(folder, manifest, store.Embedded(points, names, labels.astype(str), empty), 1)
     store.finish(folder, manifest)
     return str(folder)
 
 
-def test_new_queries_against_an_old_catalogue(tmp_path):
-    """As the command line runs it: the new model is better, and half compatible with the old."""
-    random = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Stores {'old_queries', ...} of a model, and of a better one half compatible with it."""
+    folder, random = tmp_path_factory.mktemp("models"), np.random.default_rng(0)
     labels = np.repeat(np.arange(30), 4)
     truth = random.normal(size=(30, 8))
     turn = np.linalg.qr(random.normal(size=(8, 8)))[0]
     names = {kind: np.array([f"{kind}<{n}>" for n in range(120)]) for kind in "qc"}
-    arguments, noise = [], {"old": 1.4, "new": 0.3}
+    stores, noise = {}, {"old": 1.4, "new": 0.3}
     for model, amount in noise.items():
         for kind, name in (("q", "queries"), ("c", "catalogue")):
             points = truth[labels] + amount * random.normal(size=(120, 8))
             if model == "new":
                 points = points + 0.2 * points @ turn
-            folder = tmp_path / f"{model}_{name}"
-            write_store(folder, points.astype(np.float32), names[kind], labels)
-            arguments.append(f"--{folder.name}={folder}")
+            place = folder / f"{model}_{name}"
+            stores[place.name] = write_store(
+                place, points.astype(np.float32), names[kind], labels, model
+            )
+    return stores
+
+
+def test_new_queries_against_an_old_catalogue(models, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "retrieval.compare", *arguments, f"--output={tmp_path}/out"],
+        [sys.executable, "-m", "retrieval.compare", f"--output={tmp_path}/out",
+         *(f"--{name}={folder}" for name, folder in models.items())],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -92,13 +98,56 @@ def test_new_queries_against_an_old_catalogue(tmp_path):
     assert pair["recall@k"]["1"] == result["difference"]["recall@1"]["b"]
     assert pair["queries"].endswith("new_queries") and pair["catalogue"].endswith("old_catalogue")
     page = (tmp_path / "out/compare.html").read_text()
-    assert "Backward compatibility" in page and "share of the gain" in page
-    # Without the new catalogue there is no gain to compare with; other dimensions are named.
-    short = write_store(tmp_path / "short", np.ones((120, 5), np.float32), names["q"], labels)
-    stores = {"old_queries": str(tmp_path / "old_queries"), "new_queries": short}
-    stores["old_catalogue"] = str(tmp_path / "old_catalogue")
-    with pytest.raises(ValueError, match="short against .*: queries have 5 dimensions and the"):
-        compare.backward(stores, tmp_path / "no")
+    assert "Backward compatibility" in page and "Share of the gain" in page
+    assert "new queries, old catalogue 0." in done.stdout
+
+
+@pytest.mark.parametrize(("factory", "lossless"), [("Flat", True), ("IVF4,SQ4", False)])
+def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossless):
+    """Its items are ranked as it keeps them, and searched as it searches; removed ones are gone."""
+    folder, kept = (
+        str(tmp_path / "index"),
+        {k: v for k, v in models.items() if k != "new_catalogue"},
+    )
+    index.build(models["old_catalogue"], folder, factory, recall=0.7)
+    of_index = compare.backward(kept | {"old_catalogue": folder}, tmp_path / "out")
+    of_store = compare.backward(kept, tmp_path / "same")
+    found = of_index["recall@1 through the index"]
+    for name in ("old", "new_on_old"):
+        exact = of_store["recall@5"][name]
+        if lossless:
+            assert found[name] == of_index["recall@1"][name] == of_store["recall@1"][name]
+        assert of_index["recall@5"][name] == pytest.approx(exact, abs=0 if lossless else 0.1)
+    told = json.loads((tmp_path / "out/old/embeddings-eval.json").read_text())
+    assert told["index"]["factory"] == factory
+    index.remove(["c<7>"], folder)
+    left = stored.load(folder)
+    assert len(left) == 119 and "c<7>" not in left.ids and "c<8>" in left.ids
+
+
+def test_what_is_mixed_up_is_refused(models, tmp_path):
+    short = write_store(
+        tmp_path / "short", np.ones((2, 5), np.float32), np.array(["1", "2"]), np.arange(2), "new"
+    )
+    kept = {k: v for k, v in models.items() if k != "new_catalogue"}
+    with pytest.raises(ValueError, match="--new_queries=.*short has 5 dimensions and --old_cata"):
+        compare.backward(kept | {"new_queries": short}, tmp_path / "no")
+    with pytest.raises(ValueError, match="must be those of the old model"):
+        compare.backward(kept | {"old_queries": models["new_queries"]}, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_pictures_come_from_the_evaluated_model(tiny, tmp_path, monkeypatch):
+    """From its own configuration, wherever the evaluation lies."""
+    monkeypatch.chdir(tiny)
+    monkeypatch.syspath_prepend(tiny)
+    figures = {"model": "tiny", "checkpoint": str(tiny / "experiments/exp-tiny/checkpoint/model-3")}
+    found = compare._images([{"figures": figures}] * 2, {"1/p<12>"}, {"2/p<14>"}, None)
+    assert {name: image.shape for name, image in found.items()} == {
+        "1/p<12>": (8, 8, 1), "2/p<14>": (8, 8, 1),
+    }  # fmt: skip
+    figures["checkpoint"] = str(tmp_path / "gone/model-3")
+    assert compare._images([{"figures": figures}], {"1/p<12>"}, set(), None) == {}
 
 
 def test_mcnemar_against_the_binomial():
@@ -111,6 +160,8 @@ def test_mcnemar_against_the_binomial():
 def test_what_cannot_be_compared_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no …-eval\.json"):
         compare.load(tmp_path)
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        compare.load(tmp_path / "none")
     (tmp_path / "model-1-eval.json").write_text("{")
     with pytest.raises(ValueError, match=r"model-1-eval\.json: cannot be read"):
         compare.load(tmp_path)

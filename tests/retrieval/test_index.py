@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import embed, files, index, search, store
+from retrieval import embed, files, index, passes, search, store
 
 NASTY = "<b>\n\"',é"
 
@@ -368,7 +368,7 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
     )
     found = store.read(tmp_path / "s").embeddings
     assert manifest["count"] == 22
-    images = embed.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
+    images = passes.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
     means = np.array([image.mean() for image in images.values()])
     np.testing.assert_allclose(found, means[:, None] * [[1, 2]], rtol=1e-5)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval import evaluation, metrics, rerank, search, store, vectors
+from retrieval import approximate, evaluation, metrics, rerank, search, store, vectors
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def test_clustered_products_gain(sets):
 
 def test_the_index_loses_what_is_reported(sets):
     items, result = sets
-    exact = evaluation.approximate(items, items, result, "Flat")
+    exact = approximate.losses(items, items, result, "Flat")
     assert all(lost == 0 for lost in exact["lost"].values())
-    coarse = evaluation.approximate(items, items, result, "PQ2x4")
+    coarse = approximate.losses(items, items, result, "PQ2x4")
     assert coarse["lost"][1] > 0.05
     assert coarse["bytes_per_vector"] < exact["bytes_per_vector"]
 

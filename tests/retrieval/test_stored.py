@@ -1,6 +1,7 @@
 """Stored embeddings: the command line without TensorFlow, the report, bad input."""
 
 import csv
+import html
 import json
 import os
 import pathlib
@@ -84,7 +85,7 @@ def test_report_holds_everything_and_escapes_it(evaluated):
     page = (folder / "embeddings-report.html").read_text()
     assert "<script" not in page and "\x07" not in page
     assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#x27;␇é" in page
-    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)""", page)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?+(?!data:|#)""", page)
     assert "url(" not in page
 
 
@@ -97,14 +98,15 @@ def test_what_comes_after_the_model_is_in_every_form(evaluated):
     found = figures["index"]
     assert float(lines["index.bytes_per_vector"]) == found["bytes_per_vector"]
     assert float(lines["index.lost.1"]) == found["lost"]["1"]
-    assert f"<td>{found['bytes_per_vector']:.0f}</td>" in page and "IVF4,Flat" in page
+    assert f"<td>{found['bytes_per_vector']:.3g}</td>" in page and "IVF4,Flat" in page
+    assert f"finds {100 * found['agreement']:.1f}% of the 10 nearest" in page
     for method in ("aqe", "dba", "k_reciprocal"):
         told = figures["rerank"][method]
         assert float(lines[f"rerank.{method}.recall@k.1"]) == told["recall@k"]["1"]
         assert f"<td>{told['recall@k']['1']:.3f} <small>{told['gain']:+.3f}</small>" in page
         cost = told["seconds_per_point"]
         assert (told["gain"] > 0) == (cost is not None)
-        assert cost is None or f"<td>{cost:.2f}</td>" in page
+        assert cost is None or f"<td>{cost:.3g}</td>" in page
     assert "&lt;k0&gt;" in page and "Confusion of categories" in page
 
 
@@ -147,21 +149,47 @@ def test_baselines_see_what_they_should():
     assert similarity[0, 4] == pytest.approx(1) and similarity[0, 3] == 0  # places do not matter
 
 
+LOOK = """<!doctype html><body><script>
+const found = {};
+for (const width of [390, 1280]) {
+  const frame = document.createElement('iframe');
+  frame.width = width; frame.height = 800; frame.src = 'REPORT';
+  frame.onload = () => {
+    const page = frame.contentDocument, root = page.documentElement;
+    const right = Math.max(...[...page.querySelectorAll('figure,.card,svg,p,li')].map(
+      element => element.getBoundingClientRect().right));
+    found[width] = {wide: Math.max(root.scrollWidth, right), text: root.textContent,
+      titles: [...page.querySelectorAll('body > section > h2')].map(h => h.textContent),
+      dead: [...page.querySelectorAll('nav a')].filter(
+        a => !page.getElementById(a.getAttribute('href').slice(1))).length};
+    if (Object.keys(found).length == 2) document.body.textContent = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
 def test_report_in_a_browser(evaluated, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine: the report was not looked at in a browser")
     folder, expected, _ = evaluated
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    (tmp_path / "look.html").write_text(
+        LOOK.replace("REPORT", f"file://{folder}/embeddings-report.html")
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    flags += ["--allow-file-access-from-files", "--virtual-time-budget=20000"]
     page = subprocess.run(
-        [browser, *flags, "--dump-dom", f"file://{folder}/embeddings-report.html"],
+        [browser, *flags, "--dump-dom", f"file://{tmp_path}/look.html"],
         capture_output=True, text=True, timeout=120, check=True,
     ).stdout  # fmt: skip
-    assert f"{expected['recall@k'][1]:.3f}" in page
-    for title in ("Recall at k", "Similarity", "Confusion", "Worst misses", "Hubs"):
-        assert f"<h2>{title}</h2>" in page
-    # The parser closes what a stray tag would have opened: every section is a child of the body.
-    assert page.count("<section>") == page.count("</section>")
+    looks = json.loads(html.unescape(re.search(r"<body>(.*)</body>", page, re.DOTALL)[1]))
+    for width, look in looks.items():
+        assert look["wide"] <= int(width), "the page is wider than the screen"
+        assert f"{expected['recall@k'][1]:.3f}" in look["text"] and not look["dead"]
+        # The parser closes what a stray tag would open: every section is a child of the body.
+        assert look["titles"][:4] == ["Summary", "Recall at k", "Similarity", "Categories"]
+        assert {"Approximate index", "Confusion", "Worst misses", "Hubs"} <= set(look["titles"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +201,7 @@ def test_report_in_a_browser(evaluated, tmp_path):
         ({"points": np.array([[1, 0], [0, 0], [1, 1.0]])}, "queries: row 1 is all zeros"),
         ({"points": np.ones((3, 2, 2))}, r"not \[rows, dimensions\]"),
         ({"points": np.ones((3, 2), int)}, "holds int64, not floats"),
-        ({"labels": ["a", "b", "c"]}, "no query has a relevant catalogue item"),
+        ({"labels": ["a", "b", "c"]}, "no two queries are of one product"),
         ({"ids": ["x", "y", "x"]}, "id 'x' occurs twice"),
         ({"points": np.empty((0, 2)), "labels": [], "ids": []}, "is empty: there is nothing"),
     ],
@@ -190,11 +218,48 @@ def test_bad_input_is_named(tmp_path, change, message):
         )
 
 
-def test_an_index_that_cannot_be_made_is_one_line(tmp_path):
+MISTAKES = [
+    (["--query_labels=q.txt", "--index=No"], "--index=No: FAISS cannot make it for 4 dimensions"),
+    (["--query_labels=q.txt", "--index=PQ2"], "--index=PQ2: cannot be trained on 4 items"),
+    (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
+    (["--query_labels=q.txt", "--model=tiny"], "--model and --queries: give one of them"),
+    (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
+    ([], "q.npy: needs --query_labels, a file of one product id a line"),
+    (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),
+    (
+        ["--query_labels=q.txt", "--catalogue=q.txt", "--catalogue_labels=q.txt"],
+        "q.txt: is not a NumPy array (.npy)",
+    ),
+    (
+        ["--query_labels=q.txt", "--catalogue=no.npy", "--catalogue_labels=q.txt"],
+        "no.npy: cannot be read: No such file",
+    ),
+    (["--query_labels=q.txt", "--output=q.txt"], "--output=q.txt: File exists"),
+]
+EACH = """
+import json, sys
+from absl import flags
+from retrieval import eval
+eval.define_flags()
+for arguments in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    try:
+        eval.trainer_config.run_without_model(eval.stored, ["eval", *arguments])
+    except SystemExit as ended:
+        assert ended.code == 1
+"""
+
+
+def test_a_mistake_is_one_line(tmp_path):
     write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
-    done = run(tmp_path, "--queries=q.npy", "--query_labels=q.txt", "--index=No", "--output=out")
-    assert done.returncode == 1
-    assert re.match(r"error: --index=No: FAISS cannot make it for 4 dimensions.*\n$", done.stderr)
+    common = ["--queries=q.npy", "--output=out"]
+    done = run(tmp_path, json.dumps([[*common, *given] for given, _ in MISTAKES]), code=EACH)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(MISTAKES), done.stderr
+    for line, (_, message) in zip(said, MISTAKES, strict=True):
+        assert line.startswith(f"error: {message}")
 
 
 def test_a_truncated_array_is_named(tmp_path):

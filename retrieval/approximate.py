@@ -1,0 +1,101 @@
+"""What an approximate index loses against exact search, with its speed and size."""
+
+import os
+import time
+
+import faiss
+import numpy as np
+
+from retrieval import evaluation, index, metrics, progress, search
+
+
+def losses(queries, catalogue, result, kind, recall=0.95):
+    """Figures of an index over the catalogue: recall beside the exact one, speed and size.
+
+    result: the exact `evaluation.Evaluation` of both `Embedded`. kind: a FAISS factory or 'auto',
+    of which an index is made and tuned to find the share `recall` of the ten nearest, or the folder
+    of one that `retrieval.index` built of this catalogue. 'agreement' is the share of the `depth`
+    nearest items of exact search that the index finds for these queries. ValueError where no such
+    index can be made, or that of the folder is of something else.
+    """
+    similarity, ks = result.figures["similarity"], list(result.figures["recall@k"])
+    opened = _opened if os.path.isdir(kind) else _made
+    find, ids, products, about = opened(kind, catalogue, similarity, recall)
+    k = min(max(ks) + 1, len(catalogue))
+    start = time.perf_counter()
+    rows = find(queries.embeddings, k)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    nearest = search.nearest(queries.embeddings, [catalogue.embeddings], k, similarity)[1]
+    exact_seconds = time.perf_counter() - start
+    # Beyond the last that it finds, an index gives row -1, which is no item.
+    itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
+    right = (products[rows] == queries.products[:, None]) & (rows >= 0)
+    place = evaluation.first_right(right, itself)[result.ranking.answerable]
+    rates = {k: metrics.mean(place <= k) for k in ks}
+    depth = min(10, k)
+    truth, found = catalogue.ids[nearest[:, :depth]], np.where(rows < 0, "", ids[rows])[:, :depth]
+    return about | {
+        "recall@k": rates,
+        "lost": {k: result.figures["recall@k"][k] - rates[k] for k in ks},
+        "agreement": float((truth[:, :, None] == found[:, None]).any(2).mean()),
+        "depth": depth,
+        "ms_per_query": 1e3 * seconds / len(queries),
+        "exact_ms_per_query": 1e3 * exact_seconds / len(queries),
+        "exact_bytes_per_vector": 4 * catalogue.embeddings.shape[1],
+    }
+
+
+def _made(factory, catalogue, similarity, recall):
+    """An index of the catalogue in memory, tuned on other queries: items moved a little."""
+    embeddings = catalogue.embeddings
+    count, dimensions = embeddings.shape
+    if factory == "auto":
+        factory = search.choose(count, dimensions, search.free_memory() // 2, recall)[0]
+    made = search.make(factory, dimensions, similarity)
+    items = search.prepare(embeddings, similarity)
+    try:
+        if not made.is_trained:
+            made.train(items)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(
+            f"--index={factory}: cannot be trained on {count} items: {reason}"
+        ) from None
+    starts = range(0, count, search.BLOCK)
+    for i in progress.track(starts, len(starts), f"adding {count} items to {factory}, in blocks"):
+        made.add(items[i : i + search.BLOCK])
+    random = np.random.default_rng(0)
+    some = items[random.permutation(count)[:500]]
+    step = 0.1 * np.linalg.norm(some, axis=1, keepdims=True) / np.sqrt(dimensions)
+    some = some + (step * random.normal(size=some.shape)).astype(np.float32)
+    near = min(10, count)
+    truth = search.nearest(some, [embeddings], near, similarity)[1]
+    tuned = search.tune(made, some, truth, recall, similarity, near)
+    effort = search.effort(made, tuned["effort"])
+    about = {
+        "factory": factory,
+        "bytes_per_vector": len(faiss.serialize_index(made)) / count,
+        "tuned": {**tuned, "asked": recall, "k": near},
+    }
+
+    def find(queries, k):
+        return search.search(made, queries, k, similarity, effort)[1]
+
+    return find, catalogue.ids, catalogue.products, about
+
+
+def _opened(folder, catalogue, similarity, _):
+    loaded = index.load(folder)
+    _, items, manifest = loaded
+    if manifest["similarity"] != similarity:
+        raise ValueError(f"--index={folder}: was built for --similarity={manifest['similarity']}")
+    ids, products = (np.array(items[name].to_pylist(), str) for name in ("id", "product"))
+    held = ids[items["alive"].to_numpy()]
+    if not np.array_equal(np.sort(held), np.sort(catalogue.ids)):
+        raise ValueError(
+            f"--index={folder}: holds {len(held)} items, not the {len(catalogue)} of this "
+            "catalogue: build it of the same store, or name a FAISS factory"
+        )
+    about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
+    return lambda queries, k: index.find(loaded, queries, k)[1], ids, products, about
