@@ -136,14 +136,14 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     assert "model-3-recall_at_k.png" in drawn and "model-3-histogram.png" not in drawn
 
 
-@pytest.mark.parametrize("recipe", ["grocery_head", "grocery", "grocery_unseen"])
+@pytest.mark.parametrize("recipe", ["grocery_head", "grocery", "grocery_larger", "grocery_unseen"])
 def test_grocery_recipe_sets_known_keys(config, recipe):
     values = flags.FlagValues()
     flags.DEFINE_string("model", None, "model", flag_values=values)
     model, given, rest = from_flags(["main", f"--flagfile={RECIPES / recipe}.flags"], values)
     assert model is ranker and not rest and "model.num_steps" in given
     assert config["dataset.name"] == "grocery" and config["dataset.domains"]
-    assert config["model.cached_features"] == (recipe != "grocery")
+    assert config["model.cached_features"] == (recipe in ("grocery_head", "grocery_unseen"))
     if recipe == "grocery_unseen":
         (train,), (test,) = config["dataset.train_where"], config["dataset.test_where"]
         names = [set(text.removeprefix("product=").split("|")) for text in (train, test)]
