@@ -146,11 +146,12 @@ def mcnemar(won, lost):
     return min(1.0, 2 * tail)
 
 
-def write_page(path, result, lists, ranks, images):
+def write_page(path, result, shown, lists, ranks, images):
     """Writes the comparison as one HTML page.
 
-    lists: {'A', 'B': {query id: entry of …-top_retrieved.json}}. ranks: {'A', 'B': {query id: rank
-    of the first right item}}. images: {id: uint8 image}, as many as there are.
+    shown: {'won', 'lost': query ids}. lists: {'A', 'B': {query id: entry of …-top_retrieved.json}}.
+    ranks: {'A', 'B': {query id: rank of the first right item}}. images: {id: uint8 image}, as many
+    as there are.
     """
     test = result["mcnemar"]
     rows = [
@@ -175,13 +176,14 @@ def write_page(path, result, lists, ranks, images):
             f"id.{only} The intervals draw whole products. The first result is right in B alone "
             f"for {test['won']:,} queries (won) and in A alone for {test['lost']:,} (lost); were "
             "both models equally good, a split as uneven would come by chance with probability "
-            f"{test['p_value']:.2g} (McNemar's exact test).</p>",
+            f"{test['p_value']:.2g} (McNemar's exact test, which takes queries of one product as "
+            "independent; the intervals do not).</p>",
         ),
         ("Backward compatibility", _backward(result["backward"]) if "backward" in result else ""),
     ]
-    for title in ("won", "lost"):
+    for title, names in shown.items():
         rows = []
-        for name in result[title][:EACH]:
+        for name in names:
             for side in "AB":
                 entry = lists[side][name]
                 note = f"{side}: right item at rank {ranks[side][name]}"
@@ -196,8 +198,8 @@ def write_page(path, result, lists, ranks, images):
                 rows.append(page.row(cells))
         note = (
             f"<p>The first result is right in {'B' if title == 'won' else 'A'} only. Above what A "
-            f"retrieved, below B; {min(EACH, len(result[title]))} of {len(result[title]):,}, those "
-            "whose rank changed most first.</p>"
+            f"retrieved, below B; {len(names)} of {len(result[title]):,}, one a product, the "
+            "greatest change of rank first. compare.json lists all.</p>"
         )
         sections.append((f"Queries {title} by B", note + "".join(rows) if rows else ""))
     head = f"<p class=sub>A: {page.text(result['a'])}<br>B: {page.text(result['b'])}</p>"
@@ -254,23 +256,32 @@ def main(evaluations, output, paths=None, backward=None, pictures=True):
     if backward:
         result["backward"] = backward
     os.makedirs(output, exist_ok=True)
-    shown = {*result["won"][:EACH], *result["lost"][:EACH]}
-    lists = {side: lists_of(e, shown) for side, e in (("A", a), ("B", b))}
+    shown = {title: _one_each(result[title], a["queries"]) for title in ("won", "lost")}
+    asked = {name for names in shown.values() for name in names}
+    lists = {side: lists_of(e, asked) for side, e in (("A", a), ("B", b))}
     items = {
         item["media"]
         for entries in lists.values()
         for entry in entries.values()
         for item in entry["results"][:SHOWN]
     }
-    images = _images((a, b), shown, items, paths) if pictures and shown else {}
+    images = _images((a, b), asked, items, paths) if pictures and asked else {}
     files.write_json(os.path.join(output, "compare.json"), result)
     ranks = {
-        side: {name: e["queries"][name]["rank"] for name in shown}
+        side: {name: e["queries"][name]["rank"] for name in asked}
         for side, e in (("A", a), ("B", b))
     }
-    write_page(os.path.join(output, "compare.html"), result, lists, ranks, images)
+    write_page(os.path.join(output, "compare.html"), result, shown, lists, ranks, images)
     print_table(result)
     print(f"Wrote {output}/compare.html and compare.json")
+
+
+def _one_each(names, queries):
+    """The first query of every product, up to EACH of them."""
+    first = {}
+    for name in names:
+        first.setdefault(queries[name]["product"], name)
+    return list(first.values())[:EACH]
 
 
 def _images(evaluated, queries, items, paths):
@@ -280,10 +291,11 @@ def _images(evaluated, queries, items, paths):
     for name, checkpoint in sorted(models - {(None, None)}):
         if not (queries | items) - images.keys():
             break
-        from trainer import experiment, quiet
+        from trainer import quiet
 
-        quiet.import_tensorflow()
+        quiet.import_tensorflow()  # before others do, with its banner
         from retrieval import passes
+        from trainer import experiment
 
         try:
             model = trainer_config.load_model(name)

@@ -16,6 +16,7 @@ path,label[,category,...], resized to the size that the signature takes or that 
 that a signature takes as floats are 0 to 255, or as --pixel_range says.
 """
 
+import glob
 import hashlib
 import os
 import sys
@@ -114,6 +115,8 @@ def _to_store(datasets, embed, folder, source, dtype, shard_rows, threads, notes
         manifest = store.begin(folder, source, dtype)
         if manifest["complete"]:
             return manifest
+        for left in glob.glob(os.path.join(glob.escape(str(folder)), ".*.tmp")):
+            os.remove(left)  # of a writer that was killed
         done = sum(shard["batches"] for shard in manifest["shards"])
         if done:
             print(f"{folder}: going on after {manifest['count']} embeddings", file=sys.stderr)

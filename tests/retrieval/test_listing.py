@@ -86,6 +86,43 @@ def test_bad_pictures_by_policy(pictures, mean, tmp_path):
     assert all(map(os.path.isfile, found.paths))
 
 
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch, policy):
+    columns = listing.of_folder(pictures)
+    if policy == "error":
+        good = columns["id"] != "b/5.jpg"
+        columns = {name: values[good] for name, values in columns.items()}
+    arguments = {"on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = embed.embed_pictures(columns, mean, whole, **arguments)
+    append, decoded, read = store.append, listing._decoded, []
+
+    def killed(folder, manifest, part, batches):
+        if len(manifest["shards"]) == 2:
+            (folder / ".half.tmp").write_bytes(b"written by one that was killed")
+            raise KeyboardInterrupt
+        append(folder, manifest, part, batches)
+
+    def noted(path, size, channels):
+        read.append(os.path.basename(path))
+        return decoded(path, size, channels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed.embed_pictures(columns, mean, broken, **arguments)
+    with pytest.raises(ValueError, match="of another batch_size"):
+        embed.embed_pictures(columns, mean, broken, **arguments | {"batch_size": 2})
+    monkeypatch.setattr(listing, "_decoded", noted)
+    assert embed.embed_pictures(columns, mean, broken, **arguments) == expected
+    assert not (broken / ".half.tmp").exists()
+    if policy == "error":  # what is embedded is not even read
+        assert sorted(read) == ["2.jpg", "3.png"]
+    a, b = store.read(whole), store.read(broken)
+    np.testing.assert_array_equal(a.embeddings, b.embeddings)
+    assert a.ids.tolist() == b.ids.tolist()
+
+
 def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     import tensorflow as tf
 
