@@ -20,6 +20,7 @@ from retrieval import exact, ondisk, search
 
 BLOCK = 65536  # rows added at a time
 TURNS = 9
+ON_DISK = " on disk"
 
 
 def draw(rows, dimensions, seed=0):
@@ -51,14 +52,17 @@ def main():
     parser.add_argument("--dimensions", type=int, default=128)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--recall", type=float, default=0.95)
-    parser.add_argument("--kinds", default="", help="FAISS factories, parted by ;")
+    parser.add_argument(
+        "--kinds", default="", help=f"FAISS factories, parted by ;, e.g. IVF64,SQ8{ON_DISK}"
+    )
     options = parser.parse_args()
     faiss.omp_set_num_threads(exact.cores())
     everything = draw(options.rows + 2 * options.queries, options.dimensions)
     points = everything[: options.rows]
     held_out, queries = np.split(everything[options.rows :], 2)
     truth_held, truth = (search.nearest(q, [points], 10, "dot")[1] for q in (held_out, queries))
-    kinds = [(name, False) for name in options.kinds.split(";") if name]
+    names = [name for name in options.kinds.split(";") if name]
+    kinds = [(name.removesuffix(ON_DISK), name.endswith(ON_DISK)) for name in names]
     kinds = kinds or chosen(options.rows, options.dimensions)
     size = f"{options.rows} x {options.dimensions}"
     print(f"{size}, {exact.cores()} threads, recall asked for {options.recall}")
@@ -119,7 +123,7 @@ def measured(factory, on_disk, folder, points, held_out, truth_held, queries, tr
     effort = tuned["effort"]
     recall = timed(built, queries, truth, effort)[0]
     speed = len(queries) / np.median(in_turn(built, queries, truth, [effort]))
-    name = factory + " on disk" * on_disk
+    name = factory + ON_DISK * on_disk
     line = f"{name:22s} {effort or '-':>7} {recall:9.3f} {speed:10.0f} {seconds:8.1f} "
     return line + f"{taken / len(points):6.0f}", effort, recall, built
 
