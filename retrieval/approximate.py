@@ -54,21 +54,13 @@ def _made(factory, catalogue, similarity, recall):
         factory = search.choose(count, dimensions, search.free_memory() // 2, recall)[0]
     made = search.make(factory, dimensions, similarity)
     items = search.prepare(embeddings, similarity)
-    try:
-        if not made.is_trained:
-            made.train(items)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
-        raise ValueError(
-            f"--index={factory}: cannot be trained on {count} items: {reason}"
-        ) from None
+    if not made.is_trained:
+        search.train(made, items, factory, similarity)
     starts = range(0, count, search.BLOCK)
     for i in progress.track(starts, len(starts), f"adding {count} items to {factory}, in blocks"):
         made.add(items[i : i + search.BLOCK])
     random = np.random.default_rng(0)
-    some = items[random.permutation(count)[:500]]
-    step = 0.1 * np.linalg.norm(some, axis=1, keepdims=True) / np.sqrt(dimensions)
-    some = some + (step * random.normal(size=some.shape)).astype(np.float32)
+    some = search.moved(items[random.permutation(count)[:500]], similarity, random)
     near = min(10, count)
     truth = search.nearest(some, [embeddings], near, similarity)[1]
     tuned = search.tune(made, some, truth, recall, similarity, near)

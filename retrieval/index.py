@@ -63,13 +63,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             wanted = min(wanted, max(4096, memory // (16 * dimensions)))
             rows = _gather(parts, starts, _sample(random, count, wanted))
             print(f"training {factory} on {len(rows)} of {count} items", file=sys.stderr)
-            try:
-                index.train(search.prepare(rows, similarity))
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1]
-                raise ValueError(
-                    f"--index={factory}: cannot be trained on {len(rows)} items: {reason}"
-                ) from None
+            search.train(index, rows, factory, similarity)
         manifest = {
             "factory": factory,
             "why": why,
@@ -85,12 +79,8 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             else:
                 for block in blocks:
                     index.add(block)
-            # Held-out queries: items of the catalogue, moved a little so that they are none of
-            # them.
-            queries = _gather(parts, starts, _sample(random, count, 500))
-            queries = search.prepare(queries, similarity)
-            step = 0.1 * np.linalg.norm(queries, axis=1, keepdims=True) / np.sqrt(dimensions)
-            queries = queries + (step * random.normal(size=queries.shape)).astype(np.float32)
+            some = _gather(parts, starts, _sample(random, count, 500))
+            queries = search.moved(some, similarity, random)
             near = min(k, count)
             everything = progress.track(parts, len(parts), "true neighbours", len)
             truth = search.nearest(queries, everything, near, similarity)[1]

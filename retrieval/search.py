@@ -22,6 +22,24 @@ def make(factory, dimensions, similarity):
         ) from None
 
 
+def train(index, rows, factory, similarity):
+    """Trains an index of that factory on rows [n, D]; ValueError where FAISS cannot."""
+    try:
+        index.train(prepare(rows, similarity))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(
+            f"--index={factory}: cannot be trained on {len(rows)} items: {reason}"
+        ) from None
+
+
+def moved(rows, similarity, random):
+    """Held-out queries: rows [n, D] of the catalogue, moved by a tenth, so that they are none."""
+    rows = prepare(rows, similarity)
+    step = 0.1 * np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
+    return rows + (step * random.normal(size=rows.shape)).astype(np.float32)
+
+
 def prepare(embeddings, similarity):
     """Float32, contiguous, and of unit length where the similarity is cosine."""
     embeddings = np.ascontiguousarray(embeddings, np.float32)
