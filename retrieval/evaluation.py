@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval import exact, filters, metrics, search, vectors
+from retrieval import exact, filters, metrics, progress, search, vectors
 
 REPLICATES = 1000
 FEW = 5  # products below which an interval would say nothing
 SAMPLES = 100_000  # pairs drawn for the similarity histogram
+AT_ONCE = 8192  # queries searched between two reports of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,14 @@ def evaluate(
         figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
     # One more than asked for, since the query itself may be among them.
     near = min(top + 1, len(catalogue))
-    found = search.nearest(queries.embeddings, [catalogue.embeddings], near, similarity)
+    starts = range(0, len(queries), AT_ONCE)
+    parts = [
+        search.nearest(
+            queries.embeddings[i : i + AT_ONCE], [catalogue.embeddings], near, similarity
+        )
+        for i in progress.track(starts, len(starts), "nearest items")
+    ]
+    found = (np.concatenate(each) for each in zip(*parts, strict=True))
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
 
@@ -206,8 +214,7 @@ def shelf_ranks(queries, catalogue, similarity):
     own = metrics.own_rows(queries.ids, catalogue.ids)
     ranks = np.zeros(len(queries), np.int64)
     step = max(1, min(1024, 2**26 // len(names)))
-    for i in range(0, len(queries), step):
-        part = slice(i, i + step)
+    for part in _tracked(len(queries), step, "ranks of products, queries"):
         rows = left.left(part)
         query, item = exact.relevant_pairs(ql[part], cl, own[part])
         target = np.full(len(rows), -np.inf)
@@ -221,7 +228,7 @@ def shelf_ranks(queries, catalogue, similarity):
         for j, items in right.blocks():
             scores = rows @ items.T
             row, column = exact.where(scores >= low[:, None])
-            other = (cl[j + column] != ql[i + row]) & (j + column != own[i + row])
+            other = (cl[j + column] != ql[part][row]) & (j + column != own[part][row])
             row, column = row[other], column[other]
             stands = scores[row, column] > high[row]
             near = np.flatnonzero(~stands)
@@ -231,6 +238,12 @@ def shelf_ranks(queries, catalogue, similarity):
             before[row[stands], cl[j + column[stands]]] = True
         ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
     return ranks
+
+
+def _tracked(count, step, what):
+    """Slices of `count` rows, `step` each, whose progress is told."""
+    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    return progress.track(parts, len(parts), what, lambda part: part.stop - part.start)
 
 
 def _parts(count, dimensions):

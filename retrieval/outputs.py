@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from retrieval import evaluation, files, gallery, page, pictures, report
+from retrieval import evaluation, files, gallery, page, pictures, progress, report
 
 SHOWN = 12  # queries in the picture
 DRAWINGS = ("recall_at_k", "histogram")  # pictures that a model can do without
@@ -21,6 +21,7 @@ def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
     files.write_json(f"{prefix}-eval.json", figures)
     _write_figures(f"{prefix}-figures.csv", figures)
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
+    lists = progress.track(lists, len(queries), "writing what was retrieved")
     files.write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     write_queries(f"{prefix}-queries.csv", queries, catalogue, result)
@@ -71,10 +72,10 @@ def _some_rows(count, wanted, seed=0):
 
 
 def top_retrieved(queries, catalogue, scores, rows):
-    """What was found for each query, as plain lists and dictionaries."""
-    right = catalogue.products[rows] == queries.products[:, None]
-    return [
-        {
+    """Yields what was found for each query, as plain lists and dictionaries."""
+    for q in range(len(queries)):
+        right = catalogue.products[rows[q]] == queries.products[q]
+        yield {
             "media": str(queries.ids[q]),
             "product": str(queries.products[q]),
             "results": [
@@ -84,12 +85,10 @@ def top_retrieved(queries, catalogue, scores, rows):
                     "score": round(float(s), 6),
                     "relevant": bool(ok),
                 }
-                for s, r, ok in zip(scores[q], rows[q], right[q], strict=True)
+                for s, r, ok in zip(scores[q], rows[q], right, strict=True)
                 if r >= 0
             ],
         }
-        for q in range(len(queries))
-    ]
 
 
 def _write_figures(path, figures):

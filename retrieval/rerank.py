@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from retrieval import metrics, search
+from retrieval import metrics, progress, search
 from retrieval.evaluation import first_right
 
 METHODS = ("aqe", "dba", "k_reciprocal")
@@ -50,7 +50,8 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     mutual = [set(n.tolist()) for n in near]
     kept = [{j for j in n if i in mutual[j]} | {i} for i, n in enumerate(mutual)]
     new = np.full(scores.shape, -np.inf)
-    for q, (s, r) in enumerate(zip(scores, rows, strict=True)):
+    lists = progress.track(zip(scores, rows, strict=True), len(scores), "k_reciprocal")
+    for q, (s, r) in enumerate(lists):
         mine = set(r[:k][s[:k] >= reach[r[:k]]].tolist())
         for c, j in enumerate(r):
             if np.isfinite(s[c]):
