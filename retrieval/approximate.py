@@ -6,7 +6,7 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import evaluation, index, metrics, progress, search
+from retrieval import evaluation, index, metrics, search
 
 
 def losses(queries, catalogue, result, kind, recall=0.95):
@@ -23,10 +23,11 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     find, ids, products, about = opened(kind, catalogue, similarity, recall)
     k = min(max(ks) + 1, len(catalogue))
     start = time.perf_counter()
-    rows = find(queries.embeddings, k)
+    parts = evaluation.tracked(len(queries), evaluation.AT_ONCE, f"search of {kind}, queries")
+    rows = np.concatenate([find(queries.embeddings[part], k) for part in parts])
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    nearest = search.nearest(queries.embeddings, [catalogue.embeddings], k, similarity)[1]
+    nearest = evaluation.nearest(queries.embeddings, catalogue.embeddings, k, similarity)[1]
     exact_seconds = time.perf_counter() - start
     # Beyond the last that it finds, an index gives row -1, which is no item.
     itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
@@ -56,9 +57,8 @@ def _made(factory, catalogue, similarity, recall):
     items = search.prepare(embeddings, similarity)
     if not made.is_trained:
         search.train(made, items, factory, similarity)
-    starts = range(0, count, search.BLOCK)
-    for i in progress.track(starts, len(starts), f"adding {count} items to {factory}, in blocks"):
-        made.add(items[i : i + search.BLOCK])
+    for part in evaluation.tracked(count, evaluation.AT_ONCE, f"adding to {factory}, items"):
+        made.add(items[part])
     random = np.random.default_rng(0)
     some = search.moved(items[random.permutation(count)[:500]], similarity, random)
     near = min(10, count)

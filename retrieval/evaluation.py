@@ -70,16 +70,25 @@ def evaluate(
         figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
     # One more than asked for, since the query itself may be among them.
     near = min(top + 1, len(catalogue))
-    starts = range(0, len(queries), AT_ONCE)
-    parts = [
-        search.nearest(
-            queries.embeddings[i : i + AT_ONCE], [catalogue.embeddings], near, similarity
-        )
-        for i in progress.track(starts, len(starts), "nearest items")
-    ]
-    found = (np.concatenate(each) for each in zip(*parts, strict=True))
+    found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
+
+
+def nearest(queries, items, k, similarity="cosine"):
+    """`search.nearest` of rows [Q, D] among rows [N, D], whose progress is told."""
+    parts = [
+        search.nearest(queries[rows], [items], k, similarity)
+        for rows in tracked(len(queries), AT_ONCE, "exact search, queries")
+    ]
+    scores, rows = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return scores, rows
+
+
+def tracked(count, step, what):
+    """Slices of `count` rows, `step` each, whose progress is told."""
+    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    return progress.track(parts, len(parts), what, lambda part: part.stop - part.start)
 
 
 def first_right(right, itself):
@@ -214,7 +223,7 @@ def shelf_ranks(queries, catalogue, similarity):
     own = metrics.own_rows(queries.ids, catalogue.ids)
     ranks = np.zeros(len(queries), np.int64)
     step = max(1, min(1024, 2**26 // len(names)))
-    for part in _tracked(len(queries), step, "ranks of products, queries"):
+    for part in tracked(len(queries), step, "ranks of products, queries"):
         rows = left.left(part)
         query, item = exact.relevant_pairs(ql[part], cl, own[part])
         target = np.full(len(rows), -np.inf)
@@ -238,12 +247,6 @@ def shelf_ranks(queries, catalogue, similarity):
             before[row[stands], cl[j + column[stands]]] = True
         ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
     return ranks
-
-
-def _tracked(count, step, what):
-    """Slices of `count` rows, `step` each, whose progress is told."""
-    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-    return progress.track(parts, len(parts), what, lambda part: part.stop - part.start)
 
 
 def _parts(count, dimensions):

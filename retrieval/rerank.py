@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from retrieval import metrics, progress, search
-from retrieval.evaluation import first_right
+from retrieval.evaluation import first_right, nearest
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
@@ -21,7 +21,7 @@ def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
     (Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.)
     """
     k = min(neighbours + 1, len(catalogue))
-    scores, rows = search.nearest(queries, [catalogue], k)
+    scores, rows = nearest(queries, catalogue, k)
     if own is not None:
         scores = np.where(rows == own[:, None], 0, scores)
     weights = np.maximum(scores, 0) ** alpha
@@ -43,9 +43,9 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     query expansion. weight: share of the first score in the new one.
     """
     k = min(k1 + 1, len(catalogue))
-    similar, near = search.nearest(catalogue, [catalogue], k)
+    similar, near = nearest(catalogue, catalogue, k)
     reach = similar[:, -1]  # how near a query must be to come among an item's neighbours
-    scores, rows = search.nearest(queries, [catalogue], min(depth + 1, len(catalogue)))
+    scores, rows = nearest(queries, catalogue, min(depth + 1, len(catalogue)))
     scores = np.where(rows == own[:, None], -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]
     kept = [{j for j in n if i in mutual[j]} | {i} for i, n in enumerate(mutual)]
