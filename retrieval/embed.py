@@ -7,13 +7,16 @@ writes a store (see `retrieval.store`). After a kill the same line goes on at th
 With --saved_model the pictures are the model's datasets still, and the embeddings those of the
 SavedModel's signature, whatever made it.
 
+    python -m retrieval.embed --model=models.simple --folder=PICTURES --output=DIR
+        [--on_bad_image=skip]
+    python -m retrieval.embed --model=models.simple --manifest=shop.csv [--where=role=query] ...
     python -m retrieval.embed --saved_model=DIR --folder=PICTURES --output=DIR
-        [--image_size=224] [--pixel_range=0,1] [--on_bad_image=skip]
-    python -m retrieval.embed --saved_model=DIR --manifest=shop.csv [--where=role=query] ...
+        [--image_size=224] [--pixel_range=0,1]
 
-needs no model module: the pictures are those below a folder, or those of a CSV of
-path,label[,category,...], resized to the size that the signature takes or that is given. Numbers
-that a signature takes as floats are 0 to 255, or as --pixel_range says.
+embeds the pictures below a folder, one picture, or those of a CSV of path,label[,category,...],
+resized to the size that the model takes. With --saved_model no model module is needed; where the
+signature takes pictures of any size, --image_size says which, and numbers that it takes as floats
+are 0 to 255, or as --pixel_range says.
 """
 
 import glob
@@ -51,7 +54,7 @@ def embed_to_store(model, name, folder, *, checkpoint=None, saved_model=None, dt
         "dataset": name,
         "checkpoint": checkpoint or saved_model,
         "checkpoint_sha256": fingerprint(checkpoint, saved_model),
-        "config_sha256": hashlib.sha256(model.config.to_json().encode()).hexdigest(),
+        "config_sha256": _config_sha256(model),
         "preprocessing": "as the model's datasets and build(train_phase=False)",
     }
 
@@ -62,26 +65,34 @@ def embed_to_store(model, name, folder, *, checkpoint=None, saved_model=None, dt
     return _to_store(datasets, embed, folder, source, dtype, shard_rows, threads)
 
 
-def embed_pictures(columns, saved_model, folder, *, image_size=None, pixel_range=(0, 255),
-                   on_bad_image="error", batch_size=64, dtype="float32", shard_rows=65536,
-                   threads=0):  # fmt: skip
-    """Embeds picture files into a store with a SavedModel; the store's manifest.
+def embed_pictures(columns, folder, *, model=None, checkpoint=None, saved_model=None,
+                   image_size=None, pixel_range=(0, 255), on_bad_image="error", batch_size=64,
+                   dtype="float32", shard_rows=65536, threads=0):  # fmt: skip
+    """Embeds picture files into a store, with a model's checkpoint or a SavedModel; its manifest.
 
-    columns: as `listing.of_folder` and `listing.of_manifest` return them. image_size: (height,
-    width), what the signature takes if None. pixel_range: what black and white become where the
-    signature takes floats. on_bad_image: 'error' or 'skip'; the manifest names those left out.
+    columns: as `listing.of_folder` and `listing.of_manifest` return them. on_bad_image: 'error' or
+    'skip'; the manifest names those left out. Of a SavedModel, image_size: (height, width), what
+    the signature takes if None; pixel_range: what black and white become where it takes floats.
     """
-    size, channels = signature.input_size(saved_model, image_size)
+    if checkpoint:
+        size, channels = passes.input_size(model)
+        embed = passes.of_model(model, checkpoint)
+    else:
+        size, channels = signature.input_size(saved_model, image_size)
+        embed = signature.embedder(saved_model, pixel_range)
     low, high = pixel_range
     listed = "\n".join("\t".join(row) for row in zip(*columns.values(), strict=True))
     source = {
         "pictures_sha256": hashlib.sha256(listed.encode()).hexdigest(),
-        "checkpoint": saved_model,
-        "checkpoint_sha256": fingerprint(saved_model=saved_model),
+        "checkpoint": checkpoint or saved_model,
+        "checkpoint_sha256": fingerprint(checkpoint, saved_model),
         "preprocessing": f"{size[0]} x {size[1]} x {channels}, bilinear, {low:g} to {high:g}",
         "on_bad_image": on_bad_image,
         "batch_size": batch_size,  # shards end where batches do
     }
+    if checkpoint:
+        source["model"] = model.__name__
+        source["config_sha256"] = _config_sha256(model)
     left_out = []
 
     def datasets(done):
@@ -93,7 +104,6 @@ def embed_pictures(columns, saved_model, folder, *, image_size=None, pixel_range
         made, left_out = listing.dataset(rows, size, channels, batch_size, on_bad_image)
         return {"pictures": made.skip(batches)}
 
-    embed = signature.embedder(saved_model, pixel_range)
     return _to_store(
         datasets,
         embed,
@@ -150,6 +160,10 @@ def fingerprint(checkpoint=None, saved_model=None) -> str:
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
+def _config_sha256(model):
+    return hashlib.sha256(model.config.to_json().encode()).hexdigest()
+
+
 def main(model, given, rest):
     """The program, with `model` (a module) and the config keys that the command line set."""
     if rest:
@@ -164,6 +178,8 @@ def main(model, given, rest):
         experiment.restore_config(model, given)
     else:
         _, checkpoint = experiment.locate(model, given, options.checkpoint)
+    if options.folder or options.manifest:
+        return pictures(model, checkpoint)
     try:
         manifest = embed_to_store(
             model, options.dataset, options.output, checkpoint=checkpoint,
@@ -176,13 +192,14 @@ def main(model, given, rest):
     return 0
 
 
-def pictures():
-    """The program without a model module: a SavedModel over picture files."""
+def pictures(model=None, checkpoint=None):
+    """The program over picture files: with the weights of a checkpoint, or with a SavedModel."""
     options = flags.FLAGS
     try:
-        for name in ("output", "saved_model"):
-            if not getattr(options, name):
-                raise ValueError(f"--{name}=DIR: is needed to embed a folder or a manifest")
+        if not options.output:
+            raise ValueError("--output=DIR: name the folder of the store")
+        if not checkpoint and not options.saved_model:
+            raise ValueError("--model=NAME or --saved_model=DIR: say what embeds the pictures")
         if options.folder and options.manifest:
             raise ValueError("--folder and --manifest: give one of them")
         if options.folder:
@@ -191,7 +208,8 @@ def pictures():
             columns = listing.of_manifest(options.manifest, options.where)
         size = _numbers("image_size", options.image_size, int)
         manifest = embed_pictures(
-            columns, options.saved_model, options.output,
+            columns, options.output, model=model, checkpoint=checkpoint,
+            saved_model=options.saved_model,
             image_size=size and (size[0], size[-1]),
             pixel_range=_numbers("pixel_range", options.pixel_range, float),
             on_bad_image=options.on_bad_image, batch_size=options.batch_size,
@@ -204,6 +222,7 @@ def pictures():
         print(f"left out: {path}: {reason}")
     if manifest["left_out"]:
         print(f"{len(manifest['left_out'])} pictures left out; manifest.json names them")
+    return 0
 
 
 def _numbers(name, values, kind):
@@ -222,7 +241,7 @@ def define_flags():
     text("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
     text("saved_model", None, "Folder of a SavedModel to embed with instead.")
     text("dataset", "retrieval_index", "Which of the model's datasets.")
-    text("folder", None, "Embed the pictures below this folder; needs no --model.")
+    text("folder", None, "Embed the pictures below this folder, or this one picture.")
     text("manifest", None, "Embed the pictures of this CSV of path,label[,category,...].")
     flags.DEFINE_list("where", [], "Rows of the manifest: column=value, all of which must hold.")
     flags.DEFINE_list("image_size", [], "Height,width or one side; the signature's if absent.")
@@ -236,16 +255,18 @@ def define_flags():
 
 
 def run(argv=None):
-    """The program: `--folder` and `--manifest` embed files, anything else a model's datasets."""
+    """The program: a model's datasets or picture files, these also without a model module."""
     argv = sys.argv if argv is None else argv
     try:
         from trainer import quiet
 
         quiet.import_tensorflow()  # before a model module does, with its banner
         define_flags()
-        if not any(a.lstrip("-").split("=")[0] in ("folder", "manifest") for a in argv[1:]):
+        given = {argument.lstrip("-").split("=")[0] for argument in argv[1:]}
+        if given & {"folder", "manifest"} and not given & {"model", "m", "flagfile"}:
+            trainer_config.run_without_model(pictures, argv)
+        else:
             trainer_config.run(main, argv)
-        trainer_config.run_without_model(pictures, argv)
     except KeyboardInterrupt:
         print("stopped: the same command goes on after the last whole shard", file=sys.stderr)
         sys.exit(130)

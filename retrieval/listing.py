@@ -12,8 +12,11 @@ def of_folder(root) -> dict:
     """Columns {id, path, product, category: str [N]} of all pictures below a folder, in order.
 
     id: the path within the folder. product: the picture's own folder within it, its id where it
-    lies at the top. ValueError where there is none.
+    lies at the top. root may be one picture. ValueError where there is none.
     """
+    if os.path.isfile(root):
+        name = os.path.basename(root)
+        return _columns([(name, str(root), name, "")])
     rows = []
     for at, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -73,6 +73,29 @@ def of_model(model, checkpoint):
     return embed
 
 
+def input_size(model):
+    """((height, width), channels) of the pictures, uint8, that `model.build(None)` takes."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        try:
+            model.build(None, train_phase=False)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{model.__name__}.build(inputs=None) fails ({type(error).__name__}: {error}): "
+                "without inputs it must make placeholders, as models.simple does"
+            ) from error
+        found = [op.outputs[0] for op in graph.get_operations() if op.type == "Placeholder"]
+    shapes = [t.shape.as_list() for t in found if t.dtype == tf.uint8 and t.shape.rank == 4]
+    if len(shapes) != 1 or None in shapes[0][1:]:
+        raise ValueError(
+            f"{model.__name__}.build(inputs=None) makes no placeholder of pictures, uint8 "
+            "[None, H, W, C]: it can embed its own datasets only (--dataset)"
+        )
+    _, height, width, channels = shapes[0]
+    return (height, width), channels
+
+
 def _batches(step):
     """What `step` yields until its dataset ends; a picture that cannot be read is a ValueError."""
     import tensorflow as tf

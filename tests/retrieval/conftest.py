@@ -33,7 +33,11 @@ def datasets(start_step=0):
             "retrieval_query": batches(10, 22, 1), "retrieval_index": batches(12, 25, 2)}
 
 def build(inputs=None, train_phase=False):
-    model = ModelDict(image=inputs["image"], labels=inputs["label"])
+    if inputs is None:
+        inputs = {"image": tf.compat.v1.placeholder(tf.uint8, [None, 8, 8, 1], "image")}
+    model = ModelDict(image=inputs["image"])
+    if "label" in inputs:
+        model.labels = inputs["label"]
     x = tf.reshape(tf.cast(model.image, tf.float32) / 127.5 - 1, [-1, 64])
     w = tf.compat.v1.get_variable("w", [64, config["model.size"]])
     model.embeddings = tf.nn.l2_normalize(x @ w, axis=1)

@@ -123,6 +123,11 @@ def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossle
     index.remove(["c<7>"], folder)
     left = stored.load(folder)
     assert len(left) == 119 and "c<7>" not in left.ids and "c<8>" in left.ids
+    index.build(models["old_catalogue"], folder, "IVF4,RaBitQ", recall=0.1)
+    with pytest.raises(
+        ValueError, match="RaBitQ does not give its vectors back .*: name the store"
+    ):
+        stored.load(folder)
 
 
 def test_what_is_mixed_up_is_refused(models, tmp_path):

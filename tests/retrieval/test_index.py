@@ -1,6 +1,7 @@
 """The store and the index: what they keep, what they refuse, what survives a fault."""
 
 import errno
+import json
 import os
 import pathlib
 import tempfile
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import embed, files, index, passes, search, store
+from retrieval import embed, files, index, listing, passes, search, store
 
 NASTY = "<b>\n\"',é"
 
@@ -371,6 +372,49 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
     images = passes.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
     means = np.array([image.mean() for image in images.values()])
     np.testing.assert_allclose(found, means[:, None] * [[1, 2]], rtol=1e-5)
+
+
+def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monkeypatch, capsys):
+    """A photo of a catalogue item, searched for in the catalogue that the model's dataset makes."""
+    import sys
+
+    from PIL import Image
+
+    embed.embed_to_store(tiny_model, "retrieval_index", tmp_path / "s", checkpoint=CHECKPOINT)
+    catalogue = store.read(tmp_path / "s")
+    images = passes.pictures_of(tiny_model, "retrieval_index", catalogue.ids)
+    (tmp_path / "photos").mkdir()
+    for n, name in enumerate(catalogue.ids):
+        Image.fromarray(images[name][:, :, 0]).save(tmp_path / f"photos/{n:02d}.png")
+    columns = listing.of_folder(tmp_path / "photos")
+    embed.embed_pictures(columns, tmp_path / "p", model=tiny_model, checkpoint=CHECKPOINT)
+    found = store.read(tmp_path / "p")
+    np.testing.assert_allclose(found.embeddings, catalogue.embeddings, atol=1e-6)
+    # One photo, by the programs.
+    index.build(tmp_path / "s", tmp_path / "i", "Flat")
+    line = ["embed", "--model=tiny", f"--folder={tmp_path}/photos/07.png", f"--output={tmp_path}/q"]
+    monkeypatch.setattr(sys, "argv", line)
+    del sys.modules["tiny"]
+    with pytest.raises(SystemExit) as left:
+        embed.run(line)
+    assert left.value.code == 0
+    capsys.readouterr()
+    index.run(["search", f"--store={tmp_path}/q", f"--output={tmp_path}/i", "--k=2"])
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["query"] == "07.png" and len(answer["results"]) == 2
+    best = answer["results"][0]
+    assert best["id"] == str(catalogue.ids[7]) and best["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_model_without_a_placeholder_of_pictures_is_named(tiny_model, tmp_path, monkeypatch):
+    columns = {name: np.array(["x"]) for name in ("id", "path", "product", "category")}
+    arguments = {"model": tiny_model, "checkpoint": CHECKPOINT}
+    monkeypatch.setattr(tiny_model, "build", lambda inputs, train_phase: inputs["image"])
+    with pytest.raises(ValueError, match=r"tiny\.build\(inputs=None\) fails \(TypeError"):
+        embed.embed_pictures(columns, tmp_path / "s", **arguments)
+    monkeypatch.setattr(tiny_model, "build", lambda inputs, train_phase: None)
+    with pytest.raises(ValueError, match="makes no placeholder of pictures"):
+        embed.embed_pictures(columns, tmp_path / "s", **arguments)
 
 
 def test_a_picture_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):

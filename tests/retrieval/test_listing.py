@@ -74,10 +74,11 @@ def test_a_manifest_is_read_by_row(pictures, tmp_path):
 def test_bad_pictures_by_policy(pictures, mean, tmp_path):
     columns = listing.of_folder(pictures)
     with pytest.raises(ValueError, match=r"^cannot read the picture '.*b/5\.jpg': "):
-        embed.embed_pictures(columns, mean, tmp_path / "error")
+        embed.embed_pictures(columns, tmp_path / "error", saved_model=mean)
     manifest = embed.embed_pictures(
-        columns, mean, tmp_path / "skip", on_bad_image="skip", pixel_range=(0, 1), batch_size=2
-    )
+        columns, tmp_path / "skip", saved_model=mean, on_bad_image="skip", pixel_range=(0, 1),
+        batch_size=2,
+    )  # fmt: skip
     found = store.read(tmp_path / "skip")
     assert found.ids.tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/c/3.png"]
     assert [os.path.basename(path) for path, _ in manifest["left_out"]] == ["5.jpg"]
@@ -92,9 +93,9 @@ def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch,
     if policy == "error":
         good = columns["id"] != "b/5.jpg"
         columns = {name: values[good] for name, values in columns.items()}
-    arguments = {"on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
+    arguments = {"saved_model": mean, "on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = embed.embed_pictures(columns, mean, whole, **arguments)
+    expected = embed.embed_pictures(columns, whole, **arguments)
     append, decoded, read = store.append, listing._decoded, []
 
     def killed(folder, manifest, part, batches):
@@ -110,11 +111,11 @@ def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(store, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            embed.embed_pictures(columns, mean, broken, **arguments)
+            embed.embed_pictures(columns, broken, **arguments)
     with pytest.raises(ValueError, match="of another batch_size"):
-        embed.embed_pictures(columns, mean, broken, **arguments | {"batch_size": 2})
+        embed.embed_pictures(columns, broken, **arguments | {"batch_size": 2})
     monkeypatch.setattr(listing, "_decoded", noted)
-    assert embed.embed_pictures(columns, mean, broken, **arguments) == expected
+    assert embed.embed_pictures(columns, broken, **arguments) == expected
     assert not (broken / ".half.tmp").exists()
     if policy == "error":  # what is embedded is not even read
         assert sorted(read) == ["2.jpg", "3.png"]
@@ -128,7 +129,7 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
 
     columns = listing.of_folder(pictures / "a")
     with pytest.raises(ValueError, match="takes 8 x 16 only"):
-        embed.embed_pictures(columns, mean, tmp_path / "s", image_size=(9, 9))
+        embed.embed_pictures(columns, tmp_path / "s", saved_model=mean, image_size=(9, 9))
 
     class Sides(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
@@ -139,8 +140,8 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     module, folder = Sides(), str(tmp_path / "sides")
     tf.saved_model.save(module, folder, signatures=module.serve)
     with pytest.raises(ValueError, match="takes any size; say which"):
-        embed.embed_pictures(columns, folder, tmp_path / "s")
-    embed.embed_pictures(columns, folder, tmp_path / "s", image_size=(5, 7))
+        embed.embed_pictures(columns, tmp_path / "s", saved_model=folder)
+    embed.embed_pictures(columns, tmp_path / "s", saved_model=folder, image_size=(5, 7))
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
 
 
