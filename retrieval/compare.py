@@ -226,14 +226,7 @@ COLUMNS = {
 
 def _backward(rates):
     names = list(next(iter(rates.values())))
-    rows = [
-        [
-            page.text("MAP@R" if figure == "map@r" else figure),
-            *(f"{v:.3f}" if np.isfinite(v) else "<span class=dim>no gain</span>"
-              for v in (values.get(name, np.nan) for name in names)),
-        ]
-        for figure, values in rates.items()
-    ]  # fmt: skip
+    rows = [[page.text(figure), *cells] for figure, *cells in _cells(rates, names)]
     note = (
         "The new queries work with the old catalogue where they find at least what the old ones do."
     )
@@ -287,8 +280,9 @@ def _one_each(names, queries):
 def _images(evaluated, queries, items, paths):
     """Pictures {id: uint8 image}: files, or out of the datasets of the evaluated models."""
     images = page.pictures_at({n: n if paths is None else paths.get(n, n) for n in queries | items})
-    models = {(e["figures"].get("model"), e["figures"].get("checkpoint")) for e in evaluated}
-    for name, checkpoint in sorted(models - {(None, None)}):
+    models = [m for e in evaluated for m in (e["figures"], *e["figures"].get("made_by", ()))]
+    models = {(m["model"], m["checkpoint"]) for m in models if "model" in m}
+    for name, checkpoint in sorted(models):
         if not (queries | items) - images.keys():
             break
         from trainer import quiet
@@ -305,6 +299,14 @@ def _images(evaluated, queries, items, paths):
         except ValueError as error:
             print(f"no pictures of {name}: {' '.join(str(error).split())}", file=sys.stderr)
     return images
+
+
+def _cells(rates, names):
+    """Rows of text: a figure, then its value for each of `names`."""
+    for figure, values in rates.items():
+        shown = {name: f"{v:.3f}" if np.isfinite(v) else "no gain" for name, v in values.items()}
+        title = "MAP@R" if figure == "map@r" else figure
+        yield [title, *(shown.get(name, "") for name in names)]
 
 
 PAIRS = {  # of queries and catalogue, by the folder of their evaluation
@@ -332,6 +334,7 @@ def backward(stores, output, similarity="cosine"):
         try:
             result = evaluation.evaluate(q, c, similarity=similarity)
             figures[name] = {"queries": stores[queries], "catalogue": stores[catalogue]}
+            figures[name]["made_by"] = stored.made_by([stores[queries], stores[catalogue]])
             figures[name] |= result.figures
             if stored.is_index(stores[catalogue]):
                 from retrieval import approximate
@@ -347,19 +350,21 @@ def backward(stores, output, similarity="cosine"):
         for k in figures["old"]["recall@k"]
     }
     rates["map@r"] = {name: f["map@r"] for name, f in figures.items()}
-    if all("index" in f for f in figures.values()):
+    searched = {name: f["index"] for name, f in figures.items() if "index" in f}
+    if searched:
         for k in figures["old"]["recall@k"]:
-            found = {name: f["index"]["recall@k"][k] for name, f in figures.items()}
+            found = {name: index["recall@k"][k] for name, index in searched.items()}
             rates[f"recall@{k} through the index"] = found
     for values in rates.values():
-        if "new" in values:
+        if "new" in values and "old" in values:
             gain = values["new"] - values["old"]
             share = (values["new_on_old"] - values["old"]) / gain if gain > 0 else float("nan")
             values["share_of_gain"] = share
     pictures = {}
     for items in sets.values():
         if items.paths is not None:
-            pictures |= dict(zip(items.ids.tolist(), items.paths.tolist(), strict=True))
+            pairs = zip(items.ids.tolist(), items.paths.tolist(), strict=True)
+            pictures |= {name: path for name, path in pairs if path}
     a, b = (os.path.join(output, name) for name in ("old", "new_on_old"))
     main([a, b], output, paths=pictures, backward=rates)
     return rates
@@ -377,8 +382,8 @@ def _check_pairs(stores, sets, pairs):
             )
     for model in ("old", "new"):
         names = [name for name in (f"{model}_queries", f"{model}_catalogue") if name in sets]
-        made = {stored.weights(stores[name]) for name in names} - {None}
-        if len(made) > 1:
+        made = {stored.origin(stores[name])["checkpoint_sha256"] for name in names}
+        if len(made - {None}) > 1:
             raise ValueError(
                 f"--{names[0]}={stores[names[0]]} and --{names[1]}={stores[names[1]]} were "
                 f"embedded with different weights: both must be those of the {model} model"
@@ -398,20 +403,21 @@ def print_table(result):
             *(name, f"{d['a']:.3f}", f"{d['b']:.3f}", f"{d['difference']:+.3f}"),
             f"{low:+.3f} to {high:+.3f}",
         )
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
     test = result["mcnemar"]
     print(
         f"{result['num_queries']} queries in both; first results won {test['won']}, "
         f"lost {test['lost']}, McNemar p = {test['p_value']:.2g}. {verdict(result)}"
     )
     if "backward" in result:
-        for figure, rates in result["backward"].items():
-            shown = ", ".join(
-                f"{COLUMNS[name].lower()} {value:.3f}"
-                for name, value in rates.items()
-                if np.isfinite(value)
-            )
-            print(f"{figure}: {shown}")
+        names = list(next(iter(result["backward"].values())))
+        table = Table(title="Backward compatibility")
+        for column in ("", *(COLUMNS[name] for name in names)):
+            table.add_column(column, justify="right")
+        for cells in _cells(result["backward"], names):
+            table.add_row(*cells)
+        console.print(table)
 
 
 def run(argv=None):

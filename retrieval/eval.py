@@ -127,8 +127,11 @@ def stored():
                 options.catalogue_categories,
                 name="catalogue",
             )
-            made = [files_of.weights(path) for path in (options.queries, options.catalogue)]
-            if None not in made and made[0] != made[1]:
+            made = {
+                files_of.origin(path)["checkpoint_sha256"]
+                for path in (options.queries, options.catalogue)
+            }
+            if len(made - {None}) > 1:
                 print(
                     f"warning: {options.queries} and {options.catalogue} were embedded with "
                     "different weights: their embeddings compare only if the models were made so",
@@ -139,6 +142,7 @@ def stored():
         result = _evaluate(queries, catalogue, options)
         more = extras(queries, catalogue, result, options)
         figures = {"queries": options.queries, "catalogue": options.catalogue}
+        figures["made_by"] = files_of.made_by([options.queries, options.catalogue])
         figures |= result.figures | more
         prefix = os.path.join(_folder(options.output), "embeddings")
         outputs.write_stored(prefix, figures, result, queries, catalogue)

@@ -77,12 +77,13 @@ def table(header, rows, kind="") -> str:
 
 
 def picture(images, identity, product, kind, note) -> str:
-    """One picture (a question mark where `images` lacks it) with its product and a note, HTML.
+    """One picture with its product and a note, HTML; a question mark where `images` lacks it, and
+    no place for a picture where there are none at all.
 
     kind: 'query', 'right', 'wrong', or 'missed' for what should have been found.
     """
     image = images.get(str(identity))
-    shown = "<em>?</em>"
+    shown = "<em>?</em>" if images else ""
     if image is not None:
         shown = f'<img alt="{text(product)}" src="{_data_url(image)}">'
     mark = {"right": "✓ ", "wrong": "✗ "}.get(kind, "")  # for those who do not tell red from green

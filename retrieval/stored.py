@@ -58,13 +58,22 @@ def is_index(folder):
     return os.path.exists(os.path.join(folder, "current"))
 
 
-def weights(path):
-    """Hash of the weights that made the embeddings of a store or an index; None where unknown."""
+def origin(path) -> dict:
+    """What made the embeddings of a store or an index: 'checkpoint_sha256' (of the weights; None
+    where unknown) and, of a store, what else its manifest tells."""
     if not os.path.isdir(path):
-        return None
+        return {"checkpoint_sha256": None}
     if is_index(path):
-        return index.load(path, verify=False)[2]["weights"]
-    return files.read_json(os.path.join(path, "manifest.json"))["source"].get("checkpoint_sha256")
+        return {"checkpoint_sha256": index.load(path, verify=False)[2]["weights"]}
+    manifest = files.read_json(os.path.join(path, "manifest.json"))
+    return {"checkpoint_sha256": None} | manifest["source"]
+
+
+def made_by(paths) -> list:
+    """The models {'model', 'checkpoint'} whose datasets these stores are of, as far as known."""
+    sources = [origin(path) for path in paths if path]
+    found = [{key: source.get(key) for key in ("model", "checkpoint")} for source in sources]
+    return [each for n, each in enumerate(found) if each["model"] and each not in found[:n]]
 
 
 def _of_index(folder):
