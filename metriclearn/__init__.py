@@ -44,7 +44,7 @@ from metriclearn.samplers import (
     pair_sampler,
     pk_sampler,
 )
-from metriclearn.statistics import embedding_statistics, triplet_statistics
+from metriclearn.statistics import embedding_statistics, hardest_triplet, triplet_statistics
 
 __all__ = [
     "DISTANCES",
@@ -65,6 +65,7 @@ __all__ = [
     "embedding_statistics",
     "enqueue",
     "fast_ap_loss",
+    "hardest_triplet",
     "hierarchical_sampler",
     "lifted_structured_loss",
     "margin_loss",

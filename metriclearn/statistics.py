@@ -44,6 +44,27 @@ def triplet_statistics(
         }
 
 
+def hardest_triplet(embeddings, triplets, *, distance="euclidean"):
+    """The triplet whose negative is nearest in comparison with its positive: one to look at.
+
+    Args:
+        embeddings: `[B, D]` floating point.
+        triplets: `Triplets` of this batch, or (anchors, positives, negatives).
+        distance: a name in `DISTANCES` or a `Distance`.
+
+    Returns:
+        Rows of anchor, positive and negative, `[3]` int32; three times row 0 without any triplet.
+    """
+    with tf.name_scope("hardest_triplet"):
+        labels = tf.zeros(tf.shape(embeddings)[:1], tf.int32)
+        comparison = compare(labels, tf.stop_gradient(embeddings))
+        distance = resolve(distance, DISTANCES, "distance")
+        to_positive, to_negative = comparison.distances(distance, *triplets)
+        gap = tf.pad(to_positive - to_negative, [[0, 1]], constant_values=to_positive.dtype.min)
+        rows = tf.pad(tf.stack([*triplets], axis=1), [[0, 1], [0, 0]])
+        return tf.gather(rows, tf.argmax(gap))
+
+
 def embedding_statistics(embeddings):
     """How the embeddings fill their space, in a dict of float scalars: a collapse shows here first.
 

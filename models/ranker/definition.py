@@ -79,7 +79,7 @@ def loss(outputs):
     return {
         "loss": value,
         "triplets": tf.stack(hardest, axis=1),
-        "hardest_triplet": _hardest(outputs.embeddings, hardest),
+        "hardest_triplet": metriclearn.hardest_triplet(outputs.embeddings, hardest),
     }
 
 
@@ -164,15 +164,6 @@ def read_options(key, function):
         except ValueError:
             options[name] = value
     return options
-
-
-def _hardest(embeddings, triplets):
-    """The triplet, int [3], whose negative is nearest and positive farthest, for TensorBoard."""
-    anchor, positive, negative = (tf.gather(embeddings, rows) for rows in triplets)
-    gap = tf.norm(anchor - positive, axis=1) - tf.norm(anchor - negative, axis=1)
-    # A batch without a triplet shows its first picture instead.
-    rows = tf.pad(tf.stack(triplets, axis=1), [[0, 1], [0, 0]])
-    return tf.gather(rows, tf.argmax(tf.pad(gap, [[0, 1]], constant_values=-9.0)))
 
 
 # ---------------------------------------------------------------------------- validation

@@ -31,6 +31,17 @@ def test_nothing_mined_gives_zeros():
     assert {float(v) for v in got.values()} == {0.0}
 
 
+def test_the_hardest_triplet_is_that_of_the_loop():
+    labels, x = np.arange(12) % 4, np.random.default_rng(1).normal(size=(12, 3))
+    d = reference.distances("euclidean", x, x)
+    triplets = reference.batch_all(labels)
+    wanted = max(triplets, key=lambda t: d[t[0], t[1]] - d[t[0], t[2]])
+    got = metriclearn.hardest_triplet(x, np.transpose(triplets))
+    assert got.numpy().tolist() == list(wanted)
+    none = metriclearn.mine_batch_hard([0, 1, 2], np.ones((3, 2)))
+    assert metriclearn.hardest_triplet(np.ones((3, 2)), none).numpy().tolist() == [0, 0, 0]
+
+
 def test_effective_rank_counts_the_directions_in_use():
     axes = np.concatenate([np.eye(4), -np.eye(4)]) * 3.0
     got = metriclearn.embedding_statistics(axes)
