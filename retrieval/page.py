@@ -186,6 +186,6 @@ figcaption small{font-size:.75rem}
 details{max-width:46rem}dt{font-weight:bold}dd{margin:0 0 .4rem}summary{cursor:pointer}
 @media(max-width:40rem){.row{grid-template-columns:repeat(4,minmax(0,1fr));gap:.3rem}
 .cards{grid-template-columns:repeat(3,1fr);gap:.4rem}.card{padding:.4rem .5rem}
-.big{font-size:1.3rem}th,td{padding-right:.6rem}tbody th,.names td:nth-child(2){min-width:6.6rem}
+.big{font-size:1.3rem}th,td{padding-right:.6rem}tbody th,.names td:nth-child(2){min-width:7.2rem}
 .bar{min-width:4rem}svg text{font-size:20px}figcaption{font-size:.72rem}}
 """

@@ -92,13 +92,18 @@ def recall_curve(ranking, points=60):
 
 def recall_at_k(path, curves):
     """Draws {title: (ks, rates)}."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _figure()
     for title, (ks, rates) in curves.items():
         axes.plot(ks, rates, label=title)
     axes.set_xscale("log")
-    axes.set(xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="k, the results looked at", ylabel="recall@k", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     save_figure(figure, path)
 
 
