@@ -100,8 +100,10 @@ def main(model, given, rest):
 
         kept = [n for n, key in DRAWINGS.items() if key not in model.config or model.config[key]]
         outputs.write(prefix, figures, results, queries, catalogue, images, kept)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
+    except OSError as error:
+        raise trainer_config.UserError(_unwritten(prefix, error)) from error
     print_table(figures, results, prefix)
     return 0
 
@@ -146,8 +148,10 @@ def stored():
         figures |= result.figures | more
         prefix = os.path.join(_folder(options.output), "embeddings")
         outputs.write_stored(prefix, figures, result, queries, catalogue)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
+    except OSError as error:
+        raise trainer_config.UserError(_unwritten(options.output, error)) from error
     print_table(figures, {"embeddings": result}, prefix)
 
 
@@ -188,6 +192,10 @@ def extras(queries, catalogue, result, options):
             raise trainer_config.UserError("--rerank works with --similarity=cosine only")
         more["rerank"] = rerank.compare(queries, catalogue, result, options.rerank)
     return more
+
+
+def _unwritten(place, error):
+    return f"{error.filename or place}: cannot be read or written: {error.strerror or error}"
 
 
 def _folder(path):

@@ -1,6 +1,8 @@
 """The files of one evaluation: its figures as JSON and CSV, pictures, the report."""
 
+import contextlib
 import csv
+import os
 
 import numpy as np
 
@@ -11,14 +13,16 @@ DRAWINGS = ("recall_at_k", "histogram")  # pictures that a model can do without
 
 
 def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
-    """Writes `<prefix>-eval.json` and all that lies beside it.
+    """Writes `<prefix>-eval.json` and all that lies beside it. An earlier one goes first, so that
+    figures never stand beside lists of another evaluation.
 
     results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
     uint8 image} of 'queries' or 'catalogue', as many as there are. drawn: which of DRAWINGS.
     """
     result = next(iter(results.values()))
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f"{prefix}-eval.json")
     histogram = evaluation.similarity_histogram(queries, catalogue, figures["similarity"])
-    files.write_json(f"{prefix}-eval.json", figures)
     _write_figures(f"{prefix}-figures.csv", figures)
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
@@ -51,6 +55,7 @@ def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
         images=(query_images, item_images),
     )
     _write_suspects(f"{prefix}-suspected_labels.csv", chosen, queries, catalogue)
+    files.write_json(f"{prefix}-eval.json", figures)  # last: where it is, all is there
 
 
 def write_stored(prefix, figures, result, queries, catalogue):

@@ -1,6 +1,9 @@
 """What the report shows, and how it writes text from outside."""
 
+import os
+
 import numpy as np
+import pytest
 
 from retrieval import evaluation, gallery, outputs, page, store
 
@@ -75,6 +78,24 @@ def test_a_report_of_distances_shows_them_positive(tmp_path):
     written = (tmp_path / "e-report.html").read_text()
     assert "its distance from the query" in written and "✗ 0." in written
     assert "✗ -" not in written and "✓ -" not in written
+
+
+def test_figures_never_stand_beside_another_evaluations_lists(tmp_path, monkeypatch):
+    queries, catalogue = sets()
+    result = evaluation.evaluate(queries, catalogue)
+    figures = {"queries": "q", "catalogue": "c", **result.figures}
+    given = (str(tmp_path / "e"), figures, result, queries, catalogue)
+    outputs.write_stored(*given)
+    assert (tmp_path / "e-eval.json").exists()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        outputs.write_stored(*given)
+    assert not (tmp_path / "e-eval.json").exists()
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
 def test_one_query_of_one_product(tmp_path):
