@@ -186,8 +186,11 @@ def main(model, given, rest):
             saved_model=options.saved_model, dtype=options.dtype, shard_rows=options.shard_rows,
             threads=options.threads,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
+    except OSError as error:
+        place = error.filename or options.output
+        raise trainer_config.UserError(f"{place}: {error.strerror or error}") from error
     print(f"{options.output}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
     return 0
 
@@ -215,8 +218,11 @@ def pictures(model=None, checkpoint=None):
             on_bad_image=options.on_bad_image, batch_size=options.batch_size,
             dtype=options.dtype, shard_rows=options.shard_rows, threads=options.threads,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise trainer_config.UserError(str(error)) from error
+    except OSError as error:
+        place = error.filename or options.output
+        raise trainer_config.UserError(f"{place}: {error.strerror or error}") from error
     print(f"{options.output}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
     for path, reason in manifest["left_out"][:5]:
         print(f"left out: {path}: {reason}")
@@ -240,17 +246,19 @@ def define_flags():
     text("model", None, "Model module, such as models.simple.", short_name="m")
     text("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
     text("saved_model", None, "Folder of a SavedModel to embed with instead.")
-    text("dataset", "retrieval_index", "Which of the model's datasets.")
+    text("dataset", "retrieval_index", "Which of the model's datasets, such as retrieval_query.")
     text("folder", None, "Embed the pictures below this folder, or this one picture.")
     text("manifest", None, "Embed the pictures of this CSV of path,label[,category,...].")
     flags.DEFINE_list("where", [], "Rows of the manifest: column=value, all of which must hold.")
     flags.DEFINE_list("image_size", [], "Height,width or one side; the signature's if absent.")
-    flags.DEFINE_list("pixel_range", ["0", "255"], "What black and white are to the SavedModel.")
+    flags.DEFINE_list(
+        "pixel_range", ["0", "255"], "What 0 and 255 become where the SavedModel takes floats."
+    )
     choice("on_bad_image", "error", ["error", "skip"], "What a picture that cannot be read does.")
     number("batch_size", 64, "Pictures at a time, of a folder or manifest.", lower_bound=1)
-    text("output", None, "Folder of the store.")
+    text("output", None, "Folder of the store; one that was interrupted is gone on with.")
     choice("dtype", "float32", ["float32", "float16"], "Type of the stored numbers.")
-    number("shard_rows", 65536, "Rows a shard, about.", lower_bound=1)
+    number("shard_rows", 65536, "Rows a shard, about: what a kill can lose.", lower_bound=1)
     number("threads", 0, "TensorFlow's threads (0: all cores).", lower_bound=0)
 
 

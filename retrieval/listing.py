@@ -17,6 +17,8 @@ def of_folder(root) -> dict:
     if os.path.isfile(root):
         name = os.path.basename(root)
         return _columns([(name, str(root), name, "")])
+    if not os.path.isdir(root):
+        raise ValueError(f"--folder={root}: there is no such folder or picture")
     rows = []
     for at, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

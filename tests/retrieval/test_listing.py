@@ -68,6 +68,8 @@ def test_a_manifest_is_read_by_row(pictures, tmp_path):
         with pytest.raises(ValueError, match=message):
             listing.of_manifest(tmp_path / "m.csv")
     with pytest.raises(ValueError, match="holds no pictures"):
+        listing.of_folder(tmp_path)
+    with pytest.raises(ValueError, match="there is no such folder or picture"):
         listing.of_folder(tmp_path / "none")
 
 
