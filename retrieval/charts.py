@@ -87,7 +87,7 @@ def _axes(levels, ticks, y_name, x_name):
     for shown, y in levels.items():
         parts.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x={LEFT - 6} y="{y:.1f}" dy=.35em text-anchor=end>{shown}</text>')
-    base = HEIGHT - BOTTOM + 20
+    base = HEIGHT - BOTTOM + 24
     for shown, x in ticks.items():
         parts.append(f'<text x="{x:.1f}" y={base} text-anchor=middle>{shown}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2

@@ -3,6 +3,7 @@
 import numpy as np
 
 from retrieval import charts, page
+from retrieval.evaluation import FEW
 from retrieval.gallery import EACH, SHOWN
 from retrieval.page import name, text
 
@@ -150,6 +151,8 @@ def _facts(figures):
         f"{shelf['recall@k'][first]:.3f}; averaged over the {shelf['num_products']:,} products "
         f"of the queries instead of over queries, {shelf['macro_recall@k'][first]:.3f}."
     )
+    if shelf["num_products"] < FEW:
+        yield f"Fewer than {FEW} products: the intervals say next to nothing."
 
 
 def _all_figures(figures):

@@ -1,9 +1,12 @@
 """What the report shows, and how it writes text from outside."""
 
+import html
 import os
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrieval import evaluation, gallery, outputs, page, store
 
@@ -14,6 +17,14 @@ def test_text_cannot_leave_its_place():
     # Marks that would turn the text behind them round, and separators that end a line.
     assert page.text("a\u202eb\u2066c\u2028d") == "a\ufffdb\ufffdc\ufffdd"
     assert page.text("Äpfel 日本 🍎 \u05d0") == "Äpfel 日本 🍎 \u05d0"
+
+
+@given(st.text())
+def test_any_text_comes_back_in_its_length(value):
+    written = page.text(value)
+    assert not set(written) & set("<>\"'") and len(html.unescape(written)) == len(value)
+    assert html.unescape(written).isprintable() or not value.isprintable()
+    written.encode()  # not even half a surrogate pair is left
 
 
 def test_long_names_keep_both_ends():
