@@ -78,8 +78,9 @@ def dataset(columns, size, channels, batch_size, on_bad_image="error"):
     """A finite dataset of batches: image uint8 [B, *size, channels] and the columns, string [B].
 
     Pictures are resized bilinearly; a JPEG that is much larger is decoded at a half, a quarter or
-    an eighth. on_bad_image: a picture that cannot be read ends the pass with its name ('error') or
-    is left out ('skip'). Returns (dataset, list that names each picture left out once it is met).
+    an eighth. on_bad_image: a picture that cannot be read is left out ('skip'), or is black
+    ('error'), `unreadable`, string [B], telling why. Returns (dataset, list that names each picture
+    left out once it is met).
     """
     import tensorflow as tf
 
@@ -98,17 +99,12 @@ def dataset(columns, size, channels, batch_size, on_bad_image="error"):
         image, reason = tf.numpy_function(decode, [row["path"]], [tf.uint8, tf.string])
         image = tf.ensure_shape(image, [None, None, channels])
         image = tf.cast(tf.cast(tf.image.resize(image, size), tf.float32) + 0.5, tf.uint8)
-        if on_bad_image == "error":
-            said = tf.strings.join(["cannot read the picture '", row["path"], "': ", reason])
-            check = tf.debugging.Assert(tf.equal(reason, ""), [said], summarize=-1)
-            with tf.control_dependencies([check]):
-                image = tf.identity(image)
-        return {"image": image, "good": tf.equal(reason, ""), **row}
+        return {"image": image, "unreadable": tf.ensure_shape(reason, []), **row}
 
     rows = tf.data.Dataset.from_tensor_slices(columns)
     pictures = rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    pictures = pictures.filter(lambda row: row["good"])
-    pictures = pictures.map(lambda row: {k: v for k, v in row.items() if k != "good"})
+    if on_bad_image == "skip":
+        pictures = pictures.filter(lambda row: tf.equal(row["unreadable"], ""))
     return pictures.batch(batch_size).prefetch(2), left_out
 
 

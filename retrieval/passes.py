@@ -35,8 +35,8 @@ def opened(datasets, embed, *, threads=0, images=True):
         )
         with v1.Session(config=config) as session:
             fetches = {"embeddings": tf.cast(embed(session, batch), tf.float32)}
-            columns = [key for key in ("id", "product", "category", "path") if key in batch]
-            fetches |= {key: batch[key] for key in columns}
+            columns = ("id", "product", "category", "path", "unreadable")
+            fetches |= {key: batch[key] for key in columns if key in batch}
             if images:
                 fetches["image"] = _reduced(tf, batch["image"])
             step = session.make_callable(fetches)
@@ -111,6 +111,9 @@ def _batches(step):
             if said is None:
                 raise
             raise ValueError(said[1].replace("\\'", "'")) from None
+        for reason in filter(None, part.get("unreadable", ())):
+            path = part["path"][part["unreadable"] == reason][0].decode()
+            raise ValueError(f"cannot read the picture {path!r}: {reason.decode()}")
         yield part
 
 
