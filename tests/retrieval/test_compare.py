@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval import compare, evaluation, files, index, outputs, store, stored
+from retrieval import backward, compare, evaluation, files, index, outputs, store, stored
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -110,8 +110,8 @@ def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossle
         {k: v for k, v in models.items() if k != "new_catalogue"},
     )
     index.build(models["old_catalogue"], folder, factory, recall=0.7)
-    of_index = compare.backward(kept | {"old_catalogue": folder}, tmp_path / "out")
-    of_store = compare.backward(kept, tmp_path / "same")
+    of_index = backward.evaluate(kept | {"old_catalogue": folder}, tmp_path / "out")
+    of_store = backward.evaluate(kept, tmp_path / "same")
     found = of_index["recall@1 through the index"]
     for name in ("old", "new_on_old"):
         exact = of_store["recall@5"][name]
@@ -136,9 +136,9 @@ def test_what_is_mixed_up_is_refused(models, tmp_path):
     )
     kept = {k: v for k, v in models.items() if k != "new_catalogue"}
     with pytest.raises(ValueError, match="--new_queries=.*short has 5 dimensions and --old_cata"):
-        compare.backward(kept | {"new_queries": short}, tmp_path / "no")
+        backward.evaluate(kept | {"new_queries": short}, tmp_path / "no")
     with pytest.raises(ValueError, match="must be those of the old model"):
-        compare.backward(kept | {"old_queries": models["new_queries"]}, tmp_path / "no")
+        backward.evaluate(kept | {"old_queries": models["new_queries"]}, tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 
