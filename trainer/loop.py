@@ -297,12 +297,14 @@ def load_datasets(model, first_batch, seed=0, resumed=None):
         # Its random numbers cannot go on where they were; at least they must not start over.
         v1.set_random_seed(seed + checkpoints.step_of(resumed))
     try:
-        datasets = model.datasets(first_batch) if restartable else model.datasets()
+        known = model.datasets(first_batch) if restartable else model.datasets()
+        # Only these: a model may make each when it is asked for.
+        datasets = {name: known[name] for name in ("trn", "vld") if name in known}
     except (ValueError, OSError) as error:
         raise UserError(f"{model.__name__}.datasets(): {error}") from error
     v1.set_random_seed(seed)
     if "trn" not in datasets:
-        raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(datasets)}.")
+        raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(known)}.")
     return datasets, restartable
 
 

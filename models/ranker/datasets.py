@@ -1,5 +1,6 @@
 """From any of metriclearn's data sets to batches: what is held out, sampled, cropped, disturbed."""
 
+import collections.abc
 import dataclasses
 import functools
 import hashlib
@@ -32,12 +33,31 @@ AUGMENTATIONS = {
 LISTED = ("cars196", "cub200", "deepfashion_c2s", "grocery", "in_shop", "sop")
 
 
+class Lazy(collections.abc.Mapping):
+    """Datasets by name, each made when it is asked for.
+
+    The features that a head trains on take minutes to compute, and an evaluation needs none.
+    """
+
+    def __init__(self, makers):
+        self.makers = makers
+
+    def __getitem__(self, name):
+        return self.makers[name]()
+
+    def __iter__(self):
+        return iter(self.makers)
+
+    def __len__(self):
+        return len(self.makers)
+
+
 def datasets(start_step=0):
     """Returns the datasets by name; training batches are a pure function of (seed, step)."""
     train, validation = training_tables()
-    found = {"trn": _train_batches(train, start_step)}
+    makers = {"trn": lambda: _train_batches(train, start_step)}
     if validation:
-        found["vld"] = _validation_batches(*validation)
+        makers["vld"] = lambda: _validation_batches(*validation)
     table = _where(_table(), "dataset.test_where")
     if (table.splits == "test").any():
         queries, catalogue = queries_and_catalogue(table, split="test")
@@ -45,9 +65,9 @@ def datasets(start_step=0):
         if 0 < most < len(queries):
             some = np.random.default_rng(0).permutation(len(queries))[:most]
             queries = queries.select(np.sort(some))
-        found["retrieval_query"] = _every(queries)
-        found["retrieval_index"] = _every(catalogue)
-    return found
+        makers["retrieval_query"] = lambda: _every(queries)
+        makers["retrieval_index"] = lambda: _every(catalogue)
+    return Lazy(makers)
 
 
 # ---------------------------------------------------------------------------- tables

@@ -358,6 +358,20 @@ def test_a_head_on_cached_features_is_a_checkpoint_of_the_whole_network(config, 
     np.testing.assert_allclose(found, datasets._cached(table).values[0][: len(found)], rtol=1e-4)
 
 
+def test_an_evaluation_computes_no_features_to_train_on(config, tiny, monkeypatch):
+    shop(config, tiny, **{"model.cached_features": True})
+
+    def computed(*arguments, **options):
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr(datasets.features, "embed", computed)
+    found = datasets.datasets()
+    assert {"trn", "vld", "retrieval_query", "retrieval_index"} == set(found)
+    assert found["retrieval_query"].element_spec["image"].dtype == tf.uint8
+    with pytest.raises(AssertionError, match="features were computed"):
+        found["trn"]
+
+
 def test_cached_views_are_augmented(config, tiny):
     views = {"dataset.cached_views": 3, "dataset.augment": ["noise"]}
     shop(config, tiny, **views)

@@ -164,7 +164,7 @@ def test_what_cannot_be_had_is_said(monkeypatch, config, values, words):
     shop(monkeypatch)
     config.update(values)
     with pytest.raises(UserError, match=words):
-        ranker.datasets()
+        dict(ranker.datasets())
 
 
 def test_categories_are_needed_where_batches_go_by_them(monkeypatch, config):
