@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval import filters
+from retrieval import filters, progress
 from retrieval.vectors import pair_scores
 
 SUPER = 16384  # rows made ready at a time, fewer where they are very long
@@ -186,6 +186,14 @@ class _Counting:
         self.masked = _by_tile(p, own)
 
     def run(self, pool):
+        rows, columns = (-(-len(side) // TILE) for side in (self.queries, self.catalogue))
+        tiles = rows * (rows + 1) // 2 if self.symmetric else rows * columns
+        for _ in progress.track(self.products(pool), tiles, "exact ranks, tiles of scores"):
+            pass
+        self.decide(pool, *self.taken())
+
+    def products(self, pool):
+        """Goes through all tiles and yields as each is done."""
         n, m = len(self.queries), len(self.catalogue)
         step = max(TILE, min(SUPER, 2**24 // self.queries.dimensions) // TILE * TILE)
         for i in range(0, n, step):
@@ -196,9 +204,7 @@ class _Counting:
                 )
                 same = self.symmetric and i == j
                 pairs = ((a, b) for y, a in enumerate(lefts) for b in rights[y if same else 0 :])
-                for _ in pool.map(lambda pair: self.tile(*pair[0], *pair[1]), pairs):
-                    pass
-        self.decide(pool, *self.taken())
+                yield from pool.map(lambda pair: self.tile(*pair[0], *pair[1]), pairs)
 
     def tiles(self, pool, ready, prepare, start, end):
         """[(first row, float32 rows, the same as the filter multiplies them)] of rows in turn."""

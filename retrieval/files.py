@@ -25,9 +25,11 @@ def published(path, mode="wb"):
             os.fsync(out.fileno())
             os.chmod(out.name, 0o666 & ~_umask())
             os.replace(out.name, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(out.name)
+            if isinstance(error, OSError) and error.errno and not error.filename:
+                error.filename = path  # a full disk does not tell where
             raise
 
 

@@ -395,9 +395,15 @@ def run(argv=None):
         parser.error(f"{options.action} needs --{needed}")
     try:
         main(options.action, options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the answers has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: the index is what it was", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
