@@ -279,6 +279,9 @@ def _version(folder):
     """Makes the folder of the next version, current once the block ends; gone on any error."""
     versions = os.path.join(folder, "versions")
     os.makedirs(versions, exist_ok=True)
+    for name in os.listdir(versions):
+        if not os.path.exists(os.path.join(versions, name, "manifest.json")):  # written last
+            shutil.rmtree(os.path.join(versions, name))  # of a writer that was killed
     known = sorted(int(name) for name in os.listdir(versions) if name.isdigit())
     name = f"{(known[-1] if known else 0) + 1:06d}"
     path = os.path.join(versions, name)

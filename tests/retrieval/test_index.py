@@ -255,6 +255,19 @@ def test_any_text_is_an_id(names):
         assert rows.tolist() == list(range(1, len(names)))
 
 
+def test_what_a_killed_build_left_is_no_version(tmp_path, points):
+    source = write_store(tmp_path / "s", [items(points[:9])])
+    folder = tmp_path / "index"
+    index.build(source, folder, "Flat")
+    index.build(source, folder, "Flat")
+    (folder / "versions/000003").mkdir()
+    (folder / "versions/000003/index.faiss").write_bytes(b"half")
+    assert index.load(folder)[2]["version"] == 2
+    index.build(source, folder, "Flat")
+    assert sorted(os.listdir(folder / "versions")) == ["000001", "000002", "000003"]
+    assert index.load(folder)[2]["version"] == 3
+
+
 def test_a_full_disk_leaves_the_old_version(tmp_path, points, monkeypatch):
     source = write_store(tmp_path / "s", [items(points)])
     folder = tmp_path / "index"
