@@ -6,7 +6,7 @@ See `retrieval.compare`, whose command line runs this and whose page shows it.
 import os
 import sys
 
-from retrieval import approximate, compare, evaluation, outputs, stored
+from retrieval import approximate, evaluation, outputs, stored
 
 PAIRS = {  # of queries and catalogue, by the folder of their evaluation
     "old": ("old_queries", "old_catalogue"),
@@ -19,9 +19,9 @@ def evaluate(stores, output, similarity="cosine"):
     """Evaluates the new model's queries against the old model's catalogue.
 
     stores: {'old_queries', 'new_queries', 'old_catalogue', maybe 'new_catalogue': folder}, of a
-    store, or of an index for a catalogue. Writes an evaluation a pair and compare.json,
-    compare.html; returns {figure: {'old', 'new_on_old', 'new', 'share_of_gain'}}, the last two only
-    with the new catalogue.
+    store, or of an index for a catalogue. Writes an evaluation a pair, to output/old and so on.
+    Returns ({figure: {'old', 'new_on_old', 'new', 'share_of_gain'}}, the last two only with the new
+    catalogue; {id: image file}, of what the stores know).
     """
     sets = {name: stored.load(folder, name=name) for name, folder in stores.items()}
     pairs = {name: pair for name, pair in PAIRS.items() if pair[1] in sets}
@@ -62,9 +62,7 @@ def evaluate(stores, output, similarity="cosine"):
         if items.paths is not None:
             pairs = zip(items.ids.tolist(), items.paths.tolist(), strict=True)
             pictures |= {name: path for name, path in pairs if path}
-    a, b = (os.path.join(output, name) for name in ("old", "new_on_old"))
-    compare.main([a, b], output, paths=pictures, backward=rates)
-    return rates
+    return rates, pictures
 
 
 def _check_pairs(stores, sets, pairs):

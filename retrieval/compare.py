@@ -363,7 +363,9 @@ def run(argv=None):
                 raise ValueError(f"backward compatibility needs {what}: see --help")
             from retrieval import backward
 
-            backward.evaluate(stores, options.output, options.similarity)
+            rates, paths = backward.evaluate(stores, options.output, options.similarity)
+            pair = [os.path.join(options.output, name) for name in ("old", "new_on_old")]
+            main(pair, options.output, paths=paths, backward=rates)
             return
         if len(rest) != 2:
             raise ValueError("name two evaluations: python -m retrieval.compare A B")

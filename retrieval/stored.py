@@ -12,10 +12,10 @@ def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") 
     """Reads one set.
 
     embeddings: path of a .npy array [N, D] of floats, memory-mapped, or the folder of a store or of
-    an index, whose vectors are taken as it keeps them. labels: path of
-    a text file, one product id a line. ids: one item id a line; the row number, padded with zeros
-    so that it orders as it counts, where there is none. categories: one a line. Raises ValueError
-    where a file cannot be read or the files do not agree.
+    an index, whose vectors are taken as it keeps them. labels: path of a text file, one product id
+    a line. ids: one item id a line; the row number, padded with zeros so that it orders as it
+    counts, where there is none. categories: one a line. Raises ValueError where a file cannot be
+    read or the files do not agree.
     """
     if os.path.isdir(embeddings):
         given = [path for path in (labels, ids, categories) if path]

@@ -110,8 +110,8 @@ def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossle
         {k: v for k, v in models.items() if k != "new_catalogue"},
     )
     index.build(models["old_catalogue"], folder, factory, recall=0.7)
-    of_index = backward.evaluate(kept | {"old_catalogue": folder}, tmp_path / "out")
-    of_store = backward.evaluate(kept, tmp_path / "same")
+    of_index, _ = backward.evaluate(kept | {"old_catalogue": folder}, tmp_path / "out")
+    of_store, _ = backward.evaluate(kept, tmp_path / "same")
     found = of_index["recall@1 through the index"]
     for name in ("old", "new_on_old"):
         exact = of_store["recall@5"][name]
