@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import hypothesis
 import pytest
 
 from trainer import quiet
@@ -15,6 +16,10 @@ quiet.import_tensorflow()
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "trainer"))  # the toy models
+
+# The same examples in every run, and no time limit on a busy machine: a test fails for a reason.
+hypothesis.settings.register_profile("prototrain", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("prototrain")
 
 
 class Program:

@@ -155,7 +155,7 @@ def test_bfloat16_ranks_and_float32_measures():
     assert half.dtype == tf.float32
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_batch_of_small_integers(data):
     """Integer coordinates: distances are exact, so ties, duplicates and zero vectors abound."""

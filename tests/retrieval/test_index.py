@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_shards_before_it(tmp_path, points, monkeypatch):
     np.testing.assert_array_equal(store.read(tmp_path).embeddings, points[:20])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     names=st.lists(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),

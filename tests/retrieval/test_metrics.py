@@ -173,7 +173,7 @@ def brute(points, labels, catalogue, catalogue_labels, own, ks):
     return np.array(first), np.array(ap), np.array(hits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(2, 90),

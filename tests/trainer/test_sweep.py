@@ -197,13 +197,14 @@ def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     assert trial.value == min(full.values())
 
 
-def test_the_documented_ten_lines_search(config):
+def test_the_documented_lines_search(config):
     """Runs the guide's own code, on the toy in place of a model that takes a minute."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "sweeping.md"
     (code,) = re.findall(r"```python\n(import optuna\n.*?)```", page.read_text(), re.DOTALL)
     for old, new in (
         ("from models import simple", "import toy as simple"),
         ("model.margin", "toy.dropout"),
+        ("0.05, 1.0", "0.05, 0.5"),  # the toy diverges where almost all units are dropped
         ("n_trials=20", "n_trials=2"),
     ):
         assert old in code
