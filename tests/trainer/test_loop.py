@@ -129,7 +129,7 @@ def test_interrupted_by_sigterm_and_resumed_equals_uninterrupted(program, tmp_pa
 
 
 def test_killed_and_resumed_equals_uninterrupted(program, tmp_path, train):
-    arguments = ["trainer.main", "--model=toy", "--model.num_steps=40", "--toy.seconds=0.02"]
+    arguments = ["trainer.main", "--model=toy", "--model.num_steps=40", "--toy.seconds=0.1"]
     arguments += ["--trainer.checkpoint_save_interval=10"]
     folder = tmp_path / "experiments" / "toy"
 

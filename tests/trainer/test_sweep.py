@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 import optuna
 import pytest
@@ -103,8 +104,17 @@ def test_a_trial_that_somebody_stopped_is_continued_by_the_next_start(swept):
     assert states == ["COMPLETE", "COMPLETE"] and study.trials[0].params["toy.dropout"] == "0.6"
 
 
-def test_a_signal_stops_the_trials_and_the_next_start_continues_them(swept, capsys):
-    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+def test_a_signal_stops_the_trials_and_the_next_start_continues_them(swept, tmp_path, capsys):
+    logs = [
+        tmp_path / "experiments" / "toy-sweep" / f"trial-00{n}" / "metrics.jsonl" for n in (0, 1)
+    ]
+
+    def stop():
+        while not all(log.exists() and log.read_text() for log in logs):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
     study, states = swept(grid={"toy.dropout": [0.9, 0.95]}, jobs=2)
     assert states == ["RUNNING"] * 2
     assert "stopped (SIGTERM): the same command resumes" in capsys.readouterr().out
@@ -177,7 +187,7 @@ def test_jobs_share_out_the_visible_gpus(monkeypatch):
 
 def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     arguments = ["trainer.sweep", "--model=toy", "--grid=model.optimizer.adam.beta1=.9"]
-    arguments += ["--metric=mean_error", "--toy.seconds=0.02", "--model.num_steps=60"]
+    arguments += ["--metric=mean_error", "--toy.seconds=0.05", "--model.num_steps=60"]
     arguments += ["--trainer.evaluation_interval=20", "--trainer.checkpoint_save_interval=10"]
     folder = tmp_path / "experiments" / "toy-sweep"
 
