@@ -1,10 +1,10 @@
 """Search with FAISS: exact neighbours in bounded memory; choosing and tuning an index."""
 
-import os
 import time
 
 import faiss
 import numpy as np
+import psutil
 
 BLOCK = 65536  # rows handed to FAISS at a time
 EXACT_UP_TO = 50_000  # items that a flat search goes through in a few milliseconds
@@ -134,7 +134,8 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
 
 
 def free_memory():
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that can be had. Files that the system keeps in memory give way, and count as free."""
+    return psutil.virtual_memory().available
 
 
 def effort(index, value):
