@@ -6,6 +6,8 @@ import faiss
 import numpy as np
 import psutil
 
+from retrieval import progress
+
 BLOCK = 65536  # rows handed to FAISS at a time
 EXACT_UP_TO = 50_000  # items that a flat search goes through in a few milliseconds
 
@@ -24,8 +26,17 @@ def make(factory, dimensions, similarity):
 
 def train(index, rows, factory, similarity):
     """Trains an index of that factory on rows [n, D]; ValueError where FAISS cannot."""
+    rows, kind = prepare(rows, similarity), faiss.downcast_index(index)
+    inverted = isinstance(kind, faiss.IndexIVF)
     try:
-        index.train(prepare(rows, similarity))
+        if inverted and isinstance(faiss.downcast_index(kind.quantizer), faiss.IndexFlat):
+            # The rounds that index.train would make, one by one, since they can take minutes.
+            lists = faiss.Clustering(kind.d, kind.nlist, kind.cp)
+            rounds, lists.niter = lists.niter, 1
+            for _ in progress.track(range(rounds), rounds, f"training {factory}, rounds"):
+                lists.train(rows, kind.quantizer)
+                lists.min_points_per_centroid = 1  # it has warned of too few
+        index.train(rows)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(

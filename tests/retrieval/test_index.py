@@ -6,12 +6,13 @@ import os
 import pathlib
 import tempfile
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import embed, files, index, listing, passes, search, store
+from retrieval import embed, files, index, listing, passes, progress, search, store
 
 NASTY = "<b>\n\"',é"
 
@@ -253,6 +254,20 @@ def test_any_text_is_an_id(names):
         assert loaded[1]["id"].to_pylist() == names
         rows = index.find(loaded, embedded.embeddings, k=1)[1][1:, 0]
         assert rows.tolist() == list(range(1, len(names)))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_training_round_by_round_equals_that_of_faiss(points, similarity, capfd, monkeypatch):
+    """Down to the lists; with its progress, and with one warning where the items are few."""
+    monkeypatch.setattr(progress, "INTERVAL", 0)
+    ours, theirs = (search.make("IVF8,SQ8", points.shape[1], similarity) for _ in range(2))
+    points = points[:200]
+    search.train(ours, points, "IVF8,SQ8", similarity)
+    err = capfd.readouterr()[1]
+    assert "training IVF8,SQ8, rounds: 10, " in err and err.count("WARNING") == 1
+    theirs.train(search.prepare(points, similarity))
+    lists = (faiss.downcast_index(i).quantizer.reconstruct_n(0, 8) for i in (ours, theirs))
+    np.testing.assert_array_equal(*lists)
 
 
 def test_what_a_killed_build_left_is_no_version(tmp_path, points):
