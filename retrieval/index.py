@@ -55,15 +55,16 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
         random = np.random.default_rng(seed)
         index = search.make(factory, dimensions, similarity)
         if on_disk and not isinstance(faiss.downcast_index(index), faiss.IndexIVF):
-            raise ValueError(f"--index={factory}: has no inverted lists to keep on disk (IVF…)")
+            raise ValueError(f"--index={factory}: has no inverted lists to keep on disk; IVF… has")
         parts, items = _open(source, similarity)
         starts = np.cumsum([0, *(len(part) for part in parts)])
         if not index.is_trained:
-            wanted = 64 * getattr(faiss.downcast_index(index), "nlist", 1024) + 4096
+            wanted = 64 * getattr(search.core(index), "nlist", 1024) + 4096
             wanted = min(wanted, max(4096, memory // (16 * dimensions)))
             rows = _gather(parts, starts, _sample(random, count, wanted))
             print(f"training {factory} on {len(rows)} of {count} items", file=sys.stderr)
             search.train(index, rows, factory, similarity)
+        search.check(index, search.prepare(parts[0][:1], similarity), factory)
         manifest = {
             "factory": factory,
             "why": why,
@@ -209,12 +210,11 @@ def find(loaded, queries, k=10, category=None):
         # More results, or results of which some are filtered out, lie farther away.
         more = max(1, k / manifest["tuned"]["k"]) / share
         value = min(np.ceil(value * more), search.most(index))
-    parameters = search.effort(index, value) or faiss.SearchParameters()
+    selector = None
     if wanted is not None:
-        # FAISS keeps no reference to the selector.
-        bits = np.packbits(wanted, bitorder="little")
+        bits = np.packbits(wanted, bitorder="little")  # to outlive the search: FAISS copies none
         selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
-        parameters.sel = selector
+    parameters = search.effort(index, value, selector)
     return search.search(index, queries, k, manifest["similarity"], parameters)
 
 

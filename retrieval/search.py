@@ -10,6 +10,7 @@ from retrieval import progress
 
 BLOCK = 65536  # rows handed to FAISS at a time
 EXACT_UP_TO = 50_000  # items that a flat search goes through in a few milliseconds
+REFINED = 8  # results of a coarse search, for each that is asked for, whose order is made anew
 
 
 def make(factory, dimensions, similarity):
@@ -149,20 +150,56 @@ def free_memory():
     return psutil.virtual_memory().available
 
 
-def effort(index, value):
-    """Search parameters of a given effort: nprobe of inverted lists, efSearch of a graph."""
+def core(index):
+    """The index that searches: within one that turns vectors first (OPQ, PCA) or orders again."""
     kind = faiss.downcast_index(index)
+    if isinstance(kind, faiss.IndexPreTransform):
+        return core(kind.index)
+    return core(kind.base_index) if isinstance(kind, faiss.IndexRefine) else kind
+
+
+def effort(index, value, selector=None):
+    """Search parameters of a given effort: nprobe of inverted lists, efSearch of a graph.
+
+    selector: a `faiss.IDSelector` of the rows to consider, None for all.
+    """
+    kind = faiss.downcast_index(index)
+    if isinstance(kind, faiss.IndexPreTransform):
+        return effort(kind.index, value, selector)
+    if isinstance(kind, faiss.IndexRefine):
+        inner = effort(kind.base_index, value, selector) or faiss.SearchParameters()
+        return faiss.IndexRefineSearchParameters(k_factor=REFINED, base_index_params=inner)
     if isinstance(kind, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(nprobe=int(value))
+        return faiss.SearchParametersIVF(nprobe=int(value), sel=selector)
     if isinstance(kind, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=int(value))
-    return None
+        return faiss.SearchParametersHNSW(efSearch=int(value), sel=selector)
+    return selector and faiss.SearchParameters(sel=selector)
+
+
+def adjustable(index):
+    """Whether a search can take more or less effort."""
+    return isinstance(core(index), faiss.IndexIVF | faiss.IndexHNSW)
 
 
 def most(index):
     """The greatest effort that makes sense."""
-    kind = faiss.downcast_index(index)
+    kind = core(index)
     return kind.nlist if isinstance(kind, faiss.IndexIVF) else max(16, index.ntotal)
+
+
+def check(index, row, factory):
+    """ValueError where FAISS can add no item [1, D] to a trained index, or leave none out."""
+    bits = np.ones(1, np.uint8)
+    selector = faiss.IDSelectorBitmap(1, faiss.swig_ptr(bits))
+    try:
+        trial = faiss.clone_index(index)
+        trial.add(row)
+        trial.search(row, 1, params=effort(trial, 1, selector))
+    except RuntimeError as error:
+        raise ValueError(
+            f"--index={factory}: FAISS cannot add to this kind, or leave items out of a search, "
+            f"which removing and categories need: {str(error).splitlines()[-1]}"
+        ) from None
 
 
 def tune(index, queries, truth, recall, similarity, k):
@@ -180,15 +217,16 @@ def tune(index, queries, truth, recall, similarity, k):
         hit = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(rows, truth, strict=True)])
         return {"effort": value, "recall": float(hit), "ms_per_query": 1e3 * seconds / len(rows)}
 
-    if effort(index, 1) is None:
+    if not adjustable(index):
         return measure(None)
-    high = 1
+    # A graph keeps no fewer candidates than results are asked for, whatever efSearch says.
+    least = high = min(k, top) if isinstance(core(index), faiss.IndexHNSW) else 1
     while (found := measure(high))["recall"] < recall and high < top:
         high = min(2 * high, top)
     # Where even the most effort falls short, the least that comes near its recall will do: the last
     # hundredth of a flat curve costs as much as all the rest.
     recall = min(recall, found["recall"] - 0.01 * (found["recall"] < recall))
-    low = 0 if high == top else high // 2
+    low = least - 1 if high == top else max(least - 1, high // 2)
     while high - low > max(1, low // 8):
         middle = (low + high) // 2
         tried = measure(middle)

@@ -89,6 +89,8 @@ def test_two_writers_of_one_folder(tmp_path):
         ("IVF8,SQ8", True),
         ("IVF8,PQ8np", False),
         ("IVF8,RaBitQ4", False),
+        ("PCA16,IVF8,SQ8", False),
+        ("IVF8,SQ4,RFlat", False),
     ],
 )
 def test_build_search_add_remove(tmp_path, points, factory, on_disk):
@@ -96,6 +98,8 @@ def test_build_search_add_remove(tmp_path, points, factory, on_disk):
     folder = tmp_path / "index"
     manifest = index.build(source, folder, factory, recall=0.9, on_disk=on_disk)
     assert manifest["count"] == 600
+    # The lists are tuned within other stages, too; a graph never has fewer candidates than results.
+    assert (manifest["tuned"]["effort"] or 0) >= {"Flat": 0, "HNSW16": 10}.get(factory, 2)
     # An index may be moved: what it refers to lies beside it.
     folder = folder.rename(tmp_path / "moved")
     loaded = index.load(folder)
@@ -126,6 +130,9 @@ def test_what_an_index_refuses(tmp_path, points):
         index.load(folder)
     with pytest.raises(ValueError, match="--index=Nonsense: FAISS cannot make it"):
         index.build(source, folder, "Nonsense")
+    for factory in ("PQ8np", "IDMap,Flat"):
+        with pytest.raises(ValueError, match=f"--index={factory}: FAISS cannot add to this kind"):
+            index.build(source, folder, factory)
     index.build(source, folder, "Flat")
     other = write_store(tmp_path / "o", [items(points[:5], name="n")], weights="w2")
     with pytest.raises(ValueError, match="embedded with other weights"):
