@@ -254,9 +254,8 @@ def load(folder, verify=True):
             )
     items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
     items = items.read_all()
-    # Lists on disk are looked for beside the index, wherever the folder was moved to.
-    flag = faiss.IO_FLAG_ONDISK_SAME_DIR if manifest["on_disk"] else 0
-    index = faiss.read_index(os.path.join(version, "index.faiss"), flag)
+    read = ondisk.read if manifest["on_disk"] else faiss.read_index
+    index = read(os.path.join(version, "index.faiss"))
     if index.d != manifest["dimensions"] or index.ntotal != len(items):
         raise ValueError(f"{version}: index and items do not belong together")
     return index, items, manifest

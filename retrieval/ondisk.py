@@ -1,7 +1,11 @@
 """Inverted lists in a file, for an index above the memory."""
 
+import contextlib
+import ctypes
+import errno
 import os
 import shutil
+import sys
 
 import faiss
 import numpy as np
@@ -30,8 +34,12 @@ def write(index, blocks, folder):
         kept.append(faiss.read_index(path, faiss.IO_FLAG_MMAP))
         lists.push_back(kept[-1].invlists)
     target = os.path.join(folder, LISTS)
+    need = start * (given.code_size + 8)
+    if shutil.disk_usage(folder).free < need:  # FAISS writes to mapped memory: a signal, no error
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {need} bytes", target)
     merged = faiss.OnDiskInvertedLists(given.nlist, given.code_size, target)
-    merged.merge_from_multiple(lists.data(), lists.size(), False)
+    with _unsaid():
+        merged.merge_from_multiple(lists.data(), lists.size(), False)
     result = _empty(given)
     result.replace_invlists(merged, True)
     merged.this.disown()  # the index owns it now
@@ -39,6 +47,27 @@ def write(index, blocks, folder):
     del kept
     shutil.rmtree(waiting)
     return result
+
+
+def read(path):
+    """The index of a file, whose lists are looked for beside it, wherever the folder was moved."""
+    with _unsaid():
+        return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR)
+
+
+@contextlib.contextmanager
+def _unsaid():
+    """Leaves out what FAISS prints of its files: it would stand among the answers of a search."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _empty(index):

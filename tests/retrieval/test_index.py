@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 import faiss
@@ -304,6 +305,35 @@ def test_a_full_disk_leaves_the_old_version(tmp_path, points, monkeypatch):
             index.remove([f"i0001{NASTY}"], folder)
     assert os.listdir(folder / "versions") == ["000001"]
     assert index.load(folder)[2]["count"] == 600
+
+
+def test_a_full_disk_ends_no_build_of_lists_on_disk(tmp_path, points, monkeypatch):
+    """FAISS fills a mapped file: without room for it, a signal would end the program."""
+    source = write_store(tmp_path / "s", [items(points)])
+    folder = tmp_path / "index"
+    index.build(source, folder, "IVF8,SQ8", on_disk=True)
+    room = shutil.disk_usage(tmp_path)._replace(free=600 * (16 + 8) - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: room)
+        with pytest.raises(OSError, match=r"No space left on device for 14400 bytes.*lists\.ivf"):
+            index.remove([f"i0001{NASTY}"], folder)
+    assert os.listdir(folder / "versions") == ["000001"]
+    assert index.load(folder, "all")[2]["count"] == 600
+
+
+def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):
+    """FAISS prints, from C, where it finds lists on disk."""
+    source = write_store(tmp_path / "s", [items(points)])
+    index.run(["build", f"--store={source}", f"--output={tmp_path}/i", "--index=IVF8,SQ8",
+               "--on_disk"])  # fmt: skip
+    queries = write_store(tmp_path / "q", [items(points[:3])])
+    capfd.readouterr()
+    index.run(["search", f"--store={queries}", f"--output={tmp_path}/i", "--k=1"])
+    out, err = capfd.readouterr()
+    assert [json.loads(line)["query"] for line in out.splitlines()] == items(
+        points[:3]
+    ).ids.tolist()
+    assert "IO_FLAG_ONDISK_SAME_DIR" in err
 
 
 def test_the_choice_follows_size_memory_recall_and_disk():
