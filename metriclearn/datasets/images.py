@@ -6,7 +6,9 @@ What becomes of each kind of file:
          decoded at 1/2, 1/4 or 1/8 by the DCT, which is several times cheaper.
   PNG    palettes and grey become RGB; transparency is laid over white (a cut-out product would
          otherwise show the arbitrary colour behind it); 16 bits keep their upper 8.
-  GIF    the first frame, also of an animation. BMP and WebP are read as they are (no alpha).
+  WebP   transparency is laid over white. An animated one is refused.
+  GIF    the first frame, also of an animation.
+  BMP    of 24 or 32 bits (no alpha). Others are refused: a palette would be taken for grey.
 EXIF orientation is ignored: pixels and boxes are those of the file as stored.
 """
 
@@ -22,11 +24,8 @@ HALF = 0.5 + 2**-9
 JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00")
 
 
-def _decode_png(data):
-    """uint8 [h, w, 3]; what is transparent is laid over white."""
-    # As many channels as the file has: asked for four, libpng's filler for the alpha of a palette
-    # is the largest palette index instead of 255.
-    image = tf.io.decode_png(data, channels=0)
+def _over_white(image):
+    """uint8 [h, w, 1 to 4] -> [h, w, 3]; what is transparent is laid over white."""
     channels = tf.shape(image)[2]
     # Not `==`: in a graph outside tf.function it compares objects.
     colours = channels - tf.where(tf.equal(channels % 2, 0), 1, 0)
@@ -40,6 +39,10 @@ def _decode_png(data):
     return tf.broadcast_to(image, [*tf.unstack(tf.shape(image)[:2]), 3])
 
 
+def _byte(data, place):
+    return tf.io.decode_raw(tf.strings.substr(data, place, 1), tf.uint8)[0]
+
+
 def _shrink(image, ratio):
     """uint8 [h, w, c] -> its means over ratio x ratio blocks, [ceil(h / ratio), ...]."""
     # The last blocks are filled up with the picture's edge; pooling's own padding would move all.
@@ -51,10 +54,16 @@ def _shrink(image, ratio):
 
 def _decode_other(data, channels):
     """PNG, GIF, BMP and WebP -> uint8 [h, w, channels]."""
-    is_png = tf.equal(tf.strings.substr(data, 0, 4), b"\x89PNG")
+    head = tf.strings.substr(data, 0, 4)
+    coarse = tf.equal(tf.strings.substr(data, 0, 2), b"BM") & (_byte(data, 28) < 24)
+    # TensorFlow writes beyond its memory when it decodes an animated WebP.
+    moving = tf.equal(tf.strings.substr(data, 12, 4), b"VP8X") & (_byte(data, 20) & 2 > 0)
+    data = tf.where(coarse | moving, b"", data)
+    # As many channels as the file has: asked for four, libpng's filler for the alpha of a palette
+    # is the largest palette index instead of 255.
     image = tf.cond(
-        is_png,
-        lambda: _decode_png(data),
+        tf.equal(head, b"\x89PNG") | tf.equal(head, b"RIFF"),
+        lambda: _over_white(tf.io.decode_image(data, channels=0, expand_animations=False)),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
     image = tf.ensure_shape(image, [None, None, 3])

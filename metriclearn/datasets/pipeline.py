@@ -70,7 +70,7 @@ def _reason(path):
     path = os.fsdecode(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(16)
+            head = file.read(32)
     except OSError as error:
         return (error.strerror or str(error)).encode()
     if not head:
@@ -78,6 +78,10 @@ def _reason(path):
     known = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF")
     if not head.startswith(known):
         return b"not a JPEG, PNG, GIF, BMP or WebP file"
+    if head.startswith(b"BM") and head[28:29] < b"\x18":
+        return b"a BMP of fewer than 24 bits a pixel; save it as PNG"
+    if head[12:16] == b"VP8X" and head[20] & 2:
+        return b"an animated WebP; save its first picture as PNG"
     return b"the file is truncated or damaged"
 
 

@@ -184,6 +184,11 @@ DAMAGE = {
     "truncated": (lambda data: data[: len(data) // 2], "truncated or damaged"),
     "empty": (lambda data: b"", "the file is empty"),
     "a web page": (lambda data: b"<html></html>", "not a JPEG, PNG, GIF, BMP or WebP"),
+    "palette": (lambda data: encoded(Image.new("P", (9, 9)), "BMP"), "a BMP of fewer than 24 bits"),
+    "animated WebP": (
+        lambda data: encoded(photo(9, 9), "WEBP", save_all=True, append_images=[photo(9, 9, 1)]),
+        "an animated WebP",
+    ),
     "gone": (None, "No such file"),
 }
 
@@ -306,6 +311,8 @@ def test_transparency_is_laid_over_white():
     data = encoded(palette, "PNG", transparency=0)
     assert decode(data)[0].tolist() == [[[255, 255, 255]]]
     assert decode(encoded(palette, "PNG"))[0].tolist() == [[[9, 8, 7]]]
+    shown = decode(encoded(Image.fromarray(rgba), "WEBP", lossless=True))[0]
+    assert shown[0, 0].tolist() == [200, 100, 0] and shown[1, 0].tolist() == [204, 204, 204]
 
 
 def test_sixteen_bits_keep_the_upper_eight():
