@@ -45,12 +45,13 @@ def load(root, protocol="metric_learning", check_files=True):
         annotations, names = content["annotations"], content["class_names"]
         rows = np.atleast_1d(annotations)
         columns = {field: rows[field] for field in FIELDS}
+        columns |= {field: columns[field].astype(np.int32) for field in FIELDS[1:]}
     except Exception as error:  # scipy's reader raises whatever a foreign file leads it to
         raise ValueError(
             f"{file}: not the official annotation, with annotations ({', '.join(FIELDS)}) and "
             f"class_names ({type(error).__name__}: {error})"
         ) from None
-    classes = columns["class"].astype(np.int64)
+    classes = columns["class"]
     names = np.atleast_1d(names).astype(np.str_)
     if classes.min() < 1 or classes.max() > len(names):
         raise ValueError(
@@ -61,8 +62,7 @@ def load(root, protocol="metric_learning", check_files=True):
     paths = [os.path.join(root, *path.split("/")) for path in ids.tolist()]
     if check_files:
         layout.check_files(paths, NAME)
-    corners = [columns[f"bbox_{corner}"].astype(np.int64) for corner in ("x1", "y1", "x2", "y2")]
-    boxes = np.stack(corners, 1) - [1, 1, 0, 0]
+    boxes = np.stack([columns[field] for field in FIELDS[1:5]], 1) - [1, 1, 0, 0]
     if protocol == "official":
         test = columns["test"].astype(bool)
     else:

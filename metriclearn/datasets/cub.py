@@ -55,10 +55,11 @@ def load(root, protocol="metric_learning", check_files=True):
         if label not in lists["classes.txt"]:
             raise ValueError(f"{files[1]}:{line}: the class {label} is not in classes.txt")
         product = lists["classes.txt"][label][1][0]
-        if protocol == "official":
-            train = lists["train_test_split.txt"][key][1][0] == "1"
-        else:
-            train = int(label) <= TRAIN_CLASSES
+        (number,) = layout.whole_numbers(files[1], line, [label])
+        line, cells = lists["train_test_split.txt"][key]
+        if cells[0] not in ("0", "1"):
+            raise ValueError(f"{files[4]}:{line}: {cells[0]!r} is neither 0 (test) nor 1 (train)")
+        train = cells[0] == "1" if protocol == "official" else number <= TRAIN_CLASSES
         line, cells = lists["bounding_boxes.txt"][key]
         x, y, width, height = layout.whole_numbers(files[3], line, cells)
         paths.append(path)

@@ -38,13 +38,20 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
       fractions: train, val and test shares of the products, without folders for the splits.
 
     Raises:
-      ValueError: no such folder, no product, or a product without a picture.
+      ValueError: no such folder, no product, a product without a picture; a folder train beside
+        one that is none of the splits.
     """
     root = os.fspath(root)
     if not os.path.isdir(root):
         raise ValueError(f"{root}: no such folder; give the folder that holds one for each product")
     parts = _folders(root)
     given = bool(parts) and set(parts) <= set(PARTS)
+    if not given and "train" in parts:
+        strange = next(part for part in parts if part not in PARTS)
+        raise ValueError(
+            f"{root}: has a folder train, and {strange!r}, which is none of {', '.join(PARTS)}: "
+            "move one of them elsewhere"
+        )
     ids, products, splits, roles = [], [], [], []
     for part in parts if given else [""]:
         for product in _folders(os.path.join(root, part)):

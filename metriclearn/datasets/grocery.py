@@ -7,6 +7,7 @@ Semantic Labels"): 5,125 photos of 81 products, and one iconic shop picture of e
 """
 
 import csv
+import io
 import os
 
 from metriclearn.datasets import layout
@@ -44,37 +45,37 @@ def load(root, check_files=True):
     columns = {name: [] for name in ("ids", "products", "categories", "splits", "roles")}
     extra = {"coarse": [], "label_id": []}
 
-    def add(path, label, category, split, role):
+    def add(file, line, path, label, split, role):
+        folders = path.split("/")[1:-1]
+        if not folders:
+            raise ValueError(f"{file}:{line}: {path!r} is in no folder of a category")
         columns["ids"].append(path)
         columns["products"].append(classes[label][0])
-        columns["categories"].append(category)
+        columns["categories"].append(folders[0])
         columns["splits"].append(split)
         columns["roles"].append(role)
         extra["coarse"].append(classes[label][1])
         extra["label_id"].append(label)
 
     classes = {}
-    iconic = []
-    with open(classes_file, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in CLASS_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{classes_file}:1: no column {missing[0]!r}")
-        for row in reader:
-            name, label, coarse, _, path = (row[column] for column in CLASS_COLUMNS)
-            if not path:
-                raise ValueError(f"{classes_file}:{reader.line_num}: the row is cut off")
-            classes[label] = name, coarse
-            # '/iconic-images-and-descriptions/Fruit/Apple/...': rooted at the data set's folder.
-            iconic.append((path.lstrip("/"), label))
-    for path, label in iconic:
-        add(path, label, path.split("/")[1], "catalogue", "catalogue")
+    reader = csv.DictReader(io.StringIO(layout.read_text(classes_file), newline=""))
+    missing = [name for name in CLASS_COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{classes_file}:1: no column {missing[0]!r}")
+    for row in reader:
+        name, label, coarse, _, path = (row[column] for column in CLASS_COLUMNS)
+        if not path:
+            raise ValueError(f"{classes_file}:{reader.line_num}: the row is cut off")
+        classes[label] = name, coarse
+        # '/iconic-images-and-descriptions/Fruit/Apple/...': rooted at the data set's folder.
+        path = path.lstrip("/")
+        add(classes_file, reader.line_num, path, label, "catalogue", "catalogue")
     for file, split in zip(lists, ("train", "val", "test"), strict=True):
         for line, (path, label, _) in layout.read_table(file, 3, separator=","):
             if label not in classes:
                 raise ValueError(f"{file}:{line}: the class {label} is not in classes.csv")
             role = "query" if split == "test" else "train"
-            add(path, label, path.split("/")[1], split, role)
+            add(file, line, path, label, split, role)
     paths = [os.path.join(root, *path.split("/")) for path in columns["ids"]]
     if check_files:
         layout.check_files(paths, NAME)

@@ -39,6 +39,17 @@ def require(root, names, dataset, page):
     return found
 
 
+def read_text(path):
+    """The text of a UTF-8 file, with or without a byte-order mark; ValueError names the file."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def read_table(path, columns, *, skip_header=None, counted=False, separator=None):
     """Rows of a text list, each with exactly `columns` cells.
 
@@ -55,11 +66,7 @@ def read_table(path, columns, *, skip_header=None, counted=False, separator=None
     Raises:
       ValueError: with the file and line.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
-            lines = file.read().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error.reason})") from None
+    lines = read_text(path).splitlines()
     start, count = 0, None
     if counted:
         try:
@@ -91,11 +98,13 @@ def read_table(path, columns, *, skip_header=None, counted=False, separator=None
 
 
 def whole_numbers(path, line, cells):
-    """The cells as ints; decimals as CUB's '60.0' are rounded."""
+    """The cells as ints of 32 bits; decimals as CUB's '60.0' are rounded."""
     try:
-        return [round(float(cell)) for cell in cells]
-    except ValueError:
-        raise ValueError(f"{path}:{line}: {' '.join(cells)!r} is not all numbers") from None
+        return [int(np.array(round(float(cell)), np.int32)) for cell in cells]
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{path}:{line}: {' '.join(cells)!r} is not all numbers of 32 bits"
+        ) from None
 
 
 def check_files(paths, dataset):

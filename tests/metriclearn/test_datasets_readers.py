@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from metriclearn import datasets
 from metriclearn.datasets import pipeline, queries_and_catalogue
@@ -305,6 +305,16 @@ def test_a_picture_that_is_not_there_is_named(name, tmp_path):
         ("cub200", "classes.txt", "200 200.", "201 200.", ":7: the class 200 is not in classes"),
         ("cub200", "bounding_boxes.txt", "3 3.0", "9 3.0", "the image 3 is in this list or"),
         ("cub200", "images.txt", "2 001", "1 001", ":2: the id 1 is there twice"),
+        ("cub200", "bounding_boxes.txt", " 27.0 ", " 1e9999 ", ":1: .* is not all numbers of 32"),
+        ("cub200", "bounding_boxes.txt", " 27.0 ", " 3e9 ", ":1: .* is not all numbers of 32"),
+        ("cub200", "train_test_split.txt", "1 1\n", "1 2\n", ":1: '2' is neither 0 .* nor 1"),
+        (
+            "grocery",
+            "dataset/test.txt",
+            "test/Packages/Oat-Milk/Oatly-Oat-Milk/",
+            "",
+            ":3: .* in no folder",
+        ),
         ("grocery", "dataset/test.txt", "jpg, 1, 1", "jpg, 7, 1", ":3: the class 7 is not in"),
         ("grocery", "dataset/classes.csv", "Class ID (int),", "ID,", ":1: no column 'Class ID"),
     ],
@@ -319,6 +329,30 @@ def test_damage_is_named_with_file_and_line(name, file, old, new, message, tmp_p
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("sop", "Ebay_train.txt"), ("grocery", "dataset/classes.csv")]
+)
+def test_a_list_that_is_no_text_is_named(name, file, tmp_path):
+    path = MAKERS[name](tmp_path) / file
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as some editors save it
+    assert len(datasets.load(name, tmp_path))
+    path.write_bytes(path.read_bytes() + b"\xe9")
+    with pytest.raises(ValueError, match=f"{file}: not UTF-8"):
+        datasets.load(name, tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"{file}: cannot be read: Is a directory"):
+        datasets.load(name, tmp_path)
+
+
+def test_a_species_without_a_number(tmp_path):
+    root = cub(tmp_path)
+    for name in ("classes.txt", "image_class_labels.txt"):
+        (root / name).write_text((root / name).read_text().replace("200", "x"))
+    with pytest.raises(ValueError, match="image_class_labels.txt:7: 'x' is not all numbers"):
+        datasets.load("cub200", root)
+
+
 def test_a_picture_in_two_pairs_of_different_products(tmp_path):
     path = consumer_to_shop(tmp_path) / "Eval" / "list_eval_partition.txt"
     path.write_text(path.read_text().replace(C2S.format(3, "shop", 1), C2S.format(2, "shop", 1)))
@@ -327,7 +361,13 @@ def test_a_picture_in_two_pairs_of_different_products(tmp_path):
 
 
 def test_a_foreign_mat_file(tmp_path):
-    savemat(cars(tmp_path) / "cars_annos.mat", {"annotations": np.zeros(3)})
+    root = cars(tmp_path)
+    content = loadmat(root / "cars_annos.mat")
+    content["annotations"]["bbox_x2"][0, 0] = np.nan
+    savemat(root / "cars_annos.mat", {k: content[k] for k in ("annotations", "class_names")})
+    with pytest.raises(ValueError, match="cars_annos.mat: not the official .*NaN"):
+        datasets.load("cars196", root)
+    savemat(root / "cars_annos.mat", {"annotations": np.zeros(3)})
     with pytest.raises(ValueError, match="not the official annotation"):
         datasets.load("cars196", tmp_path)
     (tmp_path / "cars_annos.mat").write_text("<html>")
@@ -364,6 +404,14 @@ def test_folder_with_splits_and_roles(tmp_path):
         datasets.load("folder", tmp_path / "empty")
     with pytest.raises(ValueError, match="no such folder"):
         datasets.load("folder", tmp_path / "none")
+
+
+def test_a_folder_beside_those_of_the_splits(tmp_path):
+    root = lay(tmp_path, ["train/hat/1.jpg", "test/hat/2.jpg", "notes/1.jpg"], {})
+    with pytest.raises(
+        ValueError, match="a folder train, and 'notes', which is none of train, val"
+    ):
+        datasets.load("folder", root)
 
 
 def test_registry():
