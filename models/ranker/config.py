@@ -99,7 +99,8 @@ config.declare(
 config.declare(
     "model.rwc.by_batch",
     True,
-    "Draw the category anew for each batch; otherwise go through all of its products first.",
+    "Draw the category anew for each batch; otherwise go through all of its products first, and "
+    "the share is one of such passes.",
 )
 
 # ---------------------------------------------------------------------------- data
@@ -168,10 +169,13 @@ config.declare(
 config.declare(
     "dataset.augment",
     ["crop", "flip", "colour", "noise", "erasing"],
-    "Random changes of training pictures, in this order.",
+    "Random changes of training pictures: a crop before all others, then any of blur, colour, "
+    "erasing, flip and noise, in the order given.",
 )
 config.declare(
-    "dataset.augment.smallest_crop", 0.5, "Smallest share of a picture's sides that crop keeps."
+    "dataset.augment.smallest_crop",
+    0.5,
+    "Smallest share of a picture's sides that crop keeps, where there is no box to crop near.",
 )
 config.declare(
     "dataset.cached_views",

@@ -17,6 +17,7 @@ from metriclearn.datasets import (
     queries_and_catalogue,
     split_by_product,
 )
+from metriclearn.datasets.table import did_you_mean
 from models import backbones, features
 from models.ranker import samplers
 from models.ranker.config import ALIASES, config
@@ -99,12 +100,13 @@ def training_tables():
 def _with_positives(train):
     """The rows of products that make a pair: of one picture there is none.
 
-    With `dataset.domains` a product needs pictures of both kinds. A loss against proxies needs no
-    pair.
+    With `dataset.domains` a product needs pictures of both kinds, unless its pairs may be of one. A
+    loss against proxies needs no pair.
     """
     counts = np.bincount(train.labels)
     kept = counts >= (1 if config["model.loss"] in PROXY_LOSSES else 2)
-    if config["dataset.domains"] and not config["dataset.intradomain_pairs"]:
+    paired = config["dataset.sampler"] == "pairs" and config["dataset.intradomain_pairs"]
+    if config["dataset.domains"] and not paired:
         of_catalogue = np.bincount(train.labels, _of_catalogue(train))
         kept = (of_catalogue > 0) & (of_catalogue < counts)
         if not kept.any():
@@ -164,11 +166,14 @@ def _where(table, key):
         try:
             if not equals:
                 raise ValueError("a condition is column=value or column=value|value")
-            table = table.where(**{column: values.split("|")})
+            values = values.split("|")
+            lacking = np.setdiff1d(values, table.column(column))
+            if lacking.size:
+                known = did_you_mean(lacking[0], np.unique(table.column(column)))
+                raise ValueError(f"no picture has {str(lacking[0])!r}{known}")
         except ValueError as error:
             raise UserError(f"{key}: {condition!r}: {error}.") from None
-        if not len(table):
-            raise UserError(f"{key}: no picture has {condition!r}.")
+        table = table.where(**{column: values})
     return table
 
 
@@ -265,6 +270,8 @@ def _augmentation(table):
         raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
+        if not 0 < smallest <= 1:
+            raise UserError(f"dataset.augment.smallest_crop={smallest} must be above 0, at most 1.")
         crop = augment.window_near_box() if crop else augment.random_window(smallest)
     changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
     return crop, augment.compose(*changes) if changes else None

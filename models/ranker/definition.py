@@ -25,8 +25,10 @@ def build(inputs=None, train_phase=False):
     made all the same, so that the checkpoint is one of the whole network.
     """
     if inputs is None:
-        (name,) = config["actions.export.inputs"]
-        inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], name)}
+        names = config["actions.export.inputs"]
+        if len(names) != 1:
+            raise UserError(f"actions.export.inputs={','.join(names)}: the input is one, pictures.")
+        inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], names[0])}
     model = ModelDict(train_phase=train_phase)
     backbone = load_backbone(config["model.hub_address"])
     mode, cached = config["model.batch_norm"], "features" in inputs
@@ -69,7 +71,11 @@ def loss(outputs):
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"model.loss={config['model.loss']}: {error}") from None
+        given = ",".join(config["model.loss.options"] + config["model.miner.options"])
+        given = f" with {given}" if given else ""
+        raise UserError(f"model.loss={config['model.loss']}{given}: {error}") from None
+    if value.shape.rank:
+        raise UserError("model.loss.options: reduction=none leaves no one number to minimise.")
     figures = metriclearn.triplet_statistics(
         *batch, hardest, margin=config["model.margin"], distance=config["model.distance"]
     )

@@ -248,6 +248,8 @@ def test_memory_adds_its_loss_from_its_first_step_on(config):
         ({"model.loss.options": ["margn=1"]}, "'margn=1' is no name=value.*'margin'"),
         ({"model.loss.options": ["margin"]}, "no name=value"),
         ({"model.loss.options": ["reduction=median"]}, "unknown reduction 'median'"),
+        ({"model.loss.options": ["reduction=none"]}, "model.loss.options: reduction=none"),
+        ({"model.loss.options": ["margin=wide"]}, "model.loss=triplet with margin=wide: "),
         ({"model.miner.options": ["k=2"]}, "model.miner.options: 'k=2'"),
         ({"model.miner": "given_positive"}, "needs dataset.sampler=pairs"),
         (
@@ -421,3 +423,9 @@ def test_export_serves_what_the_configuration_names(config, tiny, monkeypatch):
         signature = v1.saved_model.load(session, ["serve"], folder).signature_def
         served = signature["serving_default"]
         assert (list(served.inputs), sorted(served.outputs)) == (["query"], names)
+
+
+def test_an_exported_model_has_one_input(config):
+    config["actions.export.inputs"] = ["query", "catalogue"]
+    with tf.Graph().as_default(), pytest.raises(UserError, match="inputs=query,catalogue: the"):
+        ranker.build()

@@ -137,9 +137,11 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
     "values, words",
     [
         ({"dataset.train_where": ["sene=yes"]}, "dataset.train_where.*did you mean 'seen'"),
-        ({"dataset.train_where": ["seen=maybe"]}, "no picture has 'seen=maybe'"),
+        ({"dataset.train_where": ["seen=maybe"]}, "'seen=maybe': no picture has 'maybe'"),
+        ({"dataset.test_where": ["seen=no|yess"]}, "no picture has 'yess'.*did you mean 'yes'"),
         ({"dataset.train_where": ["seen"]}, "column=value"),
         ({"dataset.validation.share": 1.0}, "validation.share=1.0"),
+        ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
         ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
         ({"model.batch_size": 9}, "model.batch_size=9 is not a multiple of 4"),
@@ -206,6 +208,17 @@ def test_pairs_of_two_domains_or_of_any(monkeypatch, config, intradomain):
     assert (query != positive).all()
     across = datasets._of_catalogue(train)[positive] & ~datasets._of_catalogue(train)[query]
     assert across.all() != intradomain
+
+
+def test_pictures_of_one_kind_only_are_of_no_use_to_batches_of_both(monkeypatch, config):
+    table = shop(monkeypatch)
+    lacking = (table.products == "p0") & (table.roles == "catalogue")
+    monkeypatch.setattr(datasets, "_table", lambda: table.select(~lacking))
+    config.update({"dataset.domains": True, "dataset.intradomain_pairs": True})
+    train, _ = datasets.training_tables()
+    rows = batches(train).reshape(-1, 4)
+    assert (train.products[rows] == train.products[rows[:, :1]]).all()
+    assert "p0" not in train.products
 
 
 def test_domains_without_two_kinds_of_pictures_are_refused(monkeypatch, config):
