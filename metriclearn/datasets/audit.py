@@ -71,10 +71,7 @@ def _grey_pixels(table):
 
     from metriclearn.datasets import pipeline
 
-    if table.images is not None and table.images.shape[3] == 1:
-        channels = 1
-    else:
-        channels = 3 if table.images is not None else 1
+    channels = 1 if table.images is None else table.images.shape[3]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         batches = pipeline.eval_batches(
             table, batch_size=256, image_size=PIXEL_SIDE, channels=channels, method="area"

@@ -33,7 +33,7 @@ def load(root, protocol="metric_learning", check_files=True):
     """
     if protocol not in ("metric_learning", "official"):
         raise ValueError(f"protocol must be 'metric_learning' or 'official', not {protocol!r}")
-    file, _ = layout.require(root, ["cars_annos.mat", "car_ims"], NAME, PAGE)
+    file, _ = layout.require(root, ["cars_annos.mat", "car_ims"], NAME, PAGE, check_files)
     try:
         from scipy.io import loadmat
     except ImportError:

@@ -36,7 +36,7 @@ def load(root, protocol="metric_learning", check_files=True):
     """
     if protocol not in ("metric_learning", "official"):
         raise ValueError(f"protocol must be 'metric_learning' or 'official', not {protocol!r}")
-    *files, images = layout.require(root, [*LISTS, "images"], NAME, PAGE)
+    *files, images = layout.require(root, [*LISTS, "images"], NAME, PAGE, check_files)
     lists = {}
     for file, (name, columns) in zip(files, LISTS.items(), strict=True):
         lists[name] = {}

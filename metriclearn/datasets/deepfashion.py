@@ -17,9 +17,9 @@ PICTURES = ("image_name", "item_id", "evaluation_status")
 CORNERS = ("x_1", "y_1", "x_2", "y_2")
 
 
-def _open(root, boxes, dataset):
+def _open(root, boxes, dataset, check_files):
     names = ["Eval/list_eval_partition.txt", f"Anno/{boxes}", ("img", "Img/img")]
-    partition, boxes, pictures = layout.require(root, names, dataset, PAGE)
+    partition, boxes, pictures = layout.require(root, names, dataset, PAGE, check_files)
     return partition, boxes, os.path.dirname(pictures)
 
 
@@ -49,7 +49,7 @@ def load_consumer_to_shop(root, check_files=True):
         or to two splits; a picture without a box.
     """
     name = "DeepFashion Consumer-to-Shop"
-    partition, box_file, base = _open(root, "list_bbox_consumer2shop.txt", name)
+    partition, box_file, base = _open(root, "list_bbox_consumer2shop.txt", name, check_files)
     boxes = _boxes(box_file, ("image_name", "clothes_type", "source_type"))
     rows = {}
     pairs = layout.read_table(partition, 4, skip_header=PAIRS, counted=True)
@@ -90,7 +90,7 @@ def load_in_shop(root, check_files=True):
       ValueError: as `load_consumer_to_shop`.
     """
     name = "DeepFashion In-Shop"
-    partition, box_file, base = _open(root, "list_bbox_inshop.txt", name)
+    partition, box_file, base = _open(root, "list_bbox_inshop.txt", name, check_files)
     boxes = _boxes(box_file, ("image_name", "clothes_type", "pose_type"))
     roles = {"train": "train", "query": "query", "gallery": "catalogue"}
     rows = {}

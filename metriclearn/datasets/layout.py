@@ -7,7 +7,7 @@ import numpy as np
 PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
-def require(root, names, dataset, page):
+def require(root, names, dataset, page, pictures=True):
     """Checks that files or folders exist under `root`.
 
     Args:
@@ -15,9 +15,10 @@ def require(root, names, dataset, page):
       names: paths relative to it; a tuple stands for alternatives.
       dataset: its name, for the message.
       page: the official page it comes from.
+      pictures: False where the last name is that of the pictures' folder, which may lie elsewhere.
 
     Returns:
-      The absolute path of each, the first alternative that exists.
+      The path of each, the first alternative that exists.
 
     Raises:
       ValueError: all that is missing, and where the data set is to be had.
@@ -28,6 +29,8 @@ def require(root, names, dataset, page):
         choices = [name] if isinstance(name, str) else list(name)
         paths = [os.path.join(root, *choice.split("/")) for choice in choices]
         path = next(filter(os.path.exists, paths), None)
+        if path is None and not pictures and name == names[-1]:
+            path = paths[0]
         if path is None:
             missing.append(" or ".join(choices))
         found.append(path)

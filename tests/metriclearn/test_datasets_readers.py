@@ -330,6 +330,17 @@ def test_damage_is_named_with_file_and_line(name, file, old, new, message, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("name", "pictures"),
+    [("cub200", "images"), ("cars196", "car_ims"), ("deepfashion_c2s", "img"), ("in_shop", "Img")],
+)
+def test_lists_can_be_read_without_their_pictures(name, pictures, tmp_path):
+    root = MAKERS[name](tmp_path)
+    count = len(datasets.load(name, root))
+    shutil.rmtree(root / pictures)
+    assert len(datasets.load(name, root, check_files=False)) == count
+
+
+@pytest.mark.parametrize(
     ("name", "file"), [("sop", "Ebay_train.txt"), ("grocery", "dataset/classes.csv")]
 )
 def test_a_list_that_is_no_text_is_named(name, file, tmp_path):
