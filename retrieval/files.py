@@ -78,6 +78,23 @@ def read_table(path, names):
         raise ValueError(f"{path}: not a table that can be read: {reason}") from None
 
 
+def read_lines(path) -> list:
+    """The lines of a UTF-8 file, none of which may be empty; ValueError, naming it, otherwise."""
+    try:
+        # utf-8-sig: a mark that some programs begin a file with is no part of its first line.
+        with open(path, encoding="utf-8-sig", newline="") as text:
+            # Only line feeds part lines: an id may hold any other character.
+            values = text.read().removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text: {error}") from None
+    values = [value.removesuffix("\r") for value in values]
+    if values == [""]:
+        return []
+    if "" in values:
+        raise ValueError(f"{path}, line {values.index('') + 1}: is empty")
+    return values
+
+
 def read_json(path):
     """Reads a JSON file; ValueError, naming it, where it is missing or damaged."""
     try:
@@ -85,6 +102,15 @@ def read_json(path):
             return json.load(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def known_keys(path, keys, what) -> dict:
+    """The JSON object in a file; ValueError where it lacks some of the keys that are `what`'s."""
+    value = read_json(path)
+    missing = sorted(keys - value.keys()) if isinstance(value, dict) else ["an object"]
+    if missing:
+        raise ValueError(f"{path}: is not of {what}: it lacks {missing[0]}")
+    return value
 
 
 def sha256(path) -> str:

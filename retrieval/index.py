@@ -45,6 +45,10 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
     memory: bytes, half of what is free if None. on_disk: keep the inverted lists of `factory` in a
     file, of which searching reads what it needs; auto decides that itself.
     """
+    if not 0 < recall <= 1:
+        raise ValueError(f"--recall={recall:g}: takes a share above 0, up to 1")
+    if memory is not None and not memory > 0:
+        raise ValueError(f"--memory={memory / 2**30:g}: takes a number above 0")
     origin = _manifest_of(source)
     dimensions, count = origin["dimensions"], origin["count"]
     memory, why = memory or search.free_memory() // 2, "asked for"
@@ -190,6 +194,8 @@ def find(loaded, queries, k=10, category=None):
     loaded: as `load` returns it. category: consider only its items.
     """
     index, items, manifest = loaded
+    if k < 1:
+        raise ValueError(f"--k={k}: takes a number from 1 on")
     queries = np.asarray(queries)
     if queries.ndim != 2 or queries.shape[1] != manifest["dimensions"]:
         raise ValueError(
@@ -228,24 +234,22 @@ def check_weights(manifest, origin, source):
         )
 
 
-def load(folder, verify=True):
+def load(folder, everything=False):
     """(FAISS index, items, manifest) of the current version.
 
     items: a pyarrow.Table of id, product, category, alive, whose row i is of row i of the index;
     memory-mapped, so that names take no memory before they are asked for.
 
-    verify: True for the checksums of all files but lists on disk, of which only the size is looked
-    at; 'all' for these, too; False for none. Raises ValueError for a folder without an index, and
-    for damaged or foreign files.
+    Checksums of all files are compared; of lists on disk only if everything, otherwise their size.
+    Raises ValueError for a folder without an index, and for damaged or foreign files.
     """
-    version = _current(folder)
-    manifest = files.read_json(os.path.join(version, "manifest.json"))
+    version, manifest = _current(folder)
     for name, checksum in manifest["sha256"].items():
         path = os.path.join(version, name)
         if not os.path.exists(path):
             raise ValueError(f"{path}: is missing from its index")
         damaged = os.path.getsize(path) != manifest["bytes"][name]
-        if not damaged and verify and (name != ondisk.LISTS or verify == "all"):
+        if not damaged and (name != ondisk.LISTS or everything):
             damaged = files.sha256(path) != checksum
         if damaged:
             raise ValueError(
@@ -261,7 +265,13 @@ def load(folder, verify=True):
     return index, items, manifest
 
 
+def manifest_of(folder) -> dict:
+    """The manifest of the current version, which tells of an index without reading it."""
+    return _current(folder)[1]
+
+
 def _current(folder):
+    """(folder, manifest) of the current version."""
     try:
         with open(os.path.join(folder, "current"), encoding="utf-8") as text:
             name = text.read().strip()
@@ -270,7 +280,9 @@ def _current(folder):
     version = os.path.join(folder, "versions", os.path.basename(name))
     if not name.isdigit() or not os.path.isdir(version):
         raise ValueError(f"{folder}/current: names no version of this index: {name[:40]!r}")
-    return version
+    keys = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
+    keys |= {"count", "removed", "bytes_per_vector", "bytes", "sha256"}
+    return version, files.known_keys(os.path.join(version, "manifest.json"), keys, "an index")
 
 
 @contextlib.contextmanager
@@ -326,7 +338,7 @@ def _write(path, index, items, manifest):
 
 def main(action, options):
     if action == "build":
-        memory = options.memory * 2**30 if options.memory else None
+        memory = None if options.memory is None else options.memory * 2**30
         manifest = build(
             options.store, options.output, options.index, similarity=options.similarity,
             memory=memory, recall=options.recall, on_disk=options.on_disk,
@@ -336,16 +348,18 @@ def main(action, options):
     elif action == "add":
         manifest = add(options.store, options.output)
     elif action == "remove":
-        with open(options.ids, encoding="utf-8") as text:
-            manifest = remove(text.read().splitlines(), options.output)
+        ids = files.read_lines(options.ids)
+        if not ids:
+            raise ValueError(f"{options.ids}: names no ids: there is nothing to remove")
+        manifest = remove(ids, options.output)
     elif action == "search":
         _search(options)
         return
+    elif action == "info":
+        print(json.dumps(manifest_of(options.output), indent=1))
+        return
     else:
-        manifest = load(options.output, verify="all" if action == "verify" else False)[2]
-        if action == "info":
-            print(json.dumps(manifest, indent=1))
-            return
+        manifest = load(options.output, everything=True)[2]
     tuned = manifest["tuned"]
     print(
         f"{options.output}: version {manifest['version']}, {manifest['count']} items, "

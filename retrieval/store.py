@@ -48,7 +48,7 @@ def begin(folder, source, dtype="float32") -> dict:
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
         return {"source": source, "dtype": dtype, "complete": False, "count": 0, "shards": []}
-    manifest = files.read_json(path)
+    manifest = _known(folder)
     if manifest["source"] != source or manifest["dtype"] != dtype:
         changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
         raise ValueError(
@@ -96,12 +96,18 @@ def _publish(folder, manifest):
 
 def manifest_of(folder) -> dict:
     """The manifest of a complete store; ValueError otherwise."""
-    manifest = files.read_json(os.path.join(folder, "manifest.json"))
-    if not isinstance(manifest, dict) or "shards" not in manifest:
-        raise ValueError(f"{folder}: holds no store of embeddings")
+    manifest = _known(folder)
     if not manifest["complete"]:
         raise ValueError(f"{folder}: is incomplete; run the retrieval.embed that made it again")
     return manifest
+
+
+def _known(folder):
+    path = os.path.join(folder, "manifest.json")
+    if not os.path.exists(path):
+        raise ValueError(f"{folder}: holds no store of embeddings; make one with retrieval.embed")
+    keys = {"source", "dtype", "complete", "count", "shards"}
+    return files.known_keys(path, keys, "a store of embeddings")
 
 
 def shards(folder, verify=True):
@@ -119,6 +125,8 @@ def shards(folder, verify=True):
                 raise ValueError(f"{path}: is damaged (checksum differs); embed again")
         table = files.read_table(paths["parquet"], COLUMNS)
         array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
+        if array.shape[1:] != (manifest["dimensions"],):
+            raise ValueError(f"{paths['npy']}: is {list(array.shape)}, not as its manifest says")
         if len(array) != len(table):
             raise ValueError(
                 f"{paths['parquet']}: names {len(table)} items for {len(array)} embeddings"

@@ -22,6 +22,8 @@ def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") 
         if given:
             raise ValueError(f"{given[0]}: {embeddings} brings its own labels, ids and categories")
         return _of_index(embeddings) if is_index(embeddings) else store.read(embeddings)
+    if not os.path.exists(embeddings):
+        raise ValueError(f"{embeddings}: cannot be read: there is no such file or folder")
     if labels is None:
         option = "query_labels" if name == "queries" else f"{name}_labels"
         raise ValueError(f"{embeddings}: needs --{option}, a file of one product id a line")
@@ -64,9 +66,8 @@ def origin(path) -> dict:
     if not os.path.isdir(path):
         return {"checkpoint_sha256": None}
     if is_index(path):
-        return {"checkpoint_sha256": index.load(path, verify=False)[2]["weights"]}
-    manifest = files.read_json(os.path.join(path, "manifest.json"))
-    return {"checkpoint_sha256": None} | manifest["source"]
+        return {"checkpoint_sha256": index.manifest_of(path)["weights"]}
+    return {"checkpoint_sha256": None} | store.manifest_of(path)["source"]
 
 
 def made_by(paths) -> list:
@@ -100,18 +101,7 @@ def _of_index(folder):
 
 def lines(path, rows):
     """The lines of a UTF-8 file as str [rows]; none may be empty."""
-    try:
-        with open(path, encoding="utf-8", newline="") as text:
-            # Only line feeds part lines: an id may hold any other character.
-            values = text.read().removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text: {error}") from None
-    values = [value.removesuffix("\r") for value in values]
-    if values == [""]:
-        values = []
+    values = files.read_lines(path)
     if len(values) != rows:
         raise ValueError(f"{path}: {len(values)} lines for {rows} embeddings: one line a row")
-    empty = [n for n, value in enumerate(values, 1) if not value]
-    if empty:
-        raise ValueError(f"{os.fspath(path)}, line {empty[0]}: is empty")
     return np.array(values, dtype=str) if values else np.empty(0, "U1")

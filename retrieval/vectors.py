@@ -31,7 +31,7 @@ class Vectors:
     def __init__(self, values, similarity, name="embeddings"):
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity={similarity!r} is not one of {', '.join(SIMILARITIES)}")
-        if values.ndim != 2:
+        if values.ndim != 2 or not values.shape[1]:
             raise ValueError(f"{name} must be [rows, dimensions], not {list(values.shape)}")
         self.values, self.similarity = values, similarity
         self.dimensions = values.shape[1] + 6 * (similarity == "euclidean")

@@ -1,5 +1,6 @@
 """The store and the index: what they keep, what they refuse, what survives a fault."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -139,6 +140,11 @@ def test_what_an_index_refuses(tmp_path, points):
     with pytest.raises(ValueError, match="embedded with other weights"):
         index.add(other, folder)
     loaded = index.load(folder)
+    with pytest.raises(ValueError, match="--k=0: takes a number from 1 on"):
+        index.find(loaded, points, k=0)
+    for wrong in ({"recall": 95}, {"memory": -1}, {"memory": 0}, {"memory": np.nan}):
+        with pytest.raises(ValueError, match="--(recall|memory)=.*: takes a "):
+            index.build(source, folder, "Flat", **wrong)
     with pytest.raises(ValueError, match="the index takes"):
         index.find(loaded, points[:, :8])
     with pytest.raises(ValueError, match="row 1 is not finite"):
@@ -170,12 +176,12 @@ def test_lists_on_disk_are_checked(tmp_path, points):
             expected = found
     np.testing.assert_array_equal(found[1], expected[1])
     lists = folder / "versions/000001/lists.ivfdata"
-    assert index.load(folder, "all")[2]["on_disk"]
+    assert index.load(folder, everything=True)[2]["on_disk"]
     data = bytearray(lists.read_bytes())
     data[-9] ^= 1
     lists.write_bytes(data)
     with pytest.raises(ValueError, match=r"lists\.ivfdata: is damaged"):
-        index.load(folder, "all")
+        index.load(folder, everything=True)
     lists.write_bytes(data[:-9])  # a mapped file that is too short would end the process
     with pytest.raises(ValueError, match=r"lists\.ivfdata: is damaged"):
         index.load(folder)
@@ -278,6 +284,44 @@ def test_training_round_by_round_equals_that_of_faiss(points, similarity, capfd,
     np.testing.assert_array_equal(*lists)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"shards": [], "sha256": {}}', "{"])
+def test_a_foreign_manifest_is_named(tmp_path, points, content):
+    source = write_store(tmp_path / "s", [items(points[:9])])
+    index.build(source, tmp_path / "i", "Flat")
+    for path, read in ((source, store.read), (tmp_path / "i/versions/000001", index.load)):
+        (path / "manifest.json").write_text(content)
+        folder = tmp_path / path.relative_to(tmp_path).parts[0]
+        with pytest.raises(ValueError, match=r"manifest\.json: (is not of an? |cannot be read: )"):
+            read(folder)
+    with pytest.raises(ValueError, match="holds no store of embeddings; make one"):
+        store.read(tmp_path)
+
+
+def test_ids_to_remove_are_lines(tmp_path, points, capsys):
+    """With a mark before the first, as some programs write it, and a carriage return after each."""
+    rows = items(points[:9])
+    names = np.array([f"a\u2028b{n}" for n in range(9)])  # Unicode parts lines there, nobody else
+    source = write_store(tmp_path / "s", [dataclasses.replace(rows, ids=names)])
+    index.build(source, tmp_path / "i", "Flat")
+    line = ["remove", f"--ids={tmp_path}/gone.txt", f"--output={tmp_path}/i"]
+    (tmp_path / "gone.txt").write_text(
+        "\ufeffa\u2028b1\r\na\u2028b2\r\n", encoding="utf-8", newline=""
+    )
+    index.run(line)
+    assert "7 items, 2 removed" in capsys.readouterr().out
+    for content, said in (
+        (b"", "names no ids"),
+        (b"a\n\nb\n", "line 2: is empty"),
+        (b"\xff", "text"),
+    ):
+        (tmp_path / "gone.txt").write_bytes(content)
+        with pytest.raises(SystemExit):
+            index.run(line)
+        err = capsys.readouterr().err
+        assert "gone.txt" in err and said in err
+    assert index.manifest_of(tmp_path / "i")["version"] == 2
+
+
 def test_what_a_killed_build_left_is_no_version(tmp_path, points):
     source = write_store(tmp_path / "s", [items(points[:9])])
     folder = tmp_path / "index"
@@ -318,7 +362,7 @@ def test_a_full_disk_ends_no_build_of_lists_on_disk(tmp_path, points, monkeypatc
         with pytest.raises(OSError, match=r"No space left on device for 14400 bytes.*lists\.ivf"):
             index.remove([f"i0001{NASTY}"], folder)
     assert os.listdir(folder / "versions") == ["000001"]
-    assert index.load(folder, "all")[2]["count"] == 600
+    assert index.load(folder, everything=True)[2]["count"] == 600
 
 
 def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):

@@ -200,6 +200,7 @@ def test_report_in_a_browser(evaluated, tmp_path):
         ({"points": np.array([[1, 0], [np.nan, 1], [1, 1.0]])}, "queries: row 1 is not finite"),
         ({"points": np.array([[1, 0], [0, 0], [1, 1.0]])}, "queries: row 1 is all zeros"),
         ({"points": np.ones((3, 2, 2))}, r"not \[rows, dimensions\]"),
+        ({"points": np.ones((3, 0))}, r"must be \[rows, dimensions\], not \[3, 0\]"),
         ({"points": np.ones((3, 2), int)}, "holds int64, not floats"),
         ({"labels": ["a", "b", "c"]}, "no two queries are of one product"),
         ({"ids": ["x", "y", "x"]}, "id 'x' occurs twice"),
@@ -232,8 +233,9 @@ MISTAKES = [
     ),
     (
         ["--query_labels=q.txt", "--catalogue=no.npy", "--catalogue_labels=q.txt"],
-        "no.npy: cannot be read: No such file",
+        "no.npy: cannot be read: there is no such file or folder",
     ),
+    (["--query_labels=q.txt", "--catalogue=no_store"], "no_store: cannot be read: there is no"),
     (["--query_labels=q.txt", "--output=q.txt"], "--output=q.txt: File exists"),
 ]
 EACH = """
@@ -260,6 +262,12 @@ def test_a_mistake_is_one_line(tmp_path):
     assert len(said) == len(MISTAKES), done.stderr
     for line, (_, message) in zip(said, MISTAKES, strict=True):
         assert line.startswith(f"error: {message}")
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
+    write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
+    (tmp_path / "q.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "q.txt").read_bytes())
+    assert stored.load(tmp_path / "q.npy", tmp_path / "q.txt").products.tolist() == [*"aabb"]
 
 
 def test_a_truncated_array_is_named(tmp_path):
