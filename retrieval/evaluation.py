@@ -68,9 +68,11 @@ def evaluate(
     figures["per_category"] = by_category(ranking, queries)
     with threadpool_limits(threads, "blas"):
         figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
-    # One more than asked for, since the query itself may be among them.
-    near = min(top + 1, len(catalogue))
+    # More than asked for: the query itself may be among them, and of items that tie at the end of
+    # a list FAISS keeps any.
+    near = min(2 * top + 1, len(catalogue))
     found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
+    found = in_order(*found, queries, catalogue, similarity)
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
 
@@ -83,6 +85,23 @@ def nearest(queries, items, k, similarity="cosine"):
     ]
     scores, rows = (np.concatenate(each) for each in zip(*parts, strict=True))
     return scores, rows
+
+
+def in_order(scores, rows, queries, catalogue, similarity):
+    """What was found, [Q, k], in the order of the ranks: by the scores that decide them, then id.
+
+    float32 cannot tell some items apart, and FAISS has its own order for those that tie.
+    """
+    left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
+    by_id = np.empty(len(catalogue), np.int64)
+    by_id[np.argsort(catalogue.ids, kind="stable")] = np.arange(len(catalogue))
+    order = np.empty(rows.shape, np.int64)
+    for part in _parts(len(rows), left.dimensions * rows.shape[1]):
+        items = rows[part]
+        query = np.repeat(np.arange(len(rows))[part], rows.shape[1])
+        exact = vectors.pair_scores(left.left(query), right.right(items.ravel()))
+        order[part] = np.lexsort((by_id[items], -exact.reshape(items.shape)))
+    return tuple(np.take_along_axis(each, order, 1) for each in (scores, rows))
 
 
 def tracked(count, step, what):
@@ -214,11 +233,7 @@ def shelf_ranks(queries, catalogue, similarity):
     products = np.concatenate([queries.products, catalogue.products])
     names, codes = np.unique(products, return_inverse=True)
     ql, cl = codes[: len(queries)], codes[len(queries) :]
-    left = vectors.Vectors(queries.embeddings, similarity, "queries")
-    right = vectors.Vectors(catalogue.embeddings, similarity, "catalogue")
-    exponent = max(left.exponent, right.exponent)
-    left.rescale(exponent)
-    right.rescale(exponent)
+    left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
     bound = filters.float32_bound(left, right)
     own = metrics.own_rows(queries.ids, catalogue.ids)
     ranks = np.zeros(len(queries), np.int64)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import exact
-from retrieval.vectors import SIMILARITIES, Vectors  # noqa: F401 (part of this interface)
+from retrieval.vectors import SIMILARITIES, Vectors, pair  # noqa: F401 (part of this interface)
 
 KS = (1, 5, 10, 20)
 PAIRS = 20_000_000  # relevant pairs held at a time
@@ -94,13 +94,7 @@ def rank_queries(
     ks, precision_at = (tuple(sorted({int(k) for k in values})) for values in (ks, precision_at))
     if min(ks + precision_at) < 1:
         raise ValueError(f"k must be at least 1, not {min(ks + precision_at)}")
-    left = Vectors(queries, similarity, "queries")
-    right = left
-    if catalogue is not queries:
-        right = Vectors(catalogue, similarity, "catalogue")
-        exponent = max(left.exponent, right.exponent)
-        left.rescale(exponent)
-        right.rescale(exponent)
+    left, right = pair(queries, catalogue, similarity)
     relevant = _count(ql, cl, own)
     # One product's pairs grow with the square of its pictures: take the queries in turns then.
     cuts = (np.flatnonzero(np.diff(np.cumsum(relevant) // PAIRS)) + 1).tolist()

@@ -104,3 +104,15 @@ class Vectors:
         parts = np.stack(parts, 1)
         ones = np.ones_like(parts)
         return np.hstack([values, ones, parts] if right else [values, parts, ones])
+
+
+def pair(queries, catalogue, similarity):
+    """`Vectors` of two sets that are multiplied, one object where they are the same set."""
+    left = Vectors(queries, similarity, "queries")
+    if catalogue is queries:
+        return left, left
+    right = Vectors(catalogue, similarity, "catalogue")
+    exponent = max(left.exponent, right.exponent)
+    left.rescale(exponent)
+    right.rescale(exponent)
+    return left, right

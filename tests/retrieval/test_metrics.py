@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import exact, filters, metrics, vectors
+from retrieval import evaluation, exact, filters, metrics, store, vectors
 
 
 def oracle_scores(queries, catalogue, similarity):
@@ -250,3 +250,21 @@ def test_items_a_hair_apart_are_told_apart():
     ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
     assert ranking.first[0] == 200 - 57
     assert ranking.decided[0]
+
+
+@pytest.mark.parametrize("own_set", [False, True])
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+def test_lists_are_in_the_order_of_the_ranks(similarity, own_set):
+    """Also where items tie: what is listed first is what the figures count as first."""
+    random = np.random.default_rng(4)
+    points = random.normal(size=(60, 8)).astype(np.float32)
+    names = np.array([f"c{n:03d}" for n in random.permutation(300)])
+    labels = random.integers(0, 20, 300).astype(str)
+    items = store.Embedded(points[random.integers(0, 60, 300)], names, labels, names)
+    queries = store.Embedded(points[:50], names[:50] + "q", labels[-50:], names[:50])
+    queries = items if own_set else queries
+    result = evaluation.evaluate(queries, None if own_set else items, similarity=similarity)
+    right = (labels[result.rows] == queries.products[:, None]) & (result.rows >= 0)
+    listed = np.where(right.any(1), right.argmax(1) + 1, 0)
+    first = result.ranking.first
+    np.testing.assert_array_equal(listed, np.where(first <= 20, first, 0))
