@@ -56,8 +56,17 @@ def load(path):
             figures = json.load(text)
         with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
             queries = {row["id"]: row for row in csv.DictReader(text)}
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+        for row in queries.values():
+            row["rank"] = int(row["rank"] or 0)
+            row["average_precision"] = float(row["average_precision"] or "nan")
+        whole = len(queries) == figures["num_queries"] and figures["recall@k"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+    if not whole:
+        raise ValueError(
+            f"{prefix}-queries.csv: holds {len(queries)} queries, not those of {path}; run that "
+            "retrieval.eval again"
+        )
     return {"path": path, "figures": figures, "queries": queries}
 
 
@@ -83,8 +92,9 @@ def lists_of(evaluated, wanted):
 def compare(a, b, replicates=evaluation.REPLICATES, seed=0):
     """Differences B - A over the queries that both can answer.
 
-    Returns {'num_queries', 'only_in_a', 'only_in_b', 'difference': {figure: {'a', 'b',
+    Returns {'num_queries', 'only_in_a', 'only_in_b', 'unlike', 'difference': {figure: {'a', 'b',
     'difference', 'interval95'}}, 'mcnemar': {'won', 'lost', 'p_value'}, 'won', 'lost': query ids}.
+    unlike: a sentence on what was searched, and how, where that is not the same; otherwise ''.
     """
     answered = [{i for i, r in e["queries"].items() if r["rank"]} for e in (a, b)]
     shared = sorted(answered[0] & answered[1])
@@ -100,8 +110,8 @@ def compare(a, b, replicates=evaluation.REPLICATES, seed=0):
     names = [*(f"recall@{k}" for k in ks), "map@r", "mrr"]
     values, ranks = [], []
     for e in (a, b):
-        rank = np.array([int(e["queries"][i]["rank"]) for i in shared])
-        ap = np.array([float(e["queries"][i]["average_precision"]) for i in shared])
+        rank = np.array([e["queries"][i]["rank"] for i in shared])
+        ap = np.array([e["queries"][i]["average_precision"] for i in shared])
         values.append(np.stack([*(rank <= k for k in ks), ap, 1 / rank], 1).astype(float))
         ranks.append(rank)
     drawn = evaluation.bootstrap(values[1] - values[0], products, replicates, seed)
@@ -127,6 +137,7 @@ def compare(a, b, replicates=evaluation.REPLICATES, seed=0):
         "num_queries": len(shared),
         "only_in_a": len(answered[0] - answered[1]),
         "only_in_b": len(answered[1] - answered[0]),
+        "unlike": _unlike(a, b, shared),
         "difference": difference,
         "mcnemar": {
             "won": int(won.sum()),
@@ -136,6 +147,19 @@ def compare(a, b, replicates=evaluation.REPLICATES, seed=0):
         "won": shared[order][won[order]].tolist(),
         "lost": shared[order][lost[order]].tolist(),
     }
+
+
+def _unlike(a, b, shared):
+    searched = [
+        f"{e['figures']['num_catalogue']:,} catalogue items by {e['figures']['similarity']}"
+        for e in (a, b)
+    ]
+    relevant = [[e["queries"][i]["relevant"] for i in shared] for e in (a, b)]
+    if searched[0] != searched[1]:
+        return f"A searched {searched[0]}, B {searched[1]}: the difference is of that, too."
+    if relevant[0] != relevant[1]:
+        return "A and B searched catalogues of other items: the difference is of that, too."
+    return ""
 
 
 def mcnemar(won, lost):
@@ -170,7 +194,7 @@ def write_page(path, result, shown, lists, ranks, images):
     sections = [
         (
             "Summary",
-            f"<p>{verdict(result)}</p>"
+            f"<p>{verdict(result)} {page.text(result['unlike'])}</p>"
             + page.table(["", "A", "B", "B - A", "95% interval"], rows)
             + f"<p>{result['num_queries']:,} queries that both evaluations can answer, paired by "
             f"id.{only} The intervals draw whole products. The first result is right in B alone "
@@ -330,6 +354,8 @@ def print_table(result):
         f"{result['num_queries']} queries in both; first results won {test['won']}, "
         f"lost {test['lost']}, McNemar p = {test['p_value']:.2g}. {verdict(result)}"
     )
+    if result["unlike"]:
+        print(f"warning: {result['unlike']}", file=sys.stderr)
     if "backward" in result:
         names = list(next(iter(result["backward"].values())))
         table = Table(title="Backward compatibility")

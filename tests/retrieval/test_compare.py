@@ -46,6 +46,20 @@ def test_differences_are_paired(tmp_path, capsys):
     page = (tmp_path / "out/compare.html").read_text()
     assert "&lt;3&gt;" in page and "<3>" not in page
     assert "McNemar" in capsys.readouterr().out
+    # Another catalogue is no other model.
+    assert result["unlike"] == ""
+    figures = json.loads((tmp_path / "b/embeddings-eval.json").read_text())
+    files.write_json(tmp_path / "b/embeddings-eval.json", figures | {"num_catalogue": 9000})
+    compare.main([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    said = "A searched 80 catalogue items by cosine, B 9,000 catalogue items by cosine"
+    assert said in capsys.readouterr().err and said in (tmp_path / "out/compare.html").read_text()
+    files.write_json(tmp_path / "b/embeddings-eval.json", figures)
+    table = (tmp_path / "b/embeddings-queries.csv").read_text()
+    one = table.splitlines()[1].split(",")
+    more = ",".join([*one[:3], str(int(one[3]) + 1), *one[4:]])
+    (tmp_path / "b/embeddings-queries.csv").write_text(table.replace(",".join(one), more))
+    pair = [compare.load(tmp_path / side) for side in "ab"]
+    assert compare.compare(*pair)["unlike"].startswith("A and B searched catalogues of other items")
     # Against itself nothing differs.
     same = compare.compare(*[compare.load(tmp_path / "a")] * 2)
     assert same["difference"]["map@r"]["interval95"] == [0, 0] and same["mcnemar"]["p_value"] == 1
@@ -169,6 +183,15 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         compare.load(tmp_path)
     with pytest.raises(ValueError, match="there is no such file or folder"):
         compare.load(tmp_path / "none")
-    (tmp_path / "model-1-eval.json").write_text("{")
-    with pytest.raises(ValueError, match=r"model-1-eval\.json: cannot be read"):
-        compare.load(tmp_path)
+    header = "id,product,relevant,rank,average_precision\n"
+    for figures, table, said in (
+        ("{", header, r"model-1-eval\.json: cannot be read"),
+        ("{}", header, r"model-1-eval\.json: cannot be read: KeyError: 'num_queries'"),
+        ('{"num_queries": 1, "recall@k": {}}', "id,rnk\nq,1\n", "KeyError: 'rank'"),
+        ('{"num_queries": 1, "recall@k": {"1": 1}}', header + "q,p,1,x,1\n", "ValueError: .*'x'"),
+        ('{"num_queries": 2, "recall@k": {"1": 1}}', header + "q,p,1,1,1\n", "holds 1 queries, "),
+    ):
+        (tmp_path / "model-1-eval.json").write_text(figures)
+        (tmp_path / "model-1-queries.csv").write_text(table)
+        with pytest.raises(ValueError, match=said):
+            compare.load(tmp_path)
