@@ -15,8 +15,8 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     result: the exact `evaluation.Evaluation` of both `Embedded`. kind: a FAISS factory or 'auto',
     of which an index is made and tuned to find the share `recall` of the ten nearest, or the folder
     of one that `retrieval.index` built of this catalogue. 'agreement' is the share of the `depth`
-    nearest items of exact search that the index finds for these queries. ValueError where no such
-    index can be made, or that of the folder is of something else.
+    nearest items of exact search, the query itself aside, that the index finds. ValueError where no
+    such index can be made, or that of the folder is of something else.
     """
     similarity, ks = result.figures["similarity"], list(result.figures["recall@k"])
     opened = _opened if os.path.isdir(kind) else _made
@@ -27,7 +27,7 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     rows = np.concatenate([find(queries.embeddings[part], k) for part in parts])
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    nearest = evaluation.nearest(queries.embeddings, catalogue.embeddings, k, similarity)[1]
+    exact = evaluation.nearest(queries.embeddings, catalogue.embeddings, k, similarity)
     exact_seconds = time.perf_counter() - start
     # Beyond the last that it finds, an index gives row -1, which is no item.
     itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
@@ -35,11 +35,14 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     place = evaluation.first_right(right, itself)[result.ranking.answerable]
     rates = {k: metrics.mean(place <= k) for k in ks}
     depth = min(10, k)
-    truth, found = catalogue.ids[nearest[:, :depth]], np.where(rows < 0, "", ids[rows])[:, :depth]
+    truth = evaluation.without_self(*exact, queries.ids, catalogue.ids, depth)[1]
+    found = evaluation.without_self(np.zeros(rows.shape), rows, queries.ids, ids, depth)[1]
+    found = np.where(found < 0, "", ids[found])
+    agree = (catalogue.ids[truth][:, :, None] == found[:, None]).any(2)[truth >= 0]
     return about | {
         "recall@k": rates,
         "lost": {k: result.figures["recall@k"][k] - rates[k] for k in ks},
-        "agreement": float((truth[:, :, None] == found[:, None]).any(2).mean()),
+        "agreement": metrics.mean(agree),
         "depth": depth,
         "ms_per_query": 1e3 * seconds / len(queries),
         "exact_ms_per_query": 1e3 * exact_seconds / len(queries),

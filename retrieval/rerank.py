@@ -22,9 +22,9 @@ def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
     """
     k = min(neighbours + 1, len(catalogue))
     scores, rows = nearest(queries, catalogue, k)
-    if own is not None:
-        scores = np.where(rows == own[:, None], 0, scores)
-    weights = np.maximum(scores, 0) ** alpha
+    itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
+    counted = ~itself & (np.cumsum(~itself, axis=1) <= neighbours)
+    weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
     return search.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
@@ -81,7 +81,10 @@ def compare(queries, catalogue, evaluation, methods):
             seconds = time.perf_counter() - start
             itself = rows == own[:, None]
             right = catalogue.products[rows] == queries.products[:, None]
-            place = first_right(right, itself)[evaluation.ranking.answerable]
+            place = first_right(right, itself)
+            # What lies beyond the lists stays where it was.
+            place = np.where(np.isfinite(place), place, evaluation.ranking.first)
+            place = place[evaluation.ranking.answerable]
             figures = {"recall@k": {k: metrics.mean(place <= k) for k in ks}}
         else:
             items = c if method == "aqe" else average(c)

@@ -28,6 +28,44 @@ def test_expansion_is_the_weighted_sum(sets):
         np.testing.assert_allclose(found[q], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
 
 
+def test_expansion_takes_as_many_neighbours_of_queries_from_elsewhere(sets):
+    points = sets[0].embeddings
+    query = search.prepare(points[:1] + 0.1, "cosine")
+    near = np.argsort(-(points @ query[0]))[:4]
+    total = query[0] + sum(max(points[j] @ query[0], 0) ** 2 * points[j] for j in near)
+    for own in (None, np.array([-1])):
+        found = rerank.expand(query, points, own, neighbours=4, alpha=2.0)
+        np.testing.assert_allclose(found[0], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
+
+
+def test_what_lies_beyond_the_lists_is_not_lost():
+    """k_reciprocal orders the first hundred; the right item comes after 200 others."""
+    angles = np.concatenate([[0.0], np.linspace(0.1, 1, 200), [1.5]])
+    points = np.stack([np.cos(angles), np.sin(angles)], 1)
+    names = np.array([f"{n:03d}" for n in range(202)])
+    labels = np.where(np.isin(np.arange(202), [0, 201]), "a", names)
+    items = store.Embedded(points, names, labels, names)
+    result = evaluation.evaluate(items, ks=(1, 150, 201))
+    found = rerank.compare(items, items, result, ["k_reciprocal"])["k_reciprocal"]
+    assert found["recall@k"][201] == result.figures["recall@k"][201] == 1
+
+
+def test_agreement_counts_no_query_as_its_own_neighbour(sets):
+    """An index that finds nothing but the query itself has found nothing."""
+    items, result = sets
+    only = np.full((240, 21), -1)
+    only[:, 0] = np.arange(240)
+
+    def opened(kind, *_):
+        about = {"factory": kind}
+        return lambda q, k: only[: len(q), :k], items.ids, items.products, about
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approximate, "_made", opened)
+        assert approximate.losses(items, items, result, "none")["agreement"] == 0
+    assert approximate.losses(items, items, result, "Flat")["agreement"] == 1
+
+
 def test_clustered_products_gain(sets):
     items, result = sets
     found = rerank.compare(items, items, result, rerank.METHODS)
