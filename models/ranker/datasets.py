@@ -92,6 +92,11 @@ def training_tables():
     shown &= np.isin(table.products, table.products[asked])
     if config["dataset.validation.holdout"] not in ("photos", "both"):
         shown &= held | shop  # of other products than those trained on
+    if config["dataset.validation"] and not asked.any():
+        raise UserError(
+            "dataset.validation: no picture is held out; raise dataset.validation.share, or give "
+            "--nodataset.validation."
+        )
     rows = np.flatnonzero(asked | (shown & (pool | shop)))
     validation = (table.select(rows), shown[rows]) if asked.any() else None
     return _with_positives(table.select(train)), validation

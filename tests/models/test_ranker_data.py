@@ -141,6 +141,10 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
         ({"dataset.test_where": ["seen=no|yess"]}, "no picture has 'yess'.*did you mean 'yes'"),
         ({"dataset.train_where": ["seen"]}, "column=value"),
         ({"dataset.validation.share": 1.0}, "validation.share=1.0"),
+        (
+            {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
+            "no picture is held out; raise dataset.validation.share",
+        ),
         ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
         ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
