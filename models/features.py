@@ -192,8 +192,8 @@ def _write(folder, source, backbone, size, bfloat16, table, views, rest):
         output = backbone.apply(pixels)
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         run = session.make_callable(output, [pixels])
-        done = _done(part, progress)
         shape = (total, int(output.shape[1]))
+        done = _done(part, progress, shape)
         values = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float32, shape=shape)
         report = _Report(f"features of {backbone.name}", done, total)
         flushed = time.monotonic()
@@ -224,12 +224,13 @@ def _write(folder, source, backbone, size, bfloat16, table, views, rest):
         os.remove(progress)
 
 
-def _done(part, progress):
-    """How many pictures a killed run left embedded."""
+def _done(part, progress, shape):
+    """How many pictures a killed run left embedded; 0 where what it left is damaged."""
     try:
         with open(progress, encoding="utf-8") as file:
-            return json.load(file)["done"] if os.path.exists(part) else 0
-    except (OSError, ValueError, KeyError):
+            done = json.load(file)["done"]
+        return done if np.load(part, mmap_mode="r").shape == shape else 0
+    except (OSError, ValueError, KeyError, EOFError):
         return 0
 
 

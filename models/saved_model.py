@@ -63,7 +63,11 @@ def read(folder):
             proto.ParseFromString(file.read())
     except (OSError, DecodeError) as error:
         missing = isinstance(error, FileNotFoundError)
-        reason = "there is no such file" if missing else f"no SavedModel that can be read: {error}"
+        reason = (
+            "there is no such file; give the folder of a SavedModel"
+            if missing
+            else f"no SavedModel that can be read: {error}"
+        )
         raise ValueError(f"{path}: {reason}") from None
     if not proto.meta_graphs:
         raise ValueError(f"{path}: it holds no graph")

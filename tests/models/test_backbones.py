@@ -191,7 +191,7 @@ def empty(folder):
         (no_pictures, r"neither __call__ nor a signature that takes pictures \[B, H, W, 3\]; its "),
         (no_features, r"which output are the features\? It has other, scores"),
         (damaged, r"saved_model\.pb: no SavedModel that can be read"),
-        (empty, r"saved_model\.pb: there is no such file"),
+        (empty, r"saved_model\.pb: there is no such file; give the folder of"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

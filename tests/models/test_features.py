@@ -127,8 +127,12 @@ def test_another_store_for_other_pictures_sizes_weights_and_recipes(
     assert len({first, *others}) == 11
 
 
-def test_a_killed_run_goes_on_where_it_was(backbone, table, tmp_path, monkeypatch):
-    """Killed among the random views; the store equals one made in one go."""
+@pytest.mark.parametrize("size, left", [(None, 2), (200, 8), (0, 8)])
+def test_a_killed_run_goes_on_where_it_was(backbone, table, tmp_path, monkeypatch, size, left):
+    """Killed among the random views; the store equals one made in one go.
+
+    Where what was done is cut short, to `size` bytes, all of it is done again.
+    """
     options = {"image_size": 16, "batch_size": 4, **RANDOM}
     whole = features.embed(backbone, table, cache=tmp_path / "whole", **options).values
     monkeypatch.setattr(features, "FLUSH", 0)
@@ -149,9 +153,11 @@ def test_a_killed_run_goes_on_where_it_was(backbone, table, tmp_path, monkeypatc
         features.embed(backbone, table, cache=tmp_path, **options)
     (store,) = stores(tmp_path)
     assert not os.path.exists(tmp_path / "features" / store / "note.json")
-    after = 8
+    if size is not None:
+        os.truncate(tmp_path / "features" / store / "features.part", size)
+    after += left
     found = features.embed(backbone, table, cache=tmp_path, **options)
-    assert len(ran) == 8
+    assert len(ran) == after
     np.testing.assert_allclose(found.values, whole, atol=1e-6)
 
 
