@@ -204,7 +204,9 @@ config.declare(
     "evaluation.precision@k.max_examples", 0, "Queries to evaluate, a fixed choice (0: all)."
 )
 config.declare(
-    "evaluation.precision@k.num_to_retrieve", 50, "Retrieved items to list for each query."
+    "evaluation.precision@k.num_to_retrieve",
+    50,
+    "Retrieved items to list for each query, at least 5.",
 )
 config.declare("evaluation.precision@k.plot", True, "Draw recall over k.")
 config.declare("evaluation.histogram", True, "Draw the histogram of similarities.")
