@@ -19,6 +19,7 @@ signature takes pictures of any size, --image_size says which, and numbers that 
 are 0 to 255, or as --pixel_range says.
 """
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -173,6 +174,8 @@ def main(model, given, rest):
     options = flags.FLAGS
     if not options.output:
         raise trainer_config.UserError("--output=DIR: name the folder of the store")
+    if options.checkpoint and options.saved_model:
+        raise trainer_config.UserError("--checkpoint and --saved_model: give one of them")
     checkpoint = None
     if options.saved_model:
         experiment.restore_config(model, given)
@@ -180,17 +183,12 @@ def main(model, given, rest):
         _, checkpoint = experiment.locate(model, given, options.checkpoint)
     if options.folder or options.manifest:
         return pictures(model, checkpoint)
-    try:
+    with _in_one_line(options.output):
         manifest = embed_to_store(
             model, options.dataset, options.output, checkpoint=checkpoint,
             saved_model=options.saved_model, dtype=options.dtype, shard_rows=options.shard_rows,
             threads=options.threads,
         )  # fmt: skip
-    except ValueError as error:
-        raise trainer_config.UserError(str(error)) from error
-    except OSError as error:
-        place = error.filename or options.output
-        raise trainer_config.UserError(f"{place}: {error.strerror or error}") from error
     print(f"{options.output}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
     return 0
 
@@ -198,13 +196,16 @@ def main(model, given, rest):
 def pictures(model=None, checkpoint=None):
     """The program over picture files: with the weights of a checkpoint, or with a SavedModel."""
     options = flags.FLAGS
-    try:
+    with _in_one_line(options.output):
         if not options.output:
             raise ValueError("--output=DIR: name the folder of the store")
         if not checkpoint and not options.saved_model:
             raise ValueError("--model=NAME or --saved_model=DIR: say what embeds the pictures")
         if options.folder and options.manifest:
             raise ValueError("--folder and --manifest: give one of them")
+        for name in ("image_size", "pixel_range"):
+            if checkpoint and options[name].present:
+                raise ValueError(f"--{name}: goes with --saved_model; a model's own is known")
         if options.folder:
             columns = listing.of_folder(options.folder)
         else:
@@ -218,17 +219,24 @@ def pictures(model=None, checkpoint=None):
             on_bad_image=options.on_bad_image, batch_size=options.batch_size,
             dtype=options.dtype, shard_rows=options.shard_rows, threads=options.threads,
         )  # fmt: skip
-    except ValueError as error:
-        raise trainer_config.UserError(str(error)) from error
-    except OSError as error:
-        place = error.filename or options.output
-        raise trainer_config.UserError(f"{place}: {error.strerror or error}") from error
     print(f"{options.output}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
     for path, reason in manifest["left_out"][:5]:
         print(f"left out: {path}: {reason}")
     if manifest["left_out"]:
         print(f"{len(manifest['left_out'])} pictures left out; manifest.json names them")
     return 0
+
+
+@contextlib.contextmanager
+def _in_one_line(output):
+    """What is wrong with the input or the disk ends the program with a line instead of a trace."""
+    try:
+        yield
+    except ValueError as error:
+        raise trainer_config.UserError(str(error)) from error
+    except OSError as error:
+        place = error.filename or output
+        raise trainer_config.UserError(f"{place}: {error.strerror or error}") from error
 
 
 def _numbers(name, values, kind):

@@ -26,6 +26,8 @@ def of_folder(root) -> dict:
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 inside = name if within == "." else f"{within}/{name}"
+                if any("\ud800" <= character <= "\udfff" for character in inside):
+                    raise ValueError(f"--folder={root}: {inside!r} is no UTF-8 name; rename it")
                 product = inside if within == "." else within
                 rows.append((inside, os.path.join(root, inside), product, ""))
     if not rows:

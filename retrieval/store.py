@@ -59,10 +59,13 @@ def begin(folder, source, dtype="float32") -> dict:
 
 def append(folder, manifest, items: Embedded, batches):
     """Publishes one more shard. batches: how many batches of its dataset it was made of."""
-    values = np.asarray(items.embeddings, manifest["dtype"])
+    with np.errstate(over="ignore"):
+        values = np.asarray(items.embeddings, manifest["dtype"])
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
-        raise ValueError(f"the embedding of {str(items.ids[bad[0]])!r} is not finite")
+        given = np.isfinite(items.embeddings[bad[0]]).all()
+        what = "is too large for float16; take --dtype=float32" if given else "is not finite"
+        raise ValueError(f"the embedding of {str(items.ids[bad[0]])!r} {what}")
     if manifest["shards"] and values.shape[1] != manifest["dimensions"]:
         raise ValueError(f"{values.shape[1]} dimensions after {manifest['dimensions']}")
     name = f"{len(manifest['shards']):05d}"

@@ -74,6 +74,11 @@ def test_an_unfinished_or_other_store_is_refused(tmp_path, points):
         store.begin(tmp_path, {"checkpoint_sha256": "b"})
     with pytest.raises(ValueError, match="is not finite"):
         store.append(tmp_path, manifest, items(points * np.nan), 1)
+    manifest = store.begin(tmp_path / "half", {"checkpoint_sha256": "a"}, "float16")
+    with pytest.raises(
+        ValueError, match="'i0000.*' is too large for float16; take --dtype=float32"
+    ):
+        store.append(tmp_path / "half", manifest, items(points * 1e6), 1)
 
 
 def test_two_writers_of_one_folder(tmp_path):

@@ -5,12 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from retrieval import embed, listing, store
+from trainer import config, experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -71,6 +73,9 @@ def test_a_manifest_is_read_by_row(pictures, tmp_path):
         listing.of_folder(tmp_path)
     with pytest.raises(ValueError, match="there is no such folder or picture"):
         listing.of_folder(tmp_path / "none")
+    open(os.fsencode(tmp_path / "odd") + b"\xff.jpg", "wb").close()
+    with pytest.raises(ValueError, match=r"'odd.udcff\.jpg' is no UTF-8 name; rename it"):
+        listing.of_folder(tmp_path)
 
 
 def test_bad_pictures_by_policy(pictures, mean, tmp_path):
@@ -145,6 +150,27 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
         embed.embed_pictures(columns, tmp_path / "s", saved_model=folder)
     embed.embed_pictures(columns, tmp_path / "s", saved_model=folder, image_size=(5, 7))
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"saved_model": "m"}, "--checkpoint and --saved_model: give one of them"),
+        ({"image_size": ["64"]}, "--image_size: goes with --saved_model"),
+        ({"pixel_range": ["0", "1"]}, "--pixel_range: goes with --saved_model"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(pictures, tmp_path, monkeypatch, asked, said):
+    class Options(types.SimpleNamespace):
+        def __getitem__(self, name):
+            return types.SimpleNamespace(present=name in asked)
+
+    given = {"output": f"{tmp_path}/s", "checkpoint": "c", "saved_model": None, "manifest": None}
+    options = Options(**given | {"folder": str(pictures)} | asked)
+    monkeypatch.setattr(embed.flags, "FLAGS", options)
+    monkeypatch.setattr(experiment, "locate", lambda *arguments: ("", "c"))
+    with pytest.raises(config.UserError, match=said):
+        embed.main(None, (), [])
 
 
 def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
