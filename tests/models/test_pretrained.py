@@ -202,8 +202,13 @@ def test_what_is_in_the_cache_needs_no_package_and_what_is_damaged_is_made_again
     assert not written
     with open(folder / "saved_model" / "saved_model.pb", "ab") as file:
         file.write(b"x")
+    killed, working = (tmp_path / "pretrained" / f".{LITE0}-{name}" for name in ("old", "new"))
+    killed.mkdir()
+    os.utime(killed, (0, 0))
+    working.mkdir()
     pretrained.ready(LITE0, tmp_path)
     assert len(written) == 1
+    working.rmdir()
     assert os.listdir(tmp_path / "pretrained") == [LITE0]  # nothing temporary is left
 
 
