@@ -110,8 +110,8 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
     4 D as they are, 4 D + 272 in a graph of 32 links, and in inverted lists D + 8 at eight bits a
     dimension, D / 2 + 28 at four (RaBitQ) or D / 2 + 8 (PQ), D / 8 + 16 at one bit (RaBitQ). Of the
     ten nearest of clustered vectors these find about .98, .87, .83 and .42 at best
-    (benchmarks/ann.py): none is taken where more is asked for. The lists then go to disk, at eight
-    bits, and the system keeps in memory what is asked for most.
+    (benchmarks/ann.py): the last three are not taken where more is asked for. The lists then go to
+    disk, at eight bits, and the system keeps in memory what is asked for most.
     """
     # np: without FAISS's training for polysemous codes, which takes minutes and is of no use here.
     lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
