@@ -297,15 +297,20 @@ def _cached(table):
         crop, augmentation = _augmentation(whole)
         disturbed = {"random_crop": crop, "augment": augmentation}
         recipe += f" {config['dataset.augment']} {config['dataset.augment.smallest_crop']}"
-    found = features.embed(
-        load_backbone(config["model.hub_address"]),
-        whole,
-        image_size=(height, width),
-        crop=options["crop"],
-        views=views,
-        recipe=recipe,
-        **disturbed,
-    )
+    try:
+        found = features.embed(
+            load_backbone(config["model.hub_address"]),
+            whole,
+            image_size=(height, width),
+            crop=options["crop"],
+            views=views,
+            recipe=recipe,
+            **disturbed,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"model.cached_features with dataset.cached_views={views}: {error}"
+        ) from None
     order = np.argsort(whole.ids)
     rows = order[np.searchsorted(whole.ids, table.ids, sorter=order)]
     return dataclasses.replace(found, values=found.values[:, rows], table=table)

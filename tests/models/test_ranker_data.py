@@ -146,6 +146,10 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
             "no picture is held out; raise dataset.validation.share",
         ),
         ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
+        (
+            {"model.cached_features": True, "model.hub_address": "convnet"},
+            "model.cached_features with dataset.cached_views=1: convnet has no weights yet",
+        ),
         ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
         ({"model.batch_size": 9}, "model.batch_size=9 is not a multiple of 4"),
