@@ -84,6 +84,11 @@ def nearest(queries, items, k, similarity="cosine"):
         for rows in tracked(len(queries), AT_ONCE, "exact search, queries")
     ]
     scores, rows = (np.concatenate(each) for each in zip(*parts, strict=True))
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"some scores by --similarity={similarity} are beyond float32: divide all embeddings "
+            "by one number first"
+        )
     return scores, rows
 
 

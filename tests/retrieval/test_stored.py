@@ -264,6 +264,16 @@ def test_a_mistake_is_one_line(tmp_path):
         assert line.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_scores_beyond_float32_are_named(similarity):
+    names = np.array([*"1234"])
+    points = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32) * np.float32(1e25)
+    items = store.Embedded(points, names, np.array([*"ppqq"]), names)
+    with pytest.raises(ValueError, match=f"{similarity} are beyond float32: divide all embeddings"):
+        evaluation.evaluate(items, similarity=similarity)
+    assert np.isfinite(evaluation.evaluate(items).scores[:, :3]).all()
+
+
 def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
     write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
     (tmp_path / "q.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "q.txt").read_bytes())
