@@ -63,8 +63,7 @@ class Positives:
 class Counted:
     """positives: `Positives`. For each query [Q]: tied: other items that score as the best positive
     does, tied_relevant: positives that do, before: those of `tied` with a smaller id, decided:
-    whether float64 was needed. filter: its name. recounted: pairs that float32 and float64 scored
-    once more.
+    whether float64 was needed. filter: its name.
     """
 
     positives: Positives
@@ -73,7 +72,6 @@ class Counted:
     before: np.ndarray
     decided: np.ndarray
     filter: str
-    recounted: tuple
 
 
 def relevant_pairs(query_labels, catalogue_labels, own):
@@ -134,10 +132,7 @@ def count_ranks(
         counting.run(pool)
     best = score == score[start[query]]
     tied_relevant = np.bincount(query, best, minlength=len(query_labels)).astype(np.int64)
-    return Counted(
-        *(p, counting.tied, tied_relevant, counting.before, counting.decided),
-        *(product.name, (counting.in_float32, counting.in_float64)),
-    )
+    return Counted(p, counting.tied, tied_relevant, counting.before, counting.decided, product.name)
 
 
 def _scores(pool, queries, catalogue, query, item):
@@ -164,7 +159,6 @@ class _Counting:
         self.lock = threading.Lock()
         self.local = threading.local()
         self.waiting, self.num_waiting = [], 0
-        self.in_float32 = self.in_float64 = 0
         p, count = positives, len(own)
         self.first = p.start[:-1]
         self.tied, self.before = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -234,8 +228,6 @@ class _Counting:
             else:
                 score = np.einsum("ij,ij->i", left[row], right[column])
             near = self.place(query, score, self.bound32)
-            with self.lock:
-                self.in_float32 += len(query)
             query, item = query[near], item[near]
         self.refresh(touched)
         self.wait(query, item)
@@ -376,7 +368,6 @@ class _Counting:
         tied = score == p.score[self.first[query]]
         smaller = tied & (order[item] < order[p.item[self.first[query]]])
         with self.lock:
-            self.in_float64 += len(query)
             np.add.at(p.above, low[low < p.start[query + 1]], 1)
             np.add.at(self.tied, query[tied], 1)
             np.add.at(self.before, query[smaller], 1)

@@ -49,7 +49,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
         raise ValueError(f"--recall={recall:g}: takes a share above 0, up to 1")
     if memory is not None and not memory > 0:
         raise ValueError(f"--memory={memory / 2**30:g}: takes a number above 0")
-    origin = _manifest_of(source)
+    origin = _filled(source)
     dimensions, count = origin["dimensions"], origin["count"]
     memory, why = memory or search.free_memory() // 2, "asked for"
     with files.only_writer(folder):
@@ -94,7 +94,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             return _write(path, index, items, manifest)
 
 
-def _manifest_of(source):
+def _filled(source):
     manifest = store.manifest_of(source)
     if not manifest["count"]:
         raise ValueError(f"{source}: holds no embeddings: there is nothing to index")
@@ -142,7 +142,7 @@ def _gather(parts, starts, rows):
 
 def add(source, folder):
     """Adds the items of a store; an item whose id is there already is replaced."""
-    origin = _manifest_of(source)
+    origin = _filled(source)
     with files.only_writer(folder):
         index, items, manifest = load(folder)
         check_weights(manifest, origin, source)

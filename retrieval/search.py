@@ -176,11 +176,6 @@ def effort(index, value, selector=None):
     return selector and faiss.SearchParameters(sel=selector)
 
 
-def adjustable(index):
-    """Whether a search can take more or less effort."""
-    return isinstance(core(index), faiss.IndexIVF | faiss.IndexHNSW)
-
-
 def most(index):
     """The greatest effort that makes sense."""
     kind = core(index)
@@ -208,7 +203,7 @@ def tune(index, queries, truth, recall, similarity, k):
     Returns {'effort', 'recall', 'ms_per_query'}; effort None where the kind has none. The recall
     is that of the effort found, which may be below the one asked for if no effort reaches it.
     """
-    top = most(index)
+    top, kind = most(index), core(index)
 
     def measure(value):
         start = time.perf_counter()
@@ -217,10 +212,10 @@ def tune(index, queries, truth, recall, similarity, k):
         hit = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(rows, truth, strict=True)])
         return {"effort": value, "recall": float(hit), "ms_per_query": 1e3 * seconds / len(rows)}
 
-    if not adjustable(index):
+    if not isinstance(kind, faiss.IndexIVF | faiss.IndexHNSW):
         return measure(None)
     # A graph keeps no fewer candidates than results are asked for, whatever efSearch says.
-    least = high = min(k, top) if isinstance(core(index), faiss.IndexHNSW) else 1
+    least = high = min(k, top) if isinstance(kind, faiss.IndexHNSW) else 1
     while (found := measure(high))["recall"] < recall and high < top:
         high = min(2 * high, top)
     # Where even the most effort falls short, the least that comes near its recall will do: the last
