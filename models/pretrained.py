@@ -29,11 +29,15 @@ import threading
 import time
 from typing import NamedTuple
 
-import numpy as np
-import tensorflow as tf
+from trainer import quiet
 
-from metriclearn.datasets.glyphs import cache_folder
-from models import efficientnet, pth
+quiet.import_tensorflow()
+
+import numpy as np  # noqa: E402 (after the quiet import)
+import tensorflow as tf  # noqa: E402
+
+from metriclearn.datasets.glyphs import cache_folder  # noqa: E402
+from models import efficientnet, pth  # noqa: E402
 
 v1 = tf.compat.v1
 
