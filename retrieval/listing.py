@@ -79,10 +79,9 @@ def _columns(rows):
 def dataset(columns, size, channels, batch_size, on_bad_image="error"):
     """A finite dataset of batches: image uint8 [B, *size, channels] and the columns, string [B].
 
-    Pictures are resized bilinearly; a JPEG that is much larger is decoded at a half, a quarter or
-    an eighth. on_bad_image: a picture that cannot be read is left out ('skip'), or is black
-    ('error'), `unreadable`, string [B], telling why. Returns (dataset, list that names each picture
-    left out once it is met).
+    Pictures (`picture`) are resized bilinearly. on_bad_image: one that cannot be read is left out
+    ('skip'), or is black ('error'), `unreadable`, string [B], telling why. Returns (dataset, list
+    that names each picture left out once it is met).
     """
     import tensorflow as tf
 
@@ -111,10 +110,28 @@ def dataset(columns, size, channels, batch_size, on_bad_image="error"):
 
 
 def _decoded(path, size, channels):
-    from PIL import Image
+    pixels = np.asarray(picture(path, "RGB" if channels == 3 else "L", size))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def picture(path, mode, least):
+    """The PIL picture of a file, of mode 'RGB' or 'L', as models that train on files see it.
+
+    Transparency is laid over white, of 16 bits the upper 8 count, and a large picture is reduced to
+    a half, a quarter or an eighth, not below `least`, (height, width). Unlike in training, where
+    boxes are those of the file as stored, the orientation that a camera notes (EXIF) is followed.
+    """
+    from PIL import Image, ImageOps
 
     with Image.open(path) as image:
-        mode = "RGB" if channels == 3 else "L"
-        image.draft(mode, size[::-1])
-        pixels = np.asarray(image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], channels)
+        image.draft(mode, least[::-1])
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    # What the decoder has not reduced already (JPEG), so that resizing skips no pixels.
+    room = min(image.height // least[0], image.width // least[1])
+    ratio = next(r for r in (8, 4, 2, 1) if r <= max(room, 1))
+    return image.convert(mode).reduce(ratio)

@@ -12,7 +12,7 @@ import unicodedata
 
 import numpy as np
 
-from retrieval import files, progress
+from retrieval import files, listing, progress
 
 THUMBNAIL = 128  # pixels
 LONGEST = 60  # characters of a name that are shown
@@ -111,16 +111,15 @@ def _data_url(image):
 
 def pictures_at(paths) -> dict:
     """Pictures {id: uint8 image} of those of {id: path} that are image files."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     there = {name: path for name, path in paths.items() if os.path.isfile(path)}
     found = {}
     for key, path in progress.track(there.items(), len(there), "reading pictures"):
         try:
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-                found[key] = np.asarray(image.convert("RGB"))
+            image = listing.picture(path, "RGB", (2 * THUMBNAIL,) * 2)
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            found[key] = np.asarray(image)
         except (UnidentifiedImageError, OSError):
             continue
     return found

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import ExifTags, Image, ImageEnhance
 
 from metriclearn.datasets import ProductTable, audit, manifest
 
@@ -21,8 +21,10 @@ def table(tmp_path_factory):
     """Ten different photos, an exact copy, three near copies, two flat pictures, a link."""
     folder = tmp_path_factory.mktemp("photos")
     rows = ["path,label,split,role"]
+    exif = Image.Exif()
     for i in range(10):
-        photo(i).save(folder / f"{i}.jpg", quality=95)
+        exif[ExifTags.Base.Orientation] = 6 if i == 9 else 1
+        photo(i).save(folder / f"{i}.jpg", quality=95, exif=exif)
         rows.append(f"{i}.jpg,p{i},train,train")
     shutil.copy(folder / "0.jpg", folder / "copy.jpg")
     photo(1).save(folder / "recompressed.jpg", quality=50)
@@ -81,6 +83,7 @@ def test_summary_counts_what_parts_share(table):
     assert "1 files are in the table under several ids" in text
     assert "1 products are both in catalogue and in train" in text
     assert audit.shared_products(table)["query", "train"] == 1
+    assert "1 files are to be turned (EXIF orientation), which" in text and "first: 9.jpg" in text
 
 
 def test_pairs_do_not_depend_on_the_blocks():

@@ -1,5 +1,6 @@
 """Embedding picture files with a SavedModel, without any model module."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval import embed, listing, store
+from retrieval import embed, listing, page, store
 from trainer import config, experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -76,6 +77,49 @@ def test_a_manifest_is_read_by_row(pictures, tmp_path):
     open(os.fsencode(tmp_path / "odd") + b"\xff.jpg", "wb").close()
     with pytest.raises(ValueError, match=r"'odd.udcff\.jpg' is no UTF-8 name; rename it"):
         listing.of_folder(tmp_path)
+
+
+KINDS = ["RGB.jpg", "L.jpg", "RGBA.png", "LA.png", "P.png", "I;16.png", "RGBA.webp"]
+
+
+@pytest.mark.parametrize(
+    "kind, channels", [*itertools.product(KINDS, [1, 3]), ("CMYK.jpg", 3)]
+)  # TensorFlow decodes no CMYK to grey
+def test_pictures_are_those_that_training_sees(tmp_path, kind, channels):
+    """Of every kind, also where a large one is reduced: to some grey levels of JPEG's rounding."""
+    import tensorflow as tf
+
+    from metriclearn.datasets import images
+
+    y, x = np.mgrid[:70, :110]
+    colours = np.stack([2 * x, 3 * y, x + y, 2 * (x > 20) * (y + 50)], 2).astype(np.uint8)
+    mode, suffix = kind.split(".")
+    if mode == "I;16":
+        odd = Image.fromarray((600 * x + y).astype(np.uint16))
+    else:
+        odd = Image.fromarray(colours)
+        odd = odd.quantize(99) if mode == "P" else odd.convert(mode)
+    path = tmp_path / f"odd.{suffix}"
+    odd.save(path, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for size in ((70, 110), (30, 30)):
+            expected = images.decode(tf.constant(path.read_bytes()), channels=channels, least=size)
+            expected = session.run(expected[0]).astype(int)
+            found = listing._decoded(path, size, channels)
+            assert found.shape == expected.shape == (70 // (70 // size[0]), *found.shape[1:])
+            assert np.abs(found - expected).max() <= (8 if suffix == "jpg" else 1)
+
+
+def test_a_photo_is_turned_as_the_camera_was(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # what was the left is the top
+    upright = np.repeat(np.uint8([250, 5]), 30)[:, None].repeat(40, 1)
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    for found in (
+        listing._decoded(tmp_path / "a.jpg", (60, 40), 1)[..., 0],
+        page.pictures_at({"a": tmp_path / "a.jpg"})["a"][..., 0],
+    ):
+        np.testing.assert_allclose(found, upright, atol=9)
 
 
 def test_bad_pictures_by_policy(pictures, mean, tmp_path):
