@@ -4,6 +4,7 @@
     python -m retrieval.index add    --store=DIR --output=INDEX
     python -m retrieval.index remove --ids=ids.txt --output=INDEX
     python -m retrieval.index search --store=QUERIES --output=INDEX [--category=NAME] [--k=10]
+                                     [--page=FILE.html]
     python -m retrieval.index info | verify --output=INDEX
 
 INDEX/current names a version; INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json and,
@@ -27,14 +28,13 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from retrieval import files, ondisk, progress, search, store, vectors
+from retrieval import files, found, ondisk, progress, search, store, vectors
 
 KEPT = 3  # versions
 BLOCK = 65536  # rows added at a time
-COLUMNS = ("id", "product", "category")
 ITEMS = pyarrow.schema(
     # large: the texts of one column may take more than 2 GiB.
-    [*((name, pyarrow.large_string()) for name in COLUMNS), ("alive", pyarrow.bool_())]
+    [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
 )
 
 
@@ -110,7 +110,7 @@ def _open(source, similarity):
     for part, table in store.shards(source):
         vectors.Vectors(part, similarity, f"{source}, around {table['id'][0].as_py()!r}")
         parts.append(part)
-        tables.append(table.select(COLUMNS).append_column("alive", [np.ones(len(part), bool)]))
+        tables.append(table.append_column("alive", [np.ones(len(part), bool)]))
     items = pyarrow.concat_tables(tables).cast(ITEMS)
     if len(compute.unique(items["id"])) < len(items):
         counts = compute.value_counts(items["id"])
@@ -237,8 +237,8 @@ def check_weights(manifest, origin, source):
 def load(folder, everything=False):
     """(FAISS index, items, manifest) of the current version.
 
-    items: a pyarrow.Table of id, product, category, alive, whose row i is of row i of the index;
-    memory-mapped, so that names take no memory before they are asked for.
+    items: a pyarrow.Table as ITEMS says, whose row i is of row i of the index; memory-mapped, so
+    that names take no memory before they are asked for.
 
     Checksums of all files are compared; of lists on disk only if everything, otherwise their size.
     Raises ValueError for a folder without an index, and for damaged or foreign files.
@@ -258,6 +258,8 @@ def load(folder, everything=False):
             )
     items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
     items = items.read_all()
+    if items.schema != ITEMS:
+        raise ValueError(f"{version}: was written by another version of this program: build anew")
     read = ondisk.read if manifest["on_disk"] else faiss.read_index
     index = read(os.path.join(version, "index.faiss"))
     if index.d != manifest["dimensions"] or index.ntotal != len(items):
@@ -375,14 +377,17 @@ def _search(options):
     check_weights(loaded[2], store.manifest_of(options.store), options.store)
     queries = store.read(options.store)
     scores, rows = find(loaded, queries.embeddings, options.k, options.category)
-    known = loaded[1]
+    items = loaded[1]
     for q, name in enumerate(queries.ids):
-        found = [
-            {"id": known["id"][r].as_py(), "product": known["product"][r].as_py(), "score": s}
+        results = [
+            {"id": items["id"][r].as_py(), "product": items["product"][r].as_py(), "score": s}
             for s, r in zip(scores[q].tolist(), rows[q].tolist(), strict=True)
             if r >= 0
         ]
-        print(json.dumps({"query": str(name), "results": found}, ensure_ascii=False))
+        print(json.dumps({"query": str(name), "results": results}, ensure_ascii=False))
+    if options.page:
+        found.write(options.page, f"Found in {options.output}", queries, items, scores, rows)
+        print(f"pictures of what was found: {options.page}", file=sys.stderr)
 
 
 def run(argv=None):
@@ -405,6 +410,7 @@ def run(argv=None):
     )
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--category", help="search its items only")
+    parser.add_argument("--page", help="HTML file to write, the queries and finds as pictures")
     options = parser.parse_args(argv)
     needed = {"remove": "ids"}.get(options.action, "store")
     if options.action not in ("info", "verify") and not getattr(options, needed):

@@ -48,6 +48,7 @@ def write(path, title, head, sections):
     links = "".join(
         f'<a href="#{place}">{text(title)}</a>'
         for place, (title, _) in zip(places, sections, strict=True)
+        if len(sections) > 1
     )
     body = "\n".join(
         f"<section id={place}><h2>{text(title)}</h2>{body}</section>"

@@ -218,8 +218,9 @@ def _loader(table, most, size, channels, crop, method, cache):
 
 
 def _batches(
-    table, steps, rows_of, most, *, image_size, channels, crop, seed, method, cache, augment
-):
+    table, steps, rows_of, most, *, image_size, channels, crop, seed, method, cache, augment,
+    paths=False,
+):  # fmt: skip
     """Batches of the rows that `rows_of(step)` gives for each of `steps`, at most `most`."""
     size = _check_size(image_size)
     _check_pixels(table, channels)
@@ -238,7 +239,10 @@ def _batches(
         if augment is not None:
             # Whole batches: on single pictures the ops would cost more than their work.
             image = tf.ensure_shape(augmentation.batched(augment)(image, seeds), image.shape)
-        return {"image": image, **_columns(table, rows)}
+        columns = _columns(table, rows)
+        if paths:
+            columns["path"] = tf.gather(tf.constant(table.paths), rows)
+        return {"image": image, **columns}
 
     return steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -326,7 +330,7 @@ def eval_batches(
       Others: as in `train_batches`, which also tells what a batch is and what is raised.
 
     Returns:
-      A finite tf.data.Dataset of dicts.
+      A finite tf.data.Dataset of dicts, which also hold path, string [B], '' of pictures in memory.
     """
     if not len(table):
         raise ValueError("the table of pictures is empty")
@@ -348,6 +352,7 @@ def eval_batches(
         method=method,
         cache=None,
         augment=None,
+        paths=True,
     )
     return dataset.prefetch(prefetch)
 

@@ -103,6 +103,7 @@ def test_eval_gives_each_picture_once_in_order(table):
     out = run(lambda: pipeline.eval_batches(table, batch_size=5, image_size=16))
     assert [len(b["label"]) for b in out] == [5, 5, 2]
     assert np.concatenate([b["id"] for b in out]).astype(str).tolist() == table.ids.tolist()
+    assert np.concatenate([b["path"] for b in out]).astype(str).tolist() == table.paths.tolist()
     pixels = np.concatenate([b["image"] for b in out])
     for row in range(12):
         wanted = np.asarray(Image.open(table.paths[row]).resize((16, 16)), int)

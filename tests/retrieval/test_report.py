@@ -36,9 +36,11 @@ def test_long_names_keep_both_ends():
 
 
 def test_sections_without_a_body_are_left_out(tmp_path):
-    page.write(tmp_path / "p.html", "A & B", "<p>head</p>", [("One", "1"), ("Two", "")])
+    page.write(
+        tmp_path / "p.html", "A & B", "<p>head</p>", [("One", "1"), ("Two", ""), ("Six", "6")]
+    )
     written = (tmp_path / "p.html").read_text()
-    assert '<a href="#one">One</a></nav>' in written and "Two" not in written
+    assert '<a href="#one">One</a><a href="#six">Six</a></nav>' in written and "Two" not in written
     assert "<title>A &amp; B</title>" in written
 
 
