@@ -268,3 +268,22 @@ def test_lists_are_in_the_order_of_the_ranks(similarity, own_set):
     listed = np.where(right.any(1), right.argmax(1) + 1, 0)
     first = result.ranking.first
     np.testing.assert_array_equal(listed, np.where(first <= 20, first, 0))
+
+
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+def test_lists_of_items_a_hair_apart_are_ordered_exactly(similarity):
+    """Only near neighbours are scored once more: the order is that of scoring all of them."""
+    random = np.random.default_rng(8)
+    base, names = random.normal(size=(1, 30)), np.array([f"i{n:03d}" for n in range(400)])
+    apart = 10.0 ** -random.uniform(5, 7, (400, 1))
+    points = (base + apart * random.normal(size=(400, 30))).astype(np.float32)
+    asking = (base + random.normal(size=(50, 30))).astype(np.float32)
+    items, queries = (store.Embedded(e, names[: len(e)], names, names) for e in (points, asking))
+    scores, rows = evaluation.nearest(asking, points, 41, similarity)
+    found = evaluation.in_order(scores, rows, queries, items, similarity, 21)[1][:, :21]
+    left, right = vectors.pair(asking, points, similarity)
+    query = np.repeat(np.arange(50), 41)
+    exact = vectors.pair_scores(left.left(query), right.right(rows.ravel())).reshape(rows.shape)
+    order = np.lexsort((rows, -exact))[:, :21]  # ids are in the order of rows
+    np.testing.assert_array_equal(found, np.take_along_axis(rows, order, 1))
+    assert (found != rows[:, :21]).any()
