@@ -82,7 +82,8 @@ def embed_pictures(columns, folder, *, model=None, checkpoint=None, saved_model=
         size, channels = signature.input_size(saved_model, image_size)
         embed = signature.embedder(saved_model, pixel_range)
     low, high = pixel_range
-    listed = "\n".join("\t".join(row) for row in zip(*columns.values(), strict=True))
+    stamps = map(_stamp, columns["path"])
+    listed = "\n".join("\t".join(row) for row in zip(*columns.values(), stamps, strict=True))
     source = {
         "pictures_sha256": hashlib.sha256(listed.encode()).hexdigest(),
         "checkpoint": checkpoint or saved_model,
@@ -117,6 +118,15 @@ def embed_pictures(columns, folder, *, model=None, checkpoint=None, saved_model=
     )
 
 
+def _stamp(path):
+    """Size and time of a file, which tell that it is another one; '' where there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
 def _to_store(datasets, embed, folder, source, dtype, shard_rows, threads, notes=dict):
     """Embeds the one dataset of `datasets(done)`, which lacks the batches done before.
 
@@ -125,6 +135,8 @@ def _to_store(datasets, embed, folder, source, dtype, shard_rows, threads, notes
     with files.only_writer(folder):
         manifest = store.begin(folder, source, dtype)
         if manifest["complete"]:
+            said = f"{folder}: complete since an earlier run; delete it if its pictures changed"
+            print(said, file=sys.stderr)
             return manifest
         for left in glob.glob(os.path.join(glob.escape(str(folder)), ".*.tmp")):
             os.remove(left)  # of a writer that was killed

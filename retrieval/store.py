@@ -51,9 +51,8 @@ def begin(folder, source, dtype="float32") -> dict:
     manifest = _known(folder)
     if manifest["source"] != source or manifest["dtype"] != dtype:
         changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
-        raise ValueError(
-            f"{folder} holds embeddings of another {changed[0]}: name another folder, or delete it"
-        )
+        what = "other pictures" if changed[0] == "pictures_sha256" else f"another {changed[0]}"
+        raise ValueError(f"{folder} holds embeddings of {what}: name another folder, or delete it")
     return manifest
 
 

@@ -122,7 +122,7 @@ def test_a_photo_is_turned_as_the_camera_was(tmp_path):
         np.testing.assert_allclose(found, upright, atol=9)
 
 
-def test_bad_pictures_by_policy(pictures, mean, tmp_path):
+def test_bad_pictures_by_policy(pictures, mean, tmp_path, capsys):
     columns = listing.of_folder(pictures)
     with pytest.raises(ValueError, match=r"^cannot read the picture '.*b/5\.jpg': "):
         embed.embed_pictures(columns, tmp_path / "error", saved_model=mean)
@@ -130,12 +130,26 @@ def test_bad_pictures_by_policy(pictures, mean, tmp_path):
         columns, tmp_path / "skip", saved_model=mean, on_bad_image="skip", pixel_range=(0, 1),
         batch_size=2,
     )  # fmt: skip
+    capsys.readouterr()
+    again = {"saved_model": mean, "on_bad_image": "skip", "pixel_range": (0, 1), "batch_size": 2}
+    assert embed.embed_pictures(columns, tmp_path / "skip", **again)["count"] == 4
+    assert "complete since an earlier run" in capsys.readouterr().err
     found = store.read(tmp_path / "skip")
     assert found.ids.tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/c/3.png"]
     assert [os.path.basename(path) for path, _ in manifest["left_out"]] == ["5.jpg"]
     colors = np.array([120, 10, 50, 90])[:, None] * [1, 1, 2] / 255
     np.testing.assert_allclose(found.embeddings, colors * [1, 2, 3], atol=0.03)
     assert all(map(os.path.isfile, found.paths))
+
+
+def test_another_photo_of_the_same_name_is_not_taken_for_the_old_one(mean, tmp_path):
+    columns = {name: np.array([str(tmp_path / "photo.png")]) for name in store.COLUMNS}
+    for colour in (10, 200):
+        Image.new("RGB", (40, 20), (colour, 0, 0)).save(tmp_path / "photo.png")
+        if colour == 10:
+            embed.embed_pictures(columns, tmp_path / "s", saved_model=mean)
+    with pytest.raises(ValueError, match="holds embeddings of other pictures: name another folder"):
+        embed.embed_pictures(columns, tmp_path / "s", saved_model=mean)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
