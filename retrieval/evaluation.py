@@ -118,17 +118,18 @@ def _gaps(scores, queries, catalogue, similarity):
 
     The error of a dot product of D terms is at most 1.1 D u |q||c| with u = 2^-24 (Higham, Accuracy
     and Stability of Numerical Algorithms, 3.1), and FAISS's squared distances are sums of three.
+    Rows of unit length to within UNIT are ranked as they are, but handed to FAISS normalised.
     """
-    values, largest = scores.astype(np.float64), 1.0
+    values, largest, unit = scores.astype(np.float64), 1.0, 2.1 * vectors.UNIT
     if similarity != "cosine":
         q, c = (
             np.sqrt(np.einsum("ij,ij->i", each, each, dtype=np.float64))
             for each in (queries, catalogue)
         )
-        largest = q * c.max(initial=0)
+        largest, unit = q * c.max(initial=0), 0
     if similarity == "euclidean":
         values, largest = -np.square(values), np.square(q + c.max(initial=0))
-    error = 1.1 * (queries.shape[1] + 8) * 2.0**-24 * largest
+    error = 1.1 * (queries.shape[1] + 8) * 2.0**-24 * largest + unit
     return values[:, :-1] - values[:, 1:] - 2 * np.reshape(error, (-1, 1))
 
 

@@ -5,6 +5,16 @@ import os
 
 import numpy as np
 
+# What makes a picture upright, by the orientation that EXIF tells; 1 is upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
@@ -121,11 +131,15 @@ def picture(path, mode, least):
     a half, a quarter or an eighth, not below `least`, (height, width). Unlike in training, where
     boxes are those of the file as stored, the orientation that a camera notes (EXIF) is followed.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image
 
     with Image.open(path) as image:
         image.draft(mode, least[::-1])
-        image = ImageOps.exif_transpose(image)
+        # Not ImageOps.exif_transpose: it writes the other notes anew and fails on damaged ones.
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        image.load()
+    if turn:
+        image = image.transpose(Image.Transpose[turn])
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -112,8 +112,6 @@ def _data_url(image):
 
 def pictures_at(paths) -> dict:
     """Pictures {id: uint8 image} of those of {id: path} that are image files."""
-    from PIL import UnidentifiedImageError
-
     there = {name: path for name, path in paths.items() if os.path.isfile(path)}
     found = {}
     for key, path in progress.track(there.items(), len(there), "reading pictures"):
@@ -121,7 +119,7 @@ def pictures_at(paths) -> dict:
             image = listing.picture(path, "RGB", (2 * THUMBNAIL,) * 2)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             found[key] = np.asarray(image)
-        except (UnidentifiedImageError, OSError):
+        except Exception:  # PIL raises many kinds on damaged files
             continue
     return found
 

@@ -221,7 +221,10 @@ def _batches(
     table, steps, rows_of, most, *, image_size, channels, crop, seed, method, cache, augment,
     paths=False,
 ):  # fmt: skip
-    """Batches of the rows that `rows_of(step)` gives for each of `steps`, at most `most`."""
+    """Batches of the rows that `rows_of(step)` gives for each of `steps`, at most `most`.
+
+    paths: tell the files, too; not in training, whose resumed runs must find the same entries.
+    """
     size = _check_size(image_size)
     _check_pixels(table, channels)
     if cache is not None and table.images is not None:

@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from retrieval import embed, listing, page, store
 from trainer import config, experiment
@@ -110,16 +110,28 @@ def test_pictures_are_those_that_training_sees(tmp_path, kind, channels):
             assert np.abs(found - expected).max() <= (8 if suffix == "jpg" else 1)
 
 
-def test_a_photo_is_turned_as_the_camera_was(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # what was the left is the top
-    upright = np.repeat(np.uint8([250, 5]), 30)[:, None].repeat(40, 1)
-    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    for found in (
-        listing._decoded(tmp_path / "a.jpg", (60, 40), 1)[..., 0],
-        page.pictures_at({"a": tmp_path / "a.jpg"})["a"][..., 0],
-    ):
-        np.testing.assert_allclose(found, upright, atol=9)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_the_camera_was(tmp_path, orientation):
+    exif, path = Image.Exif(), tmp_path / "a.png"
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    for found in (listing._decoded(path, (9, 7), 1), page.pictures_at({"a": path})["a"]):
+        np.testing.assert_array_equal(found[..., 0], upright)
+
+
+def test_damaged_notes_of_a_camera_do_not_matter(tmp_path):
+    exif, path = Image.Exif(), tmp_path / "a.jpg"
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "maker"
+    Image.new("L", (40, 20)).save(path, exif=exif)
+    data = bytearray(path.read_bytes())
+    make = data.index(bytes([1, 15, 0, 2]))  # tag 271, a text
+    data[make + 1] = 0  # now tag 256, which is to be a number
+    path.write_bytes(data)
+    with pytest.raises(Exception, match="argument is not an integer"):
+        ImageOps.exif_transpose(Image.open(path))
+    assert listing._decoded(path, (20, 20), 1).shape == (40, 20, 1)
 
 
 def test_bad_pictures_by_policy(pictures, mean, tmp_path, capsys):

@@ -287,3 +287,18 @@ def test_lists_of_items_a_hair_apart_are_ordered_exactly(similarity):
     order = np.lexsort((rows, -exact))[:, :21]  # ids are in the order of rows
     np.testing.assert_array_equal(found, np.take_along_axis(rows, order, 1))
     assert (found != rows[:, :21]).any()
+
+
+def test_lists_of_rows_nearly_of_unit_length_are_in_the_order_of_the_ranks():
+    """They are ranked as they are; FAISS gets them normalised, which turns this pair round."""
+    angles, lengths = np.array([0.45, 0.45 - 7e-6]), np.array([1 + 1.9e-6, 1 - 1.9e-6])
+    points = np.zeros((2, 4), np.float32)
+    points[:, :2] = (np.stack([np.cos(angles), np.sin(angles)]) * lengths).T
+    names = np.array(["a", "b"])
+    items = store.Embedded(points, names, names, names)
+    queries = store.Embedded(np.eye(1, 4, dtype=np.float32), names[:1], names[:1], names[:1])
+    scores, rows = evaluation.nearest(queries.embeddings, points, 2)
+    assert rows.tolist() == [[1, 0]]
+    ranking = metrics.rank_queries(queries.embeddings, names[:1], points, names)
+    assert ranking.first.tolist() == [1]
+    assert evaluation.in_order(scores, rows, queries, items, "cosine", 2)[1].tolist() == [[0, 1]]
