@@ -17,7 +17,6 @@ FAISS trusts the files it reads. Load only indexes that you built: the checksums
 mix-ups, not malice.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -28,9 +27,8 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from retrieval import files, found, ondisk, progress, search, store, vectors
+from retrieval import files, found, ondisk, progress, search, store, vectors, versions
 
-KEPT = 3  # versions
 BLOCK = 65536  # rows added at a time
 ITEMS = pyarrow.schema(
     # large: the texts of one column may take more than 2 GiB.
@@ -78,7 +76,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             "weights": origin["source"].get("checkpoint_sha256"),
         }
         blocks = _blocks(parts, similarity, memory // (16 * dimensions) if on_disk else BLOCK)
-        with _version(folder) as path:
+        with versions.following(folder) as path:
             if on_disk:
                 index = ondisk.write(index, blocks, path)
             else:
@@ -154,7 +152,7 @@ def add(source, folder):
         parts, new = _open(source, manifest["similarity"])
         items = pyarrow.concat_tables([_without(items, new["id"]), new])
         blocks = _blocks(parts, manifest["similarity"], BLOCK)
-        with _version(folder) as path:
+        with versions.following(folder) as path:
             if manifest["on_disk"]:
                 index = ondisk.write(index, blocks, path)
             else:
@@ -175,7 +173,7 @@ def remove(ids, folder):
                 f"id {missing[0].as_py()!r} is not in {folder} ({len(missing)} such ids)"
             )
         items = _without(items, ids)
-        with _version(folder) as path:
+        with versions.following(folder) as path:
             if manifest["on_disk"]:
                 index = ondisk.write(index, [], path)
             return _write(path, index, items, manifest)
@@ -274,42 +272,10 @@ def manifest_of(folder) -> dict:
 
 def _current(folder):
     """(folder, manifest) of the current version."""
-    try:
-        with open(os.path.join(folder, "current"), encoding="utf-8") as text:
-            name = text.read().strip()
-    except OSError:
-        raise ValueError(f"{folder}: holds no index; make one with retrieval.index build") from None
-    version = os.path.join(folder, "versions", os.path.basename(name))
-    if not name.isdigit() or not os.path.isdir(version):
-        raise ValueError(f"{folder}/current: names no version of this index: {name[:40]!r}")
+    version = versions.current(folder)
     keys = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
     keys |= {"count", "removed", "bytes_per_vector", "bytes", "sha256"}
     return version, files.known_keys(os.path.join(version, "manifest.json"), keys, "an index")
-
-
-@contextlib.contextmanager
-def _version(folder):
-    """Makes the folder of the next version, current once the block ends; gone on any error."""
-    versions = os.path.join(folder, "versions")
-    os.makedirs(versions, exist_ok=True)
-    for name in os.listdir(versions):
-        if not os.path.exists(os.path.join(versions, name, "manifest.json")):  # written last
-            shutil.rmtree(os.path.join(versions, name))  # of a writer that was killed
-    known = sorted(int(name) for name in os.listdir(versions) if name.isdigit())
-    name = f"{(known[-1] if known else 0) + 1:06d}"
-    path = os.path.join(versions, name)
-    os.makedirs(path)
-    try:
-        yield path
-        with files.published(os.path.join(folder, "current"), "w") as out:
-            out.write(name + "\n")
-    except BaseException as error:
-        shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, RuntimeError):  # FAISS's, of a file that it cannot write
-            raise OSError(f"{path}: cannot be written: {str(error).splitlines()[-1]}") from None
-        raise
-    for old in known[: max(0, len(known) + 1 - KEPT)]:
-        shutil.rmtree(os.path.join(versions, f"{old:06d}"), ignore_errors=True)
 
 
 def _write(path, index, items, manifest):
