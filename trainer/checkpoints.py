@@ -8,7 +8,7 @@ import threading
 import tensorflow as tf
 
 from trainer.config import UserError
-from trainer.files import sync, write_atomic
+from trainer.files import sync, write_text
 
 v1 = tf.compat.v1
 
@@ -270,4 +270,4 @@ class Writer:
         # What tf.train.latest_checkpoint reads; relative, so that the folder can be moved.
         state = f'model_checkpoint_path: "{newest[-1]}"\n'
         state += "".join(f'all_model_checkpoint_paths: "{name}"\n' for name in newest)
-        write_atomic(os.path.join(self._folder, "checkpoint"), state)
+        write_text(os.path.join(self._folder, "checkpoint"), state)

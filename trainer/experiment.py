@@ -14,7 +14,7 @@ import sys
 from trainer import checkpoints
 from trainer import config as config_lib
 from trainer.config import UserError
-from trainer.files import write_atomic
+from trainer.files import write_text
 
 _PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "absl-py", "faiss-cpu", "prototrain")
 
@@ -194,8 +194,8 @@ def check_data(folder, fingerprint, allow_change=False):
 
 def write_config(folder, config):
     """Writes config.txt for people and config.json for machines."""
-    write_atomic(os.path.join(folder, "config.txt"), config.to_text())
-    write_atomic(os.path.join(folder, "config.json"), config.to_json())
+    write_text(os.path.join(folder, "config.txt"), config.to_text())
+    write_text(os.path.join(folder, "config.json"), config.to_json())
 
 
 def write_provenance(folder, model, start_step, devices, data_fingerprint):
@@ -211,7 +211,7 @@ def write_provenance(folder, model, start_step, devices, data_fingerprint):
     where = os.path.dirname(os.path.abspath(model.__file__))
     changes = _git(where, "diff", "HEAD")
     if changes:
-        write_atomic(os.path.join(folder, f"code-{len(starts)}.diff"), changes + "\n")
+        write_text(os.path.join(folder, f"code-{len(starts)}.diff"), changes + "\n")
     starts.append(
         {
             "model": model.__name__,
@@ -227,7 +227,7 @@ def write_provenance(folder, model, start_step, devices, data_fingerprint):
             "data_fingerprint": data_fingerprint,
         }
     )
-    write_atomic(path, json.dumps(starts, indent=1) + "\n")
+    write_text(path, json.dumps(starts, indent=1) + "\n")
 
 
 def _git(folder, *arguments):

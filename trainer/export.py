@@ -22,7 +22,7 @@ import tensorflow as tf  # noqa: E402 (after the quiet import)
 from trainer import checkpoints, experiment, layers  # noqa: E402
 from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
-from trainer.files import sync, write_atomic  # noqa: E402
+from trainer.files import sync, write_text  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -176,7 +176,7 @@ def _write(session, folder, inputs, outputs, note):
     builder.save()
     path = os.path.join(folder, NOTE)
     os.makedirs(os.path.dirname(path))
-    write_atomic(path, json.dumps(note, indent=1) + "\n")
+    write_text(path, json.dumps(note, indent=1) + "\n")
     for parent, _, files in os.walk(folder):
         for name in files:
             sync(os.path.join(parent, name))

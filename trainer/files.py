@@ -1,22 +1,241 @@
-"""Files that a kill or a full disk cannot leave half-written."""
+"""How this project writes, locks, marks and removes files.
 
+A file appears whole or not at all (`published`). A folder has one writer (`only_writer`). A folder
+that this project made carries a mark (`claim`), and nothing is removed from a folder without one
+(`remove`): what a user keeps there stays.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+MARK = ".prototrain"  # names the kind of folder; the first thing written into a new one
+LOCK = ".lock"
 
 
-def write_atomic(path, text):
-    """Writes a text file so that a reader, or a kill, meets the old one or the new one."""
-    temporary = f"{path}.writing"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+# ---------------------------------------------------------------------------- writing
 
 
-def sync(path):
+@contextlib.contextmanager
+def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Opens a temporary file that takes the name `path` when the block ends without an error.
+
+    A reader, a kill or a full disk meets the old file or the new one, never a part.
+
+    Args:
+      path: the final name.
+      mode: 'wb', or 'w' for UTF-8 text.
+
+    Raises:
+      OSError: the file cannot be written; its `filename` is set and the old file is unchanged.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or "."
+    encoding = None if "b" in mode else "utf-8"
+    with tempfile.NamedTemporaryFile(
+        mode, dir=folder, prefix=".", suffix=".tmp", delete=False, encoding=encoding
+    ) as out:
+        try:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            os.chmod(out.name, 0o666 & ~_umask())
+            os.replace(out.name, path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(out.name)
+            if isinstance(error, OSError) and error.errno and not error.filename:
+                error.filename = path  # a full disk does not name the file
+            raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replaces a UTF-8 text file atomically."""
+    with published(path, "w") as out:
+        out.write(text)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Replaces a JSON file atomically; NaN and infinities, which JSON lacks, become null."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def sync(path: str | os.PathLike) -> None:
     """Waits until a file's contents, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the value in a JSON file; ValueError names the file if it is missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as text:
+            return json.load(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def known_keys(path: str | os.PathLike, keys: set, what: str) -> dict:
+    """Returns the JSON object in a file; ValueError if it lacks a key that every `what` has."""
+    value = read_json(path)
+    missing = sorted(keys - value.keys()) if isinstance(value, dict) else ["an object"]
+    if missing:
+        raise ValueError(f"{path}: does not describe {what}: {missing[0]!r} is missing")
+    return value
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Returns a value in JSON's own types: arrays as lists, non-finite floats as None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+# ---------------------------------------------------------------------------- folders
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike, wait: str = "") -> Iterator[IO]:
+    """Makes a folder and keeps other writers out of it while the block runs.
+
+    Args:
+      folder: the folder; its `.lock` file is locked, not removed.
+      wait: a message to print while another writer is at work; '' refuses instead of waiting.
+
+    Yields:
+      The open lock file, for a note about who holds it.
+
+    Raises:
+      BlockingIOError: another process holds the lock; the message names the folder and the note.
+      OSError: the folder cannot be made or written.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, LOCK), "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if not wait:
+                lock.seek(0)
+                holder = lock.read().strip() or "another program"
+                raise BlockingIOError(
+                    error.errno, f"{holder} is writing there; wait for it", os.fspath(folder)
+                ) from None
+            print(wait, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield lock
+
+
+def claim(folder: str | os.PathLike, kind: str) -> None:
+    """Makes a folder ours: creates it and writes its mark.
+
+    Args:
+      folder: a folder that is new, empty, or marked as this kind.
+      kind: what the folder holds, such as 'experiment', 'store' or 'index'.
+
+    Raises:
+      ValueError: the folder holds something else; nothing was changed.
+    """
+    os.makedirs(folder, exist_ok=True)
+    found = kind_of(folder)
+    if found == kind:
+        return
+    inside = sorted(name for name in os.listdir(folder) if name != LOCK)
+    if found or inside:
+        what = f"is the folder of {_a(found)}" if found else f"holds {inside[0]!r}"
+        raise ValueError(
+            f"{folder}: {what} and is not the folder of {_a(kind)}; name a new or empty folder"
+        )
+    write_json(os.path.join(folder, MARK), {"kind": kind})
+
+
+def _a(kind):
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def kind_of(folder: str | os.PathLike) -> str | None:
+    """Returns the kind that a folder's mark names; None for a folder without a mark."""
+    try:
+        with open(os.path.join(folder, MARK), encoding="utf-8") as text:
+            kind = json.load(text)["kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def remove(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
+    """Removes the files of a marked folder whose names this project writes.
+
+    The only function that removes anything but a temporary file. It does not follow links. A
+    subfolder goes once it is empty, if something was removed from it.
+
+    Args:
+      folder: a folder that `claim` marked.
+      kind: the kind that its mark must name.
+      pattern: regular expression that the whole path of a file within the folder must match, such
+        as `versions/000001/.*`. The mark and the lock file stay.
+
+    Returns:
+      Paths within the folder of all files that stayed, without the mark and the lock.
+
+    Raises:
+      ValueError: the folder does not carry the mark; nothing was removed.
+    """
+    folder = os.fspath(folder)
+    if kind_of(folder) != kind:
+        raise ValueError(
+            f"{folder}: does not carry the mark of {_a(kind)} ({MARK}), so nothing in it was "
+            "removed; remove it by hand if it is yours"
+        )
+    stayed = []
+    for at, folders, names in os.walk(folder, topdown=False):
+        removed = False
+        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(at, f)))]:
+            path = os.path.join(at, name)
+            within = os.path.relpath(path, folder).replace(os.sep, "/")
+            if within in (MARK, LOCK):
+                continue
+            if re.fullmatch(pattern, within, re.DOTALL):
+                os.unlink(path)
+                removed = True
+            else:
+                stayed.append(within)
+        if at != folder and (removed or re.fullmatch(pattern, os.path.relpath(at, folder) + "/")):
+            with contextlib.suppress(OSError):
+                os.rmdir(at)
+    return sorted(stayed)

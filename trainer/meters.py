@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 
 from trainer.config import UserError, did_you_mean
-from trainer.files import write_atomic
+from trainer.files import write_text
 
 
 class MetricsLog:
@@ -25,7 +25,7 @@ class MetricsLog:
         path = os.path.join(folder, "metrics.jsonl")
         lines = read_metrics(folder)
         kept = [line for line in lines if line["step"] <= start_step]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open while training)
 
     def write(self, split, step, **values):

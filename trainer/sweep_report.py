@@ -10,7 +10,7 @@ import sys
 import rich.console
 import rich.table
 
-from trainer.files import write_atomic
+from trainer.files import write_text
 
 
 def rows(study):
@@ -74,7 +74,7 @@ def write(study, folder, config, spec):
         cells = (f"<td>{html.escape(cell)}</td>" for cell in [*_cells(row), row["error"]])
         body += f"<tr>{''.join(cells)}</tr>\n"
     shared = " ".join(f"--{name}={value}" for name, value in spec["shared"].items())
-    write_atomic(
+    write_text(
         os.path.join(folder, "sweep.html"),
         f"""<!DOCTYPE html>
 <meta charset="utf-8"><title>Sweep of {html.escape(spec["model"])}</title>
