@@ -23,9 +23,9 @@ def test_json_has_no_nan(tmp_path):
 
 
 def test_a_second_writer_is_refused_by_name(tmp_path):
-    with files.only_writer(tmp_path), pytest.raises(BlockingIOError, match=str(os.getpid())):
-        with files.only_writer(tmp_path):
-            pass
+    refused = pytest.raises(BlockingIOError, match=str(os.getpid()))
+    with files.only_writer(tmp_path), refused, files.only_writer(tmp_path):
+        pass
 
 
 def test_a_folder_with_content_of_others_is_not_claimed(tmp_path):
