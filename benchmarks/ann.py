@@ -1,4 +1,4 @@
-"""Approximate search: what `retrieval.search` chooses and tunes, next to FAISS set by hand.
+"""Approximate search: what `retrieval.catalogue.neighbours` chooses and tunes, next to FAISS set by hand.
 
     python -m benchmarks.ann [--rows=1000000] [--dimensions=128] [--recall=0.95]
 
@@ -17,7 +17,8 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, ondisk, search
+from retrieval.catalogue import inverted_lists, neighbours
+from retrieval.ranking import counting
 
 BLOCK = 65536  # rows added at a time
 TURNS = 9
@@ -36,7 +37,7 @@ def draw(rows, dimensions, seed=0):
 def timed(built, queries, truth, value):
     """(recall@10, seconds) of one pass."""
     start = time.perf_counter()
-    rows = search.search(built, queries, 10, "dot", search.effort(built, value))[1]
+    rows = neighbours.search(built, queries, 10, "dot", neighbours.effort(built, value))[1]
     seconds = time.perf_counter() - start
     hits = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(rows, truth, strict=True)])
     return float(hits), seconds
@@ -57,16 +58,16 @@ def main():
         "--kinds", default="", help=f"FAISS factories, parted by ;, e.g. IVF64,SQ8{ON_DISK}"
     )
     options = parser.parse_args()
-    faiss.omp_set_num_threads(exact.cores())
+    faiss.omp_set_num_threads(counting.cores())
     everything = draw(options.rows + 2 * options.queries, options.dimensions)
     points = everything[: options.rows]
     held_out, queries = np.split(everything[options.rows :], 2)
-    truth_held, truth = (search.nearest(q, [points], 10, "dot")[1] for q in (held_out, queries))
+    truth_held, truth = (neighbours.nearest(q, [points], 10, "dot")[1] for q in (held_out, queries))
     names = [name for name in options.kinds.split(";") if name]
     kinds = [(name.removesuffix(ON_DISK), name.endswith(ON_DISK)) for name in names]
     kinds = kinds or chosen(options.rows, options.dimensions)
     size = f"{options.rows} x {options.dimensions}"
-    print(f"{size}, {exact.cores()} threads, recall asked for {options.recall}")
+    print(f"{size}, {counting.cores()} threads, recall asked for {options.recall}")
     print(
         f"{'kind':22s} {'effort':>7s} {'recall@10':>9s} {'queries/s':>10s} {'build s':>8s} "
         f"{'bytes':>6s}"
@@ -105,19 +106,19 @@ def chosen(rows, dimensions):
         (dimensions // 8 + 16, 0.95, 2**50),
         (dimensions // 2 + 8, 0.8, None),
     ]
-    return [search.choose(rows, dimensions, n * rows, r, disk)[:2] for n, r, disk in wanted]
+    return [neighbours.choose(rows, dimensions, n * rows, r, disk)[:2] for n, r, disk in wanted]
 
 
 def measured(factory, on_disk, folder, points, held_out, truth_held, queries, truth, options):
     """Builds, tunes and times one kind: (line to print, effort, recall, index)."""
     start = time.perf_counter()
-    built = search.make(factory, options.dimensions, "dot")
+    built = neighbours.make(factory, options.dimensions, "dot")
     if not built.is_trained:
         built.train(points[:: max(1, len(points) // 200_000)])
     blocks = (points[i : i + BLOCK] for i in range(0, len(points), BLOCK))
     if on_disk:
-        built = ondisk.write(built, blocks, folder)
-        taken = os.path.getsize(os.path.join(folder, ondisk.LISTS))
+        built = inverted_lists.write(built, blocks, folder)
+        taken = os.path.getsize(os.path.join(folder, inverted_lists.LISTS))
     else:
         for block in blocks:
             built.add(block)
@@ -126,7 +127,7 @@ def measured(factory, on_disk, folder, points, held_out, truth_held, queries, tr
         path = os.path.join(folder, "index.faiss")
         faiss.write_index(built, path)
         taken = os.path.getsize(path)
-    tuned = search.tune(built, held_out, truth_held, options.recall, "dot", 10)
+    tuned = neighbours.tune(built, held_out, truth_held, options.recall, "dot", 10)
     effort = tuned["effort"]
     recall = timed(built, queries, truth, effort)[0]
     speed = len(queries) / np.median(in_turn(built, queries, truth, [effort]))

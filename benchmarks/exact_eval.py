@@ -22,7 +22,8 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import exact, filters, metrics
+from retrieval import metrics
+from retrieval.ranking import counting, kernels
 
 KS = (1, 10, 100, 1000)
 
@@ -133,13 +134,14 @@ def main():
     points, labels = draw(count, options.dimensions, options.products, options.noise)
     queries, query_labels = points[rows:], labels[rows:]
     points, labels = points[:rows], labels[:rows]
-    native = "with" if filters.has_bfloat16() else "without"
+    native = "with" if kernels.has_bfloat16() else "without"
     print(
-        f"{options.rows} x {options.dimensions}, {exact.cores()} threads, {native} bfloat16 units"
+        f"{options.rows} x {options.dimensions}, {counting.cores()} threads, "
+        f"{native} bfloat16 units"
     )
     if options.verify:
         return verify(points, labels)
-    faiss.omp_set_num_threads(exact.cores())
+    faiss.omp_set_num_threads(counting.cores())
     parts = {
         "first": ("queries = catalogue", (points, labels, points, labels)),
         "second": (

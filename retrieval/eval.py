@@ -23,7 +23,11 @@ import sys
 import faiss
 from absl import flags
 
-from retrieval import evaluation, exact, filters, metrics, outputs, pictures, rerank
+from retrieval import metrics
+from retrieval.evaluation import baselines, rerank
+from retrieval.evaluation import figures as evaluation
+from retrieval.ranking import counting, kernels
+from retrieval.reports import outputs, plots
 from trainer import config as trainer_config
 
 # What is drawn, and the key by which a model can do without.
@@ -52,11 +56,11 @@ def define_flags():
     text("output", None, "Folder for the results; <experiment>/analysis for a model.")
     choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
     flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs k of recall@k and precision@k.")
-    number("top", 20, "Retrieved items to list for each query.", lower_bound=pictures.TOP)
+    number("top", 20, "Retrieved items to list for each query.", lower_bound=plots.TOP)
     text("index", None, "Also report what an index loses against exact search: a FAISS factory, "
          "auto, or the folder of one that retrieval.index built of the catalogue.")  # fmt: skip
     flags.DEFINE_list("rerank", [], f"Also try any of {', '.join(rerank.METHODS)} (cosine only).")
-    choice("filter", "auto", filters.FILTERS, "What scores are computed in first: auto takes the "
+    choice("filter", "auto", kernels.FILTERS, "What scores are computed in first: auto takes the "
            "faster on this processor; ranks are exact with any.")  # fmt: skip
     number("threads", 0, "Threads to compute with (0: all cores).", lower_bound=0)
 
@@ -69,24 +73,24 @@ def main(model, given, rest):
     stray = [name for name in STORED if getattr(options, name)]
     if stray:
         raise trainer_config.UserError(f"--{stray[0]} needs --queries, a file or a store")
-    from retrieval import embed, passes
+    from retrieval.embeddings import embedder
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
-        options.top = max(model.config[top], pictures.TOP)
+        options.top = max(model.config[top], plots.TOP)
     step = checkpoints.step_of(checkpoint)
     output = _folder(options.output or os.path.join(folder, "analysis"))
     prefix = os.path.join(output, f"model-{step}")
     names = ("retrieval_query", "retrieval_index")
     try:
-        found = embed.embed_datasets(model, names, checkpoint, threads=options.threads)
+        found = embedder.embed_datasets(model, names, checkpoint, threads=options.threads)
         queries, catalogue = (found[name] for name in names)
         results = {"this model": _evaluate(queries, catalogue, options)}
         for name, baseline, similarity in (
-            ("raw pixels", evaluation.raw_pixels, "cosine"),
-            ("colour histogram", evaluation.color_histogram, "cosine"),
+            ("raw pixels", baselines.raw_pixels, "cosine"),
+            ("colour histogram", baselines.color_histogram, "cosine"),
         ):
             results[name] = _evaluate(baseline(queries), baseline(catalogue), options, similarity)
         more = extras(queries, catalogue, results["this model"], options)
@@ -96,7 +100,7 @@ def main(model, given, rest):
         figures["color_histogram"] = results["colour histogram"].figures
 
         def images(which, ids):
-            return passes.pictures_of(model, names[which == "catalogue"], ids)
+            return embedder.pictures_of(model, names[which == "catalogue"], ids)
 
         kept = [n for n, key in DRAWINGS.items() if key not in model.config or model.config[key]]
         outputs.write(prefix, figures, results, queries, catalogue, images, kept)
@@ -110,7 +114,7 @@ def main(model, given, rest):
 
 def stored():
     """Evaluates embeddings from files."""
-    from retrieval import stored as files_of
+    from retrieval.evaluation import inputs as files_of
 
     options = flags.FLAGS
     if not options.output:
@@ -163,7 +167,7 @@ def _evaluate(queries, catalogue, options, similarity=None):
     if not ks or min(ks) < 1:
         raise ValueError(f"--ks={','.join(options.ks)}: takes whole numbers from 1 on")
     # FAISS would take a thread for every core, whatever was asked for.
-    faiss.omp_set_num_threads(options.threads or exact.cores())
+    faiss.omp_set_num_threads(options.threads or counting.cores())
     return evaluation.evaluate(
         queries,
         None if catalogue is queries else catalogue,
@@ -184,9 +188,9 @@ def extras(queries, catalogue, result, options):
         )
     more = {}
     if options.index:
-        from retrieval import approximate
+        from retrieval.evaluation import index_loss
 
-        more["index"] = approximate.losses(queries, catalogue, result, options.index)
+        more["index"] = index_loss.losses(queries, catalogue, result, options.index)
     if options.rerank:
         if options.similarity != "cosine":
             raise trainer_config.UserError("--rerank works with --similarity=cosine only")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import exact
-from retrieval.vectors import SIMILARITIES, Vectors, pair  # noqa: F401 (part of this interface)
+from retrieval.ranking import counting
+from retrieval.ranking.vectors import SIMILARITIES, Vectors, pair  # noqa: F401 (part of this interface)
 
 KS = (1, 5, 10, 20)
 PAIRS = 20_000_000  # relevant pairs held at a time
@@ -77,7 +77,7 @@ def rank_queries(
     """Ranks the catalogue for every query and returns a `Ranking`.
 
     The result equals a float64 evaluation of the embeddings (taken as float32) on every query, ties
-    included; see `retrieval.exact` for how.
+    included; see `retrieval.ranking.counting` for how.
 
     queries: [Q, D] float. catalogue: [N, D], or None for the queries against themselves (then a
     query is left out by its row, or by its id where ids are given). Labels and ids: [Q] and [N] of
@@ -117,7 +117,7 @@ def rank_queries(
 
 def _rank(left, right, ql, cl, own, order, relevant, precision_at, depth, threads, filter):
     limit = np.maximum(relevant, max(precision_at, default=0))
-    counted = exact.count_ranks(
+    counted = counting.count_ranks(
         left, right, ql, cl, own, order, limit, depth=depth, threads=threads, filter=filter
     )
     pairs = counted.positives

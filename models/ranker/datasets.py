@@ -18,7 +18,8 @@ from metriclearn.datasets import (
     split_by_product,
 )
 from metriclearn.datasets.table import did_you_mean
-from models import backbones, features
+from models import backbones
+from models.backbones import features
 from models.ranker import samplers
 from models.ranker.config import ALIASES, config
 from trainer.config import UserError, seed_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import efficientnet, pretrained
+from models.backbones import efficientnet, pretrained
 
 v1 = tf.compat.v1
 ORACLE = json.loads(pathlib.Path(__file__).with_name("oracle.json").read_text())

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from metriclearn import augment
 from metriclearn.datasets import ProductTable
-from models import backbones, features
+from models import backbones
+from models.backbones import features
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import savedmodels

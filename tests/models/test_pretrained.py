@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import backbones, pretrained, pth
+from models import backbones
+from models.backbones import pretrained, pth
 
 v1 = tf.compat.v1
 ORACLE = json.loads(pathlib.Path(__file__).with_name("oracle.json").read_text())

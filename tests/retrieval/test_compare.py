@@ -10,7 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval import backward, compare, evaluation, files, index, outputs, store, stored
+from retrieval import compare
+from retrieval.catalogue import index
+from retrieval.embeddings import store
+from retrieval.evaluation import backward, inputs, intervals, paired
+from retrieval.evaluation.figures import evaluate
+from retrieval.reports import outputs
+from trainer import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,7 +25,7 @@ def write_evaluation(folder, noise, ids, labels, truth):
     random = np.random.default_rng(int(noise * 100))
     points = (truth[labels] + noise * random.normal(size=(len(labels), 6))).astype(np.float32)
     items = store.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
-    result = evaluation.evaluate(items)
+    result = evaluate(items)
     folder.mkdir()
     files.write_json(folder / "embeddings-eval.json", result.figures)
     outputs.write_queries(folder / "embeddings-queries.csv", items, items, result)
@@ -58,10 +64,10 @@ def test_differences_are_paired(tmp_path, capsys):
     one = table.splitlines()[1].split(",")
     more = ",".join([*one[:3], str(int(one[3]) + 1), *one[4:]])
     (tmp_path / "b/embeddings-queries.csv").write_text(table.replace(",".join(one), more))
-    pair = [compare.load(tmp_path / side) for side in "ab"]
-    assert compare.compare(*pair)["unlike"].startswith("A and B searched catalogues of other items")
+    pair = [paired.load(tmp_path / side) for side in "ab"]
+    assert paired.compare(*pair)["unlike"].startswith("A and B searched catalogues of other items")
     # Against itself nothing differs.
-    same = compare.compare(*[compare.load(tmp_path / "a")] * 2)
+    same = paired.compare(*[paired.load(tmp_path / "a")] * 2)
     assert same["difference"]["map@r"]["interval95"] == [0, 0] and same["mcnemar"]["p_value"] == 1
 
 
@@ -135,13 +141,13 @@ def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossle
     told = json.loads((tmp_path / "out/old/embeddings-eval.json").read_text())
     assert told["index"]["factory"] == factory
     index.remove(["c<7>"], folder)
-    left = stored.load(folder)
+    left = inputs.load(folder)
     assert len(left) == 119 and "c<7>" not in left.ids and "c<8>" in left.ids
     index.build(models["old_catalogue"], folder, "IVF4,RaBitQ", recall=0.1)
     with pytest.raises(
         ValueError, match="RaBitQ does not give its vectors back .*: name the store"
     ):
-        stored.load(folder)
+        inputs.load(folder)
 
 
 def test_what_is_mixed_up_is_refused(models, tmp_path):
@@ -175,14 +181,14 @@ def test_mcnemar_against_the_binomial():
     for won, lost in ((0, 0), (7, 2), (2, 7), (5, 5), (900, 800)):
         n = won + lost
         tail = sum(math.comb(n, i) for i in range(min(won, lost) + 1)) / 2**n
-        assert compare.mcnemar(won, lost) == pytest.approx(min(1, 2 * tail))
+        assert intervals.mcnemar(won, lost) == pytest.approx(min(1, 2 * tail))
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no …-eval\.json"):
-        compare.load(tmp_path)
+        paired.load(tmp_path)
     with pytest.raises(ValueError, match="there is no such file or folder"):
-        compare.load(tmp_path / "none")
+        paired.load(tmp_path / "none")
     header = "id,product,relevant,rank,average_precision\n"
     for figures, table, said in (
         ("{", header, r"model-1-eval\.json: cannot be read"),
@@ -194,4 +200,4 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         (tmp_path / "model-1-eval.json").write_text(figures)
         (tmp_path / "model-1-queries.csv").write_text(table)
         with pytest.raises(ValueError, match=said):
-            compare.load(tmp_path)
+            paired.load(tmp_path)

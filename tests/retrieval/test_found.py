@@ -9,7 +9,11 @@ import pyarrow
 import pytest
 from PIL import Image
 
-from retrieval import files, found, index, store
+from retrieval import index as index_program
+from retrieval.catalogue import index
+from retrieval.embeddings import store
+from retrieval.reports import search_page
+from trainer import files
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def shop(tmp_path):
 
 
 def search(shop, *more):
-    index.run(["search", f"--store={shop}/s", f"--output={shop}/i", *more])
+    index_program.run(["search", f"--store={shop}/s", f"--output={shop}/i", *more])
 
 
 def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
@@ -46,7 +50,7 @@ def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
             assert f'title="&lt;b&gt;{name[3:]}"' in figure
             assert ("<em>?</em>" if name == "<b>11" else "data:image/") in figure
         assert f"{answer['results'][1]['score']:.3f} shoes &amp; more" in shown[2]
-    monkeypatch.setattr(found, "QUERIES", 2)
+    monkeypatch.setattr(search_page, "QUERIES", 2)
     search(shop, "--k=3", f"--page={shop}/found.html")
     page = (shop / "found.html").read_text()
     assert "The first 2 of 12 queries." in page and page.count("<figure") == 2 * 4

@@ -14,7 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import embed, files, index, listing, passes, progress, search, store
+from retrieval import embed, progress
+from retrieval import index as index_program
+from retrieval.catalogue import index, neighbours
+from retrieval.embeddings import embedder, store
+from trainer import files
 
 NASTY = "<b>\n\"',é"
 
@@ -279,12 +283,12 @@ def test_any_text_is_an_id(names):
 def test_training_round_by_round_equals_that_of_faiss(points, similarity, capfd, monkeypatch):
     """Down to the lists; with its progress, and with one warning where the items are few."""
     monkeypatch.setattr(progress, "INTERVAL", 0)
-    ours, theirs = (search.make("IVF8,SQ8", points.shape[1], similarity) for _ in range(2))
+    ours, theirs = (neighbours.make("IVF8,SQ8", points.shape[1], similarity) for _ in range(2))
     points = points[:200]
-    search.train(ours, points, "IVF8,SQ8", similarity)
+    neighbours.train(ours, points, "IVF8,SQ8", similarity)
     err = capfd.readouterr()[1]
     assert "training IVF8,SQ8, rounds: 10, " in err and err.count("WARNING") == 1
-    theirs.train(search.prepare(points, similarity))
+    theirs.train(neighbours.prepare(points, similarity))
     lists = (faiss.downcast_index(i).quantizer.reconstruct_n(0, 8) for i in (ours, theirs))
     np.testing.assert_array_equal(*lists)
 
@@ -312,7 +316,7 @@ def test_ids_to_remove_are_lines(tmp_path, points, capsys):
     (tmp_path / "gone.txt").write_text(
         "\ufeffa\u2028b1\r\na\u2028b2\r\n", encoding="utf-8", newline=""
     )
-    index.run(line)
+    index_program.run(line)
     assert "7 items, 2 removed" in capsys.readouterr().out
     for content, said in (
         (b"", "names no ids"),
@@ -321,7 +325,7 @@ def test_ids_to_remove_are_lines(tmp_path, points, capsys):
     ):
         (tmp_path / "gone.txt").write_bytes(content)
         with pytest.raises(SystemExit):
-            index.run(line)
+            index_program.run(line)
         err = capsys.readouterr().err
         assert "gone.txt" in err and said in err
     assert index.manifest_of(tmp_path / "i")["version"] == 2
@@ -373,11 +377,11 @@ def test_a_full_disk_ends_no_build_of_lists_on_disk(tmp_path, points, monkeypatc
 def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):
     """FAISS prints, from C, where it finds lists on disk."""
     source = write_store(tmp_path / "s", [items(points)])
-    index.run(["build", f"--store={source}", f"--output={tmp_path}/i", "--index=IVF8,SQ8",
+    index_program.run(["build", f"--store={source}", f"--output={tmp_path}/i", "--index=IVF8,SQ8",
                "--on_disk"])  # fmt: skip
     queries = write_store(tmp_path / "q", [items(points[:3])])
     capfd.readouterr()
-    index.run(["search", f"--store={queries}", f"--output={tmp_path}/i", "--k=1"])
+    index_program.run(["search", f"--store={queries}", f"--output={tmp_path}/i", "--k=1"])
     answers = map(json.loads, capfd.readouterr().out.splitlines())
     assert [answer["query"] for answer in answers] == items(points[:3]).ids.tolist()
 
@@ -386,7 +390,7 @@ def test_the_choice_follows_size_memory_recall_and_disk():
     gib = 2**30
 
     def kind(*arguments, **options):
-        factory, on_disk, _ = search.choose(*arguments, **options)
+        factory, on_disk, _ = neighbours.choose(*arguments, **options)
         return factory + " on disk" * on_disk
 
     assert kind(10_000, 128, gib) == "Flat"
@@ -398,7 +402,7 @@ def test_the_choice_follows_size_memory_recall_and_disk():
     assert kind(10_000_000, 128, gib, disk=9 * gib) == "IVF16384,SQ8 on disk"
     assert kind(1_000_000, 128, gib, recall=1) == "Flat"
     with pytest.raises(ValueError, match=r"at least 12\.7 GiB of memory, or 25\.3 GiB of disk"):
-        search.choose(100_000_000, 128, gib, disk=9 * gib)
+        neighbours.choose(100_000_000, 128, gib, disk=9 * gib)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +414,7 @@ def test_the_choice_follows_size_memory_recall_and_disk():
     ],
 )
 def test_auto_builds_what_it_chose(tmp_path, monkeypatch, free, recall, expected):
-    monkeypatch.setattr(search, "EXACT_UP_TO", 5000 if free == "memory" else 100)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 5000 if free == "memory" else 100)
     random = np.random.default_rng(3)
     centers = random.normal(size=(30, 64))
     points = (centers[random.integers(0, 30, 2000)] + random.normal(size=(2000, 64))).astype("f4")
@@ -420,7 +424,7 @@ def test_auto_builds_what_it_chose(tmp_path, monkeypatch, free, recall, expected
     assert manifest["factory"] + " on disk" * manifest["on_disk"] == expected
     assert "GiB" in manifest["why"]
     rows = index.find(index.load(tmp_path / "i"), points[:100], k=10)[1]
-    truth = search.nearest(points[:100], [points], 10)[1]
+    truth = neighbours.nearest(points[:100], [points], 10)[1]
     found = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(rows, truth, strict=True)])
     assert found > recall - 0.1
 
@@ -442,7 +446,7 @@ CHECKPOINT = "experiments/exp-tiny/checkpoint/model-3"
 def test_embedding_goes_on_after_a_kill(tiny_model, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = {"checkpoint": CHECKPOINT, "shard_rows": 7}
-    embed.embed_to_store(tiny_model, "retrieval_index", whole, **arguments)
+    embedder.embed_to_store(tiny_model, "retrieval_index", whole, **arguments)
     append = store.append
 
     def killed(folder, manifest, part, batches):
@@ -453,8 +457,8 @@ def test_embedding_goes_on_after_a_kill(tiny_model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            embed.embed_to_store(tiny_model, "retrieval_index", broken, **arguments)
-    embed.embed_to_store(tiny_model, "retrieval_index", broken, **arguments)
+            embedder.embed_to_store(tiny_model, "retrieval_index", broken, **arguments)
+    embedder.embed_to_store(tiny_model, "retrieval_index", broken, **arguments)
     a, b = store.read(whole), store.read(broken)
     np.testing.assert_array_equal(a.embeddings, b.embeddings)
     np.testing.assert_array_equal(a.ids, b.ids)
@@ -475,12 +479,12 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
 
     module = Mean()
     tf.saved_model.save(module, str(tmp_path / "mean"), signatures=module.serve)
-    manifest = embed.embed_to_store(
+    manifest = embedder.embed_to_store(
         tiny_model, "retrieval_query", tmp_path / "s", saved_model=str(tmp_path / "mean")
     )
     found = store.read(tmp_path / "s").embeddings
     assert manifest["count"] == 22
-    images = passes.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
+    images = embedder.pictures_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
     means = np.array([image.mean() for image in images.values()])
     np.testing.assert_allclose(found, means[:, None] * [[1, 2]], rtol=1e-5)
 
@@ -491,14 +495,14 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
 
     from PIL import Image
 
-    embed.embed_to_store(tiny_model, "retrieval_index", tmp_path / "s", checkpoint=CHECKPOINT)
+    embedder.embed_to_store(tiny_model, "retrieval_index", tmp_path / "s", checkpoint=CHECKPOINT)
     catalogue = store.read(tmp_path / "s")
-    images = passes.pictures_of(tiny_model, "retrieval_index", catalogue.ids)
+    images = embedder.pictures_of(tiny_model, "retrieval_index", catalogue.ids)
     (tmp_path / "photos").mkdir()
     for n, name in enumerate(catalogue.ids):
         Image.fromarray(images[name][:, :, 0]).save(tmp_path / f"photos/{n:02d}.png")
-    columns = listing.of_folder(tmp_path / "photos")
-    embed.embed_pictures(columns, tmp_path / "p", model=tiny_model, checkpoint=CHECKPOINT)
+    columns = images.of_folder(tmp_path / "photos")
+    embedder.embed_pictures(columns, tmp_path / "p", model=tiny_model, checkpoint=CHECKPOINT)
     found = store.read(tmp_path / "p")
     np.testing.assert_allclose(found.embeddings, catalogue.embeddings, atol=1e-6)
     # One photo, by the programs.
@@ -510,7 +514,7 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
         embed.run(line)
     assert left.value.code == 0
     capsys.readouterr()
-    index.run(["search", f"--store={tmp_path}/q", f"--output={tmp_path}/i", "--k=2"])
+    index_program.run(["search", f"--store={tmp_path}/q", f"--output={tmp_path}/i", "--k=2"])
     (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert answer["query"] == "07.png" and len(answer["results"]) == 2
     best = answer["results"][0]
@@ -522,10 +526,10 @@ def test_a_model_without_a_placeholder_of_pictures_is_named(tiny_model, tmp_path
     arguments = {"model": tiny_model, "checkpoint": CHECKPOINT}
     monkeypatch.setattr(tiny_model, "build", lambda inputs, train_phase: inputs["image"])
     with pytest.raises(ValueError, match=r"tiny\.build\(inputs=None\) fails \(TypeError"):
-        embed.embed_pictures(columns, tmp_path / "s", **arguments)
+        embedder.embed_pictures(columns, tmp_path / "s", **arguments)
     monkeypatch.setattr(tiny_model, "build", lambda inputs, train_phase: None)
     with pytest.raises(ValueError, match="makes no placeholder of pictures"):
-        embed.embed_pictures(columns, tmp_path / "s", **arguments)
+        embedder.embed_pictures(columns, tmp_path / "s", **arguments)
 
 
 def test_a_picture_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):
@@ -537,7 +541,7 @@ def test_a_picture_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):
 
     monkeypatch.setattr(tiny_model, "datasets", datasets)
     with pytest.raises(ValueError, match=r"^cannot read the picture 'a b\.jpg': truncated$"):
-        embed.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
+        embedder.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
 
 
 def _broken(tf, n):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from retrieval import embed, listing, page, store
+from retrieval import embed
+from retrieval.embeddings import embedder, images, store
+from retrieval.reports import page
 from trainer import config, experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,13 +54,13 @@ def mean(tmp_path_factory):
 
 
 def test_a_folder_tells_products_by_its_folders(pictures):
-    found = listing.of_folder(pictures)
+    found = images.of_folder(pictures)
     assert found["id"].tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/5.jpg", "b/c/3.png"]
     assert found["product"].tolist() == ["4.png", "a", "a", "b", "b/c"]
 
 
 def test_a_manifest_is_read_by_row(pictures, tmp_path):
-    found = listing.of_manifest(pictures / "shop.csv", ["role=catalogue"])
+    found = images.of_manifest(pictures / "shop.csv", ["role=catalogue"])
     assert found["id"].tolist() == ["a/2.jpg", "b/c/3.png"]
     assert found["product"].tolist() == ["x", "y"] and found["category"].tolist() == ["k", ""]
     for text, message in (
@@ -69,14 +71,14 @@ def test_a_manifest_is_read_by_row(pictures, tmp_path):
     ):
         (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
-            listing.of_manifest(tmp_path / "m.csv")
+            images.of_manifest(tmp_path / "m.csv")
     with pytest.raises(ValueError, match="holds no pictures"):
-        listing.of_folder(tmp_path)
+        images.of_folder(tmp_path)
     with pytest.raises(ValueError, match="there is no such folder or picture"):
-        listing.of_folder(tmp_path / "none")
+        images.of_folder(tmp_path / "none")
     open(os.fsencode(tmp_path / "odd") + b"\xff.jpg", "wb").close()
     with pytest.raises(ValueError, match=r"'odd.udcff\.jpg' is no UTF-8 name; rename it"):
-        listing.of_folder(tmp_path)
+        images.of_folder(tmp_path)
 
 
 KINDS = ["RGB.jpg", "L.jpg", "RGBA.png", "LA.png", "P.png", "I;16.png", "RGBA.webp"]
@@ -105,7 +107,7 @@ def test_pictures_are_those_that_training_sees(tmp_path, kind, channels):
         for size in ((70, 110), (30, 30)):
             expected = images.decode(tf.constant(path.read_bytes()), channels=channels, least=size)
             expected = session.run(expected[0]).astype(int)
-            found = listing._decoded(path, size, channels)
+            found = images._decoded(path, size, channels)
             assert found.shape == expected.shape == (70 // (70 // size[0]), *found.shape[1:])
             assert np.abs(found - expected).max() <= (8 if suffix == "jpg" else 1)
 
@@ -117,7 +119,7 @@ def test_a_photo_is_turned_as_the_camera_was(tmp_path, orientation):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     Image.fromarray(pixels).save(path, exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
-    for found in (listing._decoded(path, (9, 7), 1), page.pictures_at({"a": path})["a"]):
+    for found in (images._decoded(path, (9, 7), 1), page.pictures_at({"a": path})["a"]):
         np.testing.assert_array_equal(found[..., 0], upright)
 
 
@@ -131,20 +133,20 @@ def test_damaged_notes_of_a_camera_do_not_matter(tmp_path):
     path.write_bytes(data)
     with pytest.raises(Exception, match="argument is not an integer"):
         ImageOps.exif_transpose(Image.open(path))
-    assert listing._decoded(path, (20, 20), 1).shape == (40, 20, 1)
+    assert images._decoded(path, (20, 20), 1).shape == (40, 20, 1)
 
 
 def test_bad_pictures_by_policy(pictures, mean, tmp_path, capsys):
-    columns = listing.of_folder(pictures)
+    columns = images.of_folder(pictures)
     with pytest.raises(ValueError, match=r"^cannot read the picture '.*b/5\.jpg': "):
-        embed.embed_pictures(columns, tmp_path / "error", saved_model=mean)
-    manifest = embed.embed_pictures(
+        embedder.embed_pictures(columns, tmp_path / "error", saved_model=mean)
+    manifest = embedder.embed_pictures(
         columns, tmp_path / "skip", saved_model=mean, on_bad_image="skip", pixel_range=(0, 1),
         batch_size=2,
     )  # fmt: skip
     capsys.readouterr()
     again = {"saved_model": mean, "on_bad_image": "skip", "pixel_range": (0, 1), "batch_size": 2}
-    assert embed.embed_pictures(columns, tmp_path / "skip", **again)["count"] == 4
+    assert embedder.embed_pictures(columns, tmp_path / "skip", **again)["count"] == 4
     assert "complete since an earlier run" in capsys.readouterr().err
     found = store.read(tmp_path / "skip")
     assert found.ids.tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/c/3.png"]
@@ -159,21 +161,21 @@ def test_another_photo_of_the_same_name_is_not_taken_for_the_old_one(mean, tmp_p
     for colour in (10, 200):
         Image.new("RGB", (40, 20), (colour, 0, 0)).save(tmp_path / "photo.png")
         if colour == 10:
-            embed.embed_pictures(columns, tmp_path / "s", saved_model=mean)
+            embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean)
     with pytest.raises(ValueError, match="holds embeddings of other pictures: name another folder"):
-        embed.embed_pictures(columns, tmp_path / "s", saved_model=mean)
+        embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch, policy):
-    columns = listing.of_folder(pictures)
+    columns = images.of_folder(pictures)
     if policy == "error":
         good = columns["id"] != "b/5.jpg"
         columns = {name: values[good] for name, values in columns.items()}
     arguments = {"saved_model": mean, "on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = embed.embed_pictures(columns, whole, **arguments)
-    append, decoded, read = store.append, listing._decoded, []
+    expected = embedder.embed_pictures(columns, whole, **arguments)
+    append, decoded, read = store.append, images._decoded, []
 
     def killed(folder, manifest, part, batches):
         if len(manifest["shards"]) == 2:
@@ -188,11 +190,11 @@ def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(store, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            embed.embed_pictures(columns, broken, **arguments)
+            embedder.embed_pictures(columns, broken, **arguments)
     with pytest.raises(ValueError, match="of another batch_size"):
-        embed.embed_pictures(columns, broken, **arguments | {"batch_size": 2})
-    monkeypatch.setattr(listing, "_decoded", noted)
-    assert embed.embed_pictures(columns, broken, **arguments) == expected
+        embedder.embed_pictures(columns, broken, **arguments | {"batch_size": 2})
+    monkeypatch.setattr(images, "_decoded", noted)
+    assert embedder.embed_pictures(columns, broken, **arguments) == expected
     assert not (broken / ".half.tmp").exists()
     if policy == "error":  # what is embedded is not even read
         assert sorted(read) == ["2.jpg", "3.png"]
@@ -204,9 +206,9 @@ def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch,
 def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     import tensorflow as tf
 
-    columns = listing.of_folder(pictures / "a")
+    columns = images.of_folder(pictures / "a")
     with pytest.raises(ValueError, match="takes 8 x 16 only"):
-        embed.embed_pictures(columns, tmp_path / "s", saved_model=mean, image_size=(9, 9))
+        embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean, image_size=(9, 9))
 
     class Sides(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
@@ -217,8 +219,8 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     module, folder = Sides(), str(tmp_path / "sides")
     tf.saved_model.save(module, folder, signatures=module.serve)
     with pytest.raises(ValueError, match="takes any size; say which"):
-        embed.embed_pictures(columns, tmp_path / "s", saved_model=folder)
-    embed.embed_pictures(columns, tmp_path / "s", saved_model=folder, image_size=(5, 7))
+        embedder.embed_pictures(columns, tmp_path / "s", saved_model=folder)
+    embedder.embed_pictures(columns, tmp_path / "s", saved_model=folder, image_size=(5, 7))
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
 
 

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import evaluation, exact, filters, metrics, store, vectors
+from retrieval import metrics
+from retrieval.embeddings import store
+from retrieval.evaluation import figures, lists
+from retrieval.ranking import counting, kernels, vectors
 
 
 def oracle_scores(queries, catalogue, similarity):
@@ -156,7 +159,7 @@ def test_bad_input_is_named(change, message):
 
 def brute(points, labels, catalogue, catalogue_labels, own, ks):
     """First rank, MAP@R and hits from the full float64 matrix; ids are row numbers."""
-    scores = exact.pair_scores(
+    scores = counting.pair_scores(
         np.repeat(points, len(catalogue), 0), np.tile(catalogue, (len(points), 1))
     ).reshape(len(points), -1)
     first, ap, hits = [], [], []
@@ -196,7 +199,7 @@ def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_s
     small["PENDING"] = int(random.integers(99))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
-            patch.setattr(exact, name, value)
+            patch.setattr(counting, name, value)
         arguments = (points, labels) if own_set else (points[:half], labels[:half], points, labels)
         ids = np.arange(rows)
         ranking = metrics.rank_queries(
@@ -230,7 +233,7 @@ def test_the_bound_of_bfloat16_holds(similarity):
     random = np.random.default_rng(10)
     points = random.normal(size=(70, 33)) * 10.0 ** random.integers(-3, 3, (70, 1))
     left = vectors.Vectors(points.astype(np.float32), similarity)
-    product = filters.Bfloat16(left, left, 1)
+    product = kernels.Bfloat16(left, left, 1)
     rows, items = left.left(slice(None)), left.right(slice(None))
     scores = product.multiply(product.left(rows), product.right(items), types.SimpleNamespace())
     scores = scores.transpose(1, 0, 2).reshape(70, -1)[:, :70]
@@ -263,7 +266,7 @@ def test_lists_are_in_the_order_of_the_ranks(similarity, own_set):
     items = store.Embedded(points[random.integers(0, 60, 300)], names, labels, names)
     queries = store.Embedded(points[:50], names[:50] + "q", labels[-50:], names[:50])
     queries = items if own_set else queries
-    result = evaluation.evaluate(queries, None if own_set else items, similarity=similarity)
+    result = figures.evaluate(queries, None if own_set else items, similarity=similarity)
     right = (labels[result.rows] == queries.products[:, None]) & (result.rows >= 0)
     listed = np.where(right.any(1), right.argmax(1) + 1, 0)
     first = result.ranking.first
@@ -279,8 +282,8 @@ def test_lists_of_items_a_hair_apart_are_ordered_exactly(similarity):
     points = (base + apart * random.normal(size=(400, 30))).astype(np.float32)
     asking = (base + random.normal(size=(50, 30))).astype(np.float32)
     items, queries = (store.Embedded(e, names[: len(e)], names, names) for e in (points, asking))
-    scores, rows = evaluation.nearest(asking, points, 41, similarity)
-    found = evaluation.in_order(scores, rows, queries, items, similarity, 21)[1][:, :21]
+    scores, rows = lists.nearest(asking, points, 41, similarity)
+    found = lists.in_order(scores, rows, queries, items, similarity, 21)[1][:, :21]
     left, right = vectors.pair(asking, points, similarity)
     query = np.repeat(np.arange(50), 41)
     exact = vectors.pair_scores(left.left(query), right.right(rows.ravel())).reshape(rows.shape)
@@ -297,8 +300,8 @@ def test_lists_of_rows_nearly_of_unit_length_are_in_the_order_of_the_ranks():
     names = np.array(["a", "b"])
     items = store.Embedded(points, names, names, names)
     queries = store.Embedded(np.eye(1, 4, dtype=np.float32), names[:1], names[:1], names[:1])
-    scores, rows = evaluation.nearest(queries.embeddings, points, 2)
+    scores, rows = lists.nearest(queries.embeddings, points, 2)
     assert rows.tolist() == [[1, 0]]
     ranking = metrics.rank_queries(queries.embeddings, names[:1], points, names)
     assert ranking.first.tolist() == [1]
-    assert evaluation.in_order(scores, rows, queries, items, "cosine", 2)[1].tolist() == [[0, 1]]
+    assert lists.in_order(scores, rows, queries, items, "cosine", 2)[1].tolist() == [[0, 1]]

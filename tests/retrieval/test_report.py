@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval import evaluation, gallery, outputs, page, store
+from retrieval.embeddings import store
+from retrieval.evaluation.figures import evaluate
+from retrieval.reports import outputs, page, selection
 
 
 def test_text_cannot_leave_its_place():
@@ -59,23 +61,23 @@ def sets():
 
 def test_the_gallery_by_hand():
     queries, catalogue = sets()
-    result = evaluation.evaluate(queries, catalogue)
-    chosen = gallery.choose(queries, catalogue, result)
+    result = evaluate(queries, catalogue)
+    chosen = selection.choose(queries, catalogue, result)
     # Ranks 1, 3 (d lies 92 degrees off, b 88), 1, 1, 4, 4: of the last two, one stands for a.
     assert result.ranking.first.tolist() == [1, 3, 1, 1, 4, 4]
     assert chosen["worst"] == [4, 1]
     assert sorted(chosen["hits"]) == [0, 2, 3]
     assert chosen["answers"] == {}  # with four items, every answer is among the five shown
-    wanted = gallery.wanted(chosen, {"this": result}, [5])
+    wanted = selection.wanted(chosen, {"this": result}, [5])
     assert wanted == {"queries": {0, 1, 2, 3, 4, 5}, "catalogue": {0, 1, 2, 3}}
 
 
 def test_answers_are_the_best_of_the_product(monkeypatch):
-    monkeypatch.setattr(gallery, "SHOWN", 1)
+    monkeypatch.setattr(selection, "SHOWN", 1)
     queries, catalogue = sets()
     for similarity in ("cosine", "euclidean"):
-        result = evaluation.evaluate(queries, catalogue, similarity=similarity)
-        answers = gallery.choose(queries, catalogue, result)["answers"]
+        result = evaluate(queries, catalogue, similarity=similarity)
+        answers = selection.choose(queries, catalogue, result)["answers"]
         assert {q: row for q, (row, _) in answers.items()} == {1: 3, 4: 0, 5: 0}
         expected = (
             np.cos(np.radians(181)) if similarity == "cosine" else 2 * np.cos(np.radians(0.5))
@@ -85,7 +87,7 @@ def test_answers_are_the_best_of_the_product(monkeypatch):
 
 def test_a_report_of_distances_shows_them_positive(tmp_path):
     queries, catalogue = sets()
-    result = evaluation.evaluate(queries, catalogue, similarity="euclidean")
+    result = evaluate(queries, catalogue, similarity="euclidean")
     figures = {"queries": "q", "catalogue": None, **result.figures}
     outputs.write_stored(str(tmp_path / "e"), figures, result, queries, catalogue)
     written = (tmp_path / "e-report.html").read_text()
@@ -95,7 +97,7 @@ def test_a_report_of_distances_shows_them_positive(tmp_path):
 
 def test_figures_never_stand_beside_another_evaluations_lists(tmp_path, monkeypatch):
     queries, catalogue = sets()
-    result = evaluation.evaluate(queries, catalogue)
+    result = evaluate(queries, catalogue)
     figures = {"queries": "q", "catalogue": "c", **result.figures}
     given = (str(tmp_path / "e"), figures, result, queries, catalogue)
     outputs.write_stored(*given)
@@ -119,7 +121,7 @@ def test_one_query_of_one_product(tmp_path):
     catalogue = store.Embedded(
         *(getattr(catalogue, n)[:1] for n in ("embeddings", "ids", "products")), np.array(["k"])
     )
-    result = evaluation.evaluate(queries, catalogue)
+    result = evaluate(queries, catalogue)
     figures = {"queries": "q", "catalogue": "c", **result.figures}
     outputs.write_stored(str(tmp_path / "e"), figures, result, queries, catalogue)
     written = (tmp_path / "e-report.html").read_text()

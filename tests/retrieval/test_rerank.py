@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from retrieval import approximate, evaluation, metrics, rerank, search, store, vectors
+from retrieval import metrics
+from retrieval.catalogue import neighbours
+from retrieval.embeddings import store
+from retrieval.evaluation import figures, index_loss, intervals, rerank
+from retrieval.ranking import vectors
 
 
 @pytest.fixture(scope="module")
@@ -11,10 +15,10 @@ def sets():
     random = np.random.default_rng(8)
     labels = np.repeat(np.arange(40), 6)
     points = random.normal(size=(40, 12))[labels] + 0.9 * random.normal(size=(240, 12))
-    points = search.prepare(points, "cosine")
+    points = neighbours.prepare(points, "cosine")
     names = np.array([f"i{n}" for n in range(240)])
     items = store.Embedded(points, names, labels.astype(str), np.full(240, ""))
-    return items, evaluation.evaluate(items)
+    return items, figures.evaluate(items)
 
 
 def test_expansion_is_the_weighted_sum(sets):
@@ -30,7 +34,7 @@ def test_expansion_is_the_weighted_sum(sets):
 
 def test_expansion_takes_as_many_neighbours_of_queries_from_elsewhere(sets):
     points = sets[0].embeddings
-    query = search.prepare(points[:1] + 0.1, "cosine")
+    query = neighbours.prepare(points[:1] + 0.1, "cosine")
     near = np.argsort(-(points @ query[0]))[:4]
     total = query[0] + sum(max(points[j] @ query[0], 0) ** 2 * points[j] for j in near)
     for own in (None, np.array([-1])):
@@ -45,7 +49,7 @@ def test_what_lies_beyond_the_lists_is_not_lost():
     names = np.array([f"{n:03d}" for n in range(202)])
     labels = np.where(np.isin(np.arange(202), [0, 201]), "a", names)
     items = store.Embedded(points, names, labels, names)
-    result = evaluation.evaluate(items, ks=(1, 150, 201))
+    result = figures.evaluate(items, ks=(1, 150, 201))
     found = rerank.compare(items, items, result, ["k_reciprocal"])["k_reciprocal"]
     assert found["recall@k"][201] == result.figures["recall@k"][201] == 1
 
@@ -61,9 +65,9 @@ def test_agreement_counts_no_query_as_its_own_neighbour(sets):
         return lambda q, k: only[: len(q), :k], items.ids, items.products, about
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(approximate, "_made", opened)
-        assert approximate.losses(items, items, result, "none")["agreement"] == 0
-    assert approximate.losses(items, items, result, "Flat")["agreement"] == 1
+        patch.setattr(index_loss, "_made", opened)
+        assert index_loss.losses(items, items, result, "none")["agreement"] == 0
+    assert index_loss.losses(items, items, result, "Flat")["agreement"] == 1
 
 
 def test_clustered_products_gain(sets):
@@ -80,9 +84,9 @@ def test_clustered_products_gain(sets):
 
 def test_the_index_loses_what_is_reported(sets):
     items, result = sets
-    exact = approximate.losses(items, items, result, "Flat")
+    exact = index_loss.losses(items, items, result, "Flat")
     assert all(lost == 0 for lost in exact["lost"].values())
-    coarse = approximate.losses(items, items, result, "PQ2x4")
+    coarse = index_loss.losses(items, items, result, "PQ2x4")
     assert coarse["lost"][1] > 0.05
     assert coarse["bytes_per_vector"] < exact["bytes_per_vector"]
 
@@ -93,7 +97,7 @@ def test_ties_expected_recall_by_enumeration():
     ranking = metrics.rank_queries(
         [[1.0]], ["a"], catalogue, ["b", "b", "a", "b", "b"], similarity="dot", ks=(1, 2, 3, 5)
     )
-    ties = evaluation.ties(ranking)
+    ties = figures.ties(ranking)
     assert ties["best"] == {1: 0, 2: 1, 3: 1, 5: 1}
     assert ties["worst"] == {1: 0, 2: 0, 3: 0, 5: 1}
     assert ties["expected"] == pytest.approx({1: 0, 2: 0.25, 3: 0.5, 5: 1})
@@ -105,7 +109,7 @@ def test_the_shelf_counts_products_not_pictures():
     catalogue = store.Embedded(
         points[1:], np.array(["1", "2", "3"]), np.array(["b", "b", "a"]), np.full(3, "")
     )
-    assert evaluation.shelf_ranks(queries, catalogue, "dot").tolist() == [2]
+    assert figures.shelf_ranks(queries, catalogue, "dot").tolist() == [2]
     assert metrics.rank_queries(
         queries.embeddings, queries.products, catalogue.embeddings, catalogue.products,
         similarity="dot",
@@ -122,7 +126,7 @@ def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
     labels, names = random.integers(0, 12, 90).astype(str), np.array([f"i{n}" for n in range(90)])
     items = store.Embedded(points, names, labels, np.full(90, ""))
     queries = store.Embedded(points[:40], names[:40], labels[:40], np.full(40, ""))
-    found = evaluation.shelf_ranks(queries, items, "dot")
+    found = figures.shelf_ranks(queries, items, "dot")
     wide = points.astype(np.float64)
     for q in range(40):
         score = np.array([vectors.pair_scores(points[q : q + 1], p[None])[0] for p in points])
@@ -135,10 +139,10 @@ def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_nearest_by_blocks(similarity, monkeypatch):
-    monkeypatch.setattr(search, "BLOCK", 7)
+    monkeypatch.setattr(neighbours, "BLOCK", 7)
     random = np.random.default_rng(6)
     points = random.normal(size=(50, 5)).astype(np.float32)
-    scores, rows = search.nearest(points[:9], [points[:20], points[20:]], 12, similarity)
+    scores, rows = neighbours.nearest(points[:9], [points[:20], points[20:]], 12, similarity)
     for q in range(9):
         if similarity == "cosine":
             unit = points / np.linalg.norm(points, axis=1, keepdims=True)
@@ -154,8 +158,8 @@ def test_intervals_are_wider_when_products_are_few():
     random = np.random.default_rng(1)
     values = (random.random((400, 1)) < 0.5).astype(float)
     values = np.repeat(values[:20], 20, 0)  # a product's queries stand or fall together
-    clustered = evaluation.bootstrap(values, np.repeat(np.arange(20), 20))
-    alone = evaluation.bootstrap(values, np.arange(400))
+    clustered = intervals.bootstrap(values, np.repeat(np.arange(20), 20))
+    alone = intervals.bootstrap(values, np.arange(400))
     assert clustered.std() > 3 * alone.std()
     expected = values[::20].std() / np.sqrt(20)
     assert clustered.std() == pytest.approx(expected, rel=0.1)

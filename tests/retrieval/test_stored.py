@@ -13,7 +13,11 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval import evaluation, metrics, report, store, stored
+from retrieval import metrics
+from retrieval.embeddings import store
+from retrieval.evaluation import baselines, figures, inputs
+from retrieval.evaluation.figures import evaluate
+from retrieval.reports import evaluation_page
 
 ROOT = pathlib.Path(__file__).parents[2]
 NASTY = '<script>alert("x")</script>&\'\x07é'
@@ -116,17 +120,17 @@ def test_confusion_of_categories_by_hand():
         np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 1]]), names, np.array(["p", "q", "q", "p"]),
         np.array(["x", "y", "y", "x"]),
     )  # fmt: skip
-    result = evaluation.evaluate(items)  # each finds its neighbour, of the other category
-    assert report.category_confusion(items, items, result)[0] == ["x", "y"]
-    assert report.category_confusion(items, items, result)[1].tolist() == [[0, 2], [2, 0]]
-    one = report.category_confusion(items, items, result, shown=1)
+    result = evaluate(items)  # each finds its neighbour, of the other category
+    assert evaluation_page.category_confusion(items, items, result)[0] == ["x", "y"]
+    assert evaluation_page.category_confusion(items, items, result)[1].tolist() == [[0, 2], [2, 0]]
+    one = evaluation_page.category_confusion(items, items, result, shown=1)
     assert one[0] == ["x", "…"] and one[1].tolist() == [[0, 2], [2, 0]]
 
 
 def test_histogram_of_a_collapsed_embedding():
     names = np.array(["1", "2", "3", "4"])
     items = store.Embedded(np.ones((4, 2), np.float32), names, np.array([*"ppqq"]), names)
-    found = evaluation.similarity_histogram(items, items, "cosine")
+    found = figures.similarity_histogram(items, items, "cosine")
     edges = found["edges"]
     assert edges[0] < 1 < edges[-1] and edges == sorted(set(edges))
 
@@ -137,14 +141,14 @@ def test_baselines_see_what_they_should():
     images = np.stack([a, 2 * a + 10, b, np.full_like(a, 255), a[::-1]]).astype(np.uint8)
     names = np.array([*"12345"])
     items = store.Embedded(np.zeros((5, 1), np.float32), names, names, names, images)
-    pixels = evaluation.raw_pixels(items).embeddings
+    pixels = baselines.raw_pixels(items).embeddings
     assert np.isfinite(pixels).all()
     correlation = np.corrcoef(images.reshape(5, -1)[[0, 1, 2, 4]])
     unit = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
     np.testing.assert_allclose(
         (unit @ unit.T)[[0, 1, 2, 4]][:, [0, 1, 2, 4]], correlation, atol=1e-6
     )
-    colours = evaluation.color_histogram(items).embeddings
+    colours = baselines.color_histogram(items).embeddings
     similarity = colours @ colours.T
     assert similarity[0, 4] == pytest.approx(1) and similarity[0, 3] == 0  # places do not matter
 
@@ -208,15 +212,12 @@ def test_report_in_a_browser(evaluated, tmp_path):
     ],
 )
 def test_bad_input_is_named(tmp_path, change, message):
-    from retrieval import evaluation
 
     good = {"points": np.eye(3)[:, :2] + 1, "labels": ["a", "a", "b"], "ids": ["1", "2", "3"]}
     given = good | change
     write_set(tmp_path, "q", given["points"], given["labels"], given["ids"])
     with pytest.raises(ValueError, match=message):
-        evaluation.evaluate(
-            stored.load(tmp_path / "q.npy", tmp_path / "q.txt", tmp_path / "q_ids.txt")
-        )
+        evaluate(inputs.load(tmp_path / "q.npy", tmp_path / "q.txt", tmp_path / "q_ids.txt"))
 
 
 MISTAKES = [
@@ -241,7 +242,6 @@ MISTAKES = [
 EACH = """
 import json, sys
 from absl import flags
-from retrieval import eval
 eval.define_flags()
 for arguments in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
@@ -270,14 +270,14 @@ def test_scores_beyond_float32_are_named(similarity):
     points = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32) * np.float32(1e25)
     items = store.Embedded(points, names, np.array([*"ppqq"]), names)
     with pytest.raises(ValueError, match=f"{similarity} are beyond float32: divide all embeddings"):
-        evaluation.evaluate(items, similarity=similarity)
-    assert np.isfinite(evaluation.evaluate(items).scores[:, :3]).all()
+        evaluate(items, similarity=similarity)
+    assert np.isfinite(evaluate(items).scores[:, :3]).all()
 
 
 def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
     write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
     (tmp_path / "q.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "q.txt").read_bytes())
-    assert stored.load(tmp_path / "q.npy", tmp_path / "q.txt").products.tolist() == [*"aabb"]
+    assert inputs.load(tmp_path / "q.npy", tmp_path / "q.txt").products.tolist() == [*"aabb"]
 
 
 def test_a_truncated_array_is_named(tmp_path):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from retrieval import charts, page
-from retrieval.evaluation import FEW
-from retrieval.gallery import EACH, SHOWN
-from retrieval.page import name, text
+from retrieval.evaluation.figures import FEW
+from retrieval.reports import charts, page
+from retrieval.reports.page import name, text
+from retrieval.reports.selection import EACH, SHOWN
 
 CATEGORIES = 40  # the weakest are listed, the others stand in the CSV
 BASELINES = {"raw_pixels": "Raw pixels", "color_histogram": "Colour histogram"}
@@ -28,7 +28,7 @@ GLOSSARY = {
 
 
 def write(path, *, figures, curves, histogram, chosen, queries, catalogue, result, images):
-    """Writes the report; arguments as `retrieval.outputs.write` gathers them."""
+    """Writes the report; arguments as `retrieval.reports.outputs.write` gathers them."""
     show = _Gallery(queries, catalogue, result, chosen["answers"], *images)
     after = "Under each result: its " + (
         "distance from the query."

@@ -116,3 +116,14 @@ def pair(queries, catalogue, similarity):
     left.rescale(exponent)
     right.rescale(exponent)
     return left, right
+
+
+def pair_similarity(a, b, similarity):
+    """Similarity of pairs of rows, float64 [n]; for euclidean, their distance."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if similarity == "euclidean":
+        return np.linalg.norm(a - b, axis=1)
+    dot = np.einsum("ij,ij->i", a, b)
+    if similarity == "dot":
+        return dot
+    return dot / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

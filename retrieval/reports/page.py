@@ -12,7 +12,9 @@ import unicodedata
 
 import numpy as np
 
-from retrieval import files, listing, progress
+from retrieval import progress
+from retrieval.embeddings import images as image_files
+from trainer import files
 
 THUMBNAIL = 128  # pixels
 LONGEST = 60  # characters of a name that are shown
@@ -116,7 +118,7 @@ def pictures_at(paths) -> dict:
     found = {}
     for key, path in progress.track(there.items(), len(there), "reading pictures"):
         try:
-            image = listing.picture(path, "RGB", (2 * THUMBNAIL,) * 2)
+            image = image_files.picture(path, "RGB", (2 * THUMBNAIL,) * 2)
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             found[key] = np.asarray(image)
         except Exception:  # PIL raises many kinds on damaged files

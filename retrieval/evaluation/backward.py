@@ -6,7 +6,10 @@ See `retrieval.compare`, whose command line runs this and whose page shows it.
 import os
 import sys
 
-from retrieval import approximate, evaluation, outputs, stored
+from retrieval.evaluation import figures as evaluation
+from retrieval.evaluation import index_loss
+from retrieval.evaluation import inputs as stored
+from retrieval.reports import outputs
 
 PAIRS = {  # of queries and catalogue, by the folder of their evaluation
     "old": ("old_queries", "old_catalogue"),
@@ -36,7 +39,7 @@ def evaluate(stores, output, similarity="cosine"):
             figures[name]["made_by"] = stored.made_by([stores[queries], stores[catalogue]])
             figures[name] |= result.figures
             if stored.is_index(stores[catalogue]):
-                figures[name]["index"] = approximate.losses(q, c, result, stores[catalogue])
+                figures[name]["index"] = index_loss.losses(q, c, result, stores[catalogue])
         except ValueError as error:
             raise ValueError(f"{stores[queries]} against {stores[catalogue]}: {error}") from None
         folder = os.path.join(output, name)

@@ -4,8 +4,10 @@ import os
 
 import numpy as np
 
-from retrieval import files, index, progress, search, store
-from retrieval.store import Embedded
+from retrieval import progress
+from retrieval.catalogue import index, neighbours
+from retrieval.embeddings import store
+from retrieval.embeddings.store import Embedded
 
 
 def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") -> Embedded:
@@ -81,12 +83,12 @@ def _of_index(folder):
     """The items of an index, their vectors as its codes hold them."""
     made, items, manifest = index.load(folder)
     vectors = np.empty((made.ntotal, made.d), np.float32)
-    starts = range(0, made.ntotal, search.BLOCK)
+    starts = range(0, made.ntotal, neighbours.BLOCK)
     try:
         if "RaBitQ" in manifest["factory"]:  # FAISS decodes a bit of it, and searches with more
             raise RuntimeError("its codes are made for comparing only")
         for i in progress.track(starts, len(starts), f"vectors of {folder}, in blocks"):
-            part = vectors[i : i + search.BLOCK]
+            part = vectors[i : i + neighbours.BLOCK]
             made.reconstruct_n(i, len(part), part)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
@@ -101,7 +103,24 @@ def _of_index(folder):
 
 def lines(path, rows):
     """The lines of a UTF-8 file as str [rows]; none may be empty."""
-    values = files.read_lines(path)
+    values = read_lines(path)
     if len(values) != rows:
         raise ValueError(f"{path}: {len(values)} lines for {rows} embeddings: one line a row")
     return np.array(values, dtype=str) if values else np.empty(0, "U1")
+
+
+def read_lines(path) -> list:
+    """The lines of a UTF-8 file, none of which may be empty; ValueError, naming it, otherwise."""
+    try:
+        # utf-8-sig: a mark that some programs begin a file with is no part of its first line.
+        with open(path, encoding="utf-8-sig", newline="") as text:
+            # Only line feeds part lines: an id may hold any other character.
+            values = text.read().removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text: {error}") from None
+    values = [value.removesuffix("\r") for value in values]
+    if values == [""]:
+        return []
+    if "" in values:
+        raise ValueError(f"{path}, line {values.index('') + 1}: is empty")
+    return values

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 
-from retrieval import files
+from trainer import files
 
 KEPT = 3  # versions
 

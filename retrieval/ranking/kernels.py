@@ -2,7 +2,7 @@
 
 A filter multiplies a tile of queries by a tile of items and bounds, for each query, how far any of
 its scores may be from the exact dot product q·c of the float32 rows. Counting trusts a score only
-beyond that bound (see `retrieval.exact`), so that either filter yields the same ranks.
+beyond that bound (see `retrieval.ranking.counting`), so that either filter yields the same ranks.
 
 The bound. Let fl(q), fl(c) be the rows as multiplied, and s the computed sum of D products.
 

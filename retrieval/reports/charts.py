@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retrieval.page import text
+from retrieval.reports.page import text
 
 # Room for the numbers at the axes, which a phone shows larger.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 26, 34, 56

@@ -6,13 +6,15 @@ import time
 import faiss
 import numpy as np
 
-from retrieval import evaluation, index, metrics, search
+from retrieval import metrics
+from retrieval.catalogue import index, neighbours
+from retrieval.evaluation import lists
 
 
 def losses(queries, catalogue, result, kind, recall=0.95):
     """Figures of an index over the catalogue: recall beside the exact one, speed and size.
 
-    result: the exact `evaluation.Evaluation` of both `Embedded`. kind: a FAISS factory or 'auto',
+    result: the exact `figures.Evaluation` of both `Embedded`. kind: a FAISS factory or 'auto',
     of which an index is made and tuned to find the share `recall` of the ten nearest, or the folder
     of one that `retrieval.index` built of this catalogue. 'agreement' is the share of the `depth`
     nearest items of exact search, the query itself aside, that the index finds. ValueError where no
@@ -23,20 +25,20 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     find, ids, products, about = opened(kind, catalogue, similarity, recall)
     k = min(max(ks) + 1, len(catalogue))
     start = time.perf_counter()
-    parts = evaluation.tracked(len(queries), evaluation.AT_ONCE, f"search of {kind}, queries")
+    parts = lists.tracked(len(queries), lists.AT_ONCE, f"search of {kind}, queries")
     rows = np.concatenate([find(queries.embeddings[part], k) for part in parts])
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    exact = evaluation.nearest(queries.embeddings, catalogue.embeddings, k, similarity)
+    exact = lists.nearest(queries.embeddings, catalogue.embeddings, k, similarity)
     exact_seconds = time.perf_counter() - start
     # Beyond the last that it finds, an index gives row -1, which is no item.
     itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
     right = (products[rows] == queries.products[:, None]) & (rows >= 0)
-    place = evaluation.first_right(right, itself)[result.ranking.answerable]
+    place = lists.first_right(right, itself)[result.ranking.answerable]
     rates = {k: metrics.mean(place <= k) for k in ks}
     depth = min(10, k)
-    truth = evaluation.without_self(*exact, queries.ids, catalogue.ids, depth)[1]
-    found = evaluation.without_self(np.zeros(rows.shape), rows, queries.ids, ids, depth)[1]
+    truth = lists.without_self(*exact, queries.ids, catalogue.ids, depth)[1]
+    found = lists.without_self(np.zeros(rows.shape), rows, queries.ids, ids, depth)[1]
     found = np.where(found < 0, "", ids[found])
     agree = (catalogue.ids[truth][:, :, None] == found[:, None]).any(2)[truth >= 0]
     return about | {
@@ -55,19 +57,19 @@ def _made(factory, catalogue, similarity, recall):
     embeddings = catalogue.embeddings
     count, dimensions = embeddings.shape
     if factory == "auto":
-        factory = search.choose(count, dimensions, search.free_memory() // 2, recall)[0]
-    made = search.make(factory, dimensions, similarity)
-    items = search.prepare(embeddings, similarity)
+        factory = neighbours.choose(count, dimensions, neighbours.free_memory() // 2, recall)[0]
+    made = neighbours.make(factory, dimensions, similarity)
+    items = neighbours.prepare(embeddings, similarity)
     if not made.is_trained:
-        search.train(made, items, factory, similarity)
-    for part in evaluation.tracked(count, evaluation.AT_ONCE, f"adding to {factory}, items"):
+        neighbours.train(made, items, factory, similarity)
+    for part in lists.tracked(count, lists.AT_ONCE, f"adding to {factory}, items"):
         made.add(items[part])
     random = np.random.default_rng(0)
-    some = search.moved(items[random.permutation(count)[:500]], similarity, random)
+    some = neighbours.moved(items[random.permutation(count)[:500]], similarity, random)
     near = min(10, count)
-    truth = search.nearest(some, [embeddings], near, similarity)[1]
-    tuned = search.tune(made, some, truth, recall, similarity, near)
-    effort = search.effort(made, tuned["effort"])
+    truth = neighbours.nearest(some, [embeddings], near, similarity)[1]
+    tuned = neighbours.tune(made, some, truth, recall, similarity, near)
+    effort = neighbours.effort(made, tuned["effort"])
     about = {
         "factory": factory,
         "bytes_per_vector": len(faiss.serialize_index(made)) / count,
@@ -75,7 +77,7 @@ def _made(factory, catalogue, similarity, recall):
     }
 
     def find(queries, k):
-        return search.search(made, queries, k, similarity, effort)[1]
+        return neighbours.search(made, queries, k, similarity, effort)[1]
 
     return find, catalogue.ids, catalogue.products, about
 

@@ -5,7 +5,11 @@ import dataclasses
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval import exact, filters, metrics, progress, search, vectors
+from retrieval import metrics
+from retrieval.evaluation.intervals import bootstrap, intervals
+from retrieval.evaluation.lists import in_order, nearest, parts_of, tracked, without_self
+from retrieval.ranking import counting, kernels, vectors
+from retrieval.ranking.vectors import pair_similarity
 
 REPLICATES = 1000
 FEW = 5  # products below which an interval would say nothing
@@ -75,111 +79,6 @@ def evaluate(
     found = in_order(*found, queries, catalogue, similarity, min(top + 1, near))
     scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
     return Evaluation(figures, ranking, scores, rows)
-
-
-def nearest(queries, items, k, similarity="cosine"):
-    """`search.nearest` of rows [Q, D] among rows [N, D], whose progress is told."""
-    parts = [
-        search.nearest(queries[rows], [items], k, similarity)
-        for rows in tracked(len(queries), AT_ONCE, "exact search, queries")
-    ]
-    scores, rows = (np.concatenate(each) for each in zip(*parts, strict=True))
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            f"some scores by --similarity={similarity} are beyond float32: divide all embeddings "
-            "by one number first"
-        )
-    return scores, rows
-
-
-def in_order(scores, rows, queries, catalogue, similarity, top):
-    """What was found, [Q, k], the first `top` in the order of the ranks: by exact scores, then id.
-
-    float32 cannot tell some items apart, and FAISS has its own order for those that tie.
-    """
-    left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
-    by_id = np.empty(len(catalogue), np.int64)
-    by_id[np.argsort(catalogue.ids, kind="stable")] = np.arange(len(catalogue))
-    # Runs of items so near to each other that rounding may have turned their order round.
-    near = _gaps(scores, queries.embeddings, catalogue.embeddings, similarity) <= 0
-    run = np.cumsum(np.pad(~near, ((0, 0), (1, 0))), axis=1)
-    several = np.pad(near, ((0, 0), (0, 1))) | np.pad(near, ((0, 0), (1, 0)))
-    query, place = np.nonzero(several & (run <= run[:, top - 1 : top]))
-    exact = np.zeros(rows.shape)
-    for part in _parts(len(query), left.dimensions):
-        q, at = query[part], place[part]
-        exact[q, at] = vectors.pair_scores(left.left(q), right.right(rows[q, at]))
-    order = np.lexsort((by_id[rows], -exact, run))
-    return tuple(np.take_along_axis(each, order, 1) for each in (scores, rows))
-
-
-def _gaps(scores, queries, catalogue, similarity):
-    """[Q, k - 1]: by how much more two neighbours of a list differ than float32 may err in both.
-
-    The error of a dot product of D terms is at most 1.1 D u |q||c| with u = 2^-24 (Higham, Accuracy
-    and Stability of Numerical Algorithms, 3.1), and FAISS's squared distances are sums of three.
-    Rows of unit length to within UNIT are ranked as they are, but handed to FAISS normalised.
-    """
-    values, largest, unit = scores.astype(np.float64), 1.0, 2.1 * vectors.UNIT
-    if similarity != "cosine":
-        q, c = (
-            np.sqrt(np.einsum("ij,ij->i", each, each, dtype=np.float64))
-            for each in (queries, catalogue)
-        )
-        largest, unit = q * c.max(initial=0), 0
-    if similarity == "euclidean":
-        values, largest = -np.square(values), np.square(q + c.max(initial=0))
-    error = 1.1 * (queries.shape[1] + 8) * 2.0**-24 * largest + unit
-    return values[:, :-1] - values[:, 1:] - 2 * np.reshape(error, (-1, 1))
-
-
-def tracked(count, step, what):
-    """Slices of `count` rows, `step` each, whose progress is told."""
-    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-    return progress.track(parts, len(parts), what, lambda part: part.stop - part.start)
-
-
-def first_right(right, itself):
-    """Rank [Q] of the first True in a row of `right` [Q, k], `itself` left out; inf if none."""
-    return np.where(right & ~itself, np.cumsum(~itself, axis=1), np.inf).min(1)
-
-
-def per_query(ranking):
-    """The headline figures of every answerable query: {name: float64 [A]}."""
-    ok = ranking.answerable
-    first = ranking.first[ok]
-    return {
-        **{f"recall@{k}": (first <= k).astype(float) for k in ranking.ks},
-        "map@r": ranking.average_precision[ok],
-        "mrr": 1 / first,
-    }
-
-
-def intervals(ranking, products, replicates=REPLICATES, seed=0):
-    """95% percentile intervals {figure: [low, high]} by a bootstrap over products.
-
-    Queries of one product are alike, so that products, not queries, are drawn with replacement.
-    """
-    values = per_query(ranking)
-    rates = bootstrap(
-        np.stack(list(values.values()), 1), products[ranking.answerable], replicates, seed
-    )
-    low, high = np.percentile(rates, [2.5, 97.5], axis=0)
-    return {name: [float(a), float(b)] for name, a, b in zip(values, low, high, strict=True)}
-
-
-def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
-    """Means [replicates, M] of values [Q, M] when whole clusters are drawn with replacement."""
-    codes = np.unique(clusters, return_inverse=True)[1]
-    count = codes.max(initial=-1) + 1
-    columns = [*values.T, np.ones(len(values))]
-    totals = np.stack([np.bincount(codes, column, minlength=count) for column in columns], 1)
-    random = np.random.default_rng(seed)
-    means = np.empty((replicates, values.shape[1]))
-    for i in range(replicates):
-        drawn = np.bincount(random.integers(0, count, count), minlength=count) @ totals
-        means[i] = drawn[:-1] / drawn[-1]
-    return means
 
 
 def ties(ranking):
@@ -263,15 +162,15 @@ def shelf_ranks(queries, catalogue, similarity):
     names, codes = np.unique(products, return_inverse=True)
     ql, cl = codes[: len(queries)], codes[len(queries) :]
     left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
-    bound = filters.float32_bound(left, right)
+    bound = kernels.float32_bound(left, right)
     own = metrics.own_rows(queries.ids, catalogue.ids)
     ranks = np.zeros(len(queries), np.int64)
     step = max(1, min(1024, 2**26 // len(names)))
     for part in tracked(len(queries), step, "ranks of products, queries"):
         rows = left.left(part)
-        query, item = exact.relevant_pairs(ql[part], cl, own[part])
+        query, item = counting.relevant_pairs(ql[part], cl, own[part])
         target = np.full(len(rows), -np.inf)
-        for at in _parts(len(query), left.dimensions):
+        for at in parts_of(len(query), left.dimensions):
             score = vectors.pair_scores(rows[query[at]], right.right(item[at]))
             np.maximum.at(target, query[at], score)
         answerable = np.isfinite(target)
@@ -280,30 +179,17 @@ def shelf_ranks(queries, catalogue, similarity):
         before = np.zeros((len(rows), len(names)), bool)
         for j, items in right.blocks():
             scores = rows @ items.T
-            row, column = exact.where(scores >= low[:, None])
+            row, column = counting.where(scores >= low[:, None])
             other = (cl[j + column] != ql[part][row]) & (j + column != own[part][row])
             row, column = row[other], column[other]
             stands = scores[row, column] > high[row]
             near = np.flatnonzero(~stands)
-            for at in _parts(len(near), left.dimensions):
+            for at in parts_of(len(near), left.dimensions):
                 r, c = row[near[at]], column[near[at]]
                 stands[near[at]] = vectors.pair_scores(rows[r], items[c]) > target[r]
             before[row[stands], cl[j + column[stands]]] = True
         ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
     return ranks
-
-
-def _parts(count, dimensions):
-    step = max(1, vectors.CHUNK // dimensions)
-    return [slice(i, i + step) for i in range(0, count, step)]
-
-
-def without_self(scores, rows, query_ids, catalogue_ids, top):
-    """Moves the query itself behind its results and cuts the lists to `top`."""
-    own = (rows >= 0) & (catalogue_ids[rows] == query_ids[:, None])
-    order = np.argsort(own, axis=1, kind="stable")[:, :top]
-    scores, rows = (np.take_along_axis(a, order, 1) for a in (scores, np.where(own, -1, rows)))
-    return np.where(rows < 0, -np.inf, scores), rows
 
 
 def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
@@ -320,7 +206,7 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
     ql, cl = codes[: len(queries)], codes[len(queries) :]
     own = metrics.own_rows(queries.ids, catalogue.ids)
     some = random.permutation(len(queries))[:SAMPLES]
-    at, items = exact.relevant_pairs(ql[some], cl, own[some])
+    at, items = counting.relevant_pairs(ql[some], cl, own[some])
     keep = random.permutation(len(at))[:SAMPLES]
     same = some[at[keep]], items[keep]
     q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
@@ -342,37 +228,3 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
         "same_product": counts[0],
         "different_product": counts[1],
     }
-
-
-def pair_similarity(a, b, similarity):
-    """Similarity of pairs of rows, float64 [n]; for euclidean, their distance."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    if similarity == "euclidean":
-        return np.linalg.norm(a - b, axis=1)
-    dot = np.einsum("ij,ij->i", a, b)
-    if similarity == "dot":
-        return dot
-    return dot / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-def raw_pixels(items):
-    """The reduced picture less its mean, in place of the embedding: compared by the cosine, two
-    pictures are as near as their pixels correlate, whatever their brightness and contrast."""
-    pixels = items.images.reshape(len(items), -1).astype(np.float32)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    pixels[~pixels.any(axis=1)] = 1.0  # of one colour only: no direction is more its own
-    return dataclasses.replace(items, embeddings=pixels)
-
-
-def color_histogram(items):
-    """Square roots of the shares of 8 x 8 x 8 colours (16 greys), whose dot product is the
-    Bhattacharyya coefficient, in place of the embedding."""
-    images = items.images
-    if images.shape[-1] == 1:
-        codes, bins = images[..., 0] >> 4, 16
-    else:
-        eighth = (images[..., :3] >> 5).astype(np.int64)
-        codes, bins = eighth @ [64, 8, 1], 512
-    flat = codes.reshape(len(items), -1) + bins * np.arange(len(items))[:, None]
-    counts = np.bincount(flat.ravel(), minlength=bins * len(items)).reshape(len(items), bins)
-    return dataclasses.replace(items, embeddings=np.sqrt(counts / flat.shape[1]).astype(np.float32))

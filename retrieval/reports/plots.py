@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retrieval import files
+from trainer import files
 
 TOP = 5  # results beside each query
 RIGHT, WRONG, QUERY = "#2e8b57", "#c0392b", "#5b6770"

@@ -1,6 +1,6 @@
 """A page of what a search found: each query's picture beside those of its items."""
 
-from retrieval import page
+from retrieval.reports import page
 
 QUERIES = 100  # shown; more would not be looked at, and every picture is in the file
 

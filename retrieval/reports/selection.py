@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from retrieval import evaluation, metrics
+from retrieval import metrics
+from retrieval.ranking.vectors import pair_similarity
 
 EACH = 12  # entries of every part
 SHOWN = 5  # results beside a query
@@ -69,7 +70,7 @@ def _answers(queries, catalogue, shown, similarity):
     for q, itself in zip(shown, own, strict=True):
         items = np.flatnonzero(catalogue.products == queries.products[q])
         items = items[items != itself]
-        near = evaluation.pair_similarity(
+        near = pair_similarity(
             queries.embeddings[[q] * len(items)], catalogue.embeddings[items], similarity
         )
         best = near.argmin() if similarity == "euclidean" else near.argmax()

@@ -1,12 +1,18 @@
 """Passes over data sets that embed their pictures, in a graph and session of their own."""
 
 import contextlib
+import glob
+import hashlib
+import os
 import re
+import sys
 
 import numpy as np
 
 from retrieval import progress
-from retrieval.store import Embedded
+from retrieval.embeddings import images, signature, store
+from retrieval.embeddings.store import Embedded
+from trainer import files
 
 # A picture counts as "raw pixels" at no more than this many pixels a side.
 PIXEL_SIDE = 32
@@ -195,3 +201,149 @@ def _alike(datasets):
         for name, dataset in datasets.items()
     }
     return reduced, common
+
+
+def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
+    """Embeds some of `model.datasets()` with the weights of a checkpoint.
+
+    model: a model module. names: which of its datasets, such as 'retrieval_query'. checkpoint:
+    prefix as `trainer.checkpoints.latest` returns it. threads: for TensorFlow, 0 for all cores.
+    Returns {name: Embedded}. Raises ValueError where the model sets no embeddings, a dataset is
+    missing, or the checkpoint does not fit the model.
+    """
+    embed = of_model(model, checkpoint)
+    with opened(lambda: datasets_of(model, names), embed, threads=threads) as batches:
+        return {name: joined(list(batches(name)), name) for name in names}
+
+
+def embed_to_store(model, name, folder, *, checkpoint=None, saved_model=None, dtype="float32",
+                   shard_rows=65536, threads=0):  # fmt: skip
+    """Embeds one of `model.datasets()` into a store, going on where an interrupted run ended.
+
+    With the weights of a checkpoint, or with a SavedModel. The store's manifest.
+    """
+    source = {
+        "model": model.__name__,
+        "dataset": name,
+        "checkpoint": checkpoint or saved_model,
+        "checkpoint_sha256": fingerprint(checkpoint, saved_model),
+        "config_sha256": _config_sha256(model),
+        "preprocessing": "as the model's datasets and build(train_phase=False)",
+    }
+
+    def datasets(done):
+        return {name: datasets_of(model, [name])[name].skip(done)}
+
+    embed = of_model(model, checkpoint) if checkpoint else signature.embedder(saved_model)
+    return _to_store(datasets, embed, folder, source, dtype, shard_rows, threads)
+
+
+def embed_pictures(columns, folder, *, model=None, checkpoint=None, saved_model=None,
+                   image_size=None, pixel_range=(0, 255), on_bad_image="error", batch_size=64,
+                   dtype="float32", shard_rows=65536, threads=0):  # fmt: skip
+    """Embeds picture files into a store, with a model's checkpoint or a SavedModel; its manifest.
+
+    columns: as `images.of_folder` and `images.of_manifest` return them. on_bad_image: 'error' or
+    'skip'; the manifest names those left out. Of a SavedModel, image_size: (height, width), what
+    the signature takes if None; pixel_range: what black and white become where it takes floats.
+    """
+    if checkpoint:
+        size, channels = input_size(model)
+        embed = of_model(model, checkpoint)
+    else:
+        size, channels = signature.input_size(saved_model, image_size)
+        embed = signature.embedder(saved_model, pixel_range)
+    low, high = pixel_range
+    stamps = map(_stamp, columns["path"])
+    listed = "\n".join("\t".join(row) for row in zip(*columns.values(), stamps, strict=True))
+    source = {
+        "pictures_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "checkpoint": checkpoint or saved_model,
+        "checkpoint_sha256": fingerprint(checkpoint, saved_model),
+        "preprocessing": f"{size[0]} x {size[1]} x {channels}, bilinear, {low:g} to {high:g}",
+        "on_bad_image": on_bad_image,
+        "batch_size": batch_size,  # shards end where batches do
+    }
+    if checkpoint:
+        source["model"] = model.__name__
+        source["config_sha256"] = _config_sha256(model)
+    left_out = []
+
+    def datasets(done):
+        nonlocal left_out
+        rows, batches = columns, done
+        if on_bad_image == "error":  # every batch so far was whole: its pictures need no reading
+            rows = {key: values[done * batch_size :] for key, values in columns.items()}
+            batches = 0
+        made, left_out = images.dataset(rows, size, channels, batch_size, on_bad_image)
+        return {"pictures": made.skip(batches)}
+
+    return _to_store(
+        datasets,
+        embed,
+        folder,
+        source,
+        dtype,
+        shard_rows,
+        threads,
+        lambda: {"left_out": sorted(left_out)},
+    )
+
+
+def _stamp(path):
+    """Size and time of a file, which tell that it is another one; '' where there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _to_store(datasets, embed, folder, source, dtype, shard_rows, threads, notes=dict):
+    """Embeds the one dataset of `datasets(done)`, which lacks the batches done before.
+
+    `notes()` goes into the finished manifest.
+    """
+    with files.only_writer(folder):
+        manifest = store.begin(folder, source, dtype)
+        if manifest["complete"]:
+            said = f"{folder}: complete since an earlier run; delete it if its pictures changed"
+            print(said, file=sys.stderr)
+            return manifest
+        for left in glob.glob(os.path.join(glob.escape(str(folder)), ".*.tmp")):
+            os.remove(left)  # of a writer that was killed
+        done = sum(shard["batches"] for shard in manifest["shards"])
+        if done:
+            print(f"{folder}: going on after {manifest['count']} embeddings", file=sys.stderr)
+        with opened(lambda: datasets(done), embed, threads=threads, images=False) as batches:
+            (name,) = batches.names
+            waiting, rows = [], 0
+            for part in batches(name):
+                waiting.append(part)
+                rows += len(part["id"])
+                if rows >= shard_rows:
+                    store.append(folder, manifest, joined(waiting, name), len(waiting))
+                    waiting, rows = [], 0
+            if waiting:
+                store.append(folder, manifest, joined(waiting, name), len(waiting))
+        if not manifest["shards"]:
+            raise ValueError(f"dataset {name!r} is empty: there is nothing to embed")
+        manifest |= notes()
+        store.finish(folder, manifest)
+    return manifest
+
+
+def fingerprint(checkpoint=None, saved_model=None) -> str:
+    """Hash of the files that hold the weights: what makes two embeddings comparable."""
+    if checkpoint:
+        folder, start = os.path.dirname(checkpoint), os.path.basename(checkpoint) + "."
+        paths = [os.path.join(folder, n) for n in os.listdir(folder) if n.startswith(start)]
+        paths = [path for path in paths if not path.endswith(".meta")]
+    else:
+        paths = [os.path.join(at, n) for at, _, names in os.walk(saved_model) for n in names]
+    sums = [f"{os.path.basename(path)} {files.sha256(path)}" for path in sorted(paths)]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def _config_sha256(model):
+    return hashlib.sha256(model.config.to_json().encode()).hexdigest()

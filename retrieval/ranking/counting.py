@@ -3,7 +3,7 @@
 The rank of a relevant item is one plus the number of items that stand before it. Those are counted
 while tiles of the score matrix pass by, so that neither the matrix nor a list of neighbours is
 ever held. Scores come from a filter, a float32 or bfloat16 matrix product whose error is bounded
-(see `retrieval.filters`). An item whose score lies within the bound of a relevant item's is set
+(see `retrieval.ranking.kernels`). An item whose score lies within the bound of a relevant item's is set
 aside: scored in float32 if bfloat16 could not tell, and by the float64 dot product, which decides,
 if float32 cannot tell either. The result equals a float64 evaluation on every query, ties included.
 
@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval import filters, progress
-from retrieval.vectors import pair_scores
+from retrieval import progress
+from retrieval.ranking import kernels
+from retrieval.ranking.vectors import pair_scores
 
 SUPER = 16384  # rows made ready at a time, fewer where they are very long
 TILE = 1024  # rows and columns of one matrix product
@@ -115,7 +116,7 @@ def count_ranks(
     and [N]. own [Q]: the query's own row in the catalogue, or -1. order [N]: ranks that break ties.
     limit [Q]: ranks beyond it need not be told apart, except the first's. depth: the first's
     rank need not be followed beyond it, None for to the end. threads: None for all cores. filter:
-    one of `filters.FILTERS`.
+    one of `kernels.FILTERS`.
     """
     threads = threads or cores()
     query, item = relevant_pairs(query_labels, catalogue_labels, own)
@@ -127,7 +128,7 @@ def count_ranks(
         position = np.arange(len(query)) - start[query] + 1
         above = np.zeros(len(query), np.int64)
         p = Positives(start, query, item, score, position, above)
-        product = filters.choose(filter, queries, catalogue, threads)
+        product = kernels.choose(filter, queries, catalogue, threads)
         counting = _Counting(queries, catalogue, product, p, own, order, limit, depth)
         counting.run(pool)
     best = score == score[start[query]]
@@ -168,7 +169,7 @@ class _Counting:
         self.key = p.query * self.span - p.score
         rounding = self.span * count * 2.0**-51
         self.bound = product.bound + rounding
-        self.bound32 = filters.float32_bound(queries, catalogue) + rounding
+        self.bound32 = kernels.float32_bound(queries, catalogue) + rounding
         best = np.full(count, np.inf)
         answerable = np.flatnonzero(p.counts)
         best[answerable] = p.score[self.first[answerable]]

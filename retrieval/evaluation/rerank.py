@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 
-from retrieval import metrics, progress, search
-from retrieval.evaluation import first_right, nearest
+from retrieval import metrics, progress
+from retrieval.catalogue import neighbours
+from retrieval.evaluation.lists import first_right, nearest
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
@@ -25,7 +26,7 @@ def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
     itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
     counted = ~itself & (np.cumsum(~itself, axis=1) <= neighbours)
     weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
-    return search.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
+    return neighbours.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
 def average(catalogue, neighbours=5, alpha=3.0):
@@ -69,7 +70,7 @@ def compare(queries, catalogue, evaluation, methods):
     cosine. k_reciprocal gives no MAP@R, as it orders the first hundred only. A point is a hundredth
     of recall@k at the smallest k.
     """
-    q, c = (search.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
+    q, c = (neighbours.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
     own = metrics.own_rows(queries.ids, catalogue.ids)
     before = evaluation.figures["recall@k"]
     ks = tuple(before)

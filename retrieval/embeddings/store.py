@@ -14,7 +14,7 @@ import os
 import numpy as np
 import pyarrow
 
-from retrieval import files
+from trainer import files
 
 COLUMNS = ("id", "product", "category", "path")
 
@@ -23,9 +23,15 @@ COLUMNS = ("id", "product", "category", "path")
 class Embedded:
     """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
 
-    ids, products, categories: str [N]. images: uint8 [N, S, S, C], the pictures reduced to at most
-    32 x 32, or None where only embeddings are known. paths: str [N], of image files, '' where there
-    is none; None where no picture is a file.
+    Attributes:
+      embeddings: float [N, D].
+      ids: str [N], unique.
+      products: str [N].
+      categories: str [N], '' if there is none.
+      images: uint8 [N, S, S, C], the images reduced to at most 32 x 32; None if unknown.
+      paths: str [N], the real paths of the image files, '' for an image that is not a file; None if
+        no image is a file.
+      hashes: str [N], SHA-256 of each image's bytes in hexadecimal, '' if unknown; None if all are.
     """
 
     embeddings: np.ndarray
@@ -34,6 +40,7 @@ class Embedded:
     categories: np.ndarray
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
     paths: np.ndarray | None = None
+    hashes: np.ndarray | None = None
 
     def __len__(self):
         return len(self.embeddings)
@@ -146,3 +153,26 @@ def read(folder, verify=True) -> Embedded:
     table = pyarrow.concat_tables(tables)
     ids, products, categories, paths = (np.array(table[name].to_pylist(), str) for name in COLUMNS)
     return Embedded(embeddings, ids, products, categories, paths=paths)
+
+
+def write_table(path, columns):
+    """Writes {name: str [N]} as a Parquet table."""
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = {name: pyarrow.array(v, pyarrow.string()) for name, v in columns.items()}
+    table = pyarrow.table(texts)
+    with files.published(path) as out:
+        parquet.write_table(table, out)
+
+
+def read_table(path, names):
+    """Reads columns of a Parquet file as a pyarrow.Table; ValueError where it is damaged."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path, columns=list(names)).select(list(names))
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a table that can be read: {reason}") from None

@@ -2,11 +2,15 @@
 
 import contextlib
 import csv
+import json
 import os
 
 import numpy as np
 
-from retrieval import evaluation, files, gallery, page, pictures, progress, report
+from retrieval import progress
+from retrieval.evaluation.figures import similarity_histogram
+from retrieval.reports import evaluation_page, page, plots, selection
+from trainer import files
 
 SHOWN = 12  # queries in the picture
 DRAWINGS = ("recall_at_k", "histogram")  # pictures that a model can do without
@@ -22,28 +26,28 @@ def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
     result = next(iter(results.values()))
     with contextlib.suppress(FileNotFoundError):
         os.remove(f"{prefix}-eval.json")
-    histogram = evaluation.similarity_histogram(queries, catalogue, figures["similarity"])
+    histogram = similarity_histogram(queries, catalogue, figures["similarity"])
     _write_figures(f"{prefix}-figures.csv", figures)
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
-    files.write_json_list(f"{prefix}-top_retrieved.json", lists)
+    write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     write_queries(f"{prefix}-queries.csv", queries, catalogue, result)
     if "histogram" in drawn:
-        pictures.histogram(f"{prefix}-histogram.png", histogram)
-    curves = {title: pictures.recall_curve(r.ranking) for title, r in results.items()}
+        plots.histogram(f"{prefix}-histogram.png", histogram)
+    curves = {title: plots.recall_curve(r.ranking) for title, r in results.items()}
     if "recall_at_k" in drawn:
-        pictures.recall_at_k(f"{prefix}-recall_at_k.png", curves)
-    chosen = gallery.choose(queries, catalogue, result)
+        plots.recall_at_k(f"{prefix}-recall_at_k.png", curves)
+    chosen = selection.choose(queries, catalogue, result)
     shown = _some_rows(len(queries), SHOWN)
-    wanted = gallery.wanted(chosen, results, shown)
+    wanted = selection.wanted(chosen, results, shown)
     query_images = images("queries", queries.ids[sorted(wanted["queries"])])
     item_images = images("catalogue", catalogue.ids[sorted(wanted["catalogue"])])
     if query_images and item_images:
         beside = dict(list(results.items())[:2])  # the colour histogram has no place there
-        panels = pictures.panels(queries, catalogue, beside, shown, query_images, item_images)
-        pictures.top_retrieved(f"{prefix}-top_retrieved.png", panels)
-    report.write(
+        panels = plots.panels(queries, catalogue, beside, shown, query_images, item_images)
+        plots.top_retrieved(f"{prefix}-top_retrieved.png", panels)
+    evaluation_page.write(
         f"{prefix}-report.html",
         figures=figures,
         curves=curves,
@@ -140,3 +144,12 @@ def _write_suspects(path, chosen, queries, catalogue):
         table.writerow(["id", "product", "suggested_product", "corrected_product"])
         for q, product in chosen["suspects"]:
             table.writerow([queries.ids[q], queries.products[q], product, ""])
+
+
+def write_json_list(path, values):
+    """Writes a JSON list of plain values, one element a line."""
+    with files.published(path, "w") as out:
+        for n, value in enumerate(values):
+            out.write("[" if n == 0 else ",\n")
+            out.write(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        out.write("]\n" if values else "[]\n")

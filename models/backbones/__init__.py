@@ -19,16 +19,16 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from metriclearn.datasets.glyphs import cache_folder
-from models import efficientnet, nets, pretrained, saved_model
+from models.backbones import efficientnet, pretrained, saved_model, scratch
 from trainer import layers
 
 v1 = tf.compat.v1
 
 PRETRAINED = "pretrained:"
 _FROM_NOTHING = {
-    "resnet18": (nets.resnet18, 512),
-    "mobilenet": (nets.mobilenet, 1024),
-    "convnet": (nets.convnet, None),  # as many as the pictures' size makes
+    "resnet18": (scratch.resnet18, 512),
+    "mobilenet": (scratch.mobilenet, 1024),
+    "convnet": (scratch.convnet, None),  # as many as the pictures' size makes
 }
 
 

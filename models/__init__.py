@@ -1,1 +1,0 @@
-"""Models, one folder each: `config`, `datasets()` and `build(inputs, train_phase)`."""

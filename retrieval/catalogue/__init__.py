@@ -1,0 +1,1 @@
+"""A catalogue of embeddings in a FAISS index."""

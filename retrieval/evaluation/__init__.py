@@ -1,0 +1,1 @@
+"""Figures of an embedding against a catalogue."""

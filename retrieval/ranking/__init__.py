@@ -1,0 +1,1 @@
+"""Exact ranks by counting, in NumPy."""
