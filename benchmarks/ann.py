@@ -1,4 +1,4 @@
-"""Approximate search: what `retrieval.catalogue.neighbours` chooses and tunes, next to FAISS set by hand.
+"""Approximate search: what the catalogue chooses and tunes, next to FAISS set by hand.
 
     python -m benchmarks.ann [--rows=1000000] [--dimensions=128] [--recall=0.95]
 

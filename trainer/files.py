@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -105,6 +106,31 @@ def known_keys(path: str | os.PathLike, keys: set, what: str) -> dict:
     return value
 
 
+def write_sealed(path: str | os.PathLike, value: dict) -> None:
+    """Replaces a JSON file atomically, with a checksum of its own contents."""
+    write_json(path, plain(value) | {"checksum": _seal(value)})
+
+
+def read_sealed(path: str | os.PathLike, keys: set, what: str) -> dict:
+    """Returns what `write_sealed` wrote, without the checksum.
+
+    Raises:
+      ValueError: the file is missing, damaged or changed, or lacks a key that every `what` has.
+    """
+    value = known_keys(path, keys, what)
+    checksum = value.pop("checksum", None)
+    if checksum is None:
+        raise ValueError(f"{path}: has no checksum; an earlier version of this program wrote it")
+    if checksum != _seal(value):
+        raise ValueError(f"{path}: is damaged (its checksum differs)")
+    return value
+
+
+def _seal(value):
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def sha256(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as data:
@@ -153,7 +179,7 @@ def only_writer(folder: str | os.PathLike, wait: str = "") -> Iterator[IO]:
                 raise BlockingIOError(
                     error.errno, f"{holder} is writing there; wait for it", os.fspath(folder)
                 ) from None
-            print(wait, flush=True)
+            print(wait, file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")

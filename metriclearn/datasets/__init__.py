@@ -4,7 +4,9 @@ from metriclearn.datasets import cars, cub, deepfashion, folder, glyphs, grocery
 from metriclearn.datasets.table import (
     ProductTable,
     did_you_mean,
+    parse_conditions,
     queries_and_catalogue,
+    select_where,
     split_by_product,
 )
 
@@ -24,7 +26,9 @@ __all__ = [
     "READERS",
     "ProductTable",
     "load",
+    "parse_conditions",
     "queries_and_catalogue",
+    "select_where",
     "split_by_product",
 ]
 

@@ -24,6 +24,8 @@ import tempfile
 
 import numpy as np
 
+from metriclearn.datasets import image_files
+
 HASH_SIDE = 8  # frequencies a side: 64 bits
 PIXEL_SIDE = 32
 MAX_BITS = 6  # of 64 that near duplicates may differ in
@@ -200,19 +202,6 @@ def shared_files(table):
     return [found for found in rows.values() if len(found) > 1]
 
 
-def turned(table):
-    """Ids of pictures whose EXIF says that they are to be turned, which training does not do."""
-    from PIL import ExifTags, Image
-
-    found = []
-    for name, path in zip(table.ids.tolist(), table.paths.tolist(), strict=True):
-        if path:
-            with Image.open(path) as image:
-                if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                    found.append(name)
-    return found
-
-
 def summary(table, groups):
     """Lines that tell what was found."""
     extra = sum(len(group.rows) - 1 for group in groups)
@@ -227,11 +216,6 @@ def summary(table, groups):
     conflicts = sum(group.conflicts for group in groups)
     lines.append(f"{conflicts:,} groups show one picture under different products")
     lines.append(f"{len(shared_files(table)):,} files are in the table under several ids")
-    if names := turned(table):
-        lines.append(
-            f"{len(names):,} files are to be turned (EXIF orientation), which training does not; "
-            f"turn them first: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
-        )
     for (a, b), count in shared_products(table).items():
         lines.append(f"{count:,} products are both in {a} and in {b}")
     return lines
@@ -244,12 +228,7 @@ def _thumbnail(table, row):
     if table.images is not None:
         image = Image.fromarray(table.images[row].squeeze())
     else:
-        image = Image.open(table.paths[row])
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
+        image = Image.fromarray(image_files.read(table.paths[row], least=(THUMBNAIL,) * 2)[0])
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)

@@ -1,20 +1,23 @@
-"""Decoded pictures in memory, and batches cut out of them."""
+"""Decoded images in memory, and batches cut out of them."""
 
+import itertools
 import threading
 
 import numpy as np
 
-# Canvases have sides of whole multiples of this: one program is compiled for each shape.
+# Canvases have sides of whole multiples of this: one program is compiled per shape.
 GRAIN = 64
 
 
 class DecodedCache:
-    """Decoded pictures kept in memory, in whatever order they are first asked for.
+    """Decoded images kept in memory, in the order in which they are first asked for.
 
-    Pictures are kept as decoded (uint8, reduced to the size needed, not yet cropped) until `budget`
+    Images are kept as decoded (uint8, reduced to the size needed, not yet cropped) until `budget`
     bytes are used; the others are decoded each time. Nothing is evicted: under random access a
-    fixed part is as good as any, and what was found once stays found. One cache serves one table at
-    one size.
+    fixed part is as good as any. One cache serves one table at one size.
+
+    A batch is made between `sizes`, which opens a ticket, and `close`: until then the images of the
+    batch stay at hand, also those beyond the budget.
 
     Attributes:
       budget: bytes of pixels kept at most.
@@ -25,44 +28,62 @@ class DecodedCache:
         self.budget = budget
         self.bytes = 0
         self._kept = {}
+        self._open = {}
+        self._tickets = itertools.count()
         self._lock = threading.Lock()
 
     def __len__(self):
         return len(self._kept)
 
     def sizes(self, rows):
-        """int32 [B, 3]: height, width and reduction of the rows' pictures; zeros: not kept."""
-        nothing = None, (0, 0, 0)
-        return np.asarray([self._kept.get(row, nothing)[1] for row in rows.tolist()], np.int32)
-
-    def cut(self, rows, windows, places, images, sizes):
-        """Cuts a window out of each row's picture; keeps the new pictures that the budget allows.
+        """Opens a batch.
 
         Args:
           rows: int64 [B].
-          windows: int32 [B, 4] as y, x, h, w.
-          places: int64 [M], the places in `rows` whose pictures are new.
-          images, sizes: the new pictures, uint8 [M, H, W, C], each in the upper left corner; int32
-            [M, 3] as from `sizes`.
+
+        Returns:
+          (int64 ticket; int32 [B, 3]: height, width and reduction of the rows' images, zeros for
+          those that must be decoded).
+        """
+        ticket = next(self._tickets)
+        found = {row: self._kept[row] for row in rows.tolist() if row in self._kept}
+        self._open[ticket] = found
+        nothing = None, (0, 0, 0)
+        sizes = [found.get(row, nothing)[1] for row in rows.tolist()]
+        return np.int64(ticket), np.asarray(sizes, np.int32).reshape(-1, 3)
+
+    def add(self, ticket, row, image, ratio):
+        """Takes a decoded image, uint8 [h, w, C]; its int32 [3] as from `sizes`."""
+        size = (*image.shape[:2], int(ratio))
+        # The array given is a view of a tensor that the runtime frees.
+        entry = image.copy(), size
+        self._open[int(ticket)][int(row)] = entry
+        with self._lock:
+            if int(row) not in self._kept and self.bytes + image.nbytes <= self.budget:
+                self._kept[int(row)] = entry
+                self.bytes += image.nbytes
+        return np.asarray(size, np.int32)
+
+    def cut(self, ticket, rows, windows):
+        """Cuts a window, int32 [B, 4] as y, x, h, w, out of each row's image.
 
         Returns:
           uint8 [B, H', W', C], each window in the upper left corner; the rest is arbitrary.
         """
-        rows = rows.tolist()
-        new = {}
-        for place, image, (height, width, ratio) in zip(places, images, sizes, strict=True):
-            new[int(place)] = image[:height, :width]
-            self._keep(rows[place], new[int(place)], (height, width, ratio))
         height, width = -(-windows[:, 2:].max(0) // GRAIN) * GRAIN
-        canvas = np.empty((len(rows), height, width, images.shape[3]), np.uint8)
-        for place, (row, (y, x, h, w)) in enumerate(zip(rows, windows.tolist(), strict=True)):
-            picture = new[place] if place in new else self._kept[row][0]
-            canvas[place, :h, :w] = picture[y : y + h, x : x + w]
+        channels = self._open[int(ticket)][int(rows[0])][0].shape[2]
+        canvas = np.empty((len(rows), height, width, channels), np.uint8)
+        for place, (row, window) in enumerate(zip(rows, windows, strict=True)):
+            h, w = window[2:]
+            canvas[place, :h, :w] = self.cut_one(ticket, row, window)
         return canvas
 
-    def _keep(self, row, image, size):
-        with self._lock:
-            if row not in self._kept and self.bytes + image.nbytes <= self.budget:
-                # The array given is a view of a tensor that the runtime frees.
-                self._kept[row] = image.copy(), size
-                self.bytes += image.nbytes
+    def cut_one(self, ticket, row, window):
+        """One window, uint8 [h, w, C]."""
+        y, x, h, w = window.tolist()
+        return self._open[int(ticket)][int(row)][0][y : y + h, x : x + w]
+
+    def close(self, ticket):
+        """Forgets the batch; returns its ticket."""
+        del self._open[int(ticket)]
+        return ticket

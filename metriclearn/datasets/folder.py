@@ -1,82 +1,129 @@
-"""A folder for every product: the simplest layout for data of one's own.
+"""A folder of images: the simplest layout for data of one's own.
 
-root/red-shoe/1.jpg  root/red-shoe/2.png  root/hat/1.jpg ...             split by product
-root/train/red-shoe/1.jpg  root/val/...  root/test/hat/1.jpg ...         the split as given
-root/train/...  root/query/hat/1.jpg  root/catalogue/hat/2.jpg           test, with roles
+root/red-shoe/1.jpg  root/red-shoe/2.png  root/hat/1.jpg ...     a folder per product
+root/train/red-shoe/1.jpg  root/val/...  root/test/hat/1.jpg     a folder per split, products within
+root/train/...  root/query/hat/1.jpg  root/catalogue/hat/2.jpg   test images with their roles
+root/1.jpg  root/2.jpg                                           each image a product of its own
+
+Folders of splits are recognized in any case and by their usual synonyms (`PARTS`). Images lie at
+any depth below their product's folder. Hidden files and folders (.name) are skipped, links to files
+and folders are followed, and other files are ignored.
 """
 
 import os
 
-from metriclearn.datasets import layout
+from metriclearn.datasets.image_files import SUFFIXES
 from metriclearn.datasets.table import ProductTable, split_by_product
 
-# A folder's name -> (split, role). 'gallery' is what many call the catalogue.
+# (split, role) of a folder: its names, in lower case.
 PARTS = {
-    "train": ("train", "train"),
-    "val": ("val", ""),
-    "test": ("test", ""),
-    "query": ("test", "query"),
-    "catalogue": ("test", "catalogue"),
-    "gallery": ("test", "catalogue"),
+    ("train", "train"): ("train", "training", "trn"),
+    ("val", ""): ("val", "valid", "validation", "dev", "vld"),
+    ("test", ""): ("test", "testing", "tst"),
+    ("test", "query"): ("query", "queries", "probe"),
+    ("test", "catalogue"): ("catalogue", "catalog", "gallery"),
 }
-
-
-def _folders(path):
-    """Names of the visible folders in `path`, sorted."""
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+_PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
 def load(root, fractions=(0.7, 0.1, 0.2)):
-    """Every picture at any depth below a product's folder; other files are passed over.
+    """Reads a folder, or a single image.
 
-    When all folders of `root` are among train, val, test, query, catalogue and gallery they are the
-    split; otherwise they are the products, split by `split_by_product`.
+    If all folders of `root` are named after splits, they are the splits; otherwise they are the
+    products, split by `split_by_product`.
 
     Args:
-      root: the folder.
-      fractions: train, val and test shares of the products, without folders for the splits.
+      root: the folder, or one image file.
+      fractions: train, val and test shares of the products, without folders for the splits; None
+        leaves all splits ''.
+
+    Returns:
+      A ProductTable. Ids are paths within the folder, with '/'.
 
     Raises:
-      ValueError: no such folder, no product, a product without a picture; a folder train beside
-        one that is none of the splits.
+      ValueError: no such folder, no image, a product without an image, a name
+        that is not UTF-8, a folder that contains itself by a link, or a folder named after a split
+        beside one that is not.
     """
     root = os.fspath(root)
+    if os.path.isfile(root):
+        name = os.path.basename(root)
+        return _table([name], [root], [name], [""], [""], root, None)
     if not os.path.isdir(root):
-        raise ValueError(f"{root}: no such folder; give the folder that holds one for each product")
-    parts = _folders(root)
-    given = bool(parts) and set(parts) <= set(PARTS)
-    if not given and "train" in parts:
-        strange = next(part for part in parts if part not in PARTS)
-        raise ValueError(
-            f"{root}: has a folder train, and {strange!r}, which is none of {', '.join(PARTS)}: "
-            "move one of them elsewhere"
-        )
-    ids, products, splits, roles = [], [], [], []
-    for part in parts if given else [""]:
-        for product in _folders(os.path.join(root, part)):
-            top = os.path.join(root, part, product)
-            before = len(ids)
-            for folder, subfolders, names in os.walk(top):
-                subfolders.sort()
-                for name in sorted(names):
-                    if name.lower().endswith(layout.PICTURES) and not name.startswith("."):
-                        path = os.path.relpath(os.path.join(folder, name), root)
-                        ids.append(path.replace(os.sep, "/"))
-            new = len(ids) - before
-            if not new:
-                kinds = ", ".join(layout.PICTURES)
-                raise ValueError(f"{top}: no picture ({kinds}) in the folder of a product")
-            products += [product] * new
-            split, role = PARTS.get(part, ("", ""))
-            splits += [split] * new
-            roles += [role] * new
-    if not ids:
-        raise ValueError(f"{root}: no folder of a product with pictures in it")
+        raise ValueError(f"{root}: there is no such folder or image")
+    folders, loose = _visible(root)
+    given = bool(folders) and all(name.lower() in _PART_OF for name in folders)
     if not given:
+        _check_no_split_beside_products(root, folders)
+    ids, products, splits, roles = [], [], [], []
+
+    def add(names, product, part):
+        ids.extend(names)
+        products.extend([product] * len(names))
+        splits.extend([part[0]] * len(names))
+        roles.extend([part[1]] * len(names))
+
+    for top in folders if given else [""]:
+        part = _PART_OF[top.lower()] if given else ("", "")
+        folder = os.path.join(root, top)
+        inside, alone = _visible(folder)
+        for product in inside:
+            add(_images_below(root, os.path.join(top, product)), product, part)
+        for name in filter(_is_image, alone):  # directly in it: a product of its own
+            path = f"{top}/{name}" if top else name
+            add([path], path, part)
+    if not ids:
+        raise ValueError(f"{root}: contains no image ({', '.join(SUFFIXES)})")
+    paths = [os.path.join(root, *name.split("/")) for name in ids]
+    return _table(ids, paths, products, splits, roles, root, None if given else fractions)
+
+
+def _table(ids, paths, products, splits, roles, root, fractions):
+    if fractions is not None:
         try:
             splits = split_by_product(products, fractions)
         except ValueError as error:
             raise ValueError(f"{root}: {error}") from None
-    paths = [os.path.join(root, *path.split("/")) for path in ids]
+    for name in ids:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ValueError(f"{root}: the name {name!r} is not UTF-8; rename the file")
     return ProductTable(ids=ids, paths=paths, products=products, splits=splits, roles=roles)
+
+
+def _is_image(name):
+    return name.lower().endswith(SUFFIXES)
+
+
+def _visible(folder):
+    """(names of folders, names of regular files) in a folder, sorted, links followed."""
+    with os.scandir(folder) as entries:
+        shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    return [e.name for e in shown if e.is_dir()], [e.name for e in shown if e.is_file()]
+
+
+def _images_below(root, product, above=()):
+    """Paths within root of the images at any depth of a product's folder, in order."""
+    folder = os.path.join(root, product)
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ValueError(f"{folder}: is a link to a folder that contains it; remove the link")
+    folders, names = _visible(folder)
+    found = [f"{product.replace(os.sep, '/')}/{name}" for name in filter(_is_image, names)]
+    for name in folders:
+        found += _images_below(root, os.path.join(product, name), (*above, here))
+    if not found and not above:
+        raise ValueError(f"{folder}: no image ({', '.join(SUFFIXES)}) in the folder of a product")
+    return sorted(found) if not above else found
+
+
+def _check_no_split_beside_products(root, folders):
+    """Raises ValueError where some folders are splits and others are not: which are products?"""
+    named = [name for name in folders if name.lower() in _PART_OF]
+    if len(named) < 2 and not any(_PART_OF[name.lower()][0] == "train" for name in named):
+        return
+    other = next(name for name in folders if name not in named)
+    known = ", ".join(names[0] for names in PARTS.values())
+    raise ValueError(
+        f"{root}: contains the folder {named[0]!r} of a split, and {other!r}, which is none of "
+        f"{known}: move one of them elsewhere"
+    )

@@ -1,75 +1,47 @@
-"""Pictures as tensors: decoding, at a scale, of a window, whatever the file holds.
+"""Image files as tensors: the one place that decodes, for training, embedding, search and pages.
 
-What becomes of each kind of file:
-  JPEG   grey, colour, progressive and CMYK become RGB (or grey when channels=1). Only the window
-         asked for is decoded, and where the target is at least twice smaller than the picture it is
-         decoded at 1/2, 1/4 or 1/8 by the DCT, which is several times cheaper.
-  PNG    palettes and grey become RGB; transparency is laid over white (a cut-out product would
-         otherwise show the arbitrary colour behind it); 16 bits keep their upper 8.
-  WebP   transparency is laid over white. An animated one is refused.
-  GIF    the first frame, also of an animation.
-  BMP    of 24 or 32 bits (no alpha). Others are refused: a palette would be taken for grey.
-EXIF orientation is ignored: pixels and boxes are those of the file as stored.
+JPEG files are decoded by TensorFlow: only the window asked for, and at 1/2, 1/4 or 1/8 by the DCT
+if the target is at least that much smaller, which is several times cheaper. All other formats,
+CMYK, and JPEG files that a camera stored turned are decoded by Pillow (`image_files.read`). Both
+give the same pixels to within rounding:
+
+  every format   Grayscale and palettes become RGB (or gray with channels=1). The EXIF orientation
+                 is applied, so that photos stand upright; boxes refer to the file as stored and are
+                 turned with the image. An image of more than `max_pixels` is refused before it is
+                 decoded, from the size in its header.
+  JPEG           Baseline, progressive, grayscale and CMYK.
+  PNG, WebP      Transparency is laid over white: a cut-out product would otherwise show the
+                 arbitrary color behind it. 16 bits keep the upper 8.
+  GIF, WebP, TIFF  The first frame of an animation or of several pages.
 """
 
+import numpy as np
 import tensorflow as tf
+
+from metriclearn.datasets.image_files import MAX_PIXELS, jpeg_header, read
 
 # Chroma upsampling looks one sample beyond the window; decoding this much more makes the window's
 # pixels the very ones that a full decode gives.
 HALO = 2
-# Added before the cast that cuts off: a half, and a little so that values halfway between two grey
+# Added before the cast that cuts off: a half, and a little so that values halfway between two gray
 # levels, which weights with few digits often give, fall on one side whatever their last bit.
 HALF = 0.5 + 2**-9
 # A JPEG as far as the start of its scan, one pixel: read in place of what is no JPEG.
 JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00")
 
 
-def _over_white(image):
-    """uint8 [h, w, 1 to 4] -> [h, w, 3]; what is transparent is laid over white."""
-    channels = tf.shape(image)[2]
-    # Not `==`: in a graph outside tf.function it compares objects.
-    colours = channels - tf.where(tf.equal(channels % 2, 0), 1, 0)
+def upright_jpegs(data):
+    """bool [...]: which files' bytes, string [...], are JPEGs, gray or RGB, that stand upright."""
 
-    def composite():
-        wide = tf.cast(image, tf.int32)
-        alpha = wide[..., colours:]
-        return tf.cast((wide[..., :colours] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+    def plain(content):
+        return content[:3] == b"\xff\xd8\xff" and jpeg_header(content) in ((1, 1), (1, 3))
 
-    image = tf.cond(colours < channels, composite, lambda: image)
-    return tf.broadcast_to(image, [*tf.unstack(tf.shape(image)[:2]), 3])
+    def check(contents):
+        contents = np.asarray(contents, object)  # bytes alone for a scalar
+        return np.array([plain(c) for c in contents.ravel()], bool).reshape(contents.shape)
 
-
-def _byte(data, place):
-    return tf.io.decode_raw(tf.strings.substr(data, place, 1), tf.uint8)[0]
-
-
-def _shrink(image, ratio):
-    """uint8 [h, w, c] -> its means over ratio x ratio blocks, [ceil(h / ratio), ...]."""
-    # The last blocks are filled up with the picture's edge; pooling's own padding would move all.
-    shape = tf.shape(image)
-    image = tf.pad(image, [[0, -shape[0] % ratio], [0, -shape[1] % ratio], [0, 0]], "SYMMETRIC")
-    pooled = tf.nn.avg_pool2d(tf.cast(image, tf.float32)[None], ratio, ratio, "VALID")[0]
-    return tf.cast(tf.round(pooled), tf.uint8)
-
-
-def _decode_other(data, channels):
-    """PNG, GIF, BMP and WebP -> uint8 [h, w, channels]."""
-    head = tf.strings.substr(data, 0, 4)
-    coarse = tf.equal(tf.strings.substr(data, 0, 2), b"BM") & (_byte(data, 28) < 24)
-    # TensorFlow writes beyond its memory when it decodes an animated WebP.
-    moving = tf.equal(tf.strings.substr(data, 12, 4), b"VP8X") & (_byte(data, 20) & 2 > 0)
-    data = tf.where(coarse | moving, b"", data)
-    # As many channels as the file has: asked for four, libpng's filler for the alpha of a palette
-    # is the largest palette index instead of 255.
-    image = tf.cond(
-        tf.equal(head, b"\x89PNG") | tf.equal(head, b"RIFF"),
-        lambda: _over_white(tf.io.decode_image(data, channels=0, expand_animations=False)),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
-    )
-    image = tf.ensure_shape(image, [None, None, 3])
-    if channels == 1:
-        image = tf.image.rgb_to_grayscale(image)
-    return image
+    found = tf.numpy_function(check, [data], tf.bool, stateful=False)
+    return tf.ensure_shape(found, data.shape)
 
 
 def _ratio(sides, least):
@@ -94,12 +66,12 @@ def _slice(image, corner, size):
 
 
 def place(window, sides, ratio, box):
-    """(int32 [2] y, x; int32 [2] h, w) of a window, clipped to the picture, at least one pixel.
+    """(int32 [2] y, x; int32 [2] h, w) of a window, clipped to the image, at least one pixel.
 
     Args:
-      window: as in `decode`; None: the whole picture.
-      sides: int32 [2], height and width of the reduced picture.
-      ratio: int32 scalar, by how much the picture is reduced.
+      window: as in `decode`; None: the whole image.
+      sides: int32 [2], height and width of the reduced image.
+      ratio: int32 scalar, by how much the image is reduced.
       box: as in `decode`.
 
     If `window` takes a batch, all may have a leading dimension.
@@ -123,9 +95,14 @@ def _ratios(least):
 
 
 def jpeg_sides(data):
-    """(bool, int32 [2]): whether a file is a JPEG, and the height and width that it tells."""
+    """int32 [2]: the height and width in a JPEG file's header; ones for another file."""
     is_jpeg = tf.equal(tf.strings.substr(data, 0, 3), b"\xff\xd8\xff")
-    return is_jpeg, tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))[:2]
+    return tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))[:2]
+
+
+def small_enough(sides, max_pixels):
+    """bool: whether an image of int32 [..., 2] sides may be decoded."""
+    return tf.reduce_prod(tf.cast(sides, tf.int64), -1) <= max_pixels
 
 
 def plan_jpeg(sides, least, window, box):
@@ -150,23 +127,29 @@ def plan_jpeg(sides, least, window, box):
     )
 
 
-def decode(data, *, channels=3, least=None, window=None, box=None):
-    """Decodes a picture, or a window of it, reduced as far as it stays large enough.
+def decode(
+    data, *, channels=3, least=None, window=None, box=None, upright=None, max_pixels=MAX_PIXELS
+):
+    """Decodes an image, or a window of it, reduced as far as it stays large enough.
 
     Args:
       data: string scalar, the file's bytes.
-      channels: 3 (RGB) or 1 (grey).
-      least: (height, width) that the whole reduced picture keeps at least; None: never reduced.
+      channels: 3 (RGB) or 1 (gray).
+      least: (height, width) that the whole reduced image keeps at least; None: never reduced.
       window: function (height, width, box) -> int32 [4] as y, x, h, w, all in pixels of the reduced
-        picture; it is clipped to the picture. None: the whole picture.
-      box: int32 [4] as x1, y1, x2, y2 in pixels of the file, handed to `window` reduced alike.
+        upright image; it is clipped to the image. None: the whole image.
+      box: int32 [4] as x1, y1, x2, y2 in pixels of the file, passed to `window` turned and reduced.
+      upright: what `upright_jpegs` says of this file, if known.
+      max_pixels: size above which the image is refused undecoded.
 
     Returns:
       (uint8 [h, w, channels], int32 scalar ratio of the reduction: 1, 2, 4 or 8).
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
-    is_jpeg, sides = jpeg_sides(data)
+    upright = upright_jpegs(data) if upright is None else upright
+    sides = jpeg_sides(data)
+    direct = upright & small_enough(sides, max_pixels)
     level, part, begin, kept = plan_jpeg(sides, least, window, box)
 
     def jpeg(ratio):
@@ -176,21 +159,27 @@ def decode(data, *, channels=3, least=None, window=None, box=None):
         return image, tf.constant(ratio)
 
     def other():
-        image = _decode_other(data, channels)
-        ratio = _ratio(tf.shape(image)[:2], least)
-        if least is not None:
-            image = tf.switch_case(
-                _log2(ratio), [lambda: image, *(lambda r=r: _shrink(image, r) for r in (2, 4, 8))]
-            )
-        return _slice(image, *place(window, tf.shape(image)[:2], ratio, box)), ratio
+        def by_pillow(content, box):
+            content = np.asarray(content, object).item()
+            image, ratio, box = read(content, channels, least, box, max_pixels)
+            return image, np.int32(ratio), box
 
-    # One flat choice with little in it: also what is not chosen costs the runtime time, and that
-    # easily more than the decoding of a small picture.
+        given = tf.zeros([4], tf.int32) if box is None else tf.cast(box, tf.int32)
+        image, ratio, turned = tf.numpy_function(
+            by_pillow, [data, given], [tf.uint8, tf.int32, tf.int32], stateful=False
+        )
+        image = tf.ensure_shape(image, [None, None, channels])
+        ratio, turned = tf.ensure_shape(ratio, []), tf.ensure_shape(turned, [4])
+        place_of = place(window, tf.shape(image)[:2], ratio, None if box is None else turned)
+        return _slice(image, *place_of), ratio
+
+    # One flat choice with little in it: unselected branches still cost time, easily more than the
+    # decoding of a small image.
     ratios = _ratios(least)
-    choice = tf.where(is_jpeg, level, len(ratios))
+    choice = tf.where(direct, level, len(ratios))
     image, ratio = tf.switch_case(choice, [*(lambda r=r: jpeg(r) for r in ratios), other])
     if window is not None:
-        image = tf.slice(image, tf.where(is_jpeg, begin, 0), tf.where(is_jpeg, kept, -1))
+        image = tf.slice(image, tf.where(direct, begin, 0), tf.where(direct, kept, -1))
     return tf.ensure_shape(image, [None, None, channels]), ratio
 
 
@@ -221,9 +210,9 @@ def resize(image, size, method="bilinear"):
 
 
 def resize_windows(canvas, sides, size, method="bilinear"):
-    """Resizes the upper left corners of a batch's pictures.
+    """Resizes the upper left corners of a batch's images.
 
-    Bilinear, one program compiled by XLA makes them all. The pictures are those of `resize` but for
+    Bilinear, one program compiled by XLA makes them all. The images are those of `resize` but for
     the last bit of a sum: a value may differ by 1, in a few of a million values, in none where the
     target's sides are powers of two.
 

@@ -4,8 +4,6 @@ import os
 
 import numpy as np
 
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-
 
 def require(root, names, dataset, page, pictures=True):
     """Checks that files or folders exist under `root`.

@@ -1,12 +1,18 @@
-"""A CSV manifest beside a folder of pictures: the reader for data of one's own.
+"""A CSV manifest of images: the reader for data of one's own.
 
     path,label[,category][,split][,role][,domain][,x1,y1,x2,y2][,anything else]
     images/0001.jpg,red-shoe,shoes,train,
     ...
 
 `path` is relative to the manifest's folder (or to `root`), `label` names the product. `split` is
-train | val | test | catalogue (shop pictures common to all splits), `role` is empty | train | query
-| catalogue. Other columns are kept as text in the table's `extra`.
+train | val | test | catalogue (shop images common to all splits), `role` is empty | train | query |
+catalogue. Other columns are kept as text in the table's `extra`.
+
+The file is UTF-8, with or without a byte-order mark. Cells are separated by commas, semicolons or
+tabs, whichever the header uses, and quoted as in RFC 4180. Spaces around a cell and rows without
+any text are ignored; `./a.jpg` and `a.jpg` are one path. Text after a closing quote, a row with
+more or fewer cells than the header, a column without a name and a path that occurs twice are
+errors.
 """
 
 import csv
@@ -14,7 +20,7 @@ import os
 
 import numpy as np
 
-from metriclearn.datasets import layout
+from metriclearn.datasets.image_files import SUFFIXES
 from metriclearn.datasets.table import (
     ROLES,
     SPLITS,
@@ -26,14 +32,85 @@ from metriclearn.datasets.table import (
 REQUIRED = ("path", "label")
 BOX = ("x1", "y1", "x2", "y2")
 KNOWN = (*REQUIRED, "category", "split", "role", "domain", *BOX)
-SUFFIXES = layout.PICTURES
+SEPARATORS = (",", ";", "\t")
+
+
+def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
+    """Reads a manifest and checks every row.
+
+    Without a `split` column the products (not the images) are split by `split_by_product`: 70%
+    train, 10% val, 20% test by the hash of their name, so that val and test hold products never
+    trained on, and a later reading gives the same split. Without a `role` column all roles are ''
+    and a split is evaluated leave-one-out (`queries_and_catalogue`): each image searches all the
+    others.
+
+    Args:
+      path: the CSV file, with a header.
+      root: the folder that the paths are relative to; the manifest's own when None.
+      fractions: train, val and test shares of the products, used without a `split` column; None
+        leaves all splits ''.
+      columns: foreign names of columns, as `path=file,label=sku`, or the same as a dict.
+
+    Returns:
+      A ProductTable whose ids are the paths as the manifest writes them, normalized.
+
+    Raises:
+      ValueError: with the file and line: an unreadable manifest, a missing or misspelled column, a
+        row with too few or many cells, an empty label, a missing file, a path that occurs twice, an
+        unknown split or role, or an invalid box.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    root = os.path.dirname(path) if root is None else os.fspath(root)
+    rows = _rows(path)
+    line, header = next(rows, (1, None))
+    if header is None:
+        raise ValueError(f"{path}: the manifest is empty; it needs a header with path and label")
+    header = _renamed(path, line, header, columns)
+    _check_header(path, line, header)
+    has_boxes = "x1" in header
+    cells_of = {name: [] for name in header if name not in BOX}
+    files, boxes, seen = [], [], {}
+    for line, cells in rows:
+        where = f"{path}:{line}"
+        if len(cells) != len(header):
+            raise ValueError(f"{where}: {len(cells)} cells, the header has {len(header)} columns")
+        row = dict(zip(header, cells, strict=True))
+        _check_row(where, row)
+        file = os.path.normpath(os.path.join(root, row["path"]))
+        if file in seen:
+            raise ValueError(f"{where}: {row['path']} occurs already on line {seen[file]}")
+        seen[file] = line
+        if not file.lower().endswith(SUFFIXES):
+            raise ValueError(f"{where}: {row['path']} is not an image ({', '.join(SUFFIXES)})")
+        if not os.path.isfile(file):
+            raise ValueError(f"{where}: no such file: {file}")
+        files.append(file)
+        row["path"] = os.path.normpath(row["path"])
+        if has_boxes:
+            boxes.append(_box(where, [row[name] for name in BOX]))
+        for name, values in cells_of.items():
+            values.append(row[name])
+    if not files:
+        raise ValueError(f"{path}: the manifest has a header but no row")
+    return ProductTable(
+        products=cells_of["label"],
+        paths=files,
+        ids=cells_of["path"],
+        categories=cells_of.get("category"),
+        splits=_splits(path, cells_of, fractions),
+        roles=cells_of.get("role"),
+        domains=cells_of.get("domain"),
+        boxes=boxes if has_boxes else None,
+        extra={name: values for name, values in cells_of.items() if name not in KNOWN},
+    )
 
 
 def _rows(path):
-    """Yields (line number, cells) of the non-empty lines; the header first."""
+    """Yields (line number, cells) of the rows that hold any text; the header first."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            separator = _separator(file)
+            reader = csv.reader(file, strict=True, delimiter=separator, skipinitialspace=True)
             line = 1
             try:
                 for cells in reader:
@@ -44,8 +121,39 @@ def _rows(path):
                 raise ValueError(f"{path}:{line}: not valid CSV: {error}") from None
             except UnicodeDecodeError:
                 raise ValueError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}:1: not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot read the manifest: {error.strerror}") from None
+
+
+def _separator(file):
+    """The separator that parts the header into the most cells; rewinds the file."""
+    header = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    # A quoted name may hold any of them.
+    bare = "".join(header.split('"')[::2])
+    return max(SEPARATORS, key=bare.count)
+
+
+def _renamed(path, line, header, columns):
+    """The header with foreign names of columns replaced by ours."""
+    if isinstance(columns, str):
+        pairs = [pair.partition("=") for pair in columns.split(",") if pair.strip()]
+        columns = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    for ours, theirs in columns.items():
+        if ours not in KNOWN:
+            raise ValueError(
+                f"columns: {ours!r} is none of {', '.join(KNOWN)}{did_you_mean(ours, KNOWN)}"
+            )
+        if theirs not in header:
+            raise ValueError(
+                f"{path}:{line}: no column {theirs!r}{did_you_mean(theirs, header)}, which "
+                f"columns names for {ours}; the header has {', '.join(header)}"
+            )
+    # A column that already has our name, but is not the one meant, is kept under another.
+    ours_of = {theirs: ours for ours, theirs in columns.items()}
+    return [ours_of.get(name, f"original {name}" if name in columns else name) for name in header]
 
 
 def _check_header(path, line, header):
@@ -53,15 +161,16 @@ def _check_header(path, line, header):
         if not name:
             raise ValueError(f"{path}:{line}: a column has no name")
         if header.count(name) > 1:
-            raise ValueError(f"{path}:{line}: the column {name!r} is there twice")
+            raise ValueError(f"{path}:{line}: the column {name!r} occurs twice")
     for name in REQUIRED:
         if name not in header:
             others = [other for other in header if other not in KNOWN]
             raise ValueError(
                 f"{path}:{line}: no column {name!r}{did_you_mean(name, others)}; the header must "
-                f"have path and label, it has {', '.join(header)}"
+                f"have path and label, it has {', '.join(header)}; columns=path=…,label=… maps "
+                "other names"
             )
-    # A misspelt optional column would otherwise be kept as an extra one and silently not used.
+    # A misspelled optional column would otherwise be kept as an extra one and silently not used.
     absent = [name for name in KNOWN[2:6] if name not in header]
     for name in header:
         meant = did_you_mean(name, absent, cutoff=0.8)
@@ -69,6 +178,24 @@ def _check_header(path, line, header):
             raise ValueError(f"{path}:{line}: unknown column {name!r}{meant}")
     if 0 < sum(name in header for name in BOX) < 4:
         raise ValueError(f"{path}:{line}: a box needs all four columns x1, y1, x2, y2")
+
+
+def _check_row(where, row):
+    for name in REQUIRED:
+        if not row[name]:
+            raise ValueError(f"{where}: the {name} is empty")
+    if "\0" in row["path"]:
+        raise ValueError(f"{where}: the path holds a NUL character")
+    for name, allowed in (("split", SPLITS), ("role", ROLES)):
+        if name not in row:
+            continue
+        if name == "split" and not row[name]:
+            raise ValueError(f"{where}: the split is empty; write one of {', '.join(SPLITS)}")
+        if row[name] not in allowed:
+            raise ValueError(
+                f"{where}: {name} {row[name]!r} is none of {', '.join(filter(None, allowed))}"
+                + did_you_mean(row[name], allowed)
+            )
 
 
 def _box(where, cells):
@@ -86,88 +213,14 @@ def _box(where, cells):
     return (x1, y1, x2, y2)
 
 
-def load(path, root=None, fractions=(0.7, 0.1, 0.2)):
-    """Reads a manifest and checks every row.
-
-    Without a `split` column the products (not the pictures) are split by `split_by_product`: 70%
-    train, 10% val, 20% test by the hash of their name, so that val and test hold products never
-    trained on, and a later reading gives the same split. Without a `role` column all roles are ''
-    and a split is evaluated leave-one-out (`queries_and_catalogue`): each picture searches all the
-    others.
-
-    Args:
-      path: the CSV file, UTF-8, with a header.
-      root: the folder that the paths are relative to; the manifest's own when None.
-      fractions: train, val and test shares of the products, used without a `split` column.
-
-    Returns:
-      A ProductTable whose ids are the paths as the manifest writes them.
-
-    Raises:
-      ValueError: with the file and line: an unreadable manifest, a missing or misspelt column, a
-        row with too few or many cells, an empty label, a missing file, a path given twice, an
-        unknown split or role, a box that is none.
-    """
-    path = os.fspath(path)
-    root = os.path.dirname(path) if root is None else os.fspath(root)
-    rows = _rows(path)
-    line, header = next(rows, (1, None))
-    if header is None:
-        raise ValueError(f"{path}: the manifest is empty; it needs a header with path and label")
-    _check_header(path, line, header)
-    has_boxes = "x1" in header
-    columns = {name: [] for name in header if name not in BOX}
-    files, boxes, seen = [], [], {}
-    for line, cells in rows:
-        where = f"{path}:{line}"
-        if len(cells) != len(header):
-            raise ValueError(f"{where}: {len(cells)} cells, the header has {len(header)} columns")
-        row = dict(zip(header, cells, strict=True))
-        for name in REQUIRED:
-            if not row[name]:
-                raise ValueError(f"{where}: the {name} is empty")
-        for name, allowed in (("split", SPLITS), ("role", ROLES)):
-            if name not in row:
-                continue
-            if name == "split" and not row[name]:
-                raise ValueError(f"{where}: the split is empty; write one of {', '.join(SPLITS)}")
-            if row[name] not in allowed:
-                raise ValueError(
-                    f"{where}: {name} {row[name]!r} is none of {', '.join(filter(None, allowed))}"
-                    + did_you_mean(row[name], allowed)
-                )
-        file = os.path.normpath(os.path.join(root, row["path"]))
-        if file in seen:
-            raise ValueError(f"{where}: {row['path']} is there already, on line {seen[file]}")
-        seen[file] = line
-        if not file.lower().endswith(SUFFIXES):
-            raise ValueError(f"{where}: {row['path']} is no picture ({', '.join(SUFFIXES)})")
-        if not os.path.isfile(file):
-            raise ValueError(f"{where}: no such file: {file}")
-        files.append(file)
-        if has_boxes:
-            boxes.append(_box(where, [row[name] for name in BOX]))
-        for name in columns:
-            columns[name].append(row[name])
-    if not files:
-        raise ValueError(f"{path}: the manifest has a header but no row")
-    splits = columns.get("split")
-    if splits is None:
-        try:
-            splits = split_by_product(columns["label"], fractions)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if "role" in columns:
-            # A shop picture of its own split would leave the other splits without a catalogue.
-            splits = np.where(np.asarray(columns["role"]) == "catalogue", "catalogue", splits)
-    return ProductTable(
-        products=columns["label"],
-        paths=files,
-        ids=columns["path"],
-        categories=columns.get("category"),
-        splits=splits,
-        roles=columns.get("role"),
-        domains=columns.get("domain"),
-        boxes=boxes if has_boxes else None,
-        extra={name: values for name, values in columns.items() if name not in KNOWN},
-    )
+def _splits(path, cells_of, fractions):
+    if "split" in cells_of or fractions is None:
+        return cells_of.get("split")
+    try:
+        splits = split_by_product(cells_of["label"], fractions)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if "role" in cells_of:
+        # A shop image in a split of its own would leave the other splits without a catalogue.
+        splits = np.where(np.asarray(cells_of["role"]) == "catalogue", "catalogue", splits)
+    return splits

@@ -8,14 +8,16 @@ A dataset belongs to the graph in which it is built: call these functions under 
 `with graph.as_default():` that trains, or eagerly.
 """
 
+import dataclasses
 import os
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from metriclearn import augment as augmentation
-from metriclearn.datasets import images as pictures
+from metriclearn.datasets import images
 from metriclearn.datasets.cache import DecodedCache
 
 __all__ = [
@@ -26,12 +28,12 @@ __all__ = [
     "usable_images",
 ]
 
-# With a crop, pictures keep twice the target's size: a window of half a side is still no smaller
+# With a crop, images keep twice the target's size: a window of half a side is still no smaller
 # than the target.
 CROP_RESERVE = 2
 CROP_STREAM = 1 << 40  # tells the seeds of windows from those of `augment`
-# Tensors of a graph travel in one protocol buffer of at most 2 GiB.
-MAX_GRAPH_BYTES = 1 << 30
+CANVAS = 1 << 24  # pixels up to which a batch's windows are resized in one piece, in any shape
+COLUMNS = ("label", "id", "product", "category")
 
 
 def _check_size(image_size):
@@ -42,60 +44,49 @@ def _check_size(image_size):
 
 
 def _check_pixels(table, channels):
-    if table.images is None:
-        return
-    if table.images.nbytes > MAX_GRAPH_BYTES:
+    if table.images is not None and table.images.shape[3] != channels:
         raise ValueError(
-            f"{table.images.nbytes >> 20} MiB of pixels do not fit into a graph: write the "
-            "pictures to files and give their paths"
-        )
-    if table.images.shape[3] != channels:
-        raise ValueError(
-            f"the pictures have {table.images.shape[3]} channels, channels={channels} is asked for"
+            f"the images have {table.images.shape[3]} channels; channels={channels} was asked for"
         )
 
 
-def _columns(table, rows):
-    """What a batch says of its rows beside the pixels."""
-    return {
-        "label": tf.gather(tf.constant(table.labels), rows),
-        "id": tf.gather(tf.constant(table.ids), rows),
-        "product": tf.gather(tf.constant(table.products), rows),
-        "category": tf.gather(tf.constant(table.categories), rows),
-    }
+def _columns(table, rows, names):
+    """The columns of a batch beside its pixels, {name: [B]}.
+
+    Looked up outside the graph: as constants they would make it as large as the table.
+    """
+    columns = {"label": table.labels, "id": table.ids, "product": table.products}
+    columns |= {"category": table.categories, "path": table.paths}
+    return {name: look_up(columns[name], rows) for name in names}
 
 
-def _reason(path):
-    """Why a file cannot be decoded, as far as can be told without decoding it again."""
-    path = os.fsdecode(path)
+def look_up(column, rows):
+    """column[rows] of a NumPy column, [N, ...], as a tensor [B, ...]."""
+    dtype = tf.string if column.dtype.kind == "U" else tf.as_dtype(column.dtype)
+    found = tf.numpy_function(lambda r: column[r], [rows], dtype, stateful=False)
+    return tf.ensure_shape(found, [*rows.shape, *column.shape[1:]])
+
+
+def _reason(path, max_pixels=images.MAX_PIXELS):
+    """Why a file cannot be decoded, as bytes."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(32)
-    except OSError as error:
-        return (error.strerror or str(error)).encode()
-    if not head:
-        return b"the file is empty"
-    known = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF")
-    if not head.startswith(known):
-        return b"not a JPEG, PNG, GIF, BMP or WebP file"
-    if head.startswith(b"BM") and head[28:29] < b"\x18":
-        return b"a BMP of fewer than 24 bits a pixel; save it as PNG"
-    if head[12:16] == b"VP8X" and head[20] & 2:
-        return b"an animated WebP; save its first picture as PNG"
+        images.read(os.fsdecode(path), max_pixels=max_pixels)
+    except ValueError as error:
+        return str(error).encode(errors="replace")
     return b"the file is truncated or damaged"
 
 
 def _each(function, items, most):
     """(places int64 [k], results [k, ...]) of the items, at most `most`, that do not fail.
 
-    A dataset within the function: what goes wrong with one picture can be dropped there, and one
-    thread makes a whole batch, which costs less than handing pictures from thread to thread.
+    A dataset within the function: what goes wrong with one image can be dropped there, and one
+    thread makes a whole batch, which costs less than handing images from thread to thread.
     Results of unequal shapes are padded to the largest.
     """
     places = tf.range(tf.shape(items[0], out_type=tf.int64)[0])
     results = tf.data.Dataset.from_tensor_slices((places, items))
     results = results.map(lambda place, item: (place, function(*item))).ignore_errors()
-    # A last one that is then taken off, so that there is a batch even when all have failed.
+    # A dummy element keeps the batch non-empty if all fail; it is dropped below.
     last = tf.nest.map_structure(
         lambda spec: tf.zeros([side or 0 for side in spec.shape], spec.dtype), results.element_spec
     )
@@ -103,133 +94,210 @@ def _each(function, items, most):
     return tf.nest.map_structure(lambda every: every[:-1], results.get_single_element())
 
 
-def _complaint(path):
-    parts = "cannot read the picture ", path, ": ", tf.numpy_function(_reason, [path], tf.string)
-    remedy = "; repair it, or set on_bad_image to 'skip' to leave such pictures out"
-    return tf.strings.join([*parts, remedy])
+def _complaints(paths, max_pixels):
+    """string [M]: for each of the paths, what is wrong with the file."""
+
+    def complain(values):
+        lines = [b"cannot read the image " + p + b": " + _reason(p, max_pixels) for p in values]
+        return np.array(lines, object)
+
+    return tf.ensure_shape(tf.numpy_function(complain, [paths], tf.string), [None])
 
 
-def _every(function, paths, items, most):
-    """The results [B, ...] of (path, item, ...); the first one that fails is named.
+def _every(function, paths, items, most, max_pixels):
+    """The results [B, ...] of (path, item, ...); an error names the first file that fails.
 
-    A decoding op cannot say which file it was given, hence the comparison of places.
+    A decoding op does not know its file, hence the comparison of places.
     """
     count = tf.size(paths, out_type=tf.int64)
     places, results = _each(function, (paths, *items), most)
-    # In order, so the first place that holds another picture is the one that is missing.
+    # In order, so the first place that holds another image is the one that is missing.
     places = tf.pad(places, [[0, count - tf.size(places, out_type=tf.int64)]], constant_values=-1)
     good = tf.equal(places, tf.range(count))
     message = tf.cond(
         tf.reduce_all(good),
         lambda: tf.constant(""),
-        lambda: _complaint(paths[tf.argmin(tf.cast(good, tf.int32))]),
+        lambda: (
+            _complaints(paths[tf.argmin(tf.cast(good, tf.int32))][None], max_pixels)[0]
+            + "; repair it, or set on_bad_image to 'skip' to skip such images"
+        ),
     )
     check = tf.debugging.Assert(tf.equal(message, ""), [message], summarize=-1)
     with tf.control_dependencies([check]):
         return tf.nest.map_structure(tf.identity, results)
 
 
-def _loader(table, most, size, channels, crop, method, cache):
-    """A function (rows int64 [B], seeds int64 [B, 2]) -> uint8 [B, *size, channels]; B <= most."""
-    if table.images is not None and table.images.shape[1:3] == size and not crop:
-        return lambda rows, seeds: tf.gather(tf.constant(table.images), rows)
-    least = size if crop is None else tuple(CROP_RESERVE * side for side in size)
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """How a table's images are loaded; arguments as in `train_batches`, most: the batch size."""
 
-    # A window whose numbers can be drawn for a whole batch has them drawn so, before decoding.
-    place, draws = getattr(crop, "place", crop), getattr(crop, "draws", tf.identity)
+    most: int
+    size: tuple[int, int]
+    channels: int
+    crop: Callable | None
+    method: str
+    cache: DecodedCache | None
+    max_pixels: int
+
+    @property
+    def least(self):
+        """(height, width) that a reduced image keeps."""
+        return self.size if self.crop is None else tuple(CROP_RESERVE * side for side in self.size)
+
+    def window(self, numbers):
+        """The function that places an image's window, given the image's random numbers."""
+        place = getattr(self.crop, "place", self.crop)
+        return place and (lambda height, width, box: place(height, width, box, numbers))
+
+    def decode(self, data, numbers=None, box=None, upright=None):
+        """(a window of one file, uint8 [h, w, C], the ratio); the whole if numbers is None."""
+        return images.decode(
+            data,
+            channels=self.channels,
+            least=self.least,
+            window=None if numbers is None else self.window(numbers),
+            box=box,
+            upright=upright,
+            max_pixels=self.max_pixels,
+        )
+
+
+def _loader(table, s):
+    """A function (rows int64 [B], seeds int64 [B, 2]) -> uint8 [B, *size, channels].
+
+    Args:
+      table: a ProductTable.
+      s: `_Settings`.
+    """
+    if table.images is not None and table.images.shape[1:3] == s.size and not s.crop:
+        return lambda rows, seeds: look_up(table.images, rows)
 
     def placed(rows, seeds):
-        """What a window depends on beside the picture: numbers, and boxes where there are any."""
-        # Not the augmentation's own numbers again: a flip must not go with the crop's place.
+        """What a window depends on beside the image: random numbers, and boxes if there are any."""
+        # Crops and flips must be independent, so the augmentation's own numbers are not reused. A
+        # crop whose numbers can be drawn for a whole batch has them drawn here, before decoding.
+        draws = getattr(s.crop, "draws", tf.identity)
         numbers = draws(tf.bitwise.bitwise_xor(seeds, [CROP_STREAM, 0]))
-        boxed = table.boxes is not None
-        return (numbers, tf.gather(tf.constant(table.boxes), rows)) if boxed else (numbers,)
-
-    def windowed(numbers):
-        return crop and (lambda height, width, box: place(height, width, box, numbers))
-
-    def decoded(path, window=None, box=None):
-        data = tf.io.read_file(path)
-        return pictures.decode(data, channels=channels, least=least, window=window, box=box)
+        return (numbers,) if table.boxes is None else (numbers, look_up(table.boxes, rows))
 
     def from_memory(rows, seeds):
-        def one(row, numbers, box=None):
-            image = pictures.cut(tf.constant(table.images)[row], windowed(numbers), box)
-            return pictures.resize(image, size, method)
+        def one(image, numbers, box=None):
+            return images.resize(images.cut(image, s.window(numbers), box), s.size, s.method)
 
-        return _each(one, (rows, *placed(rows, seeds)), most)[1]
+        return _each(one, (look_up(table.images, rows), *placed(rows, seeds)), s.most)[1]
 
     def from_files(rows, seeds):
-        def one(path, numbers, box=None):
-            return pictures.resize(decoded(path, windowed(numbers), box)[0], size, method)
+        def one(path, data, upright, numbers, box=None):
+            return images.resize(s.decode(data, numbers, box, upright)[0], s.size, s.method)
 
-        paths, given = tf.gather(tf.constant(table.paths), rows), placed(rows, seeds)
-        if not hasattr(crop, "place"):
-            return _every(one, paths, given, most)
+        def planned(path, data, *plan):
+            image = images.decode_planned(data, *plan, channels=s.channels, least=s.least)
+            return images.resize(image, s.size, s.method)
 
         def read(path):
             data = tf.io.read_file(path)
-            return data, *pictures.jpeg_sides(data)
+            return data, images.jpeg_sides(data)
 
-        def planned(path, data, *plan):
-            image = pictures.decode_planned(data, *plan, channels=channels, least=least)
-            return pictures.resize(image, size, method)
+        paths, given = look_up(table.paths, rows), placed(rows, seeds)
+        data, sides = _every(read, paths, (), s.most, s.max_pixels)
+        upright = images.upright_jpegs(data)
 
+        def one_by_one():
+            return _every(one, paths, (data, upright, *given), s.most, s.max_pixels)
+
+        if not hasattr(s.crop, "place"):
+            return one_by_one()
+
+        # Planned for the batch, then only decoded one by one: ops on single numbers take as long as
+        # a small image. Anything that is not a plain JPEG sends the batch the long way.
         def all_jpeg():
-            plan = pictures.plan_jpeg(sides, least, windowed(given[0]), *given[1:] or [None])
-            return _every(planned, paths, (data, *plan), most)
+            plan = images.plan_jpeg(sides, s.least, s.window(given[0]), *given[1:] or [None])
+            return _every(planned, paths, (data, *plan), s.most, s.max_pixels)
 
-        # Planned for the batch, one by one only decoded: ops on single numbers take as long as a
-        # small picture. Whatever is no JPEG, or cannot be read, sends the batch the long way.
-        data, is_jpeg, sides = _each(read, (paths,), most)[1]
-        return tf.cond(
-            tf.equal(tf.size(data), tf.size(paths)) & tf.reduce_all(is_jpeg),
-            all_jpeg,
-            lambda: _every(one, paths, given, most),
-        )
+        plain = tf.reduce_all(upright & images.small_enough(sides, s.max_pixels))
+        return tf.cond(plain, all_jpeg, one_by_one)
 
     def from_cache(rows, seeds):
-        def one(path):
-            image, ratio = decoded(path)
-            return image, tf.concat([tf.shape(image)[:2], [ratio]], 0)
+        cache = s.cache
+
+        def decode(path, row, ticket):
+            image, ratio = s.decode(tf.io.read_file(path))
+            return tf.ensure_shape(
+                tf.numpy_function(cache.add, [ticket, row, image, ratio], tf.int32), [3]
+            )
 
         def window(size, numbers, box=None):
-            return tf.concat(pictures.place(windowed(numbers), size[:2], size[2], box), 0)
+            return tf.concat(images.place(s.window(numbers), size[:2], size[2], box), 0)
 
-        sizes = tf.numpy_function(cache.sizes, [rows], tf.int32, stateful=False)
-        sizes = tf.ensure_shape(sizes, [None, 3])
+        def one(row, window):
+            image = tf.numpy_function(cache.cut_one, [ticket, row, window], tf.uint8)
+            image = tf.ensure_shape(image, [None, None, s.channels])
+            return images.resize(image, s.size, s.method)
+
+        ticket, sizes = tf.numpy_function(cache.sizes, [rows], [tf.int64, tf.int32])
+        ticket, sizes = tf.ensure_shape(ticket, []), tf.ensure_shape(sizes, [None, 3])
         new = tf.where(tf.equal(sizes[:, 0], 0))
-        paths = tf.gather(tf.constant(table.paths), tf.gather_nd(rows, new))
-        images, found = _every(one, paths, (), most)
-        sizes = tf.tensor_scatter_nd_update(sizes, new, found)
-        if hasattr(crop, "place"):
-            windows = place(sizes[:, 0], sizes[:, 1], None, placed(rows, seeds)[0])
-        else:
-            windows = _each(window, (sizes, *placed(rows, seeds)), most)[1]
-        canvas = tf.numpy_function(
-            cache.cut, [rows, windows, new[:, 0], images, found], tf.uint8, stateful=False
+        missing = tf.gather_nd(rows, new)
+        tickets = tf.fill(tf.shape(missing), ticket)
+        found = _every(
+            decode, look_up(table.paths, missing), (missing, tickets), s.most, s.max_pixels
         )
-        canvas = tf.ensure_shape(canvas, [None, None, None, channels])
-        return pictures.resize_windows(canvas, windows[:, 2:], size, method)
+        sizes = tf.tensor_scatter_nd_update(sizes, new, found)
+        given = placed(rows, seeds)
+        if table.boxes is None and hasattr(s.crop, "place"):
+            windows = tf.concat(
+                images.place(s.window(given[0]), sizes[:, :2], sizes[:, 2], None), -1
+            )
+        else:
+            windows = _each(window, (sizes, *given), s.most)[1]
+
+        def together():
+            canvas = tf.numpy_function(cache.cut, [ticket, rows, windows], tf.uint8)
+            canvas = tf.ensure_shape(canvas, [None, None, None, s.channels])
+            return images.resize_windows(canvas, windows[:, 2:], s.size, s.method)
+
+        # Very unlike windows would make a canvas far larger than all of them.
+        tall = tf.cast(tf.reduce_max(windows[:, 2:], 0), tf.int64)
+        canvas = tf.size(rows, out_type=tf.int64) * tf.reduce_prod(tall)
+        pixels = tf.reduce_sum(tf.reduce_prod(tf.cast(windows[:, 2:], tf.int64), -1))
+        pixels_of = tf.cond(
+            canvas <= 8 * pixels + CANVAS,
+            together,
+            lambda: _each(one, (rows, windows), s.most)[1],
+        )
+        with tf.control_dependencies([pixels_of]):
+            done = tf.numpy_function(cache.close, [ticket], tf.int64)
+        with tf.control_dependencies([done]):
+            return tf.identity(pixels_of)
 
     if table.images is not None:
         return from_memory
-    return from_files if cache is None else from_cache
+    return from_files if s.cache is None else from_cache
 
 
-def _batches(
-    table, steps, rows_of, most, *, image_size, channels, crop, seed, method, cache, augment,
-    paths=False,
-):  # fmt: skip
-    """Batches of the rows that `rows_of(step)` gives for each of `steps`, at most `most`.
+def _readable(table, rows, s):
+    """(rows that can be decoded, their images, what is wrong with the others, string [M])."""
 
-    paths: tell the files, too; not in training, whose resumed runs must find the same entries.
+    def one(path, box=None):
+        data, numbers = tf.io.read_file(path), tf.zeros([2], tf.int64)
+        return images.resize(s.decode(data, numbers, box)[0], s.size, s.method)
+
+    paths = look_up(table.paths, rows)
+    given = (paths,) if table.boxes is None else (paths, look_up(table.boxes, rows))
+    places, found = _each(one, given, s.most)
+    bad = tf.sets.difference(tf.range(tf.size(rows, out_type=tf.int64))[None], places[None]).values
+    return tf.gather(rows, places), found, _complaints(tf.gather(paths, bad), s.max_pixels)
+
+
+def _batches(table, steps, rows_of, settings, *, seed=0, augment=None, columns=COLUMNS, skip=False):
+    """Batches of the rows that `rows_of(step)` gives for each of `steps`.
+
+    columns: names for `_columns`. skip: drop images that cannot be read, and say so in `skipped`.
     """
-    size = _check_size(image_size)
-    _check_pixels(table, channels)
-    if cache is not None and table.images is not None:
-        raise ValueError("the pixels are in memory: a cache of decoded pictures has no use")
-    load = _loader(table, most, size, channels, crop, method, cache)
+    _check_pixels(table, settings.channels)
+    if settings.cache is not None and table.images is not None:
+        raise ValueError("the pixels are in memory: a cache of decoded images has no use")
+    load = _loader(table, settings)
 
     def batch(step):
         rows = tf.cast(rows_of(step), tf.int64)
@@ -238,14 +306,16 @@ def _batches(
         with tf.control_dependencies([tf.debugging.Assert(inside, [message, rows])]):
             rows = tf.identity(rows)
         seeds = augmentation.seeds_of(seed, step, tf.size(rows))
-        image = tf.ensure_shape(load(rows, seeds), [*rows.shape, *size, channels])
+        notes = {}
+        if skip and table.images is None:
+            rows, image, notes["skipped"] = _readable(table, rows, settings)
+        else:
+            image = load(rows, seeds)
+        image = tf.ensure_shape(image, [*rows.shape, *settings.size, settings.channels])
         if augment is not None:
-            # Whole batches: on single pictures the ops would cost more than their work.
+            # Whole batches: on single images the ops would cost more than their work.
             image = tf.ensure_shape(augmentation.batched(augment)(image, seeds), image.shape)
-        columns = _columns(table, rows)
-        if paths:
-            columns["path"] = tf.gather(tf.constant(table.paths), rows)
-        return {"image": image, **columns}
+        return {"image": image, **_columns(table, rows, columns), **notes}
 
     return steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -262,9 +332,10 @@ def train_batches(
     seed=0,
     method="bilinear",
     cache=None,
+    max_pixels=images.MAX_PIXELS,
     prefetch=2,
 ):
-    """Endless batches of training pictures, the batch of a step a pure function of (seed, step).
+    """Endless batches of training images, the batch of a step a pure function of (seed, step).
 
     Args:
       table: a ProductTable.
@@ -294,25 +365,14 @@ def train_batches(
         runs, tf.errors.InvalidArgumentError names a file that cannot be read or decoded.
     """
     if not len(table):
-        raise ValueError("the table of training pictures is empty")
+        raise ValueError("the table of training images is empty")
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max >> 24)
     shape = steps.map(sample).element_spec.shape
     if shape.rank != 1 or shape[0] is None:
         raise ValueError(f"sample(step) must return row indices of static shape [B], not {shape}")
-    dataset = _batches(
-        table,
-        steps,
-        sample,
-        int(shape[0]),
-        image_size=image_size,
-        channels=channels,
-        crop=crop,
-        seed=seed,
-        method=method,
-        cache=cache,
-        augment=augment,
-    )
-    return dataset.prefetch(prefetch)
+    size = _check_size(image_size)
+    settings = _Settings(int(shape[0]), size, channels, crop, method, cache, max_pixels)
+    return _batches(table, steps, sample, settings, seed=seed, augment=augment).prefetch(prefetch)
 
 
 def eval_batches(
@@ -323,44 +383,53 @@ def eval_batches(
     channels=3,
     crop=None,
     method="bilinear",
+    max_pixels=images.MAX_PIXELS,
+    on_bad_image="error",
+    start_batch=0,
     prefetch=2,
 ):
-    """Every picture once, in the table's order; the last batch may be short.
+    """Every image once, in the table's order; the last batch may be short.
 
     Args:
-      batch_size: pictures in a batch.
+      table: a ProductTable.
+      batch_size: images per batch.
+      image_size, channels, method, max_pixels, prefetch: as in `train_batches`.
       crop: as in `train_batches`, a deterministic one (`augment.box_window`).
-      Others: as in `train_batches`, which also tells what a batch is and what is raised.
+      on_bad_image: 'error' ends the run, naming the file. 'skip' drops the image from its batch,
+        which also holds `skipped`, string [M]: a line for each dropped image of that batch.
+      start_batch: the first batch, to resume a pass.
 
     Returns:
-      A finite tf.data.Dataset of dicts, which also hold path, string [B], '' of pictures in memory.
+      A finite tf.data.Dataset of dicts as in `train_batches`, and path, string [B], '' for images
+      in memory.
+
+    Raises:
+      ValueError, tf.errors.InvalidArgumentError: as in `train_batches`.
     """
     if not len(table):
-        raise ValueError("the table of pictures is empty")
+        raise ValueError("the table of images is empty")
+    _check_policy(on_bad_image)
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, not {batch_size!r}")
 
     def rows(step):
         return tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, len(table)))
 
-    dataset = _batches(
-        table,
-        tf.data.Dataset.range(-(-len(table) // batch_size)),
-        rows,
-        batch_size,
-        image_size=image_size,
-        channels=channels,
-        crop=crop,
-        seed=0,
-        method=method,
-        cache=None,
-        augment=None,
-        paths=True,
+    settings = _Settings(
+        batch_size, _check_size(image_size), channels, crop, method, None, max_pixels
     )
+    steps = tf.data.Dataset.range(start_batch, -(-len(table) // batch_size))
+    skip = on_bad_image == "skip"
+    dataset = _batches(table, steps, rows, settings, columns=(*COLUMNS, "path"), skip=skip)
     return dataset.prefetch(prefetch)
 
 
-def unreadable_images(table):
+def _check_policy(on_bad_image):
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f"on_bad_image must be 'error' or 'skip', not {on_bad_image!r}")
+
+
+def unreadable_images(table, max_pixels=images.MAX_PIXELS):
     """Decodes every file once, as cheaply as it goes, and finds those that fail.
 
     Returns:
@@ -370,9 +439,9 @@ def unreadable_images(table):
         return np.zeros(0, np.int64)
 
     def attempt(row):
-        data = tf.io.read_file(tf.constant(table.paths)[row])
-        image, _ = pictures.decode(data, least=(1, 1))
-        # The pixel is returned, too: decoding for nobody's use is pruned.
+        data = tf.io.read_file(look_up(table.paths, row))
+        image, _ = images.decode(data, least=(1, 1), max_pixels=max_pixels)
+        # Return one pixel so that the decode is not pruned.
         return row, image[0, 0, 0]
 
     # Its own graph, so that it can be called wherever a graph is being built.
@@ -389,7 +458,7 @@ def unreadable_images(table):
     return np.setdiff1d(np.arange(len(table)), np.concatenate(good))
 
 
-def usable_images(table, on_bad_image="error"):
+def usable_images(table, on_bad_image="error", max_pixels=images.MAX_PIXELS):
     """The table as `on_bad_image` wants it; call it before the sampler is made.
 
     Args:
@@ -398,24 +467,23 @@ def usable_images(table, on_bad_image="error"):
         and warns with their number and the first names.
 
     Raises:
-      ValueError: another policy, or no picture is left.
+      ValueError: another policy, or no image is left.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise ValueError(f"on_bad_image must be 'error' or 'skip', not {on_bad_image!r}")
+    _check_policy(on_bad_image)
     if on_bad_image == "error":
         return table
-    bad = unreadable_images(table)
+    bad = unreadable_images(table, max_pixels)
     if not bad.size:
         return table
     names = "; ".join(
-        f"{path}: {_reason(path).decode(errors='replace')}"
+        f"{path}: {_reason(path, max_pixels).decode(errors='replace')}"
         for path in table.paths[bad[:3]].tolist()
     )
     more = "" if bad.size <= 3 else ", ..."
     if bad.size == len(table):
-        raise ValueError(f"none of the {bad.size} pictures can be read ({names}{more})")
+        raise ValueError(f"none of the {bad.size} images can be read ({names}{more})")
     warnings.warn(
-        f"{bad.size} of {len(table)} pictures cannot be read and are skipped ({names}{more})",
+        f"{bad.size} of {len(table)} images cannot be read and are skipped ({names}{more})",
         stacklevel=2,
     )
     return table.select(np.setdiff1d(np.arange(len(table)), bad))

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import re
 
 import numpy as np
 
@@ -171,6 +172,55 @@ class ProductTable:
         for name, wanted in columns.items():
             mask &= np.isin(self.column(name), np.atleast_1d(np.asarray(wanted, dtype=np.str_)))
         return self.select(mask)
+
+
+def parse_conditions(text):
+    """Reads conditions on columns, such as `role=query,category=Fruit, fresh|Vegetables`.
+
+    A condition is `column=value` or `column=value|value|…`. Conditions are separated by commas; a
+    value may hold commas too, since only a comma that another `column=` follows ends a condition. A
+    backslash before a comma, bar, equals sign or backslash takes away its meaning.
+
+    Args:
+      text: the conditions; '' holds none.
+
+    Returns:
+      {column: [values]}.
+
+    Raises:
+      ValueError: a condition without a column or an equals sign, or a column named twice.
+    """
+    escaped = re.sub(r"\\([\\,|=])", lambda match: chr(0xE000 + ord(match[1])), text)
+
+    def plain(part):
+        return re.sub("[\ue000-\ue0ff]", lambda match: chr(ord(match[0]) - 0xE000), part).strip()
+
+    conditions = {}
+    for condition in filter(None, re.split(r",(?=[^,|=]+=)", escaped)):
+        column, equals, values = condition.partition("=")
+        column = plain(column)
+        if not equals or not column:
+            raise ValueError(f"{plain(condition)!r} is not column=value or column=value|value")
+        if column in conditions:
+            raise ValueError(f"the column {column!r} has two conditions; write {column}=a|b")
+        conditions[column] = [plain(value) for value in values.split("|")]
+    return conditions
+
+
+def select_where(table, text):
+    """The rows of a table that meet all conditions of a text; see `parse_conditions`.
+
+    Raises:
+      ValueError: a malformed condition, an unknown column, or a value that no row has.
+    """
+    for column, values in parse_conditions(text).items():
+        known = np.unique(table.column(column))
+        for value in values:
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise ValueError(f"{column}={value}: no row has this {column}{hint}")
+        table = table.where(**{column: values})
+    return table
 
 
 def split_by_product(products, fractions=(0.7, 0.1, 0.2), salt=""):

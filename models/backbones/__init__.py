@@ -1,15 +1,14 @@
-"""Networks from pictures to features, by address: pretrained, from TensorFlow Hub, or from nothing.
+"""Networks from images to features, by address: pretrained, from TensorFlow Hub, or from scratch.
 
     backbone = backbones.load("pretrained:efficientnet_lite0")
     features = backbone.apply(images, train_phase=True, frozen_batch_norm=True)
 
-`apply` belongs inside `build`: it is called once a tower, and again for validation, and its
+`apply` belongs inside `build`: it is called once per tower, and again for validation, and its
 variables are shared, trained, saved and filtered by name like those of any layer. In a fresh run
 they start from the weights at the address; a checkpoint that is restored overrides them.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import tarfile
@@ -21,14 +20,15 @@ import tensorflow as tf
 from metriclearn.datasets.glyphs import cache_folder
 from models.backbones import efficientnet, pretrained, saved_model, scratch
 from trainer import layers
+from trainer.config import did_you_mean
 
 v1 = tf.compat.v1
 
 PRETRAINED = "pretrained:"
-_FROM_NOTHING = {
+_FROM_SCRATCH = {
     "resnet18": (scratch.resnet18, 512),
     "mobilenet": (scratch.mobilenet, 1024),
-    "convnet": (scratch.convnet, None),  # as many as the pictures' size makes
+    "convnet": (scratch.convnet, None),  # as many as the images' size makes
 }
 
 
@@ -40,7 +40,7 @@ class Backbone:
       name: scope of its variables, as `efficientnet_lite0`.
       image_size: (height, width) it was trained on, or None where that is not known.
       features: dimensions of its output, or None where only building it tells.
-      fingerprint: SHA-256 of its weights, '' for a network from nothing.
+      fingerprint: SHA-256 of its weights, '' for a network from scratch.
       preprocessing: what it does to pixels, in words.
     """
 
@@ -68,7 +68,7 @@ class Backbone:
           float32 [B, F].
 
         Raises:
-          ValueError: pictures that the network does not take.
+          ValueError: images that the network does not take.
         """
         batch_statistics = train_phase and not (
             frozen_batch_norm or layers.frozen_batch_norm.active
@@ -86,16 +86,18 @@ class Backbone:
         return [v for v in v1.global_variables() if v.op.name in names]
 
 
-def load(address, *, cache=None):
+def load(address, *, input_range="", cache=None):
     """Finds a network; nothing is built before `apply`.
 
     Args:
       address: one of
         `pretrained:efficientnet_lite0` (to lite4): see `models.pretrained`;
         a folder with a SavedModel of TF2, or of TF1 as TensorFlow Hub had them: it must be callable
-          on, or have a signature that takes, pictures [B, H, W, 3], uint8, or float in [0, 1];
+          on, or have a signature that takes, images [B, H, W, 3], uint8 or float;
         the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
-        `resnet18`, `mobilenet` or, for small pictures, `convnet`, from nothing.
+        `resnet18`, `mobilenet` or, for small images, `convnet`, from scratch.
+      input_range: pixels that a SavedModel of floats wants, if it does not say: a key of
+        `saved_model.RANGES`.
       cache: the project's cache folder, the user's by default.
 
     Returns:
@@ -104,18 +106,19 @@ def load(address, *, cache=None):
     Raises:
       ValueError: one line that names the address and what to do.
     """
-    if address in _FROM_NOTHING:
-        return _from_nothing(address)
+    if address in _FROM_SCRATCH:
+        return _from_scratch(address)
     try:
         if address.startswith(PRETRAINED):
             return _pretrained(address.removeprefix(PRETRAINED), cache)
-        return _saved_model(address, _folder(address, cache))
+        hub = bool(re.match(r"\w+://", address))  # whose modules take 0 to 1
+        return _saved_model(_folder(address, cache), input_range or ("0,1" if hub else ""))
     except ValueError as error:
         raise ValueError(f"The backbone {address!r} cannot be used: {error}") from None
 
 
-def _from_nothing(name):
-    network, features = _FROM_NOTHING[name]
+def _from_scratch(name):
+    network, features = _FROM_SCRATCH[name]
 
     def build(images, batch_statistics):
         return network(tf.cast(images, tf.float32) / 127.5 - 1, batch_statistics)
@@ -157,15 +160,14 @@ def _folder(address, cache):
             ) from None
     folder = os.path.expanduser(address)
     if not os.path.isdir(folder):
-        known = (*_FROM_NOTHING, *(PRETRAINED + name for name in efficientnet.VARIANTS))
-        near = difflib.get_close_matches(address, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give one, a URL, or {', '.join(known)}"
-        raise ValueError(f"there is no such folder; {hint}")
+        known = (*_FROM_SCRATCH, *(PRETRAINED + name for name in efficientnet.VARIANTS))
+        hint = did_you_mean(address, known) or f" Give one, a URL, or {', '.join(known)}."
+        raise ValueError(f"there is no such folder.{hint}")
     return folder
 
 
-def _saved_model(address, folder):
-    model = saved_model.read(folder)
+def _saved_model(folder, input_range):
+    model = saved_model.read(folder, input_range)
 
     def build(images, batch_statistics):
         return saved_model.apply(model, images, batch_statistics)
@@ -173,5 +175,5 @@ def _saved_model(address, folder):
     # A letter first and no odd characters: it becomes the scope of the variables.
     base = re.sub(r"\W+", "_", os.path.basename(os.path.normpath(folder)), flags=re.ASCII)
     name = base if re.match("[A-Za-z]", base) else f"hub_{base}"
-    words = f"RGB 0 to 255, scaled to {model.input_range}"
+    words = f"RGB 0 to 255, {model.preprocessing}"
     return Backbone(name, model.image_size, model.features, model.fingerprint, words, build)

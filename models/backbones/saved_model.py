@@ -1,4 +1,4 @@
-"""SavedModels of others as a part of our graph: TF2's, and TF1's as TensorFlow Hub had them.
+"""Imports third-party SavedModels into the current graph: of TF2, and of TF1 as TensorFlow Hub had.
 
 A TF2 SavedModel is loaded once a graph and called once a tower. A TF1 one is a graph: each tower
 imports its own copy of the operations, over variables that are made here once.
@@ -18,23 +18,39 @@ v1 = tf.compat.v1
 
 # Names of signatures, and of outputs, in the order in which they are looked for.
 _SIGNATURES = ("image_feature_vector", "default", "serving_default")
-_OUTPUTS = ("features", "embeddings", "default", "feature_vector")
+_OUTPUTS = ("embeddings", "features", "default", "feature_vector")
 _TRAIN = "train"  # tag of the TF1 graph whose batch norm uses the batch
+
+
+# What floats of pixels 0 to 255 a network wants: a scale and an offset, per RGB channel or for all.
+RANGES = {
+    "0,1": (1 / 255, 0.0),
+    "-1,1": (1 / 127.5, -1.0),
+    "0,255": (1.0, 0.0),
+    # (x / 255 - mean) / deviation of ImageNet, as PyTorch's networks are trained.
+    "imagenet": (
+        [1 / 255 / d for d in (0.229, 0.224, 0.225)],
+        [-m / d for m, d in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)],
+    ),
+    # BGR minus ImageNet's mean, as Caffe's networks were trained; see `_scaled`.
+    "caffe": (1.0, [-103.939, -116.779, -123.68]),
+}
 
 
 class SavedModel(NamedTuple):
     """What a folder holds.
 
     Attributes:
-      folder: where it lies.
+      folder: the folder.
       graphs: the TF1 meta graphs by whether they are for training; None for TF2.
-      callable: whether a TF2 SavedModel can be called, or has signatures only.
-      signature: name of the signature that takes pictures, None where there is none.
-      dtype: of the pictures, `tf.uint8` or `tf.float32`.
-      input_range: the pixels wanted: [0, 1], as TensorFlow Hub has it, or [0, 255].
-      image_size: (height, width) where they are fixed or told, else None.
-      fixed: whether no other size will do.
-      features: dimensions of the output where they are told, else None.
+      callable: whether a TF2 SavedModel can be called; otherwise it has signatures only.
+      signature: name of the signature that takes images, None if there is none.
+      dtype: of the images, `tf.uint8` or `tf.float32`.
+      input_range: the pixels wanted: a key of `RANGES`, or 'low,high'.
+      image_size: (height, width) if they are fixed or noted, else None.
+      fixed: whether it takes no other size.
+      channels: 3 (RGB) or 1 (gray).
+      features: dimensions of the output if they are known, else None.
       fingerprint: SHA-256 of graph and weights.
     """
 
@@ -43,19 +59,80 @@ class SavedModel(NamedTuple):
     callable: bool
     signature: str | None
     dtype: Any
-    input_range: list
+    input_range: str
     image_size: tuple[int, int] | None
     fixed: bool
+    channels: int
     features: int | None
     fingerprint: str
 
+    @property
+    def preprocessing(self):
+        """What is done to pixels, in words."""
+        return "uint8" if self.dtype == tf.uint8 else f"scaled to {self.input_range}"
 
-def read(folder):
+
+def read(folder, input_range=""):
     """Looks into a folder without loading it.
 
+    The one place that decides a SavedModel's signature, image size and pixel range, for training
+    and for embedding.
+
+    Args:
+      folder: a SavedModel of TF2, or of TF1 as TensorFlow Hub had them.
+      input_range: a key of `RANGES`; '' if the SavedModel says it: uint8 takes pixels as they are,
+        this project notes it beside its own, and modules of TensorFlow Hub take 0 to 1.
+
     Raises:
-      ValueError: where it holds no SavedModel, or none that takes a batch of pictures.
+      ValueError: it is not a SavedModel, it does not take one batch of images, or it takes floats
+        and nothing says which range of pixels.
     """
+    folder = os.path.expanduser(folder)
+    proto = _proto(folder)
+    path = os.path.join(folder, "saved_model.pb")
+    first = proto.meta_graphs[0]
+    tf2 = first.HasField("object_graph_def")
+    graphs = None
+    if not tf2:
+        graphs = {_TRAIN in g.meta_info_def.tags: g for g in reversed(proto.meta_graphs)}
+        first = graphs.setdefault(False, first)
+    nodes = first.object_graph_def.nodes
+    called = tf2 and bool(nodes) and any(c.local_name == "__call__" for c in nodes[0].children)
+    signature = _signature(first.signature_def)
+    if not (called or signature):
+        raise ValueError(
+            f"{path}: it has neither __call__ nor a signature that takes images [B, H, W, 3]; "
+            f"its signatures are {_described(first.signature_def)}"
+        )
+    dtype, size, features, channels = tf.float32, None, None, 3
+    if signature:
+        (taken,) = first.signature_def[signature].inputs.values()
+        dtype = tf.dtypes.as_dtype(taken.dtype)
+        height, width, depth = (dim.size for dim in taken.tensor_shape.dim[1:4])
+        size = (height, width) if min(height, width) > 0 else None
+        channels = 1 if depth == 1 else 3
+        outputs = first.signature_def[signature].outputs
+        if not called:
+            shape = outputs[_output(list(outputs), path)].tensor_shape
+            features = shape.dim[-1].size if shape.dim and shape.dim[-1].size > 0 else None
+    note = _note(folder)
+    noted = note.get("image_size")
+    return SavedModel(
+        folder,
+        graphs,
+        called,
+        signature,
+        dtype,
+        _input_range(folder, first, dtype, note, input_range),
+        size or (tuple(noted) if noted else None),
+        size is not None,
+        channels,
+        note.get("features") or features,
+        _fingerprint(folder),
+    )
+
+
+def _proto(folder):
     path = os.path.join(folder, "saved_model.pb")
     proto = saved_model_pb2.SavedModel()
     try:
@@ -66,54 +143,60 @@ def read(folder):
         reason = (
             "there is no such file; give the folder of a SavedModel"
             if missing
-            else f"no SavedModel that can be read: {error}"
+            else f"not a SavedModel that can be read: {error}"
         )
         raise ValueError(f"{path}: {reason}") from None
     if not proto.meta_graphs:
         raise ValueError(f"{path}: it holds no graph")
-    first = proto.meta_graphs[0]
-    tf2 = first.HasField("object_graph_def")
-    graphs = None
-    if not tf2:
-        graphs = {_TRAIN in g.meta_info_def.tags: g for g in reversed(proto.meta_graphs)}
-        first = graphs.setdefault(False, first)
-    called = tf2 and any(
-        c.local_name == "__call__" for c in first.object_graph_def.nodes[0].children
+    return proto
+
+
+def _input_range(folder, graph, dtype, note, asked):
+    """The key of `RANGES`, or 'low,high', that a SavedModel's images are scaled to."""
+    asked = asked.replace(" ", "")
+    if asked and asked not in RANGES:
+        raise ValueError(f"input range {asked!r} is none of {' '.join(RANGES)}")
+    if dtype == tf.uint8:
+        if asked not in ("", "0,255"):
+            raise ValueError(f"{folder}: takes uint8 pixels as they are, not {asked}")
+        return "0,255"
+    noted = note.get("input_range")
+    if isinstance(noted, list):
+        noted = ",".join(f"{float(value):g}" for value in noted)
+    if asked and noted and asked != noted:
+        raise ValueError(f"{folder}: is noted to take {noted}, not {asked}")
+    if asked or noted:
+        return asked or noted
+    hub = os.path.exists(os.path.join(folder, "tfhub_module.pb"))
+    hub |= any(name.startswith("hub_module_attachment") for name in graph.collection_def)
+    hub |= "image_feature_vector" in graph.signature_def
+    if hub:
+        return "0,1"
+    raise ValueError(
+        f"{folder}: takes floats, and nothing says which range of pixels it was trained on. Choose "
+        f"one with --model.hub_input_range (training) or --input_range (embedding): "
+        f"{'  '.join(RANGES)}"
     )
-    signature = _signature(first.signature_def)
-    if not (called or signature):
-        raise ValueError(
-            f"{path}: it has neither __call__ nor a signature that takes pictures [B, H, W, 3]; "
-            f"its signatures are {', '.join(sorted(first.signature_def)) or 'none'}"
-        )
-    dtype, size, features = tf.float32, None, None
-    if signature:
-        (taken,) = first.signature_def[signature].inputs.values()
-        dtype = tf.dtypes.as_dtype(taken.dtype)
-        height, width = (dim.size for dim in taken.tensor_shape.dim[1:3])
-        size = (height, width) if min(height, width) > 0 else None
-        if not called:
-            outputs = first.signature_def[signature].outputs
-            shape = outputs[_output(list(outputs), path)].tensor_shape
-            features = shape.dim[-1].size if shape.dim and shape.dim[-1].size > 0 else None
-    note = _note(folder)
-    told = note.get("image_size") or size
-    return SavedModel(
-        folder, graphs, called, signature, dtype,
-        note.get("input_range") or ([0, 255] if dtype == tf.uint8 else [0, 1]),
-        tuple(told) if told else None, size is not None, note.get("features") or features,
-        _fingerprint(folder),
-    )  # fmt: skip
+
+
+def _described(signatures):
+    """Names of signatures with their inputs, for an error."""
+    found = [
+        f"{name}({', '.join(sorted(s.inputs))})"
+        for name, s in sorted(signatures.items())
+        if not name.startswith("__")
+    ]
+    return ", ".join(found) or "none"
 
 
 def _signature(signatures):
-    """Name of a signature whose only input can be a batch of pictures, or None."""
+    """Name of a signature whose only input can be a batch of images, or None."""
     for name in (*_SIGNATURES, *sorted(signatures)):
         if name in signatures and len(signatures[name].inputs) == 1:
             (taken,) = signatures[name].inputs.values()
             dims = taken.tensor_shape.dim
-            picture = len(dims) == 4 and dims[3].size in (3, -1)
-            if picture and tf.dtypes.as_dtype(taken.dtype) in (tf.float32, tf.uint8):
+            image = len(dims) == 4 and dims[3].size in (3, 1, -1)
+            if image and tf.dtypes.as_dtype(taken.dtype) in (tf.float32, tf.uint8):
                 return name
     return None
 
@@ -164,17 +247,16 @@ def apply(model, images, batch_statistics):
       float32 [B, F]; a map of features [B, h, w, F] is averaged over positions.
 
     Raises:
-      ValueError: pictures of a size that it does not take.
+      ValueError: images of a size that it does not take.
     """
     size = tuple(images.shape[1:3])
     if model.fixed and model.image_size != size:
         wanted = " x ".join(map(str, model.image_size))
-        raise ValueError(f"{model.folder}: takes pictures of {wanted}, not {size[0]} x {size[1]}")
+        raise ValueError(f"{model.folder}: takes images of {wanted}, not {size[0]} x {size[1]}")
     if model.dtype == tf.uint8:
         pixels = tf.cast(images if images.dtype == tf.uint8 else tf.round(images), tf.uint8)
     else:
-        low, high = model.input_range
-        pixels = tf.cast(images, tf.float32) * ((high - low) / 255) + low
+        pixels = _scaled(tf.cast(images, tf.float32), model.input_range)
     run = _run_tf2 if model.graphs is None else _run_tf1
     output = run(model, pixels, batch_statistics)
     if isinstance(output, dict):
@@ -185,8 +267,20 @@ def apply(model, images, batch_statistics):
     return tf.reduce_mean(output, [1, 2]) if output.shape.rank == 4 else output
 
 
+def _scaled(pixels, input_range):
+    """Float pixels 0 to 255 in the range that a network wants."""
+    if input_range == "caffe":
+        pixels = pixels[..., ::-1]
+    if input_range in RANGES:
+        scale, offset = RANGES[input_range]
+    else:  # noted by this project
+        low, high = (float(value) for value in input_range.split(","))
+        scale, offset = (high - low) / 255, low
+    return pixels * tf.constant(scale, tf.float32) + tf.constant(offset, tf.float32)
+
+
 def _run_tf2(model, pixels, batch_statistics):
-    loaded = _loaded(model.folder)
+    loaded = _loaded(model)
     if not model.callable:
         return loaded.signatures[model.signature](pixels)
     try:
@@ -202,9 +296,9 @@ def _run_tf2(model, pixels, batch_statistics):
         ) from None
 
 
-def _loaded(folder):
+def _loaded(model):
     """The object in the folder, loaded once a graph under the current variable scope's name."""
-    scope = v1.get_variable_scope().name
+    folder, scope = model.folder, v1.get_variable_scope().name
     # A tuple, as TensorFlow's own private keys: such a collection is never written to files.
     kept = v1.get_collection_ref(("saved_model", folder, scope))
     if not kept:
@@ -214,6 +308,8 @@ def _loaded(folder):
             loaded = tf.saved_model.load(folder)
         own = getattr(loaded, "trainable_variables", None)
         chosen = None if own is None else {v.op.name for v in own}
+        if not model.callable:
+            _forget_unused(loaded.signatures[model.signature], before)
         for variable in v1.global_variables():
             name = variable.op.name
             if name in before:
@@ -225,6 +321,17 @@ def _loaded(folder):
                 v1.add_to_collection(v1.GraphKeys.TRAINABLE_VARIABLES, variable)
         kept.append(loaded)
     return kept[0]
+
+
+def _forget_unused(function, before):
+    """Takes new variables that a function does not read out of the graph's collections.
+
+    Keras writes each variable twice into its exports, of which one is read.
+    """
+    handles = {id(handle) for handle in function.captured_inputs}
+    for key in (v1.GraphKeys.GLOBAL_VARIABLES, v1.GraphKeys.TRAINABLE_VARIABLES):
+        kept = v1.get_collection_ref(key)
+        kept[:] = [v for v in kept if v.op.name in before or id(v.handle) in handles]
 
 
 def _run_tf1(model, pixels, batch_statistics):

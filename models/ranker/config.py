@@ -33,6 +33,14 @@ config.declare(
     fixed=True,
 )
 config.declare(
+    "model.hub_input_range",
+    "",
+    "Pixels that a SavedModel of floats at model.hub_address wants, if it does not say: 0,1 or "
+    "-1,1 or 0,255 or imagenet (mean and deviation) or caffe (BGR, mean).",
+    choices=("", "0,1", "-1,1", "0,255", "imagenet", "caffe"),
+    fixed=True,
+)
+config.declare(
     "model.default_image_dimensions",
     [224, 224, 3],
     "Height, width and channels that pictures are resized to.",
@@ -115,16 +123,18 @@ config.declare(
     "Folder that the pictures' listed paths are relative to, where it is not that of the lists.",
 )
 config.declare(
+    "dataset.columns", "", "Names of a manifest's columns, if others: path=file,label=sku."
+)
+config.declare(
     "dataset.train_where",
-    [],
-    "Train and validate on these rows only, as class_split=train_class or category=bags|shoes.",
-    type="list(str)",
+    "",
+    "Train and validate on these rows only: column=value|value,column=value, as "
+    "class_split=train_class or category=bags|shoes. All conditions must hold.",
 )
 config.declare(
     "dataset.test_where",
-    [],
-    "Evaluate on these rows only, queries and catalogue alike.",
-    type="list(str)",
+    "",
+    "Evaluate on these rows only, queries and catalogue alike; written as dataset.train_where.",
 )
 config.declare(
     "dataset.validation", True, "Hold out vld from training; otherwise train on it, too."
@@ -185,8 +195,13 @@ config.declare(
 config.declare(
     "dataset.on_bad_image",
     "error",
-    "A picture that cannot be read ends the run, or is left out beforehand.",
+    "How to handle unreadable images: error ends the run, skip drops them before it starts.",
     choices=("error", "skip"),
+)
+config.declare(
+    "dataset.max_pixels",
+    100_000_000,
+    "Images of more pixels than this are not decoded and count as unreadable.",
 )
 config.declare(
     "dataset.cache_mb", 0, "Memory for decoded training pictures, in MiB (0: decode each time)."

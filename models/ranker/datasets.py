@@ -15,9 +15,9 @@ from metriclearn.datasets import (
     layout,
     pipeline,
     queries_and_catalogue,
+    select_where,
     split_by_product,
 )
-from metriclearn.datasets.table import did_you_mean
 from models import backbones
 from models.backbones import features
 from models.ranker import samplers
@@ -166,37 +166,29 @@ def _share_of_each(products, ids, share):
 
 
 def _where(table, key):
-    """The rows that the conditions `column=value|value` of a key all choose."""
-    for condition in config[key]:
-        column, equals, values = condition.partition("=")
-        try:
-            if not equals:
-                raise ValueError("a condition is column=value or column=value|value")
-            values = values.split("|")
-            lacking = np.setdiff1d(values, table.column(column))
-            if lacking.size:
-                known = did_you_mean(lacking[0], np.unique(table.column(column)))
-                raise ValueError(f"no picture has {str(lacking[0])!r}{known}")
-        except ValueError as error:
-            raise UserError(f"{key}: {condition!r}: {error}.") from None
-        table = table.where(**{column: values})
-    return table
+    """The rows that meet the conditions of a key."""
+    try:
+        return select_where(table, config[key])
+    except ValueError as error:
+        raise UserError(f"{key}={config[key]}: {error}.") from None
 
 
 def _table():
-    keys = ("dataset.name", "dataset.base_path", "dataset.image_path", "dataset.on_bad_image")
-    return _load(*(config[key] for key in keys))
+    keys = ("name", "base_path", "image_path", "columns", "on_bad_image", "max_pixels")
+    return _load(*(config[f"dataset.{key}"] for key in keys))
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name, base, pictures, on_bad_image):
+def _load(name, base, pictures, columns, on_bad_image, max_pixels):
     name = ALIASES.get(name, name)
     base, pictures = os.path.expanduser(base), os.path.expanduser(pictures)
     if not base and name != "glyphs":
         raise UserError(f"dataset.base_path is empty: give the folder of the data set {name!r}.")
     options = {}
+    if columns and name != "manifest":
+        raise UserError(f"dataset.columns: the data set {name!r} has its own columns.")
     if name == "manifest":
-        options = {"root": pictures or None}
+        options = {"root": pictures or None, "columns": columns}
         base = os.path.join(base, "manifest.csv") if os.path.isdir(base) else base
     elif pictures and name not in LISTED:
         raise UserError(
@@ -211,7 +203,7 @@ def _load(name, base, pictures, on_bad_image):
         table = dataclasses.replace(table, paths=paths)
     if table.images is not None and table.images.shape[-1] == 1:
         table = dataclasses.replace(table, images=np.repeat(table.images, 3, axis=-1))
-    return pipeline.usable_images(table, on_bad_image)
+    return pipeline.usable_images(table, on_bad_image, max_pixels)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -222,7 +214,8 @@ def picture_options(table):
     height, width, channels = image_dimensions()
     boxes = config["dataset.bounding_boxes"] and table.boxes is not None
     crop = augment.box_window() if boxes else None
-    return {"image_size": (height, width), "channels": channels, "crop": crop}
+    options = {"image_size": (height, width), "channels": channels, "crop": crop}
+    return options | {"max_pixels": config["dataset.max_pixels"]}
 
 
 def image_dimensions():
@@ -240,7 +233,7 @@ def image_dimensions():
 def load_backbone(address):
     """`models.backbones.load`, once: weights are checked when they are loaded."""
     try:
-        return backbones.load(address)
+        return backbones.load(address, input_range=config["model.hub_input_range"])
     except ValueError as error:
         raise UserError(f"model.hub_address: {error}") from None
 

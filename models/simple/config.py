@@ -28,5 +28,13 @@ config.declare(
     "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
 )
 config.declare("dataset.manifest", "", "CSV of product pictures; glyphs of typefaces when empty.")
+config.declare(
+    "dataset.columns", "", "Names of the manifest's columns, if others: path=file,label=sku."
+)
+config.declare(
+    "dataset.max_pixels",
+    100_000_000,
+    "Images of more pixels than this are not decoded and count as unreadable.",
+)
 config.declare("dataset.augment", False, "Crop and disturb training pictures at random.")
 config.declare("dataset.images_per_product", 4, "Pictures of each product in a training batch.")

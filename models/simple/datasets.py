@@ -15,11 +15,13 @@ def channels():
 def datasets(start_step=0):
     """Returns the datasets by name; training batches are a pure function of (seed, step)."""
     path, seed = config["dataset.manifest"], seed_of(config["trainer.random_seed"])
-    table = manifest.load(path) if path else glyphs.load()
+    table = manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
     train, images = table.where(split="train"), config["dataset.images_per_product"]
     products = config["model.batch_size"] // images
     sample = pk_sampler(train.labels, products=products, images=images, seed=seed)
     picture = {"image_size": config["model.image_size"], "channels": channels()}
+    picture["max_pixels"] = config["dataset.max_pixels"]
+    picture["crop"] = augment.box_window() if table.boxes is not None else None
 
     def every(rows):
         return pipeline.eval_batches(rows, batch_size=config["model.batch_size"], **picture)

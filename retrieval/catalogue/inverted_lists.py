@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 
 import faiss
 import numpy as np
@@ -14,50 +15,55 @@ LISTS = "lists.ivfdata"
 
 
 def write(index, blocks, folder):
-    """An index whose lists, those of `index` and of new blocks, are in folder/lists.ivfdata.
+    """Returns an index whose lists, those of `index` and of new blocks, are in a file.
 
-    index: a trained `faiss.IndexIVF`, empty or with lists of its own. blocks: arrays [n, D] of
-    further rows, each of which becomes a file first, so that one is in memory at a time.
+    Args:
+      index: a trained `faiss.IndexIVF`, empty or with lists of its own.
+      blocks: arrays [n, D] of further rows. Each becomes a file first, so that one is in memory at
+        a time.
+      folder: where to write `LISTS`.
+
+    Raises:
+      OSError: the disk is too full.
     """
     given = faiss.downcast_index(index)
-    start, waiting = index.ntotal, os.path.join(folder, "blocks")
-    os.makedirs(waiting)
+    start = index.ntotal
     lists = faiss.InvertedListsPtrVector()
     lists.push_back(given.invlists)
     kept = []  # FAISS holds no reference to what it merges
-    for number, block in enumerate(blocks):
-        part = _empty(given)
-        part.add_with_ids(block, np.arange(start, start + len(block)))
-        start += len(block)
-        path = os.path.join(waiting, f"{number}.faiss")
-        faiss.write_index(part, path)
-        kept.append(faiss.read_index(path, faiss.IO_FLAG_MMAP))
-        lists.push_back(kept[-1].invlists)
-    target = os.path.join(folder, LISTS)
-    need = start * (given.code_size + 8)
-    if shutil.disk_usage(folder).free < need:  # FAISS writes to mapped memory: a signal, no error
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {need} bytes", target)
-    merged = faiss.OnDiskInvertedLists(given.nlist, given.code_size, target)
-    with _unsaid():
-        merged.merge_from_multiple(lists.data(), lists.size(), False)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".blocks-") as waiting:
+        for number, block in enumerate(blocks):
+            part = _empty(given)
+            part.add_with_ids(block, np.arange(start, start + len(block)))
+            start += len(block)
+            path = os.path.join(waiting, f"{number}.faiss")
+            faiss.write_index(part, path)
+            kept.append(faiss.read_index(path, faiss.IO_FLAG_MMAP))
+            lists.push_back(kept[-1].invlists)
+        target = os.path.join(folder, LISTS)
+        need = start * (given.code_size + 8)
+        if shutil.disk_usage(folder).free < need:  # FAISS maps the file: a signal, not an error
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {need} bytes", target)
+        merged = faiss.OnDiskInvertedLists(given.nlist, given.code_size, target)
+        with _quiet_stdout():
+            merged.merge_from_multiple(lists.data(), lists.size(), False)
+        del kept
     result = _empty(given)
     result.replace_invlists(merged, True)
     merged.this.disown()  # the index owns it now
     result.ntotal = start
-    del kept
-    shutil.rmtree(waiting)
     return result
 
 
 def read(path):
-    """The index of a file, whose lists are looked for beside it, wherever the folder was moved."""
-    with _unsaid():
+    """Reads an index whose lists are in the file beside it, also after the folder was moved."""
+    with _quiet_stdout():
         return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
 @contextlib.contextmanager
-def _unsaid():
-    """Leaves out what FAISS prints of its files: it would stand among the answers of a search."""
+def _quiet_stdout():
+    """Suppresses FAISS's messages on stdout, where a search prints its answers."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:

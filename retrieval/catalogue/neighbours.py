@@ -20,7 +20,7 @@ def make(factory, dimensions, similarity):
         return faiss.index_factory(dimensions, factory, metric)
     except RuntimeError as error:
         raise ValueError(
-            f"--index={factory}: FAISS cannot make it for {dimensions} dimensions: "
+            f"--factory={factory}: FAISS cannot make it for {dimensions} dimensions: "
             f"{str(error).splitlines()[-1]}"
         ) from None
 
@@ -41,7 +41,7 @@ def train(index, rows, factory, similarity):
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(
-            f"--index={factory}: cannot be trained on {len(rows)} items: {reason}"
+            f"--factory={factory}: cannot be trained on {len(rows)} items: {reason}"
         ) from None
 
 
@@ -141,7 +141,7 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
     raise ValueError(
         f"{count} items of {dimensions} dimensions need at least {need:.1f} GiB of memory, or "
         f"{2 * need:.1f} GiB of disk while they are built: give more of either, ask for less "
-        "recall (--recall), or name a factory of your own (--index=OPQ16,IVF65536,PQ16)"
+        "recall (--recall), or name a factory of your own (--factory=OPQ16,IVF65536,PQ16)"
     )
 
 
@@ -192,40 +192,70 @@ def check(index, row, factory):
         trial.search(row, 1, params=effort(trial, 1, selector))
     except RuntimeError as error:
         raise ValueError(
-            f"--index={factory}: FAISS cannot add to this kind, or leave items out of a search, "
+            f"--factory={factory}: FAISS cannot add to this kind, or leave items out of a search, "
             f"which removing and categories need: {str(error).splitlines()[-1]}"
         ) from None
 
 
-def tune(index, queries, truth, recall, similarity, k):
-    """The least effort at which the k true neighbours [Q, k] are found at the asked rate.
+def pair_scores(queries, items, at, similarity):
+    """Exact similarity float32 [Q, k] of queries [Q, D] and items[at], at [Q, k]."""
+    queries = prepare(queries, similarity)
+    if similarity == "euclidean":
+        return -np.linalg.norm(queries[:, None] - items[at], axis=2)
+    return np.einsum("qd,qkd->qk", queries, items[at])
 
-    Returns {'effort', 'recall', 'ms_per_query'}; effort None where the kind has none. The recall
-    is that of the effort found, which may be below the one asked for if no effort reaches it.
+
+def tune(index, queries, truth, exact, recall, similarity, k):
+    """Finds the least effort whose recall of the k nearest items is as asked, with 95% confidence.
+
+    An item counts as found if it scores as the k-th nearest does or better, so that copies of an
+    item are as good as the item.
+
+    Args:
+      index: a FAISS index.
+      queries: float32 [Q, D] to tune with.
+      truth: float32 [Q, k], scores of the k nearest items.
+      exact: returns the exact scores [Q, k] of rows int64 [Q, k] that a search found.
+      recall: the share asked for.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+      k: number of neighbors.
+
+    Returns:
+      {'effort', 'recall', 'interval95', 'ms_per_query'}; effort None where the kind has none. The
+      recall is that of the effort found, which may be below the one asked for if none reaches it.
     """
     top, kind = most(index), core(index)
+    # float32 rounds the scores of equal items differently in different products.
+    least_score = truth[:, -1:] - 1e-5 * np.abs(truth).max(initial=1e-30)
 
     def measure(value):
         start = time.perf_counter()
         rows = search(index, queries, k, similarity, effort(index, value))[1]
         seconds = time.perf_counter() - start
-        hit = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(rows, truth, strict=True)])
-        return {"effort": value, "recall": float(hit), "ms_per_query": 1e3 * seconds / len(rows)}
+        hits = (exact(rows) >= least_score).mean(1)
+        margin = 1.96 * hits.std() / np.sqrt(len(hits))
+        mean = float(hits.mean())
+        interval = [float(max(0, mean - margin)), float(min(1, mean + margin))]
+        found = {"effort": value, "recall": mean, "interval95": interval}
+        return found | {"ms_per_query": 1e3 * seconds / len(rows)}
+
+    def reached(found):
+        return found["interval95"][0]
 
     if not isinstance(kind, faiss.IndexIVF | faiss.IndexHNSW):
         return measure(None)
     # A graph keeps no fewer candidates than results are asked for, whatever efSearch says.
     least = high = min(k, top) if isinstance(kind, faiss.IndexHNSW) else 1
-    while (found := measure(high))["recall"] < recall and high < top:
+    while reached(found := measure(high)) < recall and high < top:
         high = min(2 * high, top)
     # Where even the most effort falls short, the least that comes near its recall will do: the last
     # hundredth of a flat curve costs as much as all the rest.
-    recall = min(recall, found["recall"] - 0.01 * (found["recall"] < recall))
+    recall = min(recall, reached(found) - 0.01 * (reached(found) < recall))
     low = least - 1 if high == top else max(least - 1, high // 2)
     while high - low > max(1, low // 8):
         middle = (low + high) // 2
         tried = measure(middle)
-        if tried["recall"] >= recall:
+        if reached(tried) >= recall:
             high, found = middle, tried
         else:
             low = middle

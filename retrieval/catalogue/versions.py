@@ -1,50 +1,93 @@
-"""Numbered versions of an index, of which one is current: readers see the old or the new, whole."""
+"""Numbered versions of an index, of which one is current: readers see the old or the new, whole.
+
+INDEX/.prototrain           marks the folder as an index
+INDEX/current               the number of the current version
+INDEX/versions/000001/...   a version; without its manifest.json it is a killed writer's litter
+"""
 
 import contextlib
 import os
-import shutil
+import re
 
 from trainer import files
 
+KIND = "index"  # of folder, in its mark
 KEPT = 3  # versions
+LITTER = r"\.\w+\.tmp"  # what a killed writer of `current` leaves
+# The files of a version that this program writes.
+FILES = (
+    r"(index\.faiss|items\.arrow|manifest\.json|lists\.ivfdata|\.blocks-\w+/(\d+\.faiss)?"
+    r"|\.\w+\.tmp)?"
+)
 
 
 def current(folder):
-    """The folder of the current version; ValueError where there is none."""
+    """Returns the folder of the current version; ValueError if there is none."""
     try:
         with open(os.path.join(folder, "current"), encoding="utf-8") as text:
-            name = text.read().strip()
-    except OSError:
-        raise ValueError(f"{folder}: holds no index; make one with retrieval.index build") from None
+            name = text.read(64).strip()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(
+            f"{folder}: is not an index; make one with retrieval.index build"
+        ) from None
     version = os.path.join(folder, "versions", os.path.basename(name))
-    if not name.isdigit() or not os.path.isdir(version):
+    if not re.fullmatch(r"\d{6,}", name) or not os.path.isdir(version):
         raise ValueError(f"{folder}/current: names no version of this index: {name[:40]!r}")
     return version
 
 
+def numbers(folder):
+    """Returns the numbers of the complete versions, ascending."""
+    versions = os.path.join(folder, "versions")
+    names = os.listdir(versions) if os.path.isdir(versions) else []
+    return sorted(
+        int(name)
+        for name in names
+        if re.fullmatch(r"\d{6,}", name)
+        and os.path.isfile(os.path.join(versions, name, "manifest.json"))
+    )
+
+
+def publish(folder, number):
+    """Makes a complete version the current one, by one rename."""
+    files.write_text(os.path.join(folder, "current"), f"{number:06d}\n")
+
+
 @contextlib.contextmanager
 def following(folder):
-    """Yields the folder of the next version, current once the block ends; gone on any error.
+    """Yields the folder of the next version; it becomes current once the block ends.
 
-    The block writes manifest.json last: a version without it is of a writer that was killed.
+    The block writes manifest.json last. After an error, and after a kill the next time, what it
+    wrote is removed; the current version stays. The last three versions and the current one are
+    kept.
     """
+    files.claim(folder, KIND)
     versions = os.path.join(folder, "versions")
     os.makedirs(versions, exist_ok=True)
-    for name in os.listdir(versions):
-        if not os.path.exists(os.path.join(versions, name, "manifest.json")):
-            shutil.rmtree(os.path.join(versions, name))
-    known = sorted(int(name) for name in os.listdir(versions) if name.isdigit())
-    name = f"{(known[-1] if known else 0) + 1:06d}"
-    path = os.path.join(versions, name)
+    known = numbers(folder)
+    files.remove(folder, KIND, LITTER)
+    _remove(folder, [n for n in _all(versions) if n not in known])
+    number = (max(_all(versions), default=0)) + 1
+    path = os.path.join(versions, f"{number:06d}")
     os.makedirs(path)
     try:
         yield path
-        with files.published(os.path.join(folder, "current"), "w") as out:
-            out.write(name + "\n")
+        files.sync(path)
+        publish(folder, number)
     except BaseException as error:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(folder, [number])
         if isinstance(error, RuntimeError):  # FAISS's, of a file that it cannot write
             raise OSError(f"{path}: cannot be written: {str(error).splitlines()[-1]}") from None
         raise
-    for old in known[: max(0, len(known) + 1 - KEPT)]:
-        shutil.rmtree(os.path.join(versions, f"{old:06d}"), ignore_errors=True)
+    _remove(folder, known[: max(0, len(known) + 1 - KEPT)])
+
+
+def _all(versions):
+    return [int(name) for name in os.listdir(versions) if re.fullmatch(r"\d{6,}", name)]
+
+
+def _remove(folder, some):
+    """Removes versions; what is not ours in their folders stays."""
+    if some:
+        names = "|".join(f"{number:06d}" for number in some)
+        files.remove(folder, KIND, rf"versions/({names})/{FILES}")

@@ -1,151 +1,208 @@
-"""Pictures of a folder or a manifest as a dataset, where no model module brings one."""
+"""Image files and datasets as batches of NumPy arrays, ready to embed."""
 
-import csv
+import contextlib
+import hashlib
 import os
+import re
 
 import numpy as np
 
-# What makes a picture upright, by the orientation that EXIF tells; 1 is upright.
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+from metriclearn import augment
+from metriclearn.datasets import folder as image_folder
+from metriclearn.datasets import image_files, manifest, pipeline, select_where
+from retrieval import progress
+
+# An image counts as "raw pixels" at no more than this many pixels per side.
+PIXEL_SIDE = 32
+COLUMNS = ("id", "product", "category", "path", "skipped")
 
 
-def of_folder(root) -> dict:
-    """Columns {id, path, product, category: str [N]} of all pictures below a folder, in order.
+def table(folder="", csv="", where="", columns=""):
+    """The ProductTable of a folder of images, a single image, or a manifest.
 
-    id: the path within the folder. product: the picture's own folder within it, its id where it
-    lies at the top. root may be one picture. ValueError where there is none.
+    Args:
+      folder: a folder or an image, as `metriclearn.datasets.folder` reads it; '' for none.
+      csv: a manifest, as `metriclearn.datasets.manifest` reads it; '' for none.
+      where: conditions on its rows, as `metriclearn.datasets.parse_conditions` reads them.
+      columns: foreign names of the manifest's columns, as path=file,label=sku.
+
+    Raises:
+      ValueError: what the readers find wrong, neither or both given, or no row left.
     """
-    if os.path.isfile(root):
-        name = os.path.basename(root)
-        return _columns([(name, str(root), name, "")])
-    if not os.path.isdir(root):
-        raise ValueError(f"--folder={root}: there is no such folder or picture")
-    rows = []
-    for at, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        within = os.path.relpath(at, root).replace(os.sep, "/")
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                inside = name if within == "." else f"{within}/{name}"
-                if any("\ud800" <= character <= "\udfff" for character in inside):
-                    raise ValueError(f"--folder={root}: {inside!r} is no UTF-8 name; rename it")
-                product = inside if within == "." else within
-                rows.append((inside, os.path.join(root, inside), product, ""))
-    if not rows:
-        raise ValueError(f"--folder={root}: holds no pictures ({', '.join(SUFFIXES)})")
-    return _columns(rows)
-
-
-def of_manifest(path, where=()) -> dict:
-    """The same of a CSV with columns path and label, and category where there is one.
-
-    Paths are relative to the CSV's folder and are the ids. where: conditions 'column=value' that a
-    row must meet, such as role=query. Raises ValueError with the file, and the line or the column.
-    """
-    conditions = [condition.partition("=")[::2] for condition in where]
-    rows, lines = [], {}
+    if bool(folder) == bool(csv):
+        raise ValueError("--folder and --manifest: give one of them")
+    if folder and columns:
+        raise ValueError("--columns: goes with --manifest; a folder has no columns")
+    if folder:
+        rows = image_folder.load(os.path.expanduser(folder), fractions=None)
+    else:
+        rows = manifest.load(csv, fractions=None, columns=columns)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as text:
-            table = csv.DictReader(text)
-            header = table.fieldnames or []
-            for name in ["path", "label", *(name for name, _ in conditions)]:
-                if name not in header:
-                    raise ValueError(f"{path}: has no column {name!r}; it has {', '.join(header)}")
-            for row in table:
-                line, name = table.line_num, row["path"]
-                if not name or not row["label"]:
-                    raise ValueError(f"{path}, line {line}: a path and a label are needed")
-                if not all(row[column] == value for column, value in conditions):
-                    continue
-                if name in lines:
-                    raise ValueError(f"{path}, line {line}: {name!r} stands in line {lines[name]}")
-                lines[name] = line
-                at = os.path.join(os.path.dirname(path), name)
-                rows.append((name, at, row["label"], row.get("category") or ""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
-    if not rows:
-        raise ValueError(f"{path}: no row is of {', '.join(where) or 'a picture'}")
-    return _columns(rows)
+        return select_where(rows, where)
+    except ValueError as error:
+        raise ValueError(f"--where={where}: {error}") from None
 
 
-def _columns(rows):
-    columns = zip(*rows, strict=True)
-    return {
-        name: np.array(values, dtype=str)
-        for name, values in zip(("id", "path", "product", "category"), columns, strict=True)
-    }
+def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_batch=0, boxes=True,
+             max_pixels=image_files.MAX_PIXELS):  # fmt: skip
+    """A finite dataset of a table's images, decoded as the models' own datasets do.
+
+    Args:
+      rows: a ProductTable.
+      size: (height, width) to resize to.
+      channels: 3 or 1.
+      batch_size: images per batch.
+      on_bad_image: 'error' or 'skip', as in `metriclearn.datasets.pipeline.eval_batches`.
+      start_batch: the first batch.
+      boxes: crop to the boxes of the table, if it has any.
+      max_pixels: size above which an image is refused.
+    """
+    return pipeline.eval_batches(
+        rows,
+        batch_size=batch_size,
+        image_size=size,
+        channels=channels,
+        crop=augment.box_window() if boxes and rows.boxes is not None else None,
+        on_bad_image=on_bad_image,
+        start_batch=start_batch,
+        max_pixels=max_pixels,
+    )
 
 
-def dataset(columns, size, channels, batch_size, on_bad_image="error"):
-    """A finite dataset of batches: image uint8 [B, *size, channels] and the columns, string [B].
+def of_model(model, names):
+    """{name: dataset} of some of `model.datasets()`.
 
-    Pictures (`picture`) are resized bilinearly. on_bad_image: one that cannot be read is left out
-    ('skip'), or is black ('error'), `unreadable`, string [B], telling why. Returns (dataset, list
-    that names each picture left out once it is met).
+    Raises:
+      ValueError: a name that it does not return.
+    """
+    datasets = model.datasets()
+    missing = [name for name in names if name not in datasets]
+    if missing:
+        raise ValueError(f"{model.__name__}.datasets() returns no {missing[0]!r}")
+    # Only these: a model may make each when it is asked for.
+    return {name: datasets[name] for name in names}
+
+
+def spec_of(model, names):
+    """{key: TensorSpec of unknown batch size} of the entries that all of some datasets have."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default():
+        specs = [dict(d.element_spec) for d in of_model(model, names).values()]
+    common = {}
+    for key in specs[0]:
+        if all(key in spec for spec in specs):
+            shape = specs[0][key].shape
+            for spec in specs[1:]:
+                shape = shape.most_specific_compatible_shape(spec[key].shape)
+            common[key] = tf.TensorSpec([None, *shape[1:]], specs[0][key].dtype)
+    return common
+
+
+@contextlib.contextmanager
+def opened(make, what, *, reduced=False, keys=None):
+    """Yields an iterator over the NumPy batches of a dataset, with progress on stderr.
+
+    Args:
+      make: returns the dataset; called within a graph of its own.
+      what: words for the progress report.
+      reduced: also give `reduced`, uint8: the images averaged down to at most 32 x 32.
+      keys: the entries of a batch to fetch besides `id`, `product` and so on; None for all.
+
+    Raises (while iterating):
+      ValueError: an image that cannot be read, by name.
     """
     import tensorflow as tf
 
-    left_out = []
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph:
+        dataset = make()
+        batch = v1.data.make_one_shot_iterator(dataset).get_next()
+        fetches = {k: v for k, v in batch.items() if keys is None or k in keys or k in COLUMNS}
+        if reduced:
+            fetches["reduced"] = _reduced(tf, batch["image"])
+        count = tf.data.experimental.cardinality(dataset)
+    # The graph is not the default one while the caller runs.
+    session = v1.Session(graph=graph)
+    try:
+        count = session.run(count)  # negative: unknown
+        steps = _batches(session.make_callable(fetches))
+        yield progress.track(
+            steps, count if count > 0 else None, what, size=lambda part: len(part["id"])
+        )
+    finally:
+        session.close()
 
-    def decode(path):
+
+def _batches(step):
+    """Yields what `step` returns until its dataset ends."""
+    import tensorflow as tf
+
+    while True:
         try:
-            return _decoded(os.fsdecode(path), size, channels), b""
-        except Exception as error:  # PIL raises many kinds on damaged files
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if on_bad_image == "skip":
-                left_out.append((os.fsdecode(path), reason))
-            return np.zeros((1, 1, channels), np.uint8), reason.encode()
-
-    def load(row):
-        image, reason = tf.numpy_function(decode, [row["path"]], [tf.uint8, tf.string])
-        image = tf.ensure_shape(image, [None, None, channels])
-        image = tf.cast(tf.cast(tf.image.resize(image, size), tf.float32) + 0.5, tf.uint8)
-        return {"image": image, "unreadable": tf.ensure_shape(reason, []), **row}
-
-    rows = tf.data.Dataset.from_tensor_slices(columns)
-    pictures = rows.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    if on_bad_image == "skip":
-        pictures = pictures.filter(lambda row: tf.equal(row["unreadable"], ""))
-    return pictures.batch(batch_size).prefetch(2), left_out
+            part = step()
+        except tf.errors.OutOfRangeError:
+            return
+        except tf.errors.InvalidArgumentError as error:
+            # The pipeline's own words are in an assertion, within TensorFlow's.
+            said = re.search(r"assertion failed: \[(.*?)\](?= \[|\n|$)", error.message)
+            if said is None:
+                raise
+            raise ValueError(said[1].replace("\\'", "'")) from None
+        yield part
 
 
-def _decoded(path, size, channels):
-    pixels = np.asarray(picture(path, "RGB" if channels == 3 else "L", size))
-    return pixels.reshape(*pixels.shape[:2], channels)
+def _reduced(tf, image):
+    side = tf.minimum(PIXEL_SIDE, tf.reduce_min(tf.shape(image)[1:3]))
+    small = tf.image.resize(tf.cast(image, tf.float32), [side, side], method="area")
+    return tf.cast(tf.round(small), tf.uint8)
+
+
+def facts(batch):
+    """{field of `Embedded`: [n] or None} of a batch: all but the embeddings."""
+    ids, products, categories = (text(batch[key]) for key in ("id", "product", "category"))
+    found = {"ids": ids, "products": products, "categories": categories}
+    found["images"] = batch.get("reduced")
+    listed = [os.fsdecode(path) for path in batch["path"]] if "path" in batch else [""] * len(ids)
+    found["paths"] = None
+    if "path" in batch:
+        found["paths"] = np.array([path and os.path.realpath(path) for path in listed], str)
+    pixels = batch.get("image", [None] * len(ids))
+    hashes = [_sha256(path, image) for path, image in zip(listed, pixels, strict=True)]
+    found["hashes"] = np.array(hashes, str) if any(hashes) else None
+    return found
+
+
+def _sha256(path, image):
+    """Hash of a file's bytes, or of the pixels of an image that is not a file."""
+    if path:
+        with open(path, "rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+    return "" if image is None else hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+def text(values):
+    """Bytes [n], as a session returns strings, as str [n]."""
+    return np.array([value.decode() for value in values], dtype=str)
+
+
+def wanted_of(model, name, wanted) -> dict:
+    """{id: uint8 image [H, W, C]} for the wanted ids of one of the model's datasets."""
+    wanted, found = set(wanted), {}
+    what = f"images of {name} for the report"
+    with opened(lambda: of_model(model, [name])[name], what, keys=("image",)) as batches:
+        for part in batches:
+            for key, image in zip(text(part["id"]), part["image"], strict=True):
+                if key in wanted:
+                    found[key] = image
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def picture(path, mode, least):
-    """The PIL picture of a file, of mode 'RGB' or 'L', as models that train on files see it.
+    """The PIL image of a file, of mode 'RGB' or 'L', reduced but not below `least`."""
+    from PIL import Image
 
-    Transparency is laid over white, of 16 bits the upper 8 count, and a large picture is reduced to
-    a half, a quarter or an eighth, not below `least`, (height, width). Unlike in training, where
-    boxes are those of the file as stored, the orientation that a camera notes (EXIF) is followed.
-    """
-    from PIL import ExifTags, Image
-
-    with Image.open(path) as image:
-        image.draft(mode, least[::-1])
-        # Not ImageOps.exif_transpose: it writes the other notes anew and fails on damaged ones.
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        image.load()
-    if turn:
-        image = image.transpose(Image.Transpose[turn])
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    # What the decoder has not reduced already (JPEG), so that resizing skips no pixels.
-    room = min(image.height // least[0], image.width // least[1])
-    ratio = next(r for r in (8, 4, 2, 1) if r <= max(room, 1))
-    return image.convert(mode).reduce(ratio)
+    pixels = image_files.read(path, 3 if mode == "RGB" else 1, least)[0]
+    return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])

@@ -1,22 +1,31 @@
 """The store: embeddings on disk in shards, with a table of what they are and where they come from.
 
-    DIR/manifest.json           what made them, how many, one entry a shard with its checksums
+    DIR/.prototrain             marks the folder as a store
+    DIR/manifest.json           what made the embeddings, how many, one entry per shard
     DIR/00000.npy               embeddings [n, D], float32 or float16, memory-mapped when read
-    DIR/00000.parquet           id, product, category and path of every row
+    DIR/00000.parquet           id, product, category, path and sha256 of every row
 
-A shard counts once the manifest names it, which is written last: a store whose writer was killed
-goes on where its last whole shard ends.
+`path` is the real path of the image file ('' for an image that is not a file), `sha256` the hash of
+its bytes. A shard counts once the manifest names it, which is written last: a store whose writer
+was killed resumes after its last complete shard.
 """
 
 import dataclasses
+import math
 import os
+import sys
+import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pyarrow
+from pyarrow import parquet
 
 from trainer import files
 
-COLUMNS = ("id", "product", "category", "path")
+COLUMNS = ("id", "product", "category", "path", "sha256")
+KIND = "store"  # of folder, in its mark
+LITTER = r"\..*\.tmp"  # what a killed writer leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +55,103 @@ class Embedded:
         return len(self.embeddings)
 
 
-def begin(folder, source, dtype="float32") -> dict:
-    """The manifest to go on with: a new one, or that of an interrupted run from the same source.
+def joined(parts: list[Embedded]) -> Embedded:
+    """Returns consecutive parts as one."""
+    columns = {}
+    for field in dataclasses.fields(Embedded):
+        values = [getattr(part, field.name) for part in parts]
+        columns[field.name] = None if values[0] is None else np.concatenate(values)
+    return Embedded(**columns)
 
-    source: what the embeddings depend on (checkpoint and configuration hashes, dataset,
-    preprocessing), as JSON values. Raises ValueError where the folder holds other embeddings.
+
+# ---------------------------------------------------------------------------- writing
+
+
+def fill(
+    folder: str,
+    source: dict,
+    rest: Callable[[int], Iterable[tuple[Embedded, list[str]]]],
+    *,
+    dtype: str = "float32",
+    shard_rows: int = 65536,
+    shard_seconds: float = math.inf,
+    wait: str = "",
+) -> dict:
+    """Writes a store from batches, or resumes one that an interrupted run began.
+
+    Args:
+      folder: the store's folder; new, empty, or a store of the same source.
+      source: what the embeddings depend on (checkpoint and configuration hashes, dataset,
+        preprocessing), as JSON values.
+      rest: returns the batches that follow the first n: (items, a line per skipped image).
+      dtype: 'float32' or 'float16'.
+      shard_rows: rows per shard, about: what a kill can lose.
+      shard_seconds: a shard also ends once its batches took this long.
+      wait: a message to print while another program writes the store; '' refuses instead.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ValueError: the folder holds other embeddings or something else, there is no batch, or an
+        embedding is not finite or too large for float16.
+      BlockingIOError: another program is writing there.
+      OSError: the disk is full, or the folder cannot be written.
+    """
+    with files.only_writer(folder, wait):
+        manifest = begin(folder, source, dtype)
+        if manifest["complete"]:
+            return manifest
+        files.remove(folder, KIND, LITTER)
+        done = sum(shard["batches"] for shard in manifest["shards"])
+        if done:
+            print(f"{folder}: resuming after {manifest['count']} embeddings", file=sys.stderr)
+        waiting: list[Embedded] = []
+        skipped: list[str] = []
+        start = time.monotonic()
+        for items, lines in rest(done):
+            waiting.append(items)
+            skipped += lines
+            late = time.monotonic() - start > shard_seconds
+            if sum(map(len, waiting)) >= shard_rows or late:
+                append(folder, manifest, joined(waiting), len(waiting), skipped)
+                waiting, skipped, start = [], [], time.monotonic()
+        if waiting:
+            append(folder, manifest, joined(waiting), len(waiting), skipped)
+        if not manifest["count"]:
+            raise ValueError(f"{folder}: there is nothing to embed")
+        finish(folder, manifest)
+    return manifest
+
+
+def begin(folder, source, dtype="float32") -> dict:
+    """Returns the manifest to continue with: a new one, or an interrupted run's of this source.
+
+    Raises:
+      ValueError: the folder holds other embeddings, or something else.
     """
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
+        files.claim(folder, KIND)
         return {"source": source, "dtype": dtype, "complete": False, "count": 0, "shards": []}
     manifest = _known(folder)
     if manifest["source"] != source or manifest["dtype"] != dtype:
         changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
-        what = "other pictures" if changed[0] == "pictures_sha256" else f"another {changed[0]}"
+        what = "other images" if changed[0] == "images_sha256" else f"another {changed[0]}"
         raise ValueError(f"{folder} holds embeddings of {what}: name another folder, or delete it")
     return manifest
 
 
-def append(folder, manifest, items: Embedded, batches):
-    """Publishes one more shard. batches: how many batches of its dataset it was made of."""
+def append(folder, manifest, items: Embedded, batches, skipped=()):
+    """Publishes one more shard.
+
+    Args:
+      folder: the store.
+      manifest: as `begin` returned it; is updated.
+      items: the rows of the shard.
+      batches: the number of batches in it.
+      skipped: a line per image of these batches that could not be read.
+    """
     with np.errstate(over="ignore"):
         values = np.asarray(items.embeddings, manifest["dtype"])
     bad = np.flatnonzero(~np.isfinite(values).all(1))
@@ -78,9 +165,11 @@ def append(folder, manifest, items: Embedded, batches):
     array, table = (os.path.join(folder, f"{name}.{kind}") for kind in ("npy", "parquet"))
     with files.published(array) as out:
         np.save(out, values)
-    paths = np.full(len(items), "") if items.paths is None else items.paths
-    columns = zip(COLUMNS, (items.ids, items.products, items.categories, paths), strict=True)
-    files.write_table(table, {name: values.tolist() for name, values in columns})
+    nothing = np.full(len(items), "")
+    paths = nothing if items.paths is None else items.paths
+    hashes = nothing if items.hashes is None else items.hashes
+    columns = (items.ids, items.products, items.categories, paths, hashes)
+    _write_table(table, dict(zip(COLUMNS, columns, strict=True)))
     manifest["dimensions"] = values.shape[1]
     manifest["count"] += len(values)
     manifest["shards"].append(
@@ -88,54 +177,106 @@ def append(folder, manifest, items: Embedded, batches):
             "name": name,
             "count": len(values),
             "batches": batches,
+            "skipped": list(skipped),
             "sha256": {"npy": files.sha256(array), "parquet": files.sha256(table)},
         }
     )
     _publish(folder, manifest)
 
 
+def _write_table(path, columns):
+    """Writes {name: str [N]} as a Parquet table."""
+    texts = {name: pyarrow.array(v.tolist(), pyarrow.string()) for name, v in columns.items()}
+    with files.published(path) as out:
+        parquet.write_table(pyarrow.table(texts), out)
+
+
 def finish(folder, manifest):
+    """Marks a store as complete."""
     manifest["complete"] = True
     _publish(folder, manifest)
 
 
 def _publish(folder, manifest):
-    files.write_json(os.path.join(folder, "manifest.json"), manifest)
+    files.write_sealed(os.path.join(folder, "manifest.json"), manifest)
+
+
+# ---------------------------------------------------------------------------- reading
 
 
 def manifest_of(folder) -> dict:
-    """The manifest of a complete store; ValueError otherwise."""
+    """Returns the manifest of a complete store; ValueError otherwise."""
     manifest = _known(folder)
     if not manifest["complete"]:
         raise ValueError(f"{folder}: is incomplete; run the retrieval.embed that made it again")
     return manifest
 
 
+def is_complete(folder) -> bool:
+    """Whether a folder holds a complete store."""
+    return os.path.exists(os.path.join(folder, "manifest.json")) and _known(folder)["complete"]
+
+
 def _known(folder):
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
-        raise ValueError(f"{folder}: holds no store of embeddings; make one with retrieval.embed")
+        raise ValueError(f"{folder}: is not a store of embeddings; make one with retrieval.embed")
     keys = {"source", "dtype", "complete", "count", "shards"}
-    return files.known_keys(path, keys, "a store of embeddings")
+    manifest = files.read_sealed(path, keys, "a store of embeddings")
+    _check_shards(path, manifest)
+    return manifest
+
+
+def _check_shards(path, manifest):
+    """Raises ValueError for a manifest whose entries are not those that `append` writes."""
+    shards, kinds = manifest["shards"], {"npy", "parquet"}
+    whole = isinstance(shards, list) and isinstance(manifest["source"], dict)
+    for shard in shards if whole else ():
+        sums = shard.get("sha256") if isinstance(shard, dict) else None
+        whole &= (
+            isinstance(sums, dict)
+            and sums.keys() == kinds
+            and all(isinstance(shard.get(key), int) for key in ("count", "batches"))
+            and isinstance(shard.get("skipped", []), list)
+            # A name of five digits cannot lead out of the folder.
+            and isinstance(shard.get("name"), str)
+            and shard["name"].isascii()
+            and shard["name"].isdigit()
+        )
+    if whole and shards:
+        whole &= isinstance(manifest.get("dimensions"), int)
+        whole &= manifest["count"] == sum(shard["count"] for shard in shards)
+    if not whole:
+        raise ValueError(f"{path}: is damaged: its shards are not as retrieval.embed writes them")
 
 
 def shards(folder, verify=True):
-    """Yields (embeddings [n, D], memory-mapped, and pyarrow.Table of COLUMNS) shard by shard.
+    """Yields (embeddings [n, D], memory-mapped, and a pyarrow.Table of COLUMNS) shard by shard.
 
-    verify: compare checksums first. Raises ValueError for a missing, truncated or changed file.
+    Args:
+      folder: the store.
+      verify: compare checksums first.
+
+    Raises:
+      ValueError: a missing, truncated or changed file.
     """
     manifest = manifest_of(folder)
     for shard in manifest["shards"]:
         paths = {kind: os.path.join(folder, f"{shard['name']}.{kind}") for kind in shard["sha256"]}
         for kind, path in paths.items():
-            if not os.path.exists(path):
+            if not os.path.isfile(path):
                 raise ValueError(f"{path}: is missing from its store")
             if verify and files.sha256(path) != shard["sha256"][kind]:
-                raise ValueError(f"{path}: is damaged (checksum differs); embed again")
-        table = files.read_table(paths["parquet"], COLUMNS)
-        array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
-        if array.shape[1:] != (manifest["dimensions"],):
-            raise ValueError(f"{paths['npy']}: is {list(array.shape)}, not as its manifest says")
+                raise ValueError(f"{path}: is damaged (its checksum differs); embed again")
+        table = _read_table(paths["parquet"])
+        try:
+            array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{paths['npy']}: cannot be read: {error}") from None
+        if array.shape[1:] != (manifest["dimensions"],) or array.dtype.kind != "f":
+            raise ValueError(
+                f"{paths['npy']}: is {array.dtype} {list(array.shape)}, unlike its manifest"
+            )
         if len(array) != len(table):
             raise ValueError(
                 f"{paths['parquet']}: names {len(table)} items for {len(array)} embeddings"
@@ -143,36 +284,31 @@ def shards(folder, verify=True):
         yield array, table
 
 
+def _read_table(path):
+    """Reads COLUMNS of a Parquet file; ValueError if it is damaged."""
+    try:
+        table = parquet.read_table(path)
+        if "sha256" not in table.column_names:  # written before 0.2
+            nothing = pyarrow.array([""] * len(table), pyarrow.string())
+            table = table.append_column("sha256", nothing)
+        table = table.select(list(COLUMNS))
+        if any(column.null_count for column in table.columns):
+            raise ValueError("it holds empty cells")
+        return table.cast(pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS]))
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a table that can be read: {reason}") from None
+
+
 def read(folder, verify=True) -> Embedded:
-    """The whole store; a single shard stays memory-mapped. Ids must be unique."""
+    """Returns the whole store; a single shard stays memory-mapped. Ids must be unique."""
     parts = list(shards(folder, verify))
     if not parts:
         raise ValueError(f"{folder}: holds no embeddings")
     arrays, tables = zip(*parts, strict=True)
     embeddings = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     table = pyarrow.concat_tables(tables)
-    ids, products, categories, paths = (np.array(table[name].to_pylist(), str) for name in COLUMNS)
-    return Embedded(embeddings, ids, products, categories, paths=paths)
-
-
-def write_table(path, columns):
-    """Writes {name: str [N]} as a Parquet table."""
-    import pyarrow
-    from pyarrow import parquet
-
-    texts = {name: pyarrow.array(v, pyarrow.string()) for name, v in columns.items()}
-    table = pyarrow.table(texts)
-    with files.published(path) as out:
-        parquet.write_table(table, out)
-
-
-def read_table(path, names):
-    """Reads columns of a Parquet file as a pyarrow.Table; ValueError where it is damaged."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(path, columns=list(names)).select(list(names))
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a table that can be read: {reason}") from None
+    ids, products, categories, paths, hashes = (
+        np.array(table[name].to_pylist(), str) for name in COLUMNS
+    )
+    return Embedded(embeddings, ids, products, categories, paths=paths, hashes=hashes)

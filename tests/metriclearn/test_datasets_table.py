@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from metriclearn.datasets import ProductTable, queries_and_catalogue, split_by_product
+from metriclearn.datasets import (
+    ProductTable,
+    parse_conditions,
+    queries_and_catalogue,
+    select_where,
+    split_by_product,
+)
 
 
 def table(**columns):
@@ -85,3 +91,32 @@ def test_queries_and_catalogue():
     assert queries.ids.tolist() == catalogue.ids.tolist() == ["1", "2", "3", "4"]
     with pytest.raises(ValueError, match="no picture in split 'train'"):
         queries_and_catalogue(alone, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("role=query", {"role": ["query"]}),
+        ("role=query,split=val|test", {"role": ["query"], "split": ["val", "test"]}),
+        ("category=Fruit, fresh|Veg, role=x", {"category": ["Fruit, fresh", "Veg"], "role": ["x"]}),
+        ("product=a\\,b=c,role=", {"product": ["a,b=c"], "role": [""]}),
+        ("product=a\\|b\\\\", {"product": ["a|b\\"]}),
+    ],
+)
+def test_conditions(text, expected):
+    assert parse_conditions(text) == expected
+
+
+def test_conditions_select_rows_and_name_what_is_wrong():
+    t = table(categories=["Fruit, fresh", "Veg", "Veg", ""])
+    assert select_where(t, "category=Fruit, fresh|Veg,product=b").ids.tolist() == ["1", "3"]
+    assert select_where(t, "") is t
+    for text, message in (
+        ("category=Vegg", "category=Vegg: no row has this category .did you mean 'Veg'"),
+        ("categry=Veg", "no column 'categry'.*did you mean 'category'"),
+        ("Veg", "'Veg' is not column=value"),
+        ("category=Veg,category=x", "'category' has two conditions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select_where(t, text)

@@ -66,7 +66,7 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("", "the manifest is empty"),
         ("path,label\n", "has a header but no row"),
         ("path,lable\na.jpg,x\n", ":1: no column 'label' .did you mean 'lable'"),
-        ("path,label,label\n", ":1: the column 'label' is there twice"),
+        ("path,label,label\n", ":1: the column 'label' occurs twice"),
         ("path,label,\n", ":1: a column has no name"),
         ("path,label,catagory\na.jpg,x,y\n", ":1: unknown column 'catagory' .* 'category'"),
         ("path,label,x1,y1\n", ":1: a box needs all four"),
@@ -75,8 +75,8 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("path,label\na.jpg,x\n\nb.png, \n", ":4: the label is empty"),
         ("path,label\n,x\n", ":2: the path is empty"),
         ("path,label\nnone.jpg,x\n", ":2: no such file: .*none.jpg"),
-        ("path,label\nsub,x\n", ":2: sub is no picture"),
-        ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* is there already, on line 2"),
+        ("path,label\nsub,x\n", ":2: sub is not an image"),
+        ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* occurs already on line 2"),
         ("path,label,split\na.jpg,x,tran\n", ":2: split 'tran' .*did you mean 'train'"),
         ("path,label,split\na.jpg,x,\n", ":2: the split is empty"),
         ("path,label,role\na.jpg,x,gallery\n", ":2: role 'gallery' is none of"),
@@ -100,3 +100,34 @@ def test_unreadable_manifests(folder):
     path.write_bytes("path,label\na.jpg,caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         manifest.load(path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_are_recognized(folder, separator):
+    rows = [("path", "label", "category"), ("a.jpg", '"x,y;z"', " k "), ("b.png", "w", "")]
+    text = "\n".join(separator.join(row) for row in rows) + "\n"
+    table = manifest.load(write(folder, text), fractions=None)
+    assert table.products.tolist() == ["x,y;z", "w"] and table.categories.tolist() == ["k", ""]
+    assert set(table.splits) == {""}
+
+
+def test_rows_and_cells_are_read_alike_however_they_were_written(folder):
+    text = 'path,label\r\n ./a.jpg , x \r\n"b.png","y"\r\n , \r\n\r\n'
+    table = manifest.load(write(folder, text), fractions=None)
+    assert table.ids.tolist() == ["a.jpg", "b.png"] and table.products.tolist() == ["x", "y"]
+
+
+def test_foreign_columns_are_mapped(folder):
+    path = write(folder, "file;sku;label\na.jpg;p1;Red shoe\nb.png;p2;Hat\n")
+    table = manifest.load(path, fractions=None, columns="path=file,label=sku")
+    assert table.products.tolist() == ["p1", "p2"] and table.ids.tolist() == ["a.jpg", "b.png"]
+    assert table.column("original label").tolist() == ["Red shoe", "Hat"]
+    with pytest.raises(ValueError, match="no column 'fil' .did you mean 'file'"):
+        manifest.load(path, columns={"path": "fil"})
+    with pytest.raises(ValueError, match="columns: 'lable' is none of .*did you mean 'label'"):
+        manifest.load(path, columns="lable=sku")
+
+
+def test_text_after_a_quote_is_an_error(folder):
+    with pytest.raises(ValueError, match=":2: not valid CSV"):
+        manifest.load(write(folder, 'path,label\n"a.jpg"x,y\n'))

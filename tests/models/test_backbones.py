@@ -51,7 +51,7 @@ def initial_features(folder):
 @pytest.mark.parametrize("name", ("tf2", "tf1"))
 def test_a_saved_model_trains_on_towers_and_resumes_from_a_checkpoint(folders, tmp_path, name):
     """Variables are shared, start from the weights, are trained, saved by name, and restored."""
-    backbone = backbones.load(str(folders / name))
+    backbone = backbones.load(str(folders / name), input_range="0,1")
     assert len(backbone.fingerprint) == 64
     expected = initial_features(folders / name)
     with tf.Graph().as_default(), v1.Session(config=SESSION) as session:
@@ -96,7 +96,9 @@ def test_a_saved_model_trains_on_towers_and_resumes_from_a_checkpoint(folders, t
 @pytest.mark.parametrize("name", ("tf2", "tf1", "mobilenet"))
 @pytest.mark.parametrize("how", ("argument", "context"))
 def test_frozen_batch_norm_trains_with_the_moving_averages(folders, name, how):
-    backbone = backbones.load(name if name == "mobilenet" else str(folders / name))
+    backbone = backbones.load(
+        name if name == "mobilenet" else str(folders / name), input_range="0,1"
+    )
     with tf.Graph().as_default(), v1.Session() as session:
         if how == "argument":
             train = backbone.apply(tf.constant(IMAGES), True, frozen_batch_norm=True)
@@ -161,14 +163,14 @@ def test_an_address_on_the_net_is_fetched_once(folders, tmp_path, monkeypatch):
     address = "https://example.org/net.tar.gz"
     first, again = (backbones.load(address) for _ in range(2))
     assert len(calls) == 1
-    local = backbones.load(str(folders / "tf2"))
+    local = backbones.load(str(folders / "tf2"), input_range="0,1")
     assert first.fingerprint == again.fingerprint == local.fingerprint
 
 
 # ------------------------------------------------------------------------------ bad addresses
 
 
-def no_pictures(folder):
+def no_images(folder):
     savedmodels.write_tf2_signature(str(folder), size=(8, 8), channels=5)
 
 
@@ -188,9 +190,9 @@ def empty(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_pictures, r"neither __call__ nor a signature that takes pictures \[B, H, W, 3\]; its "),
+        (no_images, r"neither __call__ nor a signature that takes images \[B, H, W, 3\]; its "),
         (no_features, r"which output are the features\? It has other, scores"),
-        (damaged, r"saved_model\.pb: no SavedModel that can be read"),
+        (damaged, r"saved_model\.pb: not a SavedModel that can be read"),
         (empty, r"saved_model\.pb: there is no such file; give the folder of"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
@@ -208,8 +210,8 @@ def test_a_folder_that_will_not_do(tmp_path, make, message):
     ("address", "message"),
     [
         ("http://127.0.0.1:9/net", "'http://127.0.0.1:9/net' cannot be used: it cannot be fetched"),
-        ("/no/such/folder", "there is no such folder; give one, a URL, or resnet18"),
-        ("mobilenett", "did you mean 'mobilenet'"),
+        ("/no/such/folder", "there is no such folder. Give one, a URL, or resnet18"),
+        ("mobilenett", "Did you mean 'mobilenet'"),
         ("pretrained:efficientnet_lite9", "no pretrained 'efficientnet_lite9'; there are eff"),
     ],
 )
@@ -230,6 +232,6 @@ def test_reference_variables_are_refused(folders, tmp_path):
         signature = v1.saved_model.predict_signature_def({"images": images}, {"default": output})
         builder.add_meta_graph_and_variables(session, [], {"default": signature})
     builder.save()
-    backbone = backbones.load(str(folder))
+    backbone = backbones.load(str(folder), input_range="0,1")
     with tf.Graph().as_default(), pytest.raises(ValueError, match="weights is a reference var"):
         backbone.apply(tf.constant(IMAGES))

@@ -1,10 +1,14 @@
 """A tiny model with a checkpoint: pictures in memory, one dense layer."""
 
 import os
+import pathlib
 import sys
 import textwrap
 
+import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # stores.py
 
 TINY = """
 import numpy as np
@@ -81,3 +85,8 @@ def tiny(tmp_path_factory):
         sys.path.remove(str(folder))
         del sys.modules["tiny"]
     return folder
+
+
+@pytest.fixture
+def points():
+    return np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)

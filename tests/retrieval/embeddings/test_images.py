@@ -1,7 +1,7 @@
 """Embedding picture files with a SavedModel, without any model module."""
 
+import hashlib
 import itertools
-import json
 import os
 import pathlib
 import subprocess
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from metriclearn.datasets import image_files
 from retrieval import embed
 from retrieval.embeddings import embedder, images, store
 from retrieval.reports import page
 from trainer import config, experiment
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -54,44 +55,37 @@ def mean(tmp_path_factory):
 
 
 def test_a_folder_tells_products_by_its_folders(pictures):
-    found = images.of_folder(pictures)
-    assert found["id"].tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/5.jpg", "b/c/3.png"]
-    assert found["product"].tolist() == ["4.png", "a", "a", "b", "b/c"]
+    found = images.table(str(pictures))
+    assert found.ids.tolist() == ["a/1.png", "a/2.jpg", "b/5.jpg", "b/c/3.png", "4.png"]
+    assert found.products.tolist() == ["a", "a", "b", "b", "4.png"]
 
 
-def test_a_manifest_is_read_by_row(pictures, tmp_path):
-    found = images.of_manifest(pictures / "shop.csv", ["role=catalogue"])
-    assert found["id"].tolist() == ["a/2.jpg", "b/c/3.png"]
-    assert found["product"].tolist() == ["x", "y"] and found["category"].tolist() == ["k", ""]
-    for text, message in (
-        ("path\na", "no column 'label'"),
-        ("path,label\na,\n", "line 2: a path and a label"),
-        ("path,label\na,1\na,2\n", "line 3: 'a' stands in line 2"),
-        ("path,label\n", "no row is of a picture"),
+def test_a_manifest_is_read_as_training_reads_it(pictures, tmp_path):
+    csv = str(pictures / "shop.csv")
+    found = images.table(csv=csv, where="role=catalogue")
+    assert found.ids.tolist() == ["a/2.jpg", "b/c/3.png"]
+    assert found.products.tolist() == ["x", "y"] and found.categories.tolist() == ["k", ""]
+    for given, message in (
+        ({"csv": csv, "where": "role=nobody"}, "--where=role=nobody: role=nobody: no row has"),
+        ({"csv": csv, "where": "rôle=x"}, "no column 'rôle'.*did you mean 'role'"),
+        ({"csv": csv, "folder": "x"}, "--folder and --manifest: give one of them"),
+        ({"folder": "x", "columns": "path=file"}, "--columns: goes with --manifest"),
+        ({"folder": str(tmp_path)}, "contains no image"),
+        ({"folder": str(tmp_path / "none")}, "there is no such folder or image"),
     ):
-        (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
-            images.of_manifest(tmp_path / "m.csv")
-    with pytest.raises(ValueError, match="holds no pictures"):
-        images.of_folder(tmp_path)
-    with pytest.raises(ValueError, match="there is no such folder or picture"):
-        images.of_folder(tmp_path / "none")
-    open(os.fsencode(tmp_path / "odd") + b"\xff.jpg", "wb").close()
-    with pytest.raises(ValueError, match=r"'odd.udcff\.jpg' is no UTF-8 name; rename it"):
-        images.of_folder(tmp_path)
+            images.table(**given)
 
 
 KINDS = ["RGB.jpg", "L.jpg", "RGBA.png", "LA.png", "P.png", "I;16.png", "RGBA.webp"]
 
 
-@pytest.mark.parametrize(
-    "kind, channels", [*itertools.product(KINDS, [1, 3]), ("CMYK.jpg", 3)]
-)  # TensorFlow decodes no CMYK to grey
+@pytest.mark.parametrize("kind, channels", itertools.product([*KINDS, "CMYK.jpg"], [1, 3]))
 def test_pictures_are_those_that_training_sees(tmp_path, kind, channels):
     """Of every kind, also where a large one is reduced: to some grey levels of JPEG's rounding."""
     import tensorflow as tf
 
-    from metriclearn.datasets import images
+    from metriclearn.datasets import images as tensors
 
     y, x = np.mgrid[:70, :110]
     colours = np.stack([2 * x, 3 * y, x + y, 2 * (x > 20) * (y + 50)], 2).astype(np.uint8)
@@ -105,9 +99,9 @@ def test_pictures_are_those_that_training_sees(tmp_path, kind, channels):
     odd.save(path, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for size in ((70, 110), (30, 30)):
-            expected = images.decode(tf.constant(path.read_bytes()), channels=channels, least=size)
+            expected = tensors.decode(tf.constant(path.read_bytes()), channels=channels, least=size)
             expected = session.run(expected[0]).astype(int)
-            found = images._decoded(path, size, channels)
+            found = image_files.read(path, channels, size)[0].astype(int)
             assert found.shape == expected.shape == (70 // (70 // size[0]), *found.shape[1:])
             assert np.abs(found - expected).max() <= (8 if suffix == "jpg" else 1)
 
@@ -119,7 +113,7 @@ def test_a_photo_is_turned_as_the_camera_was(tmp_path, orientation):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     Image.fromarray(pixels).save(path, exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
-    for found in (images._decoded(path, (9, 7), 1), page.pictures_at({"a": path})["a"]):
+    for found in (image_files.read(path, 1)[0], page.pictures_at({"a": path})["a"]):
         np.testing.assert_array_equal(found[..., 0], upright)
 
 
@@ -133,71 +127,83 @@ def test_damaged_notes_of_a_camera_do_not_matter(tmp_path):
     path.write_bytes(data)
     with pytest.raises(Exception, match="argument is not an integer"):
         ImageOps.exif_transpose(Image.open(path))
-    assert images._decoded(path, (20, 20), 1).shape == (40, 20, 1)
+    assert image_files.read(path, 1, (20, 20))[0].shape == (40, 20, 1)
 
 
-def test_bad_pictures_by_policy(pictures, mean, tmp_path, capsys):
-    columns = images.of_folder(pictures)
-    with pytest.raises(ValueError, match=r"^cannot read the picture '.*b/5\.jpg': "):
-        embedder.embed_pictures(columns, tmp_path / "error", saved_model=mean)
-    manifest = embedder.embed_pictures(
-        columns, tmp_path / "skip", saved_model=mean, on_bad_image="skip", pixel_range=(0, 1),
-        batch_size=2,
-    )  # fmt: skip
-    capsys.readouterr()
-    again = {"saved_model": mean, "on_bad_image": "skip", "pixel_range": (0, 1), "batch_size": 2}
-    assert embedder.embed_pictures(columns, tmp_path / "skip", **again)["count"] == 4
-    assert "complete since an earlier run" in capsys.readouterr().err
+def of_mean(mean, **options):
+    return embedder.Embedder.of_saved_model(mean, **{"input_range": "0,1"} | options)
+
+
+def test_bad_images_by_policy(pictures, mean, tmp_path):
+    rows = images.table(str(pictures))
+    with of_mean(mean) as made:
+        with pytest.raises(ValueError, match=r"^cannot read the image '?.*b/5\.jpg'?: "):
+            embedder.embed_table(rows, tmp_path / "error", made)
+        options = {"on_bad_image": "skip", "batch_size": 2}
+        manifest = embedder.embed_table(rows, tmp_path / "skip", made, **options)
+        again = embedder.embed_table(rows, tmp_path / "skip", made, **options)
+    assert again == manifest and again["count"] == 4
     found = store.read(tmp_path / "skip")
-    assert found.ids.tolist() == ["4.png", "a/1.png", "a/2.jpg", "b/c/3.png"]
-    assert [os.path.basename(path) for path, _ in manifest["left_out"]] == ["5.jpg"]
-    colors = np.array([120, 10, 50, 90])[:, None] * [1, 1, 2] / 255
+    assert found.ids.tolist() == ["a/1.png", "a/2.jpg", "b/c/3.png", "4.png"]
+    (line,) = [line for shard in manifest["shards"] for line in shard["skipped"]]
+    assert "b/5.jpg: the file is truncated" in line
+    colors = np.array([10, 50, 90, 120])[:, None] * [1, 1, 2] / 255
     np.testing.assert_allclose(found.embeddings, colors * [1, 2, 3], atol=0.03)
     assert all(map(os.path.isfile, found.paths))
+    with open(found.paths[1], "rb") as file:
+        assert found.hashes[1] == hashlib.sha256(file.read()).hexdigest()
+
+
+def test_boxes_of_a_manifest_are_cropped_to(mean, tmp_path):
+    """As training crops: the left half is dark, the right half bright."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 20:] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    csv = tmp_path / "m.csv"
+    csv.write_text("path,label,x1,y1,x2,y2\na.png,p,25,2,38,18\n")
+    with of_mean(mean, input_range="0,255") as made:
+        embedder.embed_table(images.table(csv=str(csv)), tmp_path / "s", made)
+    np.testing.assert_allclose(store.read(tmp_path / "s").embeddings, [[200, 400, 600]])
 
 
 def test_another_photo_of_the_same_name_is_not_taken_for_the_old_one(mean, tmp_path):
-    columns = {name: np.array([str(tmp_path / "photo.png")]) for name in store.COLUMNS}
-    for colour in (10, 200):
-        Image.new("RGB", (40, 20), (colour, 0, 0)).save(tmp_path / "photo.png")
-        if colour == 10:
-            embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean)
-    with pytest.raises(ValueError, match="holds embeddings of other pictures: name another folder"):
-        embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean)
+    with of_mean(mean) as made:
+        for color in (10, 200):
+            Image.new("RGB", (40, 20), (color, 0, 0)).save(tmp_path / "photo.png")
+            rows = images.table(str(tmp_path / "photo.png"))
+            if color == 10:
+                embedder.embed_table(rows, tmp_path / "s", made)
+        with pytest.raises(ValueError, match="holds embeddings of other images: name another"):
+            embedder.embed_table(rows, tmp_path / "s", made)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch, policy):
-    columns = images.of_folder(pictures)
+def test_a_killed_pass_over_files_resumes(pictures, mean, tmp_path, monkeypatch, policy):
+    rows = images.table(str(pictures))
     if policy == "error":
-        good = columns["id"] != "b/5.jpg"
-        columns = {name: values[good] for name, values in columns.items()}
-    arguments = {"saved_model": mean, "on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
+        rows = rows.select(rows.ids != "b/5.jpg")
+    arguments = {"on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = embedder.embed_pictures(columns, whole, **arguments)
-    append, decoded, read = store.append, images._decoded, []
+    with of_mean(mean) as made:
+        expected = embedder.embed_table(rows, whole, made, **arguments)
+        append, run, ran = store.append, made.run, []
 
-    def killed(folder, manifest, part, batches):
-        if len(manifest["shards"]) == 2:
-            (folder / ".half.tmp").write_bytes(b"written by one that was killed")
-            raise KeyboardInterrupt
-        append(folder, manifest, part, batches)
+        def killed(folder, manifest, *given):
+            if len(manifest["shards"]) == 2:
+                (folder / ".half.tmp").write_bytes(b"written by one that was killed")
+                raise KeyboardInterrupt
+            append(folder, manifest, *given)
 
-    def noted(path, size, channels):
-        read.append(os.path.basename(path))
-        return decoded(path, size, channels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "append", killed)
-        with pytest.raises(KeyboardInterrupt):
-            embedder.embed_pictures(columns, broken, **arguments)
-    with pytest.raises(ValueError, match="of another batch_size"):
-        embedder.embed_pictures(columns, broken, **arguments | {"batch_size": 2})
-    monkeypatch.setattr(images, "_decoded", noted)
-    assert embedder.embed_pictures(columns, broken, **arguments) == expected
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "append", killed)
+            with pytest.raises(KeyboardInterrupt):
+                embedder.embed_table(rows, broken, made, **arguments)
+        with pytest.raises(ValueError, match="of another batch_size"):
+            embedder.embed_table(rows, broken, made, **arguments | {"batch_size": 2})
+        monkeypatch.setattr(made, "run", lambda batch: ran.append(batch["id"]) or run(batch))
+        assert embedder.embed_table(rows, broken, made, **arguments) == expected
     assert not (broken / ".half.tmp").exists()
-    if policy == "error":  # what is embedded is not even read
-        assert sorted(read) == ["2.jpg", "3.png"]
+    assert [name.decode() for (name,) in ran] == ["b/c/3.png", "4.png"]
     a, b = store.read(whole), store.read(broken)
     np.testing.assert_array_equal(a.embeddings, b.embeddings)
     assert a.ids.tolist() == b.ids.tolist()
@@ -206,9 +212,8 @@ def test_a_killed_pass_over_files_goes_on(pictures, mean, tmp_path, monkeypatch,
 def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     import tensorflow as tf
 
-    columns = images.of_folder(pictures / "a")
     with pytest.raises(ValueError, match="takes 8 x 16 only"):
-        embedder.embed_pictures(columns, tmp_path / "s", saved_model=mean, image_size=(9, 9))
+        of_mean(mean, image_size=(9, 9))
 
     class Sides(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
@@ -218,9 +223,10 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
 
     module, folder = Sides(), str(tmp_path / "sides")
     tf.saved_model.save(module, folder, signatures=module.serve)
-    with pytest.raises(ValueError, match="takes any size; say which"):
-        embedder.embed_pictures(columns, tmp_path / "s", saved_model=folder)
-    embedder.embed_pictures(columns, tmp_path / "s", saved_model=folder, image_size=(5, 7))
+    with pytest.raises(ValueError, match="takes any size; choose one"):
+        of_mean(folder, input_range="")
+    with of_mean(folder, input_range="", image_size=(5, 7)) as made:
+        embedder.embed_table(images.table(str(pictures / "a")), tmp_path / "s", made)
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
 
 
@@ -229,7 +235,7 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     [
         ({"saved_model": "m"}, "--checkpoint and --saved_model: give one of them"),
         ({"image_size": ["64"]}, "--image_size: goes with --saved_model"),
-        ({"pixel_range": ["0", "1"]}, "--pixel_range: goes with --saved_model"),
+        ({"input_range": "0,1"}, "--input_range: goes with --saved_model"),
     ],
 )
 def test_what_would_be_passed_over_is_refused(pictures, tmp_path, monkeypatch, asked, said):
@@ -249,6 +255,7 @@ def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "retrieval.embed", f"--saved_model={mean}"),
+            "--input_range=0,1",
             *(f"--manifest={pictures}/shop.csv", "--where=role=catalogue"),
             f"--output={tmp_path}/s",
         ],
@@ -257,5 +264,5 @@ def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 x 3 float32" in done.stdout
-    manifest = json.loads((tmp_path / "s/manifest.json").read_text())
-    assert manifest["source"]["preprocessing"] == "8 x 16 x 3, bilinear, 0 to 255"
+    source = store.manifest_of(tmp_path / "s")["source"]
+    assert source["preprocessing"] == "3 channels, scaled to 0,1"
