@@ -15,24 +15,24 @@ from retrieval.evaluation.lists import first_right, nearest
 METHODS = ("aqe", "dba", "k_reciprocal")
 
 
-def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
+def expand(queries, catalogue, own=None, count=5, alpha=3.0):
     """Alpha query expansion: each row [Q, D] plus its neighbours, weighted by similarity**alpha.
 
     own [Q]: rows of the catalogue that are the queries themselves, or -1. Unit rows in and out.
     (Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.)
     """
-    k = min(neighbours + 1, len(catalogue))
+    k = min(count + 1, len(catalogue))
     scores, rows = nearest(queries, catalogue, k)
     itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
-    counted = ~itself & (np.cumsum(~itself, axis=1) <= neighbours)
+    counted = ~itself & (np.cumsum(~itself, axis=1) <= count)
     weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
     return neighbours.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
-def average(catalogue, neighbours=5, alpha=3.0):
+def average(catalogue, count=5, alpha=3.0):
     """Database augmentation: the same for the catalogue's own items (Arandjelovic and Zisserman,
     "Three things everyone should know to improve object retrieval", CVPR 2012)."""
-    return expand(catalogue, catalogue, np.arange(len(catalogue)), neighbours, alpha)
+    return expand(catalogue, catalogue, np.arange(len(catalogue)), count, alpha)
 
 
 def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):

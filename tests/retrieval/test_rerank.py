@@ -23,7 +23,7 @@ def sets():
 
 def test_expansion_is_the_weighted_sum(sets):
     points = sets[0].embeddings
-    found = rerank.expand(points[:3], points, np.arange(3), neighbours=4, alpha=2.0)
+    found = rerank.expand(points[:3], points, np.arange(3), count=4, alpha=2.0)
     for q in range(3):
         scores = points @ points[q]
         scores[q] = 0  # the query itself adds nothing
@@ -38,7 +38,7 @@ def test_expansion_takes_as_many_neighbours_of_queries_from_elsewhere(sets):
     near = np.argsort(-(points @ query[0]))[:4]
     total = query[0] + sum(max(points[j] @ query[0], 0) ** 2 * points[j] for j in near)
     for own in (None, np.array([-1])):
-        found = rerank.expand(query, points, own, neighbours=4, alpha=2.0)
+        found = rerank.expand(query, points, own, count=4, alpha=2.0)
         np.testing.assert_allclose(found[0], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
 
 
