@@ -136,6 +136,8 @@ class Figures(Record):
     @property
     def models(self) -> list[Source]:
         """The models that made the embeddings, as far as known."""
+        if self.source is None:
+            return []
         return self.source.made_by if isinstance(self.source, Files) else [self.source]
 
 

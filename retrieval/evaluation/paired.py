@@ -130,8 +130,8 @@ def load(path) -> Written:
 
 
 def _query(row):
-    average_precision = float(row["average_precision"] or "nan")
-    return Query(row["product"], row["relevant"], int(row["rank"] or 0), average_precision)
+    rank = int(row["rank"] or 0)
+    return Query(row["product"], row["relevant"], rank, float(row["average_precision"] or "nan"))
 
 
 def lists_of(evaluated: Written, wanted) -> dict[str, dict]:
