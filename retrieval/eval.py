@@ -82,27 +82,20 @@ def main(model, given, rest):
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)
     step = checkpoints.step_of(checkpoint)
-    prefix = os.path.join(
-        _folder(options.output or os.path.join(folder, "analysis")), f"model-{step}"
-    )
+    output = _folder(options.output or os.path.join(folder, "analysis"))
+    prefix = os.path.join(output, f"model-{step}")
     names = {"queries": "retrieval_query", "catalogue": "retrieval_index"}
 
     def images(which, ids):
         return embedder.pictures_of(model, names[which], ids)
 
     with _errors(prefix):
-        found = embedder.embed_datasets(
-            model, tuple(names.values()), checkpoint, threads=options.threads
-        )
-        queries, catalogue = (found[name] for name in names.values())
+        evaluating = _options() | {"title": "this model", "with_baselines": True}
+        wanted = tuple(names.values())
+        found = embedder.embed_datasets(model, wanted, checkpoint, threads=options.threads)
+        queries, catalogue = (found[name] for name in wanted)
         source = figures.Source(checkpoint=checkpoint, step=step, model=model.__name__)
-        results = suite.evaluate(
-            *(queries, catalogue),
-            source=source,
-            title="this model",
-            with_baselines=True,
-            **_options(),
-        )
+        results = suite.evaluate(queries, catalogue, source=source, **evaluating)
         kept = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
         outputs.write(prefix, results, queries, catalogue, images, kept)
     terminal.print_evaluation(results, prefix)

@@ -1,9 +1,11 @@
 """The report: one HTML file with the figures of an evaluation and the images behind them."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
-from retrieval.evaluation.figures import FEW
+from retrieval.embeddings.store import Embedded
+from retrieval.evaluation.figures import FEW, Evaluation
 from retrieval.evaluation.suite import BASELINES
 from retrieval.reports import charts, page, selection
 from retrieval.reports.page import Cell
@@ -42,15 +44,17 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
     """
     figures = result.figures
     show = _Gallery(queries, catalogue, result, chosen.answers, *images)
+    hubs = [show.item(r, "wrong", f"{n:,} times") for r, n in chosen.hubs]
     baselines = {
         title.capitalize(): getattr(figures, name)
         for name, (title, _) in BASELINES.items()
         if getattr(figures, name)
     }
+    intervals = {k: figures.intervals[f"recall@{k}"] for k in figures.recall}
     k = min(figures.recall)
     rated = [each for each in figures.per_category.items() if math.isfinite(each[1].recall[k])]
     both = (queries.categories != "").any() and (catalogue.categories != "").any()
-    confused = selection.category_confusion(queries, catalogue, result) if both else ((), ())
+    titles, counts = selection.category_confusion(queries, catalogue, result) if both else ([], [])
     page.write(
         path,
         "evaluation.html",
@@ -60,26 +64,20 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
         rates=list(_rates([figures, *baselines.values()])),
         baselines=list(baselines),
         curves=curves,
-        recall_chart=charts.recall(
-            curves, {k: figures.intervals[f"recall@{k}"] for k in figures.recall}
-        ),
+        recall_chart=charts.recall(curves, intervals),
         histogram_chart=charts.histogram(histogram),
         rated=sorted(rated, key=lambda item: item[1].recall[k]),
         most_categories=MOST_CATEGORIES,
         method_titles=[RERANKING[method] for method in figures.rerank],
         confused=selection.confusion(queries, catalogue, result),
-        confused_categories=list(
-            zip(confused[0], (row.tolist() for row in confused[1]), strict=True)
-        ),
+        confused_categories=list(zip(titles, counts, strict=True)),
         hub_depth=min(selection.HUB_DEPTH, result.rows.shape[1]),
         num_suspects=len(chosen.suspects),
         lines={
-            "worst": [show.query(q) for q in chosen.worst],
-            "near": [show.query(q) for q in chosen.near],
-            "hits": [show.query(q) for q in chosen.hits],
-            "hubs": [[show.item(r, "wrong", f"{n:,} times") for r, n in chosen.hubs]]
-            if chosen.hubs
-            else [],
+            "worst": list(map(show.query, chosen.worst)),
+            "near": list(map(show.query, chosen.near)),
+            "hits": list(map(show.query, chosen.hits)),
+            "hubs": [hubs] if hubs else [],
             "suspects": [show.query(q) for q, _ in chosen.suspects[: selection.EACH]],
         },
     )
@@ -102,29 +100,28 @@ def _rates(sets):
         yield Rate(title, [getattr(f, name) for f in sets], intervals.get(key), form)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Gallery:
     """Rows of images: a query with its first results, or items alone."""
 
-    def __init__(self, queries, catalogue, result, answers, query_images, item_images):
-        self.queries, self.catalogue, self.result, self.answers = (
-            queries,
-            catalogue,
-            result,
-            answers,
-        )
-        self.query_images, self.item_images = query_images, item_images
-        # A distance is kept as a negative score, so that more is nearer.
-        self.sign = -1 if result.figures.similarity == "euclidean" else 1
+    queries: Embedded
+    catalogue: Embedded
+    result: Evaluation
+    answers: dict
+    query_images: dict
+    item_images: dict
 
     def query(self, q):
         rank, product = int(self.result.ranking.first[q]), str(self.queries.products[q])
+        # A distance is kept as a negative score, so that more is nearer.
+        sign = -1 if self.result.figures.similarity == "euclidean" else 1
         note = f"query; relevant item at rank {rank}" if rank else "query"
         cells = [Cell(self.query_images, str(self.queries.ids[q]), product, "query", note)]
         shown = zip(self.result.rows[q, : selection.SHOWN], self.result.scores[q], strict=False)
         for r, score in shown:
             if r >= 0:
                 kind = "right" if self.catalogue.products[r] == product else "wrong"
-                cells.append(self.item(r, kind, f"{self.sign * score:.3f}"))
+                cells.append(self.item(r, kind, f"{sign * score:.3f}"))
         if q in self.answers:
             r, score = self.answers[q]
             cells.append(self.item(r, "missed", f"relevant, rank {rank}: {score:.3f}"))
