@@ -1,14 +1,10 @@
 """The report of an evaluation."""
 
 import csv
-import html
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
-import pytest
 
 from retrieval.embeddings import store
 from retrieval.evaluation.figures import evaluate
@@ -68,42 +64,9 @@ def test_what_comes_after_the_model_is_in_every_form(evaluated_files):
     assert "&lt;k0&gt;" in page and "Confusion of categories" in page
 
 
-LOOK = """<!doctype html><body><script>
-const found = {};
-for (const width of [390, 1280]) {
-  const frame = document.createElement('iframe');
-  frame.width = width; frame.height = 800; frame.src = 'REPORT';
-  frame.onload = () => {
-    const page = frame.contentDocument, root = page.documentElement;
-    const right = Math.max(...[...page.querySelectorAll('figure,.card,svg,p,li')].map(
-      element => element.getBoundingClientRect().right));
-    found[width] = {wide: Math.max(root.scrollWidth, right), text: root.textContent,
-      titles: [...page.querySelectorAll('body > section > h2')].map(h => h.textContent),
-      dead: [...page.querySelectorAll('nav a')].filter(
-        a => !page.getElementById(a.getAttribute('href').slice(1))).length};
-    if (Object.keys(found).length == 2) document.body.textContent = JSON.stringify(found);
-  };
-  document.body.append(frame);
-}
-</script>"""
-
-
-def test_report_in_a_browser(evaluated_files, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine: the report was not looked at in a browser")
+def test_report_in_a_browser(evaluated_files, looks):
     folder, expected, _ = evaluated_files
-    (tmp_path / "look.html").write_text(
-        LOOK.replace("REPORT", f"file://{folder}/embeddings-report.html")
-    )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    flags += ["--allow-file-access-from-files", "--virtual-time-budget=20000"]
-    page = subprocess.run(
-        [browser, *flags, "--dump-dom", f"file://{tmp_path}/look.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
-    looks = json.loads(html.unescape(re.search(r"<body>(.*)</body>", page, re.DOTALL)[1]))
-    for width, look in looks.items():
+    for width, look in looks(folder / "embeddings-report.html").items():
         assert look["wide"] <= int(width), "the page is wider than the screen"
         assert f"{expected['recall@k'][1]:.3f}" in look["text"] and not look["dead"]
         # The parser closes what a stray tag would open: every section is a child of the body.

@@ -37,3 +37,12 @@ def test_a_page_that_cannot_be_written_is_one_line(shop, capsys):
     with pytest.raises(SystemExit):
         search(shop, f"--page={shop}/none/found.html")
     assert re.fullmatch(r"error: .*none/.*\n", capsys.readouterr().err)
+
+
+def test_the_page_fits_the_screen(shop, looks):
+    search(shop, "--k=8", f"--page={shop}/found.html")
+    for width, look in looks(shop / "found.html").items():
+        assert look["wide"] <= int(width), "the page is wider than the screen"
+        assert (
+            look["titles"] == ["Queries and their nearest items"] and "shoes & more" in look["text"]
+        )
