@@ -102,7 +102,7 @@ def images_of(models, queries, items, paths=None):
       {id: uint8 [H, W, C]}, of the images that were found.
     """
     images = page.pictures_at({name: (paths or {}).get(name, name) for name in queries | items})
-    for source in sorted(models, key=lambda source: (source.model, source.checkpoint)):
+    for source in sorted(models, key=lambda source: (source.model, source.checkpoint or "")):
         if not (queries | items) - images.keys():
             break
         quiet.import_tensorflow()  # before other imports, which would show its banner
