@@ -106,17 +106,11 @@ class Catalogue:
         similarity = self.manifest["similarity"]
         vectors.Vectors(queries, similarity, "queries")
         wanted, share = self._wanted(category)
-        tuned = self.manifest["tuned"]
-        value = tuned["effort"]
-        if value is not None:
-            # More results, or results of which some are filtered out, lie farther away.
-            more = max(1, k / tuned["k"]) / share
-            value = min(np.ceil(value * more), neighbours.most(self.index))
         selector = None
         if wanted is not None:
             bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
             selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
-        parameters = neighbours.effort(self.index, value, selector)
+        parameters = neighbours.served(self.index, self.manifest["tuned"], k, share, selector)
         return Found(*neighbours.search(self.index, queries, k, similarity, parameters))
 
     def _wanted(self, category):

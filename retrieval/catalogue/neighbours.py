@@ -176,6 +176,22 @@ def effort(index, value, selector=None):
     return selector and faiss.SearchParameters(sel=selector)
 
 
+def served(index, tuned, k, share=1.0, selector=None):
+    """Search parameters with which k results are served.
+
+    Args:
+      index: a FAISS index.
+      tuned: what `tune` found, and the `k` it was found for.
+      k: number of results: more of them lie farther away, so the effort grows with it.
+      share: share of the items that the selector lets through.
+      selector: a `faiss.IDSelector` of the items to consider, None for all.
+    """
+    value = tuned["effort"]
+    if value is not None:
+        value = min(np.ceil(value * max(1, k / tuned["k"]) / share), most(index))
+    return effort(index, value, selector)
+
+
 def most(index):
     """The greatest effort that makes sense."""
     kind = core(index)

@@ -198,11 +198,3 @@ def wanted_of(model, name, wanted) -> dict:
             if len(found) == len(wanted):
                 break
     return found
-
-
-def picture(path, mode, least):
-    """The PIL image of a file, of mode 'RGB' or 'L', reduced but not below `least`."""
-    from PIL import Image
-
-    pixels = image_files.read(path, 3 if mode == "RGB" else 1, least)[0]
-    return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])

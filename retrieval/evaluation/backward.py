@@ -1,86 +1,112 @@
 """Backward compatibility: a new model's queries against the catalogue that an old one embedded.
 
-See `retrieval.compare`, whose command line runs this and whose page shows it.
+Source: Shen, Xiong, Xia and Soatto, "Towards Backward-Compatible Representation Learning", CVPR
+2020. `retrieval.compare` runs this and shows the result.
 """
 
-import os
+import dataclasses
+import math
 import sys
 
-from retrieval.evaluation import figures as evaluation
-from retrieval.evaluation import index_loss
-from retrieval.evaluation import inputs as stored
-from retrieval.reports import outputs
+from retrieval.embeddings.store import Embedded
+from retrieval.evaluation import figures, inputs, suite
+from retrieval.evaluation.records import Record
 
-PAIRS = {  # of queries and catalogue, by the folder of their evaluation
+PAIRS = {  # name of an evaluation: its queries and its catalogue
     "old": ("old_queries", "old_catalogue"),
     "new_on_old": ("new_queries", "old_catalogue"),
     "new": ("new_queries", "new_catalogue"),
 }
 
 
-def evaluate(stores, output, similarity="cosine"):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates(Record):
+    """One figure in each evaluation of `PAIRS`; None where it was not computed.
+
+    share_of_gain: of the gain from `old` to `new`, the share that `new_on_old` reaches; NaN if
+    there is no gain.
+    """
+
+    old: float | None = None
+    new_on_old: float | None = None
+    new: float | None = None
+    share_of_gain: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """An evaluation with the sets that it is of."""
+
+    queries: Embedded
+    catalogue: Embedded
+    evaluation: figures.Evaluation
+
+
+def evaluate(stores, similarity="cosine") -> dict[str, Evaluated]:
     """Evaluates the new model's queries against the old model's catalogue.
 
-    stores: {'old_queries', 'new_queries', 'old_catalogue', maybe 'new_catalogue': folder}, of a
-    store, or of an index for a catalogue. Writes an evaluation a pair, to output/old and so on.
-    Returns ({figure: {'old', 'new_on_old', 'new', 'share_of_gain'}}, the last two only with the new
-    catalogue; {id: image file}, of what the stores know).
+    Args:
+      stores: {'old_queries', 'new_queries', 'old_catalogue' and maybe 'new_catalogue': folder}; a
+        folder of a store, or for a catalogue of an index, which is then also searched as it is.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+
+    Returns:
+      {name of a pair in `PAIRS`: evaluation}; 'new' only with the new catalogue.
+
+    Raises:
+      ValueError: stores are mixed up, models have different dimensions, or a pair does not fit.
     """
-    sets = {name: stored.load(folder, name=name) for name, folder in stores.items()}
+    sets = {name: inputs.load(folder, name=name) for name, folder in stores.items()}
     pairs = {name: pair for name, pair in PAIRS.items() if pair[1] in sets}
     _check_pairs(stores, sets, pairs)
-    figures = {}
-    for name, (queries, catalogue) in pairs.items():
-        q, c = sets[queries], sets[catalogue]
-        print(f"evaluating {queries} against {catalogue}", file=sys.stderr)
+    result = {}
+    for name, pair in pairs.items():
+        paths = [stores[each] for each in pair]
+        print(f"evaluating {pair[0]} against {pair[1]}", file=sys.stderr)
+        index = paths[1] if inputs.is_index(paths[1]) else None
+        q, c = (sets[each] for each in pair)
         try:
-            result = evaluation.evaluate(q, c, similarity=similarity)
-            figures[name] = {"queries": stores[queries], "catalogue": stores[catalogue]}
-            figures[name]["made_by"] = stored.made_by([stores[queries], stores[catalogue]])
-            figures[name] |= result.figures
-            if stored.is_index(stores[catalogue]):
-                figures[name]["index"] = index_loss.losses(q, c, result, stores[catalogue])
+            found = suite.evaluate_files(q, c, paths, similarity=similarity, index=index)
         except ValueError as error:
-            raise ValueError(f"{stores[queries]} against {stores[catalogue]}: {error}") from None
-        folder = os.path.join(output, name)
-        os.makedirs(folder, exist_ok=True)
-        outputs.write_stored(os.path.join(folder, "embeddings"), figures[name], result, q, c)
-    rates = {
-        f"recall@{k}": {name: f["recall@k"][k] for name, f in figures.items()}
-        for k in figures["old"]["recall@k"]
-    }
-    rates["map@r"] = {name: f["map@r"] for name, f in figures.items()}
-    searched = {name: f["index"] for name, f in figures.items() if "index" in f}
-    if searched:
-        for k in figures["old"]["recall@k"]:
-            found = {name: index["recall@k"][k] for name, index in searched.items()}
-            rates[f"recall@{k} through the index"] = found
-    for values in rates.values():
-        if "new" in values and "old" in values:
-            gain = values["new"] - values["old"]
-            share = (values["new_on_old"] - values["old"]) / gain if gain > 0 else float("nan")
-            values["share_of_gain"] = share
-    pictures = {}
-    for items in sets.values():
-        if items.paths is not None:
-            pairs = zip(items.ids.tolist(), items.paths.tolist(), strict=True)
-            pictures |= {name: path for name, path in pairs if path}
-    return rates, pictures
+            raise ValueError(f"{paths[0]} against {paths[1]}: {error}") from None
+        result[name] = Evaluated(q, c, found)
+    return result
+
+
+def rates(evaluated: dict[str, Evaluated]) -> dict[str, Rates]:
+    """Compares what `evaluate` returns, as {figure: rates}."""
+    every = {name: each.evaluation.figures for name, each in evaluated.items()}
+    ks = every["old"].recall
+    values = {f"recall@{k}": {name: f.recall[k] for name, f in every.items()} for k in ks}
+    values["map@r"] = {name: f.map_at_r for name, f in every.items()}
+    searched = {name: f.index for name, f in every.items() if f.index}
+    for k in ks if searched else ():
+        found = {name: index.recall[k] for name, index in searched.items()}
+        values[f"recall@{k} through the index"] = found
+    return {figure: Rates(**each, **_share(**each)) for figure, each in values.items()}
+
+
+def _share(old=None, new_on_old=None, new=None):
+    if old is None or new is None:
+        return {}
+    gain = new - old
+    return {"share_of_gain": (new_on_old - old) / gain if gain > 0 else math.nan}
 
 
 def _check_pairs(stores, sets, pairs):
-    """Refuses what is mixed up, and models of different dimensions."""
+    """Refuses stores that are mixed up, and models of different dimensions."""
     for queries, catalogue in pairs.values():
         q, c = (sets[name].embeddings.shape[1] for name in (queries, catalogue))
         if q != c:
             raise ValueError(
                 f"--{queries}={stores[queries]} has {q} dimensions and --{catalogue}="
-                f"{stores[catalogue]} {c}: an old catalogue can serve a new model of as many "
-                "dimensions only; train one, or embed the catalogue anew"
+                f"{stores[catalogue]} has {c}: an old catalogue can serve a new model only if both "
+                "have the same number of dimensions; train such a model, or embed the catalogue "
+                "again"
             )
     for model in ("old", "new"):
         names = [name for name in (f"{model}_queries", f"{model}_catalogue") if name in sets]
-        made = {stored.origin(stores[name])["checkpoint_sha256"] for name in names}
+        made = {inputs.origin(stores[name])["checkpoint_sha256"] for name in names}
         if len(made - {None}) > 1:
             raise ValueError(
                 f"--{names[0]}={stores[names[0]]} and --{names[1]}={stores[names[1]]} were "

@@ -1,4 +1,4 @@
-"""What needs no training: raw pixels and color histograms in place of embeddings."""
+"""Baselines that need no training: raw pixels and color histograms in place of embeddings."""
 
 import dataclasses
 
@@ -6,17 +6,34 @@ import numpy as np
 
 
 def raw_pixels(items):
-    """The reduced picture less its mean, in place of the embedding: compared by the cosine, two
-    pictures are as near as their pixels correlate, whatever their brightness and contrast."""
+    """Replaces each embedding by the image's pixels less their mean.
+
+    The cosine of two such vectors is the correlation of the images' pixels, whatever their
+    brightness and contrast.
+
+    Args:
+      items: `Embedded` with images.
+
+    Returns:
+      `Embedded` with float32 embeddings [N, H * W * C].
+    """
     pixels = items.images.reshape(len(items), -1).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
-    pixels[~pixels.any(axis=1)] = 1.0  # of one colour only: no direction is more its own
+    pixels[~pixels.any(axis=1)] = 1.0  # an image of one color has no direction of its own
     return dataclasses.replace(items, embeddings=pixels)
 
 
 def color_histogram(items):
-    """Square roots of the shares of 8 x 8 x 8 colours (16 greys), whose dot product is the
-    Bhattacharyya coefficient, in place of the embedding."""
+    """Replaces each embedding by the square roots of its image's color histogram.
+
+    The dot product of two such vectors is the Bhattacharyya coefficient of the histograms.
+
+    Args:
+      items: `Embedded` with images.
+
+    Returns:
+      `Embedded` with float32 embeddings: [N, 512] for 8 x 8 x 8 colors, [N, 16] for gray images.
+    """
     images = items.images
     if images.shape[-1] == 1:
         codes, bins = images[..., 0] >> 4, 16

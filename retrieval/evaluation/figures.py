@@ -1,4 +1,4 @@
-"""Everything that is reported of one embedding: rates with intervals, by category, by product."""
+"""What is reported about one embedding: rates with intervals, by category, by product."""
 
 import dataclasses
 
@@ -6,36 +6,182 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from retrieval import metrics
-from retrieval.evaluation.intervals import bootstrap, intervals
+from retrieval.evaluation.index_loss import IndexLoss
+from retrieval.evaluation.intervals import bootstrap, intervals, percentiles
 from retrieval.evaluation.lists import in_order, nearest, parts_of, tracked, without_self
+from retrieval.evaluation.records import Record
+from retrieval.evaluation.rerank import Reranked
 from retrieval.ranking import counting, kernels, vectors
 from retrieval.ranking.vectors import pair_similarity
 
-REPLICATES = 1000
-FEW = 5  # products below which an interval would say nothing
+FEW = 5  # an interval over fewer products would be meaningless
 SAMPLES = 100_000  # pairs drawn for the similarity histogram
-AT_ONCE = 8192  # queries searched between two reports of progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source(Record):
+    """A model at a checkpoint."""
+
+    checkpoint: str | None
+    step: int | None = None
+    model: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files(Record):
+    """Paths of stored embeddings (catalogue: None if queries were searched among themselves), and
+    the models that made them, as far as known."""
+
+    queries: str
+    catalogue: str | None
+    made_by: list[Source]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ties(Record):
+    """Recall@k if ties were resolved in favor of the query, against it, or at random."""
+
+    num_queries_with_ties: int
+    best: dict[int, float]
+    worst: dict[int, float]
+    expected: dict[int, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CategoryFigures(Record):
+    """Figures of the queries of one category. interval: of recall at the smallest k, None for a
+    category of few products."""
+
+    num_queries: int
+    num_unanswerable: int
+    recall: dict[int, float]
+    map_at_r: float
+    interval: tuple[float, float] | None = None
+
+    def to_json(self):
+        data = super().to_json()
+        if self.interval:  # spelled after its k
+            data[f"recall@{min(self.recall)}_interval95"] = data.pop("interval95")
+        return data
+
+    @classmethod
+    def from_json(cls, data):
+        interval = [value for name, value in data.items() if name.endswith("_interval95")]
+        return super().from_json(data | {"interval95": interval[0]} if interval else data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProductLevel(Record):
+    """Recall over products instead of images.
+
+    Attributes:
+      recall: each product is ranked by its best image, so that it takes one place.
+      macro_recall: recall over images, averaged over query products instead of queries.
+      num_products: products of the answerable queries.
+      num_catalogue_products: products in the catalogue.
+    """
+
+    recall: dict[int, float]
+    macro_recall: dict[int, float]
+    num_products: int
+    num_catalogue_products: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures(Record):
+    """The figures of one evaluation, as `…-eval.json` holds them.
+
+    Rates are means over answerable queries; dictionaries of rates are keyed by k.
+
+    Attributes:
+      source: what was evaluated; None for a baseline.
+      recall, precision, map_at_r, r_precision, mrr, mean_rank, median_rank: see `metrics`.
+      num_queries, num_unanswerable, num_catalogue: counts of queries and catalogue items.
+      num_self_excluded: queries that are in the catalogue and were excluded from their own results.
+      num_decided_in_float64: queries whose ranks needed float64.
+      filter: the precision that scores were computed in first.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+      intervals: {'recall@1', …, 'map@r', 'mrr': 95% confidence interval}.
+      ties, product_level: see the classes.
+      per_category: {category: figures}; empty if no query has a category.
+      index: what an approximate index loses, if one was evaluated.
+      rerank: {method: what it gains}, for the methods that were evaluated.
+      raw_pixels, color_histogram: the figures of the baselines, if they were evaluated.
+    """
+
+    source: Source | Files | None = dataclasses.field(default=None, metadata={"inlined": True})
+    recall: dict[int, float]
+    precision: dict[int, float]
+    map_at_r: float
+    r_precision: float
+    num_queries: int
+    num_unanswerable: int
+    num_decided_in_float64: int
+    filter: str
+    mrr: float
+    mean_rank: float
+    median_rank: float
+    num_catalogue: int
+    num_self_excluded: int
+    similarity: str
+    intervals: dict[str, tuple[float, float]]
+    ties: Ties
+    per_category: dict[str, CategoryFigures]
+    product_level: ProductLevel
+    index: IndexLoss | None = None
+    rerank: dict[str, Reranked] = dataclasses.field(default_factory=dict)
+    raw_pixels: "Figures | None" = None
+    color_histogram: "Figures | None" = None
+
+    @property
+    def models(self) -> list[Source]:
+        """The models that made the embeddings, as far as known."""
+        if self.source is None:
+            return []
+        return self.source.made_by if isinstance(self.source, Files) else [self.source]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """figures: what eval.json holds. ranking: `metrics.Ranking`. scores, rows [Q, top]: what was
-    retrieved, best first, the query itself left out; rows are -1 where the catalogue ends."""
+    """The result of `evaluate`.
 
-    figures: dict
+    Attributes:
+      figures: what is reported.
+      ranking: the `metrics.Ranking` behind the figures.
+      scores, rows: float and int [Q, top]: the retrieved catalogue rows, best first, without the
+        query itself; -inf and -1 beyond the end of the catalogue. Scores grow with similarity, so
+        that a distance is negative.
+    """
+
+    figures: Figures
     ranking: metrics.Ranking
     scores: np.ndarray
     rows: np.ndarray
 
 
 def evaluate(
-    queries, catalogue=None, *, similarity="cosine", ks=metrics.KS, top=20, threads=None,
+    queries,
+    catalogue=None,
+    *,
+    similarity="cosine",
+    ks=metrics.KS,
+    top=20,
+    threads=None,
     filter="auto",
-):  # fmt: skip
-    """Evaluates queries against a catalogue (None: against themselves), both `Embedded`.
+) -> Evaluation:
+    """Evaluates queries against a catalogue.
 
-    filter: as in `metrics.rank_queries`. Returns an `Evaluation`. Raises ValueError where the sets
-    do not fit together or hold NaN, or where no query has a relevant item.
+    Args:
+      queries: `Embedded`.
+      catalogue: `Embedded`; None for the queries against themselves.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+      ks: cut-offs of recall@k and precision@k.
+      top: retrieved items to list per query.
+      threads: number of threads; None for all cores.
+      filter: as in `metrics.rank_queries`.
+
+    Raises:
+      ValueError: the sets do not fit together or hold NaN, or no query has a relevant item.
     """
     own_set = catalogue is None
     catalogue = queries if own_set else catalogue
@@ -56,24 +202,31 @@ def evaluate(
         if own_set:
             raise ValueError(
                 "no query has a relevant catalogue item: no two queries are of one product, so "
-                "they have nothing to find among themselves; name a catalogue"
+                "there is nothing to find among the queries themselves; name a catalogue"
             )
         raise ValueError(
             "no query has a relevant catalogue item: do both sets spell their products alike? "
             f"The first query's is {str(queries.products[0])!r}, the first item's "
             f"{str(catalogue.products[0])!r}"
         )
-    figures = metrics.summarize(ranking)
-    figures["num_catalogue"] = len(catalogue)
-    figures["num_self_excluded"] = int((ranking.candidates < len(catalogue)).sum())
-    figures["similarity"] = similarity
-    figures["interval95"] = intervals(ranking, queries.products)
-    figures["ties"] = ties(ranking)
-    figures["per_category"] = by_category(ranking, queries)
+    summary = metrics.summarize(ranking)
     with threadpool_limits(threads, "blas"):
-        figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
-    # More than asked for: the query itself may be among them, and of items that tie at the end of
-    # a list FAISS keeps any.
+        of_products = product_level(queries, catalogue, ranking, similarity)
+    figures = Figures(
+        recall=summary.pop("recall@k"),
+        precision=summary.pop("precision@k"),
+        map_at_r=summary.pop("map@r"),
+        **summary,
+        num_catalogue=len(catalogue),
+        num_self_excluded=int((ranking.candidates < len(catalogue)).sum()),
+        similarity=similarity,
+        intervals=intervals(ranking, queries.products),
+        ties=ties(ranking),
+        per_category=by_category(ranking, queries),
+        product_level=of_products,
+    )
+    # More than `top`: the query itself may be among them, and of items that tie at the end of its
+    # list FAISS keeps an arbitrary one.
     near = min(2 * top + 1, len(catalogue))
     found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
     found = in_order(*found, queries, catalogue, similarity, min(top + 1, near))
@@ -81,75 +234,68 @@ def evaluate(
     return Evaluation(figures, ranking, scores, rows)
 
 
-def ties(ranking):
-    """Recall@k had ties been broken for the query, against it, and in random order."""
+def ties(ranking) -> Ties:
+    """Recall@k if ties were resolved in favor of the query, against it, or at random."""
     ok = ranking.answerable
     best, worst = ranking.best[ok], ranking.worst[ok]
     others, relevant = ranking.tied[ok], ranking.tied_relevant[ok]
-    result = {
-        "num_queries_with_ties": int((others > 0).sum()),
-        "best": {},
-        "worst": {},
-        "expected": {},
-    }
+    expected = {}
     for k in ranking.ks:
-        result["best"][k] = metrics.mean(best <= k)
-        result["worst"][k] = metrics.mean(worst <= k)
-        # Of the tied items, `slots` are among the k best; none of them relevant with probability
-        # C(others, slots) / C(others + relevant, slots).
+        # `slots` of the tied items are among the k best. The probability that none of them is
+        # relevant is C(others, slots) / C(others + relevant, slots).
         slots = np.clip(k - best + 1, 0, others + 1)
         missed = np.ones(len(slots))
         for i in range(slots.max(initial=0)):
             factor = np.maximum(others - i, 0) / np.maximum(others + relevant - i, 1)
             missed *= np.where(i < slots, factor, 1)
-        result["expected"][k] = metrics.mean(1 - missed)
-    return result
+        expected[k] = metrics.mean(1 - missed)
+    return Ties(
+        num_queries_with_ties=int((others > 0).sum()),
+        best={k: metrics.mean(best <= k) for k in ranking.ks},
+        worst={k: metrics.mean(worst <= k) for k in ranking.ks},
+        expected=expected,
+    )
 
 
-def by_category(ranking, queries):
-    """{category: figures} for the queries of each category, where any has one."""
-    ok = ranking.answerable
-    categories = queries.categories
+def by_category(ranking, queries) -> dict[str, CategoryFigures]:
+    """Figures of the queries of each category; empty if no query has one."""
+    if not (queries.categories != "").any():
+        return {}
     result = {}
-    for name in np.unique(categories):
-        mask = categories == name
-        if name == "" and mask.all():
-            return {}
-        first = ranking.first[mask & ok]
-        result[str(name)] = {
-            "num_queries": int(mask.sum()),
-            "num_unanswerable": int((mask & ~ok).sum()),
-            "recall@k": {k: metrics.mean(first <= k) for k in ranking.ks},
-            "map@r": metrics.mean(ranking.average_precision[mask & ok]),
-        }
-        if len(np.unique(queries.products[mask & ok])) >= FEW:
-            values = (first <= ranking.ks[0]).astype(float)[:, None]
-            rates = bootstrap(values, queries.products[mask & ok])
-            low, high = np.percentile(rates, [2.5, 97.5])
-            result[str(name)][f"recall@{ranking.ks[0]}_interval95"] = [float(low), float(high)]
+    for name in np.unique(queries.categories):
+        mask = queries.categories == name
+        ok = mask & ranking.answerable
+        first, products = ranking.first[ok], queries.products[ok]
+        interval = None
+        if len(np.unique(products)) >= FEW:
+            right = (first <= ranking.ks[0]).astype(float)[:, None]
+            (interval,) = percentiles(bootstrap(right, products))
+        result[str(name)] = CategoryFigures(
+            num_queries=int(mask.sum()),
+            num_unanswerable=int(mask.sum() - ok.sum()),
+            recall={k: metrics.mean(first <= k) for k in ranking.ks},
+            map_at_r=metrics.mean(ranking.average_precision[ok]),
+            interval=interval,
+        )
     return result
 
 
-def product_level(queries, catalogue, ranking, similarity):
-    """Figures for a shelf of products instead of pictures.
-
-    recall@k: a product stands where its best picture does, so that a product takes one place
-    however many pictures it has. macro_recall@k: every query product counts once, however many
-    queries show it.
-    """
+def product_level(queries, catalogue, ranking, similarity) -> ProductLevel:
+    """Recall over products instead of images, see `ProductLevel`."""
     ok = ranking.answerable
-    first = ranking.first
-    if len(np.unique(catalogue.products)) < len(catalogue):
-        first = shelf_ranks(queries, catalogue, similarity)
+    products = len(np.unique(catalogue.products))
+    several = products < len(catalogue)
+    first = shelf_ranks(queries, catalogue, similarity) if several else ranking.first
     codes = np.unique(queries.products[ok], return_inverse=True)[1]
     size = np.maximum(np.bincount(codes), 1)
-    macro = {k: metrics.mean(np.bincount(codes, ranking.first[ok] <= k) / size) for k in ranking.ks}
-    return {
-        "recall@k": {k: metrics.mean(first[ok] <= k) for k in ranking.ks},
-        "macro_recall@k": macro,
-        "num_products": len(size),
-        "num_catalogue_products": len(np.unique(catalogue.products)),
-    }
+    return ProductLevel(
+        recall={k: metrics.mean(first[ok] <= k) for k in ranking.ks},
+        macro_recall={
+            k: metrics.mean(np.bincount(codes, ranking.first[ok] <= k) / size) for k in ranking.ks
+        },
+        num_products=len(size),
+        num_catalogue_products=products,
+    )
 
 
 def shelf_ranks(queries, catalogue, similarity):

@@ -81,7 +81,8 @@ def made_by(paths) -> list:
 
 def _of_index(folder):
     """The items of an index, their vectors as its codes hold them."""
-    made, items, manifest = index.load(folder)
+    opened = index.Catalogue.open(folder)
+    made, items, manifest = opened.index, opened.items, opened.manifest
     vectors = np.empty((made.ntotal, made.d), np.float32)
     starts = range(0, made.ntotal, neighbours.BLOCK)
     try:

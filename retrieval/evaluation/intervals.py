@@ -1,4 +1,4 @@
-"""Confidence intervals and significance, by bootstrap over products and by exact tests."""
+"""Confidence intervals and significance, by a bootstrap over products and by exact tests."""
 
 import math
 
@@ -8,7 +8,7 @@ REPLICATES = 1000
 
 
 def per_query(ranking):
-    """The headline figures of every answerable query: {name: float64 [A]}."""
+    """The headline figures of every answerable query, as {name: float64 [A]}."""
     ok = ranking.answerable
     first = ranking.first[ok]
     return {
@@ -19,20 +19,43 @@ def per_query(ranking):
 
 
 def intervals(ranking, products, replicates=REPLICATES, seed=0):
-    """95% percentile intervals {figure: [low, high]} by a bootstrap over products.
+    """95% percentile intervals of the headline figures.
 
-    Queries of one product are alike, so that products, not queries, are drawn with replacement.
+    Products, not queries, are drawn with replacement: queries of one product are correlated.
+
+    Args:
+      ranking: a `metrics.Ranking` of Q queries.
+      products: [Q], the product of each query.
+      replicates: number of bootstrap samples.
+      seed: of the random generator.
+
+    Returns:
+      {figure: (low, high)}.
     """
     values = per_query(ranking)
-    rates = bootstrap(
-        np.stack(list(values.values()), 1), products[ranking.answerable], replicates, seed
-    )
-    low, high = np.percentile(rates, [2.5, 97.5], axis=0)
-    return {name: [float(a), float(b)] for name, a, b in zip(values, low, high, strict=True)}
+    columns = np.stack(list(values.values()), 1)
+    drawn = bootstrap(columns, products[ranking.answerable], replicates, seed)
+    return dict(zip(values, percentiles(drawn), strict=True))
+
+
+def percentiles(drawn):
+    """The central 95% of each column of `drawn` [replicates, M], as [(low, high)] * M."""
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
-    """Means [replicates, M] of values [Q, M] when whole clusters are drawn with replacement."""
+    """Means of resampled data, whole clusters being drawn with replacement.
+
+    Args:
+      values: [Q, M], M figures of Q queries.
+      clusters: [Q], such as the product of each query.
+      replicates: number of samples.
+      seed: of the random generator.
+
+    Returns:
+      float64 [replicates, M].
+    """
     codes = np.unique(clusters, return_inverse=True)[1]
     count = codes.max(initial=-1) + 1
     columns = [*values.T, np.ones(len(values))]
@@ -46,7 +69,11 @@ def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
 
 
 def mcnemar(won, lost):
-    """Two-sided exact p-value that as many queries are won as lost (McNemar, 1947)."""
+    """Two-sided exact p-value of the hypothesis that wins and losses are equally likely.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", 1947.
+    """
     n, k = won + lost, min(won, lost)
     log = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
     tail = math.fsum(math.exp(value - n * math.log(2)) for value in log)

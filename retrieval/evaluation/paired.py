@@ -1,6 +1,7 @@
 """Two evaluations of the same queries, compared query by query."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -8,10 +9,98 @@ import re
 import numpy as np
 
 from retrieval.evaluation import intervals
+from retrieval.evaluation.backward import Rates
+from retrieval.evaluation.figures import Figures
+from retrieval.evaluation.records import Record
 
 
-def load(path):
-    """One evaluation: {'path', 'figures', 'queries': {query id: row}}."""
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A row of `…-queries.csv`. rank: of the first relevant item, 0 for an unanswerable query."""
+
+    product: str
+    relevant: str
+    rank: int
+    average_precision: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """An evaluation that was written to files. path: of its JSON. queries: {id: row}."""
+
+    path: str
+    figures: Figures
+    queries: dict[str, Query]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """A figure in A and in B, and B - A with its 95% confidence interval."""
+
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class McNemar(Record):
+    """McNemar's exact test on the first result: right in B only (won), or in A only (lost)."""
+
+    won: int
+    lost: int
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """B compared with A, as compare.json holds it.
+
+    Attributes:
+      a, b: paths of both evaluations.
+      num_queries: queries that both can answer.
+      only_in_a, only_in_b: queries that only one of them can answer.
+      unlike: a sentence about how the catalogues or the similarities differ; '' if they do not.
+      difference: {figure: difference} over the shared queries.
+      mcnemar: the test on the first result.
+      won, lost: ids of queries whose first result is right in B only, or in A only, those whose
+        rank changed most first.
+      backward: {figure: rates}, if backward compatibility was evaluated.
+    """
+
+    a: str
+    b: str
+    num_queries: int
+    only_in_a: int
+    only_in_b: int
+    unlike: str
+    difference: dict[str, Difference]
+    mcnemar: McNemar
+    won: list[str]
+    lost: list[str]
+    backward: dict[str, Rates] = dataclasses.field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison says about the first result."""
+        figure, d = next(iter(self.difference.items()))
+        low, high = d.interval
+        if low <= 0 <= high:
+            return f"No significant difference in {figure}: the interval contains 0."
+        better = "better" if low > 0 else "worse"
+        return f"B is {better} in {figure}: the interval of the difference excludes 0."
+
+
+def load(path) -> Written:
+    """Reads one evaluation.
+
+    Args:
+      path: an `…-eval.json`, or a folder with one, of an experiment or of results; the newest step
+        of several.
+
+    Raises:
+      ValueError: there is none, or its files are damaged or do not belong together.
+    """
     path = os.fspath(path)
     if os.path.isdir(path):
         folder = path if not os.path.isdir(f"{path}/analysis") else f"{path}/analysis"
@@ -27,30 +116,31 @@ def load(path):
         raise ValueError(f"{path}: is not an …-eval.json of retrieval.eval")
     try:
         with open(path, encoding="utf-8") as text:
-            figures = json.load(text)
+            data = json.load(text)
         with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
-            queries = {row["id"]: row for row in csv.DictReader(text)}
-        for row in queries.values():
-            row["rank"] = int(row["rank"] or 0)
-            row["average_precision"] = float(row["average_precision"] or "nan")
-        whole = len(queries) == figures["num_queries"] and figures["recall@k"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            queries = {row["id"]: _query(row) for row in csv.DictReader(text)}
+        if len(queries) == data["num_queries"]:
+            return Written(path, Figures.from_json(data), queries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
-    if not whole:
-        raise ValueError(
-            f"{prefix}-queries.csv: holds {len(queries)} queries, not those of {path}; run that "
-            "retrieval.eval again"
-        )
-    return {"path": path, "figures": figures, "queries": queries}
+    raise ValueError(
+        f"{prefix}-queries.csv: holds {len(queries)} queries, not those of {path}; run that "
+        "retrieval.eval again"
+    )
 
 
-def lists_of(evaluated, wanted):
-    """{query id: what was retrieved} of the wanted ids of a loaded evaluation."""
-    path = evaluated["path"].removesuffix("-eval.json") + "-top_retrieved.json"
+def _query(row):
+    rank = int(row["rank"] or 0)
+    return Query(row["product"], row["relevant"], rank, float(row["average_precision"] or "nan"))
+
+
+def lists_of(evaluated: Written, wanted) -> dict[str, dict]:
+    """Reads {query id: entry of `…-top_retrieved.json`} for the ids in `wanted`, a set."""
+    path = evaluated.path.removesuffix("-eval.json") + "-top_retrieved.json"
     found = {}
     try:
         with open(path, encoding="utf-8") as text:
-            for line in text:  # an entry a line: all of them at once would take gigabytes
+            for line in text:  # one entry per line; all entries at once could take gigabytes
                 if line.strip("[]\n"):
                     entry = json.loads(line.strip("\n,").removeprefix("[").removesuffix("]"))
                     if entry["media"] in wanted:
@@ -63,84 +153,69 @@ def lists_of(evaluated, wanted):
     return found
 
 
-def compare(a, b, replicates=intervals.REPLICATES, seed=0):
-    """Differences B - A over the queries that both can answer.
+def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> Comparison:
+    """Compares B with A over the queries that both can answer.
 
-    Returns {'num_queries', 'only_in_a', 'only_in_b', 'unlike', 'difference': {figure: {'a', 'b',
-    'difference', 'interval95'}}, 'mcnemar': {'won', 'lost', 'p_value'}, 'won', 'lost': query ids}.
-    unlike: a sentence on what was searched, and how, where that is not the same; otherwise ''.
+    Args:
+      a, b: evaluations of the same queries, paired by id.
+      replicates, seed: of the bootstrap over products.
+
+    Raises:
+      ValueError: they share no such query, or a query has another product in B.
     """
-    answered = [{i for i, r in e["queries"].items() if r["rank"]} for e in (a, b)]
+    answered = [{i for i, query in each.queries.items() if query.rank} for each in (a, b)]
     shared = sorted(answered[0] & answered[1])
     if not shared:
-        raise ValueError(f"{a['path']} and {b['path']} share no query that both can answer")
-    moved = [i for i in shared if a["queries"][i]["product"] != b["queries"][i]["product"]]
-    if moved:
-        raise ValueError(
-            f"query {moved[0]!r} has another product in {b['path']}: not the same data"
-        )
-    products = np.array([a["queries"][i]["product"] for i in shared])
-    ks = [int(k) for k in a["figures"]["recall@k"] if k in b["figures"]["recall@k"]]
+        raise ValueError(f"{a.path} and {b.path} share no query that both can answer")
+    rows = [[each.queries[i] for i in shared] for each in (a, b)]
+    for i, in_a, in_b in zip(shared, *rows, strict=True):
+        if in_a.product != in_b.product:
+            raise ValueError(f"query {i!r} has another product in {b.path}: not the same data")
+    ks = [k for k in a.figures.recall if k in b.figures.recall]
     names = [*(f"recall@{k}" for k in ks), "map@r", "mrr"]
-    values, ranks = [], []
-    for e in (a, b):
-        rank = np.array([e["queries"][i]["rank"] for i in shared])
-        ap = np.array([e["queries"][i]["average_precision"] for i in shared])
-        values.append(np.stack([*(rank <= k for k in ks), ap, 1 / rank], 1).astype(float))
-        ranks.append(rank)
-    drawn = intervals.bootstrap(values[1] - values[0], products, replicates, seed)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    difference = {
-        name: {
-            "a": float(values[0][:, n].mean()),
-            "b": float(values[1][:, n].mean()),
-            "difference": float((values[1] - values[0])[:, n].mean()),
-            "interval95": [float(low[n]), float(high[n])],
-        }
-        for n, name in enumerate(names)
-    }
-    shared = np.array(shared)
+    ranks = [np.array([query.rank for query in each]) for each in rows]
+    values = [
+        np.stack(
+            [*(rank <= k for k in ks), [query.average_precision for query in each], 1 / rank], 1
+        ).astype(float)
+        for rank, each in zip(ranks, rows, strict=True)
+    ]
+    change = values[1] - values[0]
+    products = np.array([query.product for query in rows[0]])
+    drawn = intervals.percentiles(intervals.bootstrap(change, products, replicates, seed))
+    means = ([float(column.mean()) for column in each.T] for each in (*values, change))
     won = (ranks[0] > 1) & (ranks[1] == 1)
     lost = (ranks[0] == 1) & (ranks[1] > 1)
-    # What changed most first.
-    gain = np.log(ranks[0]) - np.log(ranks[1])
-    order = np.argsort(-np.abs(gain), kind="stable")
-    return {
-        "a": a["path"],
-        "b": b["path"],
-        "num_queries": len(shared),
-        "only_in_a": len(answered[0] - answered[1]),
-        "only_in_b": len(answered[1] - answered[0]),
-        "unlike": _unlike(a, b, shared),
-        "difference": difference,
-        "mcnemar": {
-            "won": int(won.sum()),
-            "lost": int(lost.sum()),
-            "p_value": intervals.mcnemar(int(won.sum()), int(lost.sum())),
+    order = np.argsort(-np.abs(np.log(ranks[0]) - np.log(ranks[1])), kind="stable")
+    ids = np.array(shared)[order]
+    return Comparison(
+        a=a.path,
+        b=b.path,
+        num_queries=len(shared),
+        only_in_a=len(answered[0] - answered[1]),
+        only_in_b=len(answered[1] - answered[0]),
+        unlike=_unlike(a, b, rows),
+        difference={
+            name: Difference(a=in_a, b=in_b, difference=d, interval=interval)
+            for name, in_a, in_b, d, interval in zip(names, *means, drawn, strict=True)
         },
-        "won": shared[order][won[order]].tolist(),
-        "lost": shared[order][lost[order]].tolist(),
-    }
+        mcnemar=McNemar(
+            won=int(won.sum()),
+            lost=int(lost.sum()),
+            p_value=intervals.mcnemar(int(won.sum()), int(lost.sum())),
+        ),
+        won=ids[won[order]].tolist(),
+        lost=ids[lost[order]].tolist(),
+    )
 
 
-def _unlike(a, b, shared):
+def _unlike(a, b, rows):
     searched = [
-        f"{e['figures']['num_catalogue']:,} catalogue items by {e['figures']['similarity']}"
-        for e in (a, b)
+        f"{each.figures.num_catalogue:,} catalogue items by {each.figures.similarity}"
+        for each in (a, b)
     ]
-    relevant = [[e["queries"][i]["relevant"] for i in shared] for e in (a, b)]
     if searched[0] != searched[1]:
-        return f"A searched {searched[0]}, B {searched[1]}: the difference is of that, too."
-    if relevant[0] != relevant[1]:
-        return "A and B searched catalogues of other items: the difference is of that, too."
+        return f"A searched {searched[0]}, B {searched[1]}: part of the difference comes from that."
+    if any(in_a.relevant != in_b.relevant for in_a, in_b in zip(*rows, strict=True)):
+        return "A and B searched different catalogues: part of the difference comes from that."
     return ""
-
-
-def verdict(result) -> str:
-    """What the comparison says of the first result."""
-    figure, d = next(iter(result["difference"].items()))
-    low, high = d["interval95"]
-    if low <= 0 <= high:
-        return f"No difference in {figure} that the queries could tell: the interval holds 0."
-    better = "better" if low > 0 else "worse"
-    return f"B is {better} in {figure}: the interval of the difference excludes 0."

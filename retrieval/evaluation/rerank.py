@@ -1,9 +1,11 @@
-"""What a search can still gain after the model: expanded queries, averaged catalogues, re-ranking.
+"""Gains after the model: query expansion, database augmentation and re-ranking.
 
-Each works on cosine similarity and reports its gain in recall and MAP@R with its cost in seconds,
-so that a point gained can be weighed against the time it takes.
+All methods work on cosine similarity. Each reports its gain in recall and MAP@R, and its cost in
+seconds.
 """
 
+import dataclasses
+import math
 import time
 
 import numpy as np
@@ -11,41 +13,83 @@ import numpy as np
 from retrieval import metrics, progress
 from retrieval.catalogue import neighbours
 from retrieval.evaluation.lists import first_right, nearest
+from retrieval.evaluation.records import Record
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
 
-def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
-    """Alpha query expansion: each row [Q, D] plus its neighbours, weighted by similarity**alpha.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reranked(Record):
+    """What one method gains.
 
-    own [Q]: rows of the catalogue that are the queries themselves, or -1. Unit rows in and out.
-    (Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.)
+    Attributes:
+      recall: recall@k with the method.
+      map_at_r: MAP@R with it; None for k_reciprocal, which orders the first hundred results only.
+      seconds: cost for all queries.
+      gain: in recall at the smallest k.
+      seconds_per_point: cost per 0.01 of that gain; NaN if nothing was gained.
     """
-    k = min(neighbours + 1, len(catalogue))
+
+    recall: dict[int, float]
+    map_at_r: float | None = None
+    seconds: float
+    gain: float
+    seconds_per_point: float
+
+
+def expand(queries, catalogue, own=None, count=5, alpha=3.0):
+    """Alpha query expansion: adds to each query its neighbors, weighted by similarity**alpha.
+
+    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation",
+    2018.
+
+    Args:
+      queries: [Q, D], rows of unit length.
+      catalogue: [N, D], rows of unit length.
+      own: [Q], the catalogue row that is the query itself, -1 for none; None if there are none.
+      count: number of neighbors.
+      alpha: exponent of the weights.
+
+    Returns:
+      float32 [Q, D], rows of unit length.
+    """
+    k = min(count + 1, len(catalogue))
     scores, rows = nearest(queries, catalogue, k)
     itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
-    counted = ~itself & (np.cumsum(~itself, axis=1) <= neighbours)
+    counted = ~itself & (np.cumsum(~itself, axis=1) <= count)
     weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
     return neighbours.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
-def average(catalogue, neighbours=5, alpha=3.0):
-    """Database augmentation: the same for the catalogue's own items (Arandjelovic and Zisserman,
-    "Three things everyone should know to improve object retrieval", CVPR 2012)."""
-    return expand(catalogue, catalogue, np.arange(len(catalogue)), neighbours, alpha)
+def average(catalogue, count=5, alpha=3.0):
+    """Database augmentation: `expand` applied to the catalogue's own items.
+
+    Source: Arandjelovic and Zisserman, "Three things everyone should know to improve object
+    retrieval", CVPR 2012.
+    """
+    return expand(catalogue, catalogue, np.arange(len(catalogue)), count, alpha)
 
 
 def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
-    """Lists re-ranked by shared reciprocal neighbours: (scores [Q, depth], rows [Q, depth]).
+    """Re-ranks lists by shared reciprocal neighbors.
 
-    An item gains by the Jaccard overlap of its own k1 neighbours with the query's, of which only
-    those count that have each other among their neighbours. A short form of Zhong et al.,
+    An item gains by the Jaccard overlap of its `k1` neighbors with the query's, counting only
+    neighbors that have each other among their own. This is a short form of Zhong et al.,
     "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017), without its local
-    query expansion. weight: share of the first score in the new one.
+    query expansion.
+
+    Args:
+      queries, catalogue, own: as for `expand`.
+      k1: number of neighbors.
+      depth: results to re-rank per query.
+      weight: share of the original score in the new one.
+
+    Returns:
+      (scores [Q, depth], rows [Q, depth]), best first.
     """
     k = min(k1 + 1, len(catalogue))
     similar, near = nearest(catalogue, catalogue, k)
-    reach = similar[:, -1]  # how near a query must be to come among an item's neighbours
+    reach = similar[:, -1]  # similarity at which a query would join an item's neighbors
     scores, rows = nearest(queries, catalogue, min(depth + 1, len(catalogue)))
     scores = np.where(rows == own[:, None], -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]
@@ -63,42 +107,52 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     return np.take_along_axis(new, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def compare(queries, catalogue, evaluation, methods):
-    """Figures {method: {'recall@k', 'map@r', 'seconds', 'gain', 'seconds_per_point'}}.
+def compare(queries, catalogue, evaluation, methods) -> dict[str, Reranked]:
+    """Evaluates re-ranking methods.
 
-    queries, catalogue: `store.Embedded`. evaluation: what `evaluation.evaluate` made of them, by
-    cosine. k_reciprocal gives no MAP@R, as it orders the first hundred only. A point is a hundredth
-    of recall@k at the smallest k.
+    Args:
+      queries, catalogue: `Embedded`.
+      evaluation: the `figures.Evaluation` of both, by cosine.
+      methods: names from `METHODS`.
     """
     q, c = (neighbours.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
     own = metrics.own_rows(queries.ids, catalogue.ids)
-    before = evaluation.figures["recall@k"]
-    ks = tuple(before)
+    before = evaluation.figures.recall
     result = {}
     for method in methods:
         start = time.perf_counter()
+        map_at_r = None
         if method == "k_reciprocal":
             _, rows = k_reciprocal(q, c, own)
             seconds = time.perf_counter() - start
-            itself = rows == own[:, None]
             right = catalogue.products[rows] == queries.products[:, None]
-            place = first_right(right, itself)
-            # What lies beyond the lists stays where it was.
+            place = first_right(right, rows == own[:, None])
+            # Items beyond the lists keep their rank.
             place = np.where(np.isfinite(place), place, evaluation.ranking.first)
             place = place[evaluation.ranking.answerable]
-            figures = {"recall@k": {k: metrics.mean(place <= k) for k in ks}}
+            recall = {k: metrics.mean(place <= k) for k in before}
         else:
             items = c if method == "aqe" else average(c)
             moved = expand(q, c, own) if method == "aqe" else q
             seconds = time.perf_counter() - start
             ranking = metrics.rank_queries(
-                moved, queries.products, items, catalogue.products,
-                query_ids=queries.ids, catalogue_ids=catalogue.ids, ks=ks,
-            )  # fmt: skip
+                moved,
+                queries.products,
+                items,
+                catalogue.products,
+                query_ids=queries.ids,
+                catalogue_ids=catalogue.ids,
+                ks=tuple(before),
+            )
             summary = metrics.summarize(ranking)
-            figures = {name: summary[name] for name in ("recall@k", "map@r")}
-        gain = figures["recall@k"][ks[0]] - before[ks[0]]
-        figures |= {"seconds": seconds, "gain": gain}
-        figures["seconds_per_point"] = seconds / (100 * gain) if gain > 0 else float("nan")
-        result[method] = figures
+            recall, map_at_r = summary["recall@k"], summary["map@r"]
+        first = min(before)
+        gain = recall[first] - before[first]
+        result[method] = Reranked(
+            recall=recall,
+            map_at_r=map_at_r,
+            seconds=seconds,
+            gain=gain,
+            seconds_per_point=seconds / (100 * gain) if gain > 0 else math.nan,
+        )
     return result

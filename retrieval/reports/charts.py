@@ -1,101 +1,99 @@
-"""The report's charts: SVG that takes its colours from the page."""
+"""The geometry of the report's charts; `templates/chart.html` draws them."""
+
+import dataclasses
 
 import numpy as np
 
-from retrieval.reports.page import text
-
-# Room for the numbers at the axes, which a phone shows larger.
+# Margins leave room for the numbers at the axes, which are larger on a phone.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 26, 34, 56
 
 
-def recall(curves, intervals) -> str:
-    """Recall over k, k on a logarithmic axis.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart in units of its view box, y downwards.
 
-    curves: {title: (ks, rates)}, a line each. intervals: {k: (low, high)} of the first.
+    Attributes:
+      title, y_name, x_name: texts.
+      levels, ticks: [(text, place)] along the y and the x axis.
+      lines: polylines, each [(x, y)].
+      whiskers: [(x, y low, y high)].
+      bars: series of bars, each [(x, y of the upper edge, width)].
+    """
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    bottom: int = HEIGHT - BOTTOM
+    title: str
+    y_name: str
+    x_name: str
+    levels: list
+    ticks: list
+    lines: list = ()
+    whiskers: list = ()
+    bars: list = ()
+
+
+def recall(curves, intervals) -> Chart:
+    """Recall over k, on a logarithmic axis.
+
+    Args:
+      curves: {title: (ks, rates)}, one line each.
+      intervals: {k: (low, high)} of the first curve.
     """
     top_k = max(2, *(max(ks) for ks, _ in curves.values()))
 
     def x(k):
-        return LEFT + (WIDTH - LEFT - RIGHT) * np.log(k) / np.log(top_k)
+        return _x(np.log(k) / np.log(top_k))
 
-    parts = _axes(
-        {f"{rate:g}": _y(rate) for rate in (0, 0.25, 0.5, 0.75, 1)},
-        {str(k): x(k) for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= top_k},
-        "recall@k",
-        "k, the results looked at (logarithmic)",
+    return Chart(
+        title="recall over k",
+        y_name="recall@k",
+        x_name="k, number of results considered (logarithmic)",
+        levels=[(f"{rate:g}", _y(rate)) for rate in (0, 0.25, 0.5, 0.75, 1)],
+        ticks=[(k, x(k)) for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= top_k],
+        lines=[[(x(k), _y(r)) for k, r in zip(*curve, strict=True)] for curve in curves.values()],
+        whiskers=[(x(k), _y(low), _y(high)) for k, (low, high) in intervals.items() if k <= top_k],
     )
-    for n, (ks, rates) in enumerate(curves.values()):
-        points = " ".join(f"{x(k):.1f},{_y(r):.1f}" for k, r in zip(ks, rates, strict=True))
-        parts.append(f'<polyline class=c{n % 3} points="{points}"/>')
-    parts += [
-        f'<line class=whisker x1="{x(k):.1f}" x2="{x(k):.1f}" y1="{_y(low):.1f}" '
-        f'y2="{_y(high):.1f}"/>'
-        for k, (low, high) in intervals.items()
-        if k <= top_k
-    ]
-    legend = "".join(
-        f"<span class=key><i class=k{n % 3}></i>{text(title)}</span>"
-        for n, title in enumerate(curves)
-    )
-    note = "<span class=dim>Upright lines: 95% intervals.</span>" if intervals else ""
-    return f"<p>{legend}{note}</p>{_svg(parts, 'recall over k')}"
 
 
-def histogram(counts) -> str:
-    """What `evaluation.similarity_histogram` returns."""
+def histogram(counts) -> Chart:
+    """Shares of pairs over similarity, of what `figures.similarity_histogram` returns."""
     from matplotlib.ticker import MaxNLocator
 
     edges = np.array(counts["edges"])
-    shares = {
-        kind: np.array(counts[kind]) / max(1, sum(counts[kind]))
+    first, last = edges[[0, -1]]
+    series = [
+        np.array(counts[kind]) / max(1, sum(counts[kind]))
         for kind in ("different_product", "same_product")
-    }
-    highest = max(s.max() for s in shares.values()) or 1.0
-
-    def x(value):
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - edges[0]) / (edges[-1] - edges[0])
-
+    ]
+    highest = max(shares.max() for shares in series) or 1.0
     levels = [v for v in MaxNLocator(4).tick_values(0, highest) if v <= highest]
-    values = [v for v in MaxNLocator(6).tick_values(*edges[[0, -1]]) if edges[0] <= v <= edges[-1]]
-    parts = _axes(
-        {f"{100 * level:.3g}%": _y(level / highest) for level in levels},
-        {f"{round(value, 9) + 0:.4g}": x(value) for value in values},
-        "share of pairs",
-        f"{counts['unit']} between the two pictures of a pair",
+    values = [v for v in MaxNLocator(6).tick_values(first, last) if first <= v <= last]
+    places = [_x((edge - first) / (last - first)) for edge in edges]
+    return Chart(
+        title="histogram of similarity",
+        y_name="share of pairs",
+        x_name=f"{counts['unit']} between the two images of a pair",
+        levels=[(f"{100 * level:.3g}%", _y(level / highest)) for level in levels],
+        ticks=[
+            (f"{round(value, 9) + 0:.4g}", _x((value - first) / (last - first))) for value in values
+        ],
+        bars=[
+            [
+                (left, _y(share / highest), round(right - left, 1))
+                for share, left, right in zip(shares, places, places[1:], strict=False)
+                if share > 0
+            ]
+            for shares in series
+        ],
     )
-    for n, share in enumerate(shares.values()):
-        parts += [
-            f'<rect class=h{n} x="{x(a):.1f}" width="{x(b) - x(a):.1f}" '
-            f'y="{_y(s / highest):.1f}" height="{_y(0) - _y(s / highest):.1f}"/>'
-            for s, a, b in zip(share, edges, edges[1:], strict=False)
-            if s > 0
-        ]
-    return (
-        "<p><span class=key><i class=k0></i>two pictures of one product</span>"
-        "<span class=key><i class=k2></i>of different products</span> The less they overlap, the "
-        f"better.</p>{_svg(parts, 'histogram of similarity')}"
-    )
+
+
+def _x(share):
+    return round(float(LEFT + (WIDTH - LEFT - RIGHT) * share), 1)
 
 
 def _y(share):
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
-
-
-def _axes(levels, ticks, y_name, x_name):
-    """Grid lines, numbers {shown: place} and names of both axes."""
-    parts = [f"<text x=0 y=16>{text(y_name)}</text>"]
-    for shown, y in levels.items():
-        parts.append(f'<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x={LEFT - 6} y="{y:.1f}" dy=.35em text-anchor=end>{shown}</text>')
-    base = HEIGHT - BOTTOM + 24
-    for shown, x in ticks.items():
-        parts.append(f'<text x="{x:.1f}" y={base} text-anchor=middle>{shown}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y={HEIGHT - 10} text-anchor=middle>{text(x_name)}</text>')
-    return parts
-
-
-def _svg(parts, label):
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{label}">{"".join(parts)}</svg>'
-    )
+    return round(float(TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)), 1)

@@ -1,11 +1,17 @@
-"""The page that compares two evaluations."""
+"""The files that compare two evaluations: compare.json and a page."""
 
-import numpy as np
+import math
+import os
+import sys
 
-from retrieval.evaluation.paired import verdict
+from retrieval.evaluation.paired import lists_of
 from retrieval.reports import page
 from retrieval.reports.selection import SHOWN
+from trainer import config as trainer_config
+from trainer import files, quiet
 
+EACH = 24  # queries shown as won, and as lost
+TITLES = {"map@r": "MAP@R", "mrr": "MRR"}
 COLUMNS = {
     "old": "Old queries, old catalogue",
     "new_on_old": "New queries, old catalogue",
@@ -14,83 +20,100 @@ COLUMNS = {
 }
 
 
-def write_page(path, result, shown, lists, ranks, images):
-    """Writes the comparison as one HTML page.
+def write(folder, a, b, result, paths=None, with_images=True):
+    """Writes compare.json and compare.html.
 
-    shown: {'won', 'lost': query ids}. lists: {'A', 'B': {query id: entry of …-top_retrieved.json}}.
-    ranks: {'A', 'B': {query id: rank of the first right item}}. images: {id: uint8 image}, as many
-    as there are.
+    Args:
+      folder: made if it does not exist.
+      a, b: the `paired.Written` evaluations.
+      result: their `paired.Comparison`.
+      paths: see `images_of`.
+      with_images: show images on the page.
     """
-    test = result["mcnemar"]
-    rows = [
-        [
-            page.text(title.upper() if title in ("map@r", "mrr") else title),
-            *(f"{d['a']:.3f}", f"{d['b']:.3f}", f"<b>{d['difference']:+.3f}</b>"),
-            f"<span class=dim>{d['interval95'][0]:+.3f} to {d['interval95'][1]:+.3f}</span>",
+    os.makedirs(folder, exist_ok=True)
+    sides = {"A": a, "B": b}
+    shown = {kind: _one_each(getattr(result, kind), a.queries) for kind in ("won", "lost")}
+    asked = {name for names in shown.values() for name in names}
+    lists = {side: lists_of(each, asked) for side, each in sides.items()}
+    entries = [entry for of_side in lists.values() for entry in of_side.values()]
+    items = {item["media"] for entry in entries for item in entry["results"][:SHOWN]}
+    models = {each for side in sides.values() for each in side.figures.models}
+    images = images_of(models, asked, items, paths) if with_images and asked else {}
+    files.write_json(os.path.join(folder, "compare.json"), result.to_json())
+
+    def line(side, name):
+        entry, note = lists[side][name], f"{side}: relevant item at rank"
+        note = f"{note} {sides[side].queries[name].rank}"
+        return [
+            page.Cell(images, name, entry["product"], "query", note),
+            *(
+                page.Cell(
+                    images,
+                    item["media"],
+                    item["product"],
+                    "right" if item["relevant"] else "wrong",
+                    f"{item['score']:.3f}",
+                )
+                for item in entry["results"][:SHOWN]
+            ),
         ]
-        for title, d in result["difference"].items()
-    ]
-    only = "".join(
-        f" {result[f'only_in_{side}']:,} more are in {side.upper()} only and count for neither."
-        for side in "ab"
-        if result[f"only_in_{side}"]
+
+    header, rows = backward_table(result.backward)
+    page.write(
+        os.path.join(folder, "compare.html"),
+        "comparison.html",
+        title="B against A",
+        titles=TITLES,
+        result=result,
+        backward_header=header,
+        backward_rows=rows,
+        lines={k: [line(s, n) for n in names for s in sides] for k, names in shown.items()},
     )
-    sections = [
-        (
-            "Summary",
-            f"<p>{verdict(result)} {page.text(result['unlike'])}</p>"
-            + page.table(["", "A", "B", "B - A", "95% interval"], rows)
-            + f"<p>{result['num_queries']:,} queries that both evaluations can answer, paired by "
-            f"id.{only} The intervals draw whole products. The first result is right in B alone "
-            f"for {test['won']:,} queries (won) and in A alone for {test['lost']:,} (lost); were "
-            "both models equally good, a split as uneven would come by chance with probability "
-            f"{test['p_value']:.2g} (McNemar's exact test, which takes queries of one product as "
-            "independent; the intervals do not).</p>",
-        ),
-        ("Backward compatibility", _backward(result["backward"]) if "backward" in result else ""),
-    ]
-    for title, names in shown.items():
-        rows = []
-        for name in names:
-            for side in "AB":
-                entry = lists[side][name]
-                note = f"{side}: right item at rank {ranks[side][name]}"
-                cells = [page.picture(images, name, entry["product"], "query", note)]
-                cells += [
-                    page.picture(
-                        *(images, item["media"], item["product"]),
-                        *("right" if item["relevant"] else "wrong", f"{item['score']:.3f}"),
-                    )
-                    for item in entry["results"][:SHOWN]
-                ]
-                rows.append(page.row(cells))
-        note = (
-            f"<p>The first result is right in {'B' if title == 'won' else 'A'} only. Above what A "
-            f"retrieved, below B; {len(names)} of {len(result[title]):,}, one a product, the "
-            "greatest change of rank first. compare.json lists all.</p>"
-        )
-        sections.append((f"Queries {title} by B", note + "".join(rows) if rows else ""))
-    head = f"<p class=sub>A: {page.text(result['a'])}<br>B: {page.text(result['b'])}</p>"
-    page.write(path, "B against A", head, sections)
 
 
-def _backward(rates):
-    names = list(next(iter(rates.values())))
-    rows = [[page.text(figure), *cells] for figure, *cells in _cells(rates, names)]
-    note = (
-        "The new queries work with the old catalogue where they find at least what the old ones do."
-    )
-    if "new" in names:
-        note += (
-            " Share of the gain: of what embedding the catalogue anew gains, the part that the new "
-            "queries bring without it."
-        )
-    return f"<p>{note}</p>" + page.table(["", *(COLUMNS[name] for name in names)], rows)
+def _one_each(names, queries):
+    """The first query of every product, up to EACH of them."""
+    first = {}
+    for name in names:
+        first.setdefault(queries[name].product, name)
+    return list(first.values())[:EACH]
 
 
-def _cells(rates, names):
-    """Rows of text: a figure, then its value for each of `names`."""
-    for figure, values in rates.items():
-        shown = {name: f"{v:.3f}" if np.isfinite(v) else "no gain" for name, v in values.items()}
-        title = "MAP@R" if figure == "map@r" else figure
-        yield [title, *(shown.get(name, "") for name in names)]
+def backward_table(rates):
+    """{figure: `backward.Rates`} as a header and rows of text; empty if there are none."""
+    given = [each.to_json() for each in rates.values()]
+    names = list(given[0]) if given else []
+    rows = []
+    for figure, values in zip(rates, given, strict=True):
+        shown = {n: f"{v:.3f}" if math.isfinite(v) else "no gain" for n, v in values.items()}
+        rows.append([TITLES.get(figure, figure), *(shown.get(name, "") for name in names)])
+    return ["", *(COLUMNS[name] for name in names)], rows
+
+
+def images_of(models, queries, items, paths=None):
+    """Finds images by id: in files, else in the data sets of the evaluated models.
+
+    Args:
+      models: set of `figures.Source`.
+      queries, items: sets of ids.
+      paths: {id: path of an image file}; an id that it lacks may itself be a path.
+
+    Returns:
+      {id: uint8 [H, W, C]}, of the images that were found.
+    """
+    images = page.images_at({name: (paths or {}).get(name, name) for name in queries | items})
+    for source in sorted(models, key=lambda source: (source.model, source.checkpoint or "")):
+        if not (queries | items) - images.keys():
+            break
+        quiet.import_tensorflow()  # before other imports, which would show its banner
+        from retrieval.embeddings import images as embedded_images
+        from trainer import experiment
+
+        try:
+            model = trainer_config.load_model(source.model)
+            experiment.locate(model, (), source.checkpoint)
+            images |= embedded_images.wanted_of(model, "retrieval_index", items - images.keys())
+            images |= embedded_images.wanted_of(model, "retrieval_query", queries - images.keys())
+        except ValueError as error:
+            print(f"no images of {source.model}: {' '.join(str(error).split())}", file=sys.stderr)
+    return images

@@ -1,4 +1,4 @@
-"""The files of one evaluation: its figures as JSON and CSV, pictures, the report."""
+"""The files of one evaluation: its figures as JSON and CSV, plots, the report."""
 
 import contextlib
 import csv
@@ -12,22 +12,30 @@ from retrieval.evaluation.figures import similarity_histogram
 from retrieval.reports import evaluation_page, page, plots, selection
 from trainer import files
 
-SHOWN = 12  # queries in the picture
-DRAWINGS = ("recall_at_k", "histogram")  # pictures that a model can do without
+SHOWN = 12  # queries in top_retrieved.png
+PLOTS = ("recall_at_k", "histogram")  # plots that a model can do without
 
 
-def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
-    """Writes `<prefix>-eval.json` and all that lies beside it. An earlier one goes first, so that
-    figures never stand beside lists of another evaluation.
+def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
+    """Writes `<prefix>-eval.json` and all that lies beside it.
 
-    results: {title: Evaluation}, the one in question first. images(which, ids): pictures {id:
-    uint8 image} of 'queries' or 'catalogue', as many as there are. drawn: which of DRAWINGS.
+    An earlier `…-eval.json` is removed first and the new one is written last, so that figures never
+    lie beside the lists of another evaluation.
+
+    Args:
+      prefix: path that the names of all files begin with.
+      results: {title: `figures.Evaluation`}; the first is complete, the others are baselines.
+      queries, catalogue: `Embedded`.
+      images: function of 'queries' or 'catalogue' and ids [N]; returns {id: uint8 image} of the
+        images that are known.
+      drawn: which of `PLOTS` to draw.
     """
     result = next(iter(results.values()))
+    figures = result.figures.to_json()
     with contextlib.suppress(FileNotFoundError):
         os.remove(f"{prefix}-eval.json")
-    histogram = similarity_histogram(queries, catalogue, figures["similarity"])
-    _write_figures(f"{prefix}-figures.csv", figures)
+    histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
+    _write_table(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
     write_json_list(f"{prefix}-top_retrieved.json", lists)
@@ -40,38 +48,40 @@ def write(prefix, figures, results, queries, catalogue, images, drawn=DRAWINGS):
         plots.recall_at_k(f"{prefix}-recall_at_k.png", curves)
     chosen = selection.choose(queries, catalogue, result)
     shown = _some_rows(len(queries), SHOWN)
-    wanted = selection.wanted(chosen, results, shown)
-    query_images = images("queries", queries.ids[sorted(wanted["queries"])])
-    item_images = images("catalogue", catalogue.ids[sorted(wanted["catalogue"])])
+    beside = dict(list(results.items())[:2])  # there is no room for the color histogram
+    asked, found = chosen.wanted(list(beside.values()), shown)
+    query_images = images("queries", queries.ids[sorted(asked)])
+    item_images = images("catalogue", catalogue.ids[sorted(found)])
     if query_images and item_images:
-        beside = dict(list(results.items())[:2])  # the colour histogram has no place there
         panels = plots.panels(queries, catalogue, beside, shown, query_images, item_images)
         plots.top_retrieved(f"{prefix}-top_retrieved.png", panels)
     evaluation_page.write(
         f"{prefix}-report.html",
-        figures=figures,
+        result=result,
         curves=curves,
         histogram=histogram,
         chosen=chosen,
         queries=queries,
         catalogue=catalogue,
-        result=result,
         images=(query_images, item_images),
     )
-    _write_suspects(f"{prefix}-suspected_labels.csv", chosen, queries, catalogue)
-    files.write_json(f"{prefix}-eval.json", figures)  # last: where it is, all is there
+    # For the user to fill in `corrected_product` and apply it to the data.
+    _write_table(
+        f"{prefix}-suspected_labels.csv",
+        ["id", "product", "suggested_product", "corrected_product"],
+        ([queries.ids[q], queries.products[q], product, ""] for q, product in chosen.suspects),
+    )
+    files.write_json(f"{prefix}-eval.json", figures)
 
 
-def write_stored(prefix, figures, result, queries, catalogue):
-    """Writes the evaluation of stored embeddings, with the pictures that are files."""
+def write_stored(prefix, result, queries, catalogue):
+    """Writes the evaluation of stored embeddings, with the images that are files."""
+    paths = {"queries": page.paths_of(queries), "catalogue": page.paths_of(catalogue)}
 
     def images(which, ids):
-        items = queries if which == "queries" else catalogue
-        paths = items.ids if items.paths is None else items.paths
-        at = dict(zip(items.ids.tolist(), paths.tolist(), strict=True))
-        return page.pictures_at({name: at[name] for name in ids.tolist()})
+        return page.images_at({name: paths[which][name] for name in ids.tolist()})
 
-    write(prefix, figures, {"embeddings": result}, queries, catalogue, images)
+    write(prefix, {"embeddings": result}, queries, catalogue, images)
 
 
 def _some_rows(count, wanted, seed=0):
@@ -100,16 +110,15 @@ def top_retrieved(queries, catalogue, scores, rows):
         }
 
 
-def _write_figures(path, figures):
-    """Every number of the evaluation as a line `figure,value`, nested names joined by dots."""
+def _write_table(path, header, rows):
     with files.published(path, "w") as out:
         table = csv.writer(out)
-        table.writerow(["figure", "value"])
-        table.writerows(_flat(files.plain(figures)))
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def _flat(value, name=""):
-    """Yields (dotted name, value); what JSON writes as null is left empty."""
+    """Yields (dotted name, number) of nested figures; what JSON writes as null is left empty."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
@@ -119,37 +128,28 @@ def _flat(value, name=""):
 
 
 def write_queries(path, queries, catalogue, result):
-    """One line a query: where its first relevant item stands, and what was found instead."""
+    """Writes one line per query: the rank of its first relevant item, and what was found first."""
     ranking = result.ranking
-    with files.published(path, "w") as out:
-        table = csv.writer(out)
-        header = "id product category relevant rank average_precision found found_product score"
-        table.writerow(header.split())
-        for q in range(len(queries)):
-            row = [queries.ids[q], queries.products[q], queries.categories[q], ranking.relevant[q]]
-            if ranking.relevant[q]:
-                row += [ranking.first[q], f"{ranking.average_precision[q]:.6f}"]
-            else:
-                row += ["", ""]
-            r = result.rows[q, 0]
-            if r >= 0:
-                row += [catalogue.ids[r], catalogue.products[r], f"{result.scores[q, 0]:.6f}"]
-            table.writerow(row)
 
+    def line(q):
+        yield from (queries.ids[q], queries.products[q], queries.categories[q], ranking.relevant[q])
+        if ranking.relevant[q]:
+            yield from (ranking.first[q], f"{ranking.average_precision[q]:.6f}")
+        else:
+            yield from ("", "")
+        r = result.rows[q, 0]
+        if r >= 0:
+            yield from (catalogue.ids[r], catalogue.products[r], f"{result.scores[q, 0]:.6f}")
 
-def _write_suspects(path, chosen, queries, catalogue):
-    """Queries that look mislabelled; fill in `corrected_product` and apply it to the data."""
-    with files.published(path, "w") as out:
-        table = csv.writer(out)
-        table.writerow(["id", "product", "suggested_product", "corrected_product"])
-        for q, product in chosen["suspects"]:
-            table.writerow([queries.ids[q], queries.products[q], product, ""])
+    header = "id product category relevant rank average_precision found found_product score"
+    _write_table(path, header.split(), map(line, range(len(queries))))
 
 
 def write_json_list(path, values):
-    """Writes a JSON list of plain values, one element a line."""
+    """Writes an iterable of plain values as a JSON list, one element per line."""
     with files.published(path, "w") as out:
+        n = -1
         for n, value in enumerate(values):
             out.write("[" if n == 0 else ",\n")
             out.write(json.dumps(value, ensure_ascii=False, allow_nan=False))
-        out.write("]\n" if values else "[]\n")
+        out.write("]\n" if n >= 0 else "[]\n")

@@ -1,4 +1,4 @@
-"""Pictures of queries beside what was retrieved for them."""
+"""Plots as PNG: recall over k, similarity, and queries beside what was retrieved for them."""
 
 import numpy as np
 
@@ -15,11 +15,14 @@ def save_figure(figure, path):
 
 
 def top_retrieved(path, panels, top=TOP):
-    """Draws each query with its best items in every ranking, right ones framed green.
+    """Draws each query with its best items in every ranking, relevant ones framed green.
 
-    panels: [(title, [(query, [(image, caption, right), …]), …]), …], the rankings side by side with
-    the same queries in the same order; a query is (image, caption). Images are uint8 [H, W, C],
-    captions plain text.
+    Args:
+      path: the PNG file.
+      panels: rankings to show side by side, [(title, [(query, [(image, caption, relevant)])])],
+        with the same queries in the same order. A query is (image, caption). Images are uint8
+        [H, W, C], captions plain text.
+      top: items per query.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,10 +33,8 @@ def top_retrieved(path, panels, top=TOP):
     figure = Figure(figsize=(0.85 * columns, 0.95 * rows + 0.5), dpi=90)
     FigureCanvasAgg(figure)
     widths = ([1] * per_panel + [0.35]) * len(panels)
-    grid = figure.add_gridspec(
-        rows, columns, width_ratios=widths[:-1], left=0.01, right=0.99, bottom=0.01,
-        top=1 - 0.5 / (0.95 * rows + 0.5), hspace=0.3, wspace=0.12,
-    )  # fmt: skip
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.5 / (0.95 * rows + 0.5), 0.12, 0.3)
+    grid = figure.add_gridspec(rows, columns, width_ratios=widths[:-1])
     for p, (title, entries) in enumerate(panels):
         left = p * (per_panel + 1)
         for r, ((image, caption), found) in enumerate(entries):
@@ -52,7 +53,7 @@ def _cell(axes, image, caption, color, width=1):
     axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])
-    # A dollar sign would start mathematical text.
+    # An unescaped dollar sign starts mathematical text.
     shown = caption if len(caption) <= 14 else caption[:13] + "…"
     axes.set_title(shown.replace("$", r"\$"), fontsize=5.5, pad=2)
     for side in axes.spines.values():
@@ -61,7 +62,14 @@ def _cell(axes, image, caption, color, width=1):
 
 
 def panels(queries, catalogue, results, shown, query_images, item_images):
-    """The argument of `top_retrieved`: the shown query rows in every ranking of `results`."""
+    """The panels of `top_retrieved`.
+
+    Args:
+      queries, catalogue: `Embedded`.
+      results: {title: `figures.Evaluation`}, one panel each.
+      shown: query rows to show.
+      query_images, item_images: {id: uint8 image}; a missing one is gray.
+    """
     blank = np.full((8, 8, 1), 200, np.uint8)
     answer = []
     for title, result in results.items():
@@ -83,7 +91,7 @@ def panels(queries, catalogue, results, shown, query_images, item_images):
 
 
 def recall_curve(ranking, points=60):
-    """(ks, recall@k) at up to `points` cut-offs, evenly spread over log k."""
+    """(ks, recall@k) at up to `points` cut-offs, evenly spaced in log k, as two lists."""
     last = max(int(ranking.candidates.max(initial=1)), 1)
     ks = np.unique(np.round(np.geomspace(1, min(last, 1000), points)).astype(int))
     first = np.sort(ranking.first[ranking.answerable])
@@ -91,7 +99,7 @@ def recall_curve(ranking, points=60):
 
 
 def recall_at_k(path, curves):
-    """Draws {title: (ks, rates)}."""
+    """Draws recall over k, one curve per entry of {title: (ks, rates)}."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = _figure()
@@ -101,14 +109,14 @@ def recall_at_k(path, curves):
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="k, the results looked at", ylabel="recall@k", ylim=(0, 1.02))
+    axes.set(xlabel="k, number of results considered", ylabel="recall@k", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     save_figure(figure, path)
 
 
 def histogram(path, counts):
-    """Draws what `evaluation.similarity_histogram` returns."""
+    """Draws what `figures.similarity_histogram` returns."""
     figure, axes = _figure()
     for kind, color in (("different_product", QUERY), ("same_product", RIGHT)):
         shares = np.array(counts[kind]) / max(1, sum(counts[kind]))

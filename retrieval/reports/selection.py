@@ -1,23 +1,56 @@
 """What a report shows of an evaluation: the queries and items worth a look."""
 
+import dataclasses
+
 import numpy as np
 
 from retrieval import metrics
 from retrieval.ranking.vectors import pair_similarity
 
-EACH = 12  # entries of every part
+EACH = 12  # entries of every section
 SHOWN = 5  # results beside a query
+HUB_DEPTH = 10  # results per query that count for a hub
 
 
-def choose(queries, catalogue, result, seed=0) -> dict:
-    """Lists of query rows (of catalogue rows for the hubs), and what those queries should find.
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Rows of queries (for `hubs`, of the catalogue) to show.
 
-    worst: first relevant item farthest down; one query a product, as its others fail alike. near:
-    the right item just missed the top; one a product. hits: a random choice of those that are
-    right. hubs: [(catalogue row, times it was wrongly among the first ten)]. suspects: [(query row,
-    product)], see `_suspects`. answers: {query row: (catalogue row, similarity)} of the best
-    relevant item where it is not among the results shown.
+    Attributes:
+      worst: the first relevant item ranks lowest; one query per product, since its others fail
+        alike.
+      near: the first relevant item just missed the top; one query per product.
+      hits: a random choice of queries whose first result is relevant.
+      hubs: [(catalogue row, times it was wrongly among the first `HUB_DEPTH`)].
+      suspects: [(query row, product it looks like)], the surest first, see `_suspects`.
+      answers: {query row: (catalogue row, similarity)} of the best relevant item, for queries that
+        do not show it among their results.
     """
+
+    worst: list[int]
+    near: list[int]
+    hits: list[int]
+    hubs: list[tuple[int, int]]
+    suspects: list[tuple[int, str]]
+    answers: dict[int, tuple[int, float]]
+
+    def wanted(self, results, others=()):
+        """Rows of queries and of catalogue items whose images are needed, as two sets.
+
+        Args:
+          results: the evaluations whose results are shown.
+          others: further query rows.
+        """
+        queries = {*self.worst, *self.near, *self.hits, *(q for q, _ in self.suspects[:EACH])}
+        items = {row for row, _ in (*self.hubs, *self.answers.values())}
+        items |= set(results[0].rows[sorted(queries), :SHOWN].ravel().tolist())
+        for each in results:
+            items |= set(each.rows[list(others), :SHOWN].ravel().tolist())
+        return queries | set(others), items - {-1}
+
+
+def choose(queries, catalogue, result, seed=0) -> Chosen:
+    """Chooses what to show of an evaluation, at most `EACH` of a kind but all suspects."""
     ranking, rows = result.ranking, result.rows
     first = ranking.first
     random = np.random.default_rng(seed)
@@ -28,21 +61,20 @@ def choose(queries, catalogue, result, seed=0) -> dict:
     gap = result.scores[near, 0] - result.scores[near, np.minimum(first[near], rows.shape[1]) - 1]
     near = near[np.argsort(gap, kind="stable")]
     hits = np.flatnonzero(first == 1)
-    wrong = rows[:, :10][(rows[:, :10] >= 0) & ~right[:, :10]]
-    count = np.bincount(wrong, minlength=len(catalogue))
+    top = rows[:, :HUB_DEPTH]
+    count = np.bincount(top[(top >= 0) & ~right[:, :HUB_DEPTH]], minlength=len(catalogue))
     hubs = np.argsort(-count, kind="stable")[:EACH]
     suspects = _suspects(queries, catalogue, result, right)
-    chosen = {
-        "worst": _one_each(worst, queries.products)[:EACH],
-        "near": _one_each(near, queries.products)[:EACH],
-        "hits": np.sort(random.permutation(hits)[:EACH]).tolist(),
-        "hubs": [(int(r), int(count[r])) for r in hubs if count[r] > 0],
-        "suspects": [(int(q), str(catalogue.products[rows[q, 0]])) for q in suspects],
-    }
-    shown = {*chosen["worst"], *chosen["near"], *(q for q, _ in chosen["suspects"][:EACH])}
-    shown = [q for q in sorted(shown) if first[q] > SHOWN]
-    chosen["answers"] = _answers(queries, catalogue, shown, result.figures["similarity"])
-    return chosen
+    worst, near = (_one_each(each, queries.products)[:EACH] for each in (worst, near))
+    shown = [q for q in sorted({*worst, *near, *suspects[:EACH].tolist()}) if first[q] > SHOWN]
+    return Chosen(
+        worst=worst,
+        near=near,
+        hits=np.sort(random.permutation(hits)[:EACH]).tolist(),
+        hubs=[(int(row), int(count[row])) for row in hubs if count[row] > 0],
+        suspects=[(int(q), str(catalogue.products[rows[q, 0]])) for q in suspects],
+        answers=_answers(queries, catalogue, shown, result.figures.similarity),
+    )
 
 
 def _one_each(rows, products):
@@ -51,14 +83,16 @@ def _one_each(rows, products):
 
 
 def _suspects(queries, catalogue, result, right):
-    """Queries, the surest first, whose label looks wrong: their own product is not among the first
-    five, which instead show all pictures (up to five) of one other product, the first of them as
-    near as right results usually are."""
+    """Queries whose label looks wrong, the surest first.
+
+    Their own product is not among the first five. These instead show all images (up to five) of one
+    other product, and the first is as near as relevant results usually are.
+    """
     ranking, rows, best = result.ranking, result.rows, result.scores[:, 0]
     _, codes, count = np.unique(catalogue.products, return_inverse=True, return_counts=True)
     five = codes[rows[:, :5]]
-    pictures = np.minimum(count[five[:, 0]], five.shape[1])
-    same = (five == five[:, :1]).sum(1) >= pictures
+    images = np.minimum(count[five[:, 0]], five.shape[1])
+    same = (five == five[:, :1]).sum(1) >= images
     usual = np.median(best[right[:, 0]]) if right[:, 0].any() else np.inf
     found = np.flatnonzero(same & (ranking.first > 5) & (best >= usual) & (rows[:, 0] >= 0))
     return found[np.argsort(-best[found], kind="stable")]
@@ -78,13 +112,38 @@ def _answers(queries, catalogue, shown, similarity):
     return answers
 
 
-def wanted(chosen, results, others=()) -> dict:
-    """Rows of {'queries', 'catalogue'} whose pictures are needed."""
-    result = next(iter(results.values()))
-    rows = {*chosen["worst"], *chosen["near"], *chosen["hits"]}
-    rows |= {q for q, _ in chosen["suspects"][:EACH]}
-    items = {r for r, _ in (*chosen["hubs"], *chosen["answers"].values())}
-    items |= set(result.rows[sorted(rows), :SHOWN].ravel().tolist())
-    for each in results.values():
-        items |= set(each.rows[list(others), :SHOWN].ravel().tolist())
-    return {"queries": rows | set(others), "catalogue": items - {-1}}
+def confusion(queries, catalogue, result, shown=15):
+    """Pairs of products that are most often mistaken.
+
+    Returns:
+      [(product, product found first instead, such queries, answerable queries of the product)],
+      the most frequent first.
+    """
+    best, answerable = result.rows[:, 0], result.ranking.answerable
+    wrong = (best >= 0) & answerable & (result.ranking.first > 1)
+    wrong &= catalogue.products[best] != queries.products
+    pairs = np.stack([queries.products[wrong], catalogue.products[best[wrong]]], 1)
+    names, count = np.unique(pairs, axis=0, return_counts=True)
+    return [
+        (*names[i], int(count[i]), int((answerable & (queries.products == names[i, 0])).sum()))
+        for i in np.argsort(-count, kind="stable")[:shown]
+    ]
+
+
+def category_confusion(queries, catalogue, result, shown=12):
+    """How often the first result is of another category.
+
+    Returns:
+      (names [C], counts [C, C]): queries by their own category (row) and the category of their
+      first result (column). The most frequent `shown` categories; all others are one, named '…'.
+    """
+    best = result.rows[:, 0]
+    there = (best >= 0) & result.ranking.answerable
+    pair = [queries.categories[there], catalogue.categories[best[there]]]
+    names, count = np.unique(np.concatenate(pair), return_counts=True)
+    kept = np.sort(names[np.argsort(-count, kind="stable")[:shown]])
+    codes = [np.searchsorted(kept, part).clip(max=max(0, len(kept) - 1)) for part in pair]
+    codes = [np.where(kept[c] == part, c, len(kept)) for c, part in zip(codes, pair, strict=True)]
+    size = len(kept) + (len(names) > len(kept))
+    counts = np.bincount(codes[0] * size + codes[1], minlength=size * size).reshape(size, size)
+    return [*kept.tolist(), *["…"] * (size - len(kept))], counts

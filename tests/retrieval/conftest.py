@@ -1,12 +1,21 @@
-"""A tiny model with a checkpoint: pictures in memory, one dense layer."""
+"""What the tests share: a tiny model with a checkpoint, evaluated files, stores of two models."""
 
 import os
 import pathlib
+import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from retrieval import metrics
+from retrieval.catalogue import index
+from retrieval.embeddings import store
+
+ROOT = pathlib.Path(__file__).parents[2]
+NASTY = '<script>alert("x")</script>&\'\x07é'
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # stores.py
 
@@ -90,3 +99,109 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def points():
     return np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def run_eval():
+    """Runs `retrieval.eval`, or some code, in a folder and returns the finished process."""
+    return _run
+
+
+@pytest.fixture(scope="session")
+def write_set():
+    """Writes embeddings as .npy with text files beside them."""
+    return _write_set
+
+
+@pytest.fixture(scope="session")
+def write_store():
+    """Writes a store and returns its folder."""
+    return _write_store
+
+
+def _run(folder, *arguments, code=None):
+    command = (
+        [sys.executable, "-m", "retrieval.eval"] if code is None else [sys.executable, "-c", code]
+    )
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def _write_set(folder, name, points, labels, ids=None):
+    np.save(folder / f"{name}.npy", points)
+    (folder / f"{name}.txt").write_text("".join(f"{label}\n" for label in labels))
+    if ids is not None:
+        (folder / f"{name}_ids.txt").write_text("".join(f"{i}\n" for i in ids))
+
+
+@pytest.fixture(scope="session")
+def evaluated_files(tmp_path_factory):
+    """(output, expected figures, finished process) of evaluated .npy files."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 15, 60)
+    points = random.normal(size=(15, 8))[labels] + random.normal(size=(60, 8))
+    names = [f"{NASTY}{label}" for label in labels]
+    _write_set(folder, "q", points.astype(np.float32), names, [f"{NASTY}/{n}" for n in range(60)])
+    (folder / "categories.txt").write_text("".join(f"<k{n % 2}>\n" for n in labels))
+    code = (
+        "import sys; from retrieval import eval; eval.run(['eval', *sys.argv[1:]]); "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = _run(
+        folder, "--queries=q.npy", "--query_labels=q.txt", "--query_ids=q_ids.txt",
+        "--query_categories=categories.txt", "--index=IVF4,Flat", "--rerank=aqe,dba,k_reciprocal",
+        "--output=out", code=code,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = metrics.summarize(metrics.rank_queries(points.astype(np.float32), labels))
+    return folder / "out", expected, done
+
+
+def _write_store(folder, points, names, labels, weights):
+    folder.mkdir()
+    manifest = store.begin(folder, {"checkpoint_sha256": weights})
+    empty = np.full(len(names), "")
+    store.append(folder, manifest, store.Embedded(points, names, labels.astype(str), empty), 1)
+    store.finish(folder, manifest)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Stores {'old_queries', ...} of a model, and of a better one half compatible with it."""
+    folder, random = tmp_path_factory.mktemp("models"), np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 4)
+    truth = random.normal(size=(30, 8))
+    turn = np.linalg.qr(random.normal(size=(8, 8)))[0]
+    names = {kind: np.array([f"{kind}<{n}>" for n in range(120)]) for kind in "qc"}
+    stores, noise = {}, {"old": 1.4, "new": 0.3}
+    for model, amount in noise.items():
+        for kind, name in (("q", "queries"), ("c", "catalogue")):
+            points = truth[labels] + amount * random.normal(size=(120, 8))
+            if model == "new":
+                points = points + 0.2 * points @ turn
+            place = folder / f"{model}_{name}"
+            stores[place.name] = _write_store(
+                place, points.astype(np.float32), names[kind], labels, model
+            )
+    return stores
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder with a store of twelve images, one of whose files is gone, and its index."""
+    points = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+    ids = np.array([f"<b>{n}" for n in range(12)])
+    paths = np.array([str(tmp_path / f"{n}.png") for n in range(12)])
+    for n, path in enumerate(paths[:-1]):
+        Image.new("RGB", (60, 40), (20 * n, 0, 255 - 20 * n)).save(path)
+    everything = store.Embedded(points, ids, ids, np.full(12, "shoes & more"), paths=paths)
+    (tmp_path / "s").mkdir()
+    manifest = store.begin(tmp_path / "s", {"checkpoint_sha256": "w"})
+    store.append(tmp_path / "s", manifest, everything, 1)
+    store.finish(tmp_path / "s", manifest)
+    index.build(tmp_path / "s", tmp_path / "i", "Flat")
+    return tmp_path

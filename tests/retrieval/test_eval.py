@@ -3,11 +3,15 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from retrieval.ranking import kernels
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -71,3 +75,81 @@ def test_a_checkpoint_of_another_shape_is_named(tiny):
     assert done.returncode == 1
     assert "w is [64, 16] there and [64, 4] here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_figures_are_those_of_the_library(evaluated_files):
+    folder, expected, done = evaluated_files
+    result = json.loads((folder / "embeddings-eval.json").read_text())
+    for k, rate in expected["recall@k"].items():
+        assert result["recall@k"][str(k)] == pytest.approx(rate)
+        low, high = result["interval95"][f"recall@{k}"]
+        assert low <= rate <= high
+    assert result["map@r"] == pytest.approx(expected["map@r"])
+    assert result["num_self_excluded"] == 60
+    assert 0 <= result["num_decided_in_float64"] <= 60 and result["filter"] in kernels.FILTERS
+    assert "Ranks are exact" in done.stdout
+
+
+def test_files_beside_the_report(evaluated_files):
+    folder, _, _ = evaluated_files
+    names = {path.name.removeprefix("embeddings-") for path in folder.iterdir()}
+    assert names == {
+        "eval.json", "top_retrieved.json", "histogram.json", "histogram.png", "recall_at_k.png",
+        "queries.csv", "suspected_labels.csv", "report.html", "figures.csv",
+    }  # fmt: skip
+
+
+MISTAKES = [
+    (["--query_labels=q.txt", "--index=No"], "--index=No: FAISS cannot make it for 4 dimensions"),
+    (["--query_labels=q.txt", "--index=PQ2"], "--index=PQ2: cannot be trained on 4 items"),
+    (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
+    (["--query_labels=q.txt", "--model=tiny"], "--model and --queries: give one of them"),
+    (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
+    ([], "q.npy: needs --query_labels, a file of one product id a line"),
+    (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),
+    (
+        ["--query_labels=q.txt", "--catalogue=q.txt", "--catalogue_labels=q.txt"],
+        "q.txt: is not a NumPy array (.npy)",
+    ),
+    (
+        ["--query_labels=q.txt", "--catalogue=no.npy", "--catalogue_labels=q.txt"],
+        "no.npy: cannot be read: there is no such file or folder",
+    ),
+    (["--query_labels=q.txt", "--catalogue=no_store"], "no_store: cannot be read: there is no"),
+    (["--query_labels=q.txt", "--output=q.txt"], "--output=q.txt: File exists"),
+]
+
+
+EACH = """
+import json, sys
+from absl import flags
+from retrieval import eval
+eval.define_flags()
+for arguments in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    try:
+        eval.trainer_config.run_without_model(eval.stored, ["eval", *arguments])
+    except SystemExit as ended:
+        assert ended.code == 1
+"""
+
+
+def test_a_mistake_is_one_line(run_eval, write_set, tmp_path):
+    write_set(tmp_path, "q", np.eye(4, dtype=np.float32) + 1, ["a", "a", "b", "b"])
+    common = ["--queries=q.npy", "--output=out"]
+    done = run_eval(tmp_path, json.dumps([[*common, *given] for given, _ in MISTAKES]), code=EACH)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(MISTAKES), done.stderr
+    for line, (_, message) in zip(said, MISTAKES, strict=True):
+        assert line.startswith(f"error: {message}")
+
+
+def test_a_truncated_array_is_named(run_eval, write_set, tmp_path):
+    write_set(tmp_path, "q", np.ones((9, 4), np.float32), ["a"] * 9)
+    data = (tmp_path / "q.npy").read_bytes()
+    (tmp_path / "q.npy").write_bytes(data[:-20])
+    done = run_eval(tmp_path, "--queries=q.npy", "--query_labels=q.txt", "--output=out")
+    assert done.returncode == 1
+    assert re.match(r"error: q\.npy: not a NumPy array that can be read: .*\n$", done.stderr)

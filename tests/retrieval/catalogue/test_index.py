@@ -1,9 +1,11 @@
 """The index: what it finds, what it keeps, what it refuses."""
 
+import os
 import pathlib
 import tempfile
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,3 +166,18 @@ def test_a_foreign_manifest_is_named(tmp_path, points, content):
             read(folder)
     with pytest.raises(ValueError, match="is not a store of embeddings; make one"):
         store.read(tmp_path)
+
+
+def test_an_index_of_other_columns_is_refused(shop):
+    """Such as those written before items had paths."""
+    (version,) = (shop / "i" / "versions").iterdir()
+    items = pyarrow.ipc.open_file(str(version / "items.arrow")).read_all().drop_columns("path")
+    with pyarrow.ipc.new_file(str(version / "items.arrow"), items.schema) as out:
+        out.write_table(items)
+    manifest = files.read_json(version / "manifest.json")
+    manifest["bytes"]["items.arrow"] = os.path.getsize(version / "items.arrow")
+    manifest["sha256"]["items.arrow"] = files.sha256(version / "items.arrow")
+    del manifest["checksum"]
+    files.write_sealed(version / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="written by another version.*build anew"):
+        index.Catalogue.open(shop / "i")

@@ -94,9 +94,9 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
         embedder.embed_table(rows, tmp_path / "p", made)
         found = store.read(tmp_path / "p")
         np.testing.assert_allclose(found.embeddings, catalogue.embeddings, atol=1e-6)
-        np.testing.assert_array_equal(made.embed(found.paths.tolist()), found.embeddings)
+        np.testing.assert_allclose(made.embed(found.paths.tolist()), found.embeddings, atol=1e-6)
         arrays = [shown[name] for name in catalogue.ids.tolist()]
-        np.testing.assert_array_equal(made.embed(arrays, batch_size=7), found.embeddings)
+        np.testing.assert_allclose(made.embed(arrays, batch_size=7), found.embeddings, atol=1e-6)
         # From several threads at once.
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for again in pool.map(made.embed, [arrays] * 4):

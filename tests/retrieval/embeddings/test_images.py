@@ -113,7 +113,7 @@ def test_a_photo_is_turned_as_the_camera_was(tmp_path, orientation):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     Image.fromarray(pixels).save(path, exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
-    for found in (image_files.read(path, 1)[0], page.pictures_at({"a": path})["a"]):
+    for found in (image_files.read(path, 1)[0], page.images_at({"a": path})["a"]):
         np.testing.assert_array_equal(found[..., 0], upright)
 
 

@@ -1,0 +1,83 @@
+"""One call for everything that an evaluation reports: figures, baselines, an index, re-ranking."""
+
+import dataclasses
+
+import faiss
+
+from retrieval.evaluation import baselines, figures, index_loss, inputs, rerank
+
+BASELINES = {
+    "raw_pixels": ("raw pixels", baselines.raw_pixels),
+    "color_histogram": ("color histogram", baselines.color_histogram),
+}
+
+
+def evaluate(
+    queries,
+    catalogue=None,
+    *,
+    source=None,
+    title="embeddings",
+    with_baselines=False,
+    index=None,
+    reranking=(),
+    threads=None,
+    **options,
+) -> dict[str, figures.Evaluation]:
+    """Evaluates queries against a catalogue and whatever else is asked for.
+
+    Args:
+      queries: `Embedded`.
+      catalogue: `Embedded`; None for the queries against themselves.
+      source: the `figures.Source` or `figures.Files` to report.
+      title: the name of this evaluation among the results.
+      with_baselines: also evaluate raw pixels and color histograms, by cosine.
+      index: a FAISS factory, 'auto' or the folder of an index to evaluate too; None for none.
+      reranking: names from `rerank.METHODS` to evaluate too.
+      threads: number of threads; None for all cores.
+      **options: see `figures.evaluate`.
+
+    Returns:
+      {title: evaluation}, the baselines last. The first one's figures include everything.
+
+    Raises:
+      ValueError: the sets do not fit together, or an option does not suit them.
+    """
+    unknown = [name for name in reranking if name not in rerank.METHODS]
+    if unknown:
+        raise ValueError(f"--rerank={unknown[0]}: takes any of {', '.join(rerank.METHODS)}")
+    if reranking and options.get("similarity", "cosine") != "cosine":
+        raise ValueError("--rerank works with --similarity=cosine only")
+    if threads:
+        faiss.omp_set_num_threads(threads)  # FAISS takes one thread per core unless told otherwise
+    options["threads"] = threads
+    result = figures.evaluate(queries, catalogue, **options)
+    others = {}
+    for name, (_, replaced) in BASELINES.items() if with_baselines else ():
+        pair = replaced(queries), None if catalogue is None else replaced(catalogue)
+        others[name] = figures.evaluate(*pair, **options | {"similarity": "cosine"})
+    items = queries if catalogue is None else catalogue
+    complete = dataclasses.replace(
+        result.figures,
+        source=source,
+        index=index_loss.losses(queries, items, result, index) if index else None,
+        rerank=rerank.compare(queries, items, result, reranking) if reranking else {},
+        **{name: other.figures for name, other in others.items()},
+    )
+    result = dataclasses.replace(result, figures=complete)
+    return {title: result} | {BASELINES[name][0]: other for name, other in others.items()}
+
+
+def evaluate_files(queries, catalogue, paths, **options) -> figures.Evaluation:
+    """Evaluates two sets that were read from files.
+
+    Args:
+      queries: `Embedded`.
+      catalogue: `Embedded`; None for the queries against themselves.
+      paths: where both were read from, (queries, catalogue or None).
+      **options: see `evaluate`.
+    """
+    made_by = [figures.Source(**made) for made in inputs.made_by(paths)]
+    source = figures.Files(queries=paths[0], catalogue=paths[1], made_by=made_by)
+    (result,) = evaluate(queries, catalogue, source=source, **options).values()
+    return result

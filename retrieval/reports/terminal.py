@@ -1,0 +1,76 @@
+"""Tables of results on the terminal."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from retrieval.reports.comparison_page import TITLES, backward_table
+
+
+def print_evaluation(results, prefix):
+    """Prints {title: evaluation}, the first one complete, whose files begin with `prefix`."""
+    figures = next(iter(results.values())).figures
+    step = getattr(figures.source, "step", None)
+    ks = list(figures.recall)
+    names = [*(f"recall@{k}" for k in ks), "MAP@R"]
+    rows = []
+    for title, result in results.items():
+        rows.append([title, *_rates(result.figures.recall.values(), result.figures.map_at_r)])
+    index = figures.index
+    if index:
+        rows.append([f"index {index.factory}", *_rates(index.recall.values()), ""])
+    for method, found in figures.rerank.items():
+        rate = [] if found.map_at_r is None else [found.map_at_r]
+        rows.append([f"with {method}", *_rates(found.recall.values(), *rate)])
+    spans = [figures.intervals[name.replace("MAP@R", "map@r")] for name in names]
+    rows.append(["95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in spans)])
+    _print("Retrieval" if step is None else f"Retrieval at step {step}", ["", *names], rows, 110)
+    print(
+        f"{figures.num_queries} queries against {figures.num_catalogue} catalogue items; "
+        f"{figures.num_unanswerable} queries have no relevant item and are excluded."
+    )
+    print(f"Ranks are exact; {figures.ties.num_queries_with_ties} queries have ties.")
+    if index:
+        print(
+            f"The index {index.factory} finds {100 * index.agreement:.1f}% of the {index.depth} "
+            f"nearest items and loses {index.lost[ks[0]]:.3f} of recall@{ks[0]}, at "
+            f"{index.ms_per_query:.3g} ms per query and {index.bytes_per_vector:.0f} bytes per "
+            f"vector; exact search: {index.exact_ms_per_query:.3g} ms and "
+            f"{index.exact_bytes_per_vector} bytes."
+        )
+    for method, found in figures.rerank.items():
+        gain = f"{100 * found.gain:+.2f} points of recall@{ks[0]}"
+        print(f"{method}: {found.seconds:.2g} s for {gain}")
+    print(f"Wrote {prefix}-report.html and, beside it, its figures as JSON, CSV and PNG.")
+
+
+def print_comparison(result):
+    """Prints a `paired.Comparison`; its warning goes to stderr."""
+    rows = []
+    for name, d in result.difference.items():
+        span = f"{d.interval[0]:+.3f} to {d.interval[1]:+.3f}"
+        rows.append([TITLES.get(name, name), *_rates((d.a, d.b)), f"{d.difference:+.3f}", span])
+    _print("B against A", ["", "A", "B", "B - A", "95% interval"], rows)
+    test = result.mcnemar
+    print(
+        f"{result.num_queries} queries in both; first results won {test.won}, lost {test.lost}, "
+        f"McNemar p = {test.p_value:.2g}. {result.verdict}"
+    )
+    if result.unlike:
+        print(f"warning: {result.unlike}", file=sys.stderr)
+    if result.backward:
+        _print("Backward compatibility", *backward_table(result.backward))
+
+
+def _rates(values, *more):
+    return [f"{value:.3f}" for value in (*values, *more)]
+
+
+def _print(title, header, rows, width=100):
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else width).print(table)

@@ -1,0 +1,63 @@
+"""Everything that one evaluation computes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from retrieval.evaluation import baselines, figures, suite
+
+
+def test_the_first_evaluation_reports_everything(clustered):
+    items, plain = clustered
+    source = figures.Source(checkpoint="c", step=1, model="m")
+    results = suite.evaluate(
+        items, source=source, title="mine", index="Flat", reranking=["dba"], with_baselines=True
+    )
+    assert list(results) == ["mine", "raw pixels", "color histogram"]
+    found = results["mine"].figures
+    assert found.source == source and found.recall == plain.figures.recall
+    assert found.index.factory == "Flat" and list(found.rerank) == ["dba"]
+    assert found.raw_pixels == results["raw pixels"].figures
+    pixels = figures.evaluate(baselines.raw_pixels(items)).figures
+    assert found.raw_pixels == pixels and pixels.recall != plain.figures.recall
+
+
+def test_baselines_are_compared_by_cosine(clustered):
+    items, _ = clustered
+    results = suite.evaluate(items, items, with_baselines=True, similarity="euclidean", ks=(1, 3))
+    similarities = [each.figures.similarity for each in results.values()]
+    assert similarities == ["euclidean", "cosine", "cosine"]
+    assert all(set(each.figures.recall) == {1, 3} for each in results.values())
+
+
+def test_files_are_named(clustered):
+    items, plain = clustered
+    found = suite.evaluate_files(items, None, ("q.npy", None)).figures
+    assert found.source == figures.Files(queries="q.npy", catalogue=None, made_by=[])
+    assert dataclasses.replace(found, source=None) == plain.figures
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reranking": ["aqe", "no"]}, "--rerank=no: takes any of aqe, dba, k_reciprocal"),
+        ({"reranking": ["aqe"], "similarity": "dot"}, "--rerank works with --similarity=cosine"),
+        ({"index": "No"}, "--index=No: FAISS cannot make it"),
+    ],
+)
+def test_options_that_do_not_suit_are_named(clustered, options, message):
+    with pytest.raises(ValueError, match=message):
+        suite.evaluate(clustered[0], **options)
+
+
+def test_threads_are_limited(clustered):
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    try:
+        result = suite.evaluate(clustered[0], threads=1)["embeddings"]
+        assert faiss.omp_get_max_threads() == 1
+        np.testing.assert_array_equal(result.rows, clustered[1].rows)
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -1,0 +1,71 @@
+"""Tables on the terminal."""
+
+import dataclasses
+
+from retrieval.evaluation.backward import Rates
+from retrieval.evaluation.figures import Source
+from retrieval.evaluation.index_loss import IndexLoss
+from retrieval.evaluation.paired import Comparison, Difference, McNemar
+from retrieval.evaluation.rerank import Reranked
+from retrieval.reports import terminal
+
+
+def rows(printed):
+    """{first cell: other cells} of the tables in what was printed."""
+    cells = [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in printed.splitlines()
+        if line[0:1] in "│┃" and line
+    ]
+    return {first: rest for first, *rest in cells}
+
+
+def test_an_evaluation(circle, stored, capsys):
+    from retrieval.evaluation.figures import evaluate
+
+    result = stored(evaluate(*circle))
+    recall = dict.fromkeys(result.figures.recall, 0.25)
+    index = IndexLoss(
+        factory="Flat", bytes_per_vector=8.0, tuned={}, recall=recall,
+        lost={k: rate - 0.25 for k, rate in result.figures.recall.items()}, agreement=0.5, depth=4,
+        ms_per_query=0.125, exact_ms_per_query=2.0, exact_bytes_per_vector=64,
+    )  # fmt: skip
+    gained = {
+        "aqe": Reranked(recall=recall, map_at_r=0.75, seconds=2.0, gain=0.02, seconds_per_point=1),
+        "k_reciprocal": Reranked(recall=recall, seconds=3.0, gain=-0.5, seconds_per_point=1),
+    }
+    source = Source(checkpoint="c", step=7, model="m")
+    figures = dataclasses.replace(result.figures, source=source, index=index, rerank=gained)
+    complete = dataclasses.replace(result, figures=figures)
+    terminal.print_evaluation({"mine": complete, "raw pixels": result}, "out/e")
+    printed = capsys.readouterr().out
+    table = rows(printed)
+    assert table[""] == ["recall@1", "recall@5", "recall@10", "recall@20", "MAP@R"]
+    assert table["mine"] == table["raw pixels"]
+    assert table["mine"] == ["0.500", "1.000", "1.000", "1.000", f"{result.figures.map_at_r:.3f}"]
+    assert table["index Flat"] == ["0.250"] * 4 + [""]
+    assert table["with aqe"] == ["0.250"] * 4 + ["0.750"]
+    assert table["with k_reciprocal"] == ["0.250"] * 4 + [""]
+    low, high = figures.intervals["map@r"]
+    assert table["95% interval"][-1] == f"{low:.3f}-{high:.3f}"
+    assert "Retrieval at step 7" in printed and "6 queries against 4 catalogue items" in printed
+    assert "finds 50.0% of the 4 nearest items and loses 0.250 of recall@1" in printed
+    assert "k_reciprocal: 3 s for -50.00 points of recall@1" in printed
+    assert "Wrote out/e-report.html" in printed
+
+
+def test_a_comparison(capsys):
+    found = Difference(a=0.25, b=0.5, difference=0.25, interval=(0.125, 0.375))
+    result = Comparison(
+        a="a", b="b", num_queries=9, only_in_a=0, only_in_b=0, unlike="Other catalogues.",
+        difference={"recall@1": found, "map@r": found}, won=[], lost=[],
+        mcnemar=McNemar(won=3, lost=1, p_value=0.625),
+        backward={"recall@1": Rates(old=0.5, new_on_old=0.4, new=0.5, share_of_gain=float("nan"))},
+    )  # fmt: skip
+    terminal.print_comparison(result)
+    printed = capsys.readouterr()
+    table = rows(printed.out)
+    assert table["MAP@R"] == ["0.250", "0.500", "+0.250", "+0.125 to +0.375"]
+    assert table["recall@1"] == ["0.500", "0.400", "0.500", "no gain"]  # the second table's
+    assert "won 3, lost 1, McNemar p = 0.62" in printed.out and result.verdict in printed.out
+    assert printed.err == "warning: Other catalogues.\n"
