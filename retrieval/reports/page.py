@@ -16,7 +16,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from metriclearn.datasets import image_files
 from retrieval import progress
 from trainer import files
 
@@ -122,6 +121,8 @@ def images_at(paths) -> dict:
       files.
     """
     from PIL import Image
+
+    from metriclearn.datasets import image_files
 
     there = {name: path for name, path in paths.items() if os.path.isfile(path)}
     found = {}

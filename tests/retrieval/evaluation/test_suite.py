@@ -43,7 +43,7 @@ def test_files_are_named(clustered):
     [
         ({"reranking": ["aqe", "no"]}, "--rerank=no: takes any of aqe, dba, k_reciprocal"),
         ({"reranking": ["aqe"], "similarity": "dot"}, "--rerank works with --similarity=cosine"),
-        ({"index": "No"}, "--index=No: FAISS cannot make it"),
+        ({"index": "No"}, "--factory=No: FAISS cannot make it"),
     ],
 )
 def test_options_that_do_not_suit_are_named(clustered, options, message):

@@ -11,7 +11,7 @@ from retrieval.reports import search_page
 
 
 def search(shop, *more):
-    index_program.run(["search", f"--store={shop}/s", f"--output={shop}/i", *more])
+    index_program.run(["search", f"--store={shop}/s", f"--index={shop}/i", *more])
 
 
 def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
