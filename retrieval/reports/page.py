@@ -120,11 +120,13 @@ def images_at(paths) -> dict:
       {id: uint8 [H, W, 3]}, at most `THUMBNAIL` pixels wide and high, of the paths that are image
       files.
     """
+    there = {name: path for name, path in paths.items() if os.path.isfile(path)}
+    if not there:
+        return {}
     from PIL import Image
 
     from metriclearn.datasets import image_files
 
-    there = {name: path for name, path in paths.items() if os.path.isfile(path)}
     found = {}
     for key, path in progress.track(there.items(), len(there), "reading images"):
         try:
