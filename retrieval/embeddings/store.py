@@ -269,10 +269,7 @@ def shards(folder, verify=True):
             if verify and files.sha256(path) != shard["sha256"][kind]:
                 raise ValueError(f"{path}: is damaged (its checksum differs); embed again")
         table = _read_table(paths["parquet"])
-        try:
-            array = np.load(paths["npy"], mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{paths['npy']}: cannot be read: {error}") from None
+        array = load_array(paths["npy"])
         if array.shape[1:] != (manifest["dimensions"],) or array.dtype.kind != "f":
             raise ValueError(
                 f"{paths['npy']}: is {array.dtype} {list(array.shape)}, unlike its manifest"
@@ -282,6 +279,19 @@ def shards(folder, verify=True):
                 f"{paths['parquet']}: names {len(table)} items for {len(array)} embeddings"
             )
         yield array, table
+
+
+def load_array(path) -> np.ndarray:
+    """Memory-maps a .npy file; ValueError, naming it, if it is damaged or holds objects."""
+    try:
+        with open(path, "rb") as data:
+            start = data.read(6)
+        if start != b"\x93NUMPY":  # NumPy would take it for a pickle, and say how to load one
+            raise ValueError("not a NumPy array (.npy), as numpy.save writes it")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # the header is parsed as Python, which fails in many ways
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read: {reason}") from None
 
 
 def _read_table(path):
