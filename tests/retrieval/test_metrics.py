@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from retrieval import evaluation, exact, filters, metrics, store, vectors
 
+pytestmark = pytest.mark.numeric
+
 
 def oracle_scores(queries, catalogue, similarity):
     """Scores in float64, [Q, N], one pair at a time."""

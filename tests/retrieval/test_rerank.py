@@ -5,6 +5,8 @@ import pytest
 
 from retrieval import approximate, evaluation, metrics, rerank, search, store, vectors
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def sets():

@@ -15,6 +15,7 @@ import toy_served
 from trainer import checkpoints, export
 from trainer.config import UserError
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 
 
