@@ -82,6 +82,8 @@ def _reason(path):
         return b"a BMP of fewer than 24 bits a pixel; save it as PNG"
     if head[12:16] == b"VP8X" and head[20] & 2:
         return b"an animated WebP; save its first picture as PNG"
+    if head.startswith(b"RIFF") and not hasattr(tf.raw_ops, "DecodeWebP"):
+        return b"a WebP, which TensorFlow reads from version 2.20 on; save it as PNG"
     return b"the file is truncated or damaged"
 
 
