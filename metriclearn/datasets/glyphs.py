@@ -84,7 +84,10 @@ def _characters():
 
     drawn = {}
     for face in FACES:
-        codes = FT2Font(os.path.join(_font_folder(), f"{face}.ttf")).get_charmap()
+        path = os.path.join(_font_folder(), f"{face}.ttf")
+        if not os.path.exists(path):  # older versions of matplotlib have no cmti10
+            continue
+        codes = FT2Font(path).get_charmap()
         if face in TEX_FACES:
             codes = [code for code in codes if code < 128 and chr(code).isalnum()]
         drawn[face] = {code for code in codes if unicodedata.category(chr(code)) in KINDS}

@@ -6,6 +6,7 @@ import tensorflow as tf
 import metriclearn
 from metriclearn.distances import DISTANCES
 
+pytestmark = pytest.mark.numeric
 NAMES = sorted(DISTANCES)
 
 

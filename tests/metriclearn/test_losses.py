@@ -10,6 +10,7 @@ import tensorflow as tf
 import metriclearn
 from metriclearn.losses import LOSSES, PROXY_LOSSES
 
+pytestmark = pytest.mark.numeric
 PAIR_LOSSES = {k: v for k, v in LOSSES.items() if k not in ("triplet", "margin")}
 
 

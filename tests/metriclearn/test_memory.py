@@ -4,6 +4,7 @@ import tensorflow as tf
 
 import metriclearn
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import metriclearn
 from metriclearn import miners
 
+pytestmark = pytest.mark.numeric
+
 
 def triplets(mined):
     return [tuple(int(i) for i in t) for t in zip(*mined, strict=True)]
@@ -146,6 +148,7 @@ def test_references_stand_in_for_the_batch():
     np.testing.assert_array_equal(mined.positives, alone.positives + 2)
 
 
+@pytest.mark.bfloat16
 def test_bfloat16_ranks_and_float32_measures():
     rng = np.random.default_rng(7)
     labels, x = np.arange(64) // 4, rng.normal(size=(64, 16)).astype(np.float32)

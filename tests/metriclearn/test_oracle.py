@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from metriclearn.losses import LOSSES, PROXY_LOSSES
 
+pytestmark = pytest.mark.numeric
 ORACLE = json.loads(pathlib.Path(__file__).with_name("oracle.json").read_text())
 
 

@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 import reference
 
 import metriclearn
+
+pytestmark = pytest.mark.numeric
 
 
 def test_triplet_statistics_match_the_loop():

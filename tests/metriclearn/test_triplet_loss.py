@@ -8,6 +8,7 @@ import tensorflow as tf
 import metriclearn
 from metriclearn import triplet_loss
 
+pytestmark = pytest.mark.numeric
 LINE = np.array([[0.0], [1.0], [4.0], [9.0]])
 
 

@@ -15,6 +15,7 @@ from trainer import checkpoints, layers, towers
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import savedmodels
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 DEVICES = ["/device:CPU:0", "/device:CPU:1"]

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 import zlib
 
 import numpy as np
@@ -11,6 +12,10 @@ import tensorflow as tf
 
 from models.backbones import efficientnet, pretrained
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import rounding
+
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 ORACLE = json.loads(pathlib.Path(__file__).with_name("oracle.json").read_text())
 THEIRS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"}
@@ -74,17 +79,13 @@ def test_the_largest_variant_computes_what_pytorch_computes():
     name = vector["name"]
     arrays = pretrained.variables_of(name, drawn_state(name))
     assert sum(array.size for array in arrays.values()) == vector["parameters"]
-    with tf.Graph().as_default(), v1.Session() as session:
-        features = efficientnet.features(tf.constant(picture(64, 48)), name, False)
-        logits = efficientnet.logits(features)
-        variables = v1.global_variables()
-        session.run([v.initializer for v in variables], {
-            v.initializer.inputs[1]: arrays[v.op.name] for v in variables
-        })  # fmt: skip
-        found, classes = session.run([features, logits])
-    # Random weights blow rounding up, more than those that were trained.
-    np.testing.assert_allclose(found[0, ::32], vector["features"], atol=3e-4)
-    np.testing.assert_allclose(classes[0, ::32], vector["logits"], atol=3e-4)
+    exact = rounding.outputs(name, arrays, picture(64, 48))
+    for found, key in zip(exact, ("features", "logits"), strict=True):
+        np.testing.assert_allclose(found[0, ::32], vector[key], rtol=0, atol=rounding.DECIMALS)
+    tolerances = rounding.float32_tolerances(name, arrays, picture(64, 48), exact)
+    single = rounding.outputs(name, arrays, picture(64, 48), tf.float32)
+    for found, wanted, tolerance in zip(single, exact, tolerances, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
 def test_pixels_are_normalised_as_the_weights_were_trained():

@@ -19,6 +19,7 @@ from models.backbones import features
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import savedmodels
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3)).astype(np.uint8)
 RANDOM = {

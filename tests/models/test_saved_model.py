@@ -14,6 +14,8 @@ from retrieval.embeddings.embedder import Embedder
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import savedmodels
 
+pytestmark = pytest.mark.numeric
+
 v1 = tf.compat.v1
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3)).astype(np.uint8)
 

@@ -13,6 +13,8 @@ from retrieval.embeddings import store
 from retrieval.evaluation import figures, lists
 from retrieval.ranking import counting, kernels, vectors
 
+pytestmark = pytest.mark.numeric
+
 
 def oracle_scores(queries, catalogue, similarity):
     """Scores in float64, [Q, N], one pair at a time."""

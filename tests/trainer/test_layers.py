@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trainer import layers
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(4, 6, 6, 8)).astype(np.float32)
@@ -21,22 +22,32 @@ def run(build, *extra):
         return (*values, *(f(session, graph) for f in extra))
 
 
+def rounding(terms, subscripts, a, b):
+    """The most that sums of `terms` float32 products may be off, in whatever order they are added
+    (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1)."""
+    return terms * 2.0**-24 * np.einsum(subscripts, np.abs(a), np.abs(b)).max()
+
+
 def test_conv2d_and_dense():
     y, v = run(lambda x: layers.conv2d(x, 3, 3, "c", strides=2, padding="VALID"))
-    patches = X[:, 2:5, 4 - 2 : 4 + 1]  # the window of output (1, 1)
-    np.testing.assert_allclose(
-        y[:, 1, 1], np.einsum("bhwc,hwcf->bf", patches, v["c/kernel"]) + v["c/bias"], rtol=1e-4
-    )
+    # The window of output (1, 1).
+    products = "bhwc,hwcf->bf", X[:, 2:5, 4 - 2 : 4 + 1].astype(np.float64), v["c/kernel"]
+    expected = np.einsum(*products) + v["c/bias"]
+    atol = rounding(3 * 3 * 8 + 1, *products)
+    np.testing.assert_allclose(y[:, 1, 1], expected, rtol=0, atol=atol)
     y, v = run(lambda x: layers.dense(x[:, 0, 0], 5, "d"))
-    np.testing.assert_allclose(y, X[:, 0, 0] @ v["d/kernel"] + v["d/bias"], rtol=1e-4, atol=1e-6)
+    products = "bc,cf->bf", X[:, 0, 0].astype(np.float64), v["d/kernel"]
+    expected = np.einsum(*products) + v["d/bias"]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=rounding(8 + 1, *products))
     y, v = run(lambda x: layers.dense(x[:, 0, 0], 5, "d", use_bias=False))
     assert list(v) == ["d/kernel"]
 
 
 def test_depthwise_conv2d_filters_each_channel_alone():
     y, v = run(lambda x: layers.depthwise_conv2d(x, 3, "d", padding="VALID", use_bias=False))
-    expected = np.einsum("bhwc,hwc->bc", X[:, 1:4, 2:5], v["d/kernel"][..., 0])
-    np.testing.assert_allclose(y[:, 1, 2], expected, rtol=1e-4, atol=1e-6)
+    products = "bhwc,hwc->bc", X[:, 1:4, 2:5].astype(np.float64), v["d/kernel"][..., 0]
+    atol = rounding(3 * 3, *products)
+    np.testing.assert_allclose(y[:, 1, 2], np.einsum(*products), rtol=0, atol=atol)
 
 
 def test_group_norm():

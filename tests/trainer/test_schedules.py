@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer import schedules
 from trainer.config import Config, UserError
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 N = 100
 

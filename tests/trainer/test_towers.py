@@ -8,6 +8,7 @@ import toy
 from trainer import layers, meters, towers
 from trainer.config import Config, UserError
 
+pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 
 

@@ -15,6 +15,8 @@ from retrieval.catalogue import index
 from retrieval.embeddings import store
 from trainer import files
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("factory", "on_disk"),

@@ -8,6 +8,8 @@ from stores import items, numbers, write_store
 from retrieval import progress
 from retrieval.catalogue import index, neighbours
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_training_round_by_round_equals_that_of_faiss(points, similarity, capfd, monkeypatch):

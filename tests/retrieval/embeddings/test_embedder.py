@@ -11,6 +11,8 @@ from retrieval import index as index_program
 from retrieval.catalogue import index
 from retrieval.embeddings import embedder, images, store
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def tiny_model(tiny, monkeypatch):

@@ -9,6 +9,8 @@ from retrieval.evaluation import figures
 from retrieval.evaluation.figures import evaluate
 from retrieval.ranking import vectors
 
+pytestmark = pytest.mark.numeric
+
 
 def test_ties_expected_recall_by_enumeration():
     # One query; one relevant of four equal items, one item before them.

@@ -5,6 +5,8 @@ import pytest
 
 from retrieval.evaluation import index_loss
 
+pytestmark = pytest.mark.numeric
+
 
 def test_agreement_counts_no_query_as_its_own_neighbour(clustered):
     """An index that finds nothing but the query itself has found nothing."""

@@ -7,6 +7,8 @@ import pytest
 
 from retrieval.evaluation import intervals
 
+pytestmark = pytest.mark.numeric
+
 
 def test_intervals_are_wider_when_products_are_few():
     random = np.random.default_rng(1)

@@ -7,6 +7,8 @@ from retrieval.catalogue import neighbours
 from retrieval.embeddings import store
 from retrieval.evaluation import figures, rerank
 
+pytestmark = pytest.mark.numeric
+
 
 def test_expansion_is_the_weighted_sum(clustered):
     points = clustered[0].embeddings
