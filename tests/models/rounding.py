@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import efficientnet
+from models.backbones import efficientnet
 
 v1 = tf.compat.v1
 DECIMALS = 1e-8  # what oracle.json's float64 outputs lost when they were written with 8 decimals
