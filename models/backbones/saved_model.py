@@ -258,13 +258,24 @@ def apply(model, images, batch_statistics):
     else:
         pixels = _scaled(tf.cast(images, tf.float32), model.input_range)
     run = _run_tf2 if model.graphs is None else _run_tf1
-    output = run(model, pixels, batch_statistics)
+    try:
+        output = run(model, pixels, batch_statistics)
+    except Exception as error:  # TensorFlow raises many kinds for a graph that is damaged
+        if isinstance(error, ValueError) and model.folder in str(error):
+            raise
+        raise ValueError(f"{model.folder}: cannot be loaded: {first_line(error)}") from error
     if isinstance(output, dict):
         output = output[_output(list(output), model.folder)]
     if not tf.is_tensor(output) or output.shape.rank not in (2, 4):
         raise ValueError(f"{model.folder}: its output {output} is no [B, F] or [B, h, w, F]")
     output = tf.cast(output, tf.float32)
     return tf.reduce_mean(output, [1, 2]) if output.shape.rank == 4 else output
+
+
+def first_line(error):
+    """What an error of TensorFlow says, without the stack that it appends."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _scaled(pixels, input_range):

@@ -174,7 +174,15 @@ class Embedder:
             session.run([v1.global_variables_initializer(), v1.tables_initializer()])
             return {"image": images_in}, output
 
-        return cls(build, size=size, channels=channels, source=source, threads=threads)
+        try:
+            made = cls(build, size=size, channels=channels, source=source, threads=threads)
+            made.run({"image": np.zeros((1, *size, channels), np.uint8)})  # a damaged one fails now
+        except Exception as error:  # TensorFlow raises many kinds for files that are damaged
+            if isinstance(error, ValueError) and folder in str(error):
+                raise
+            reason = saved_model.first_line(error)
+            raise ValueError(f"--saved_model={folder}: cannot be used: {reason}") from error
+        return made
 
     def run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Embeddings float32 [B, D] of one batch: the arrays that the model's inputs are called."""
