@@ -80,7 +80,8 @@ class Catalogue:
         """
         version, manifest = _current(folder)
         _check_files(folder, version, manifest, everything)
-        return cls(*_read(version, manifest), manifest)
+        index, items = _read(version, manifest)
+        return cls(index, items, manifest)
 
     def find(self, vectors_: np.ndarray, k: int = 10, category: str | None = None) -> Found:
         """Searches for the nearest items.

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -57,7 +58,7 @@ class Embedded:
 
 def joined(parts: list[Embedded]) -> Embedded:
     """Returns consecutive parts as one."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for field in dataclasses.fields(Embedded):
         values = [getattr(part, field.name) for part in parts]
         columns[field.name] = None if values[0] is None else np.concatenate(values)
