@@ -1,4 +1,4 @@
-"""Search with FAISS: exact neighbours in bounded memory; choosing and tuning an index."""
+"""Search with FAISS: exact neighbors in bounded memory; choosing and tuning an index."""
 
 import time
 
@@ -9,12 +9,12 @@ import psutil
 from retrieval import progress
 
 BLOCK = 65536  # rows handed to FAISS at a time
-EXACT_UP_TO = 50_000  # items that a flat search goes through in a few milliseconds
-REFINED = 8  # results of a coarse search, for each that is asked for, whose order is made anew
+EXACT_UP_TO = 50_000  # items that a flat search scans in a few milliseconds
+REFINED = 8  # candidates that are ranked again, per requested result
 
 
 def make(factory, dimensions, similarity):
-    """An empty FAISS index; ValueError where FAISS does not know the factory."""
+    """Returns an empty FAISS index; ValueError if FAISS does not know the factory."""
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     try:
         return faiss.index_factory(dimensions, factory, metric)
@@ -26,12 +26,12 @@ def make(factory, dimensions, similarity):
 
 
 def train(index, rows, factory, similarity):
-    """Trains an index of that factory on rows [n, D]; ValueError where FAISS cannot."""
+    """Trains an index of that factory on rows [n, D]; ValueError if FAISS cannot."""
     rows, kind = prepare(rows, similarity), faiss.downcast_index(index)
     inverted = isinstance(kind, faiss.IndexIVF)
     try:
         if inverted and isinstance(faiss.downcast_index(kind.quantizer), faiss.IndexFlat):
-            # The rounds that index.train would make, one by one, since they can take minutes.
+            # The iterations of index.train one by one, to report progress: they can take minutes.
             lists = faiss.Clustering(kind.d, kind.nlist, kind.cp)
             rounds, lists.niter = lists.niter, 1
             for _ in progress.track(range(rounds), rounds, f"training {factory}, rounds"):
@@ -46,14 +46,14 @@ def train(index, rows, factory, similarity):
 
 
 def moved(rows, similarity, random):
-    """Held-out queries: rows [n, D] of the catalogue, moved by a tenth, so that they are none."""
+    """Catalogue rows [n, D] plus 10% noise, used as queries."""
     rows = prepare(rows, similarity)
     step = 0.1 * np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
     return rows + (step * random.normal(size=rows.shape)).astype(np.float32)
 
 
 def prepare(embeddings, similarity):
-    """Float32, contiguous, and of unit length where the similarity is cosine."""
+    """Returns embeddings as FAISS takes them: float32, contiguous, of unit length for cosine."""
     embeddings = np.ascontiguousarray(embeddings, np.float32)
     if similarity == "cosine":
         norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
@@ -62,21 +62,36 @@ def prepare(embeddings, similarity):
 
 
 def search(index, queries: np.ndarray, k: int, similarity: str = "cosine", parameters=None):
-    """Returns (scores float32 [Q, k], rows int64 [Q, k]), best first.
+    """Searches a FAISS index.
 
-    Scores are larger the nearer: cosine, dot product or the negative Euclidean distance. Where the
-    index finds fewer than k items, the surplus rows are -1 with score -inf. parameters: a
-    `faiss.SearchParameters`.
+    Args:
+      index: the FAISS index.
+      queries: float [Q, D].
+      k: number of results.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+      parameters: a `faiss.SearchParameters`.
+
+    Returns:
+      (scores float32 [Q, k], rows int64 [Q, k]), best first. Larger scores are nearer: cosine, dot
+      product or the negative Euclidean distance. Beyond the last item found, rows are -1 and scores
+      -inf.
     """
     scores, rows = index.search(prepare(queries, similarity), k, params=parameters)
     return _as_similarity(scores, rows, similarity)
 
 
 def nearest(queries: np.ndarray, parts, k: int, similarity: str = "cosine"):
-    """Exact neighbours, as `search` returns them.
+    """Finds exact neighbors.
 
-    parts: arrays [n, D] that are the catalogue one after the other, such as memory-mapped shards;
-    a block of them is in memory at a time.
+    Args:
+      queries: float [Q, D].
+      parts: arrays [n, D] that make up the catalogue, such as memory-mapped shards; one block of
+        them is in memory at a time.
+      k: number of results.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+
+    Returns:
+      As `search`.
     """
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     queries = prepare(queries, similarity)
@@ -104,30 +119,42 @@ def _as_similarity(scores, rows, similarity):
 
 
 def choose(count, dimensions, memory, recall=0.95, disk=None):
-    """(FAISS factory, on disk, why) for a catalogue: the most exact kind that fits the memory.
+    """Chooses the most exact kind of index that fits the memory.
 
-    memory, disk: bytes; disk None where the lists of the index cannot be on disk. Bytes a vector:
-    4 D as they are, 4 D + 272 in a graph of 32 links, and in inverted lists D + 8 at eight bits a
-    dimension, D / 2 + 28 at four (RaBitQ) or D / 2 + 8 (PQ), D / 8 + 16 at one bit (RaBitQ). Of the
-    ten nearest of clustered vectors these find about .98, .87, .83 and .42 at best
-    (benchmarks/ann.py): the last three are not taken where more is asked for. The lists then go to
-    disk, at eight bits, and the system keeps in memory what is asked for most.
+    Bytes per vector: 4 D uncompressed, 4 D + 272 in a graph of 32 links, and in inverted lists
+    D + 8 at eight bits per dimension, D / 2 + 28 at four (RaBitQ) or D / 2 + 8 (PQ), D / 8 + 16 at
+    one bit (RaBitQ). Of the ten nearest of clustered vectors the compressed kinds find about .98,
+    .87, .83 and .42 at best (benchmarks/ann.py), so the last three are used only if no more is
+    asked for. Otherwise lists of eight bits go to disk, where the system caches the parts in use.
+
+    Args:
+      count: number of items.
+      dimensions: D.
+      memory: bytes that the index may take.
+      recall: share of the nearest items that a search must find.
+      disk: free bytes on disk, None if the lists cannot be on disk.
+
+    Returns:
+      (FAISS factory, whether its lists are on disk, why).
+
+    Raises:
+      ValueError: neither memory nor disk is large enough.
     """
-    # np: without FAISS's training for polysemous codes, which takes minutes and is of no use here.
+    # np: skips FAISS's training for polysemous codes, which takes minutes and gains nothing here.
     lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
     eight, half = f"IVF{lists},SQ8", max(1, dimensions // 2)
     kinds = [
         ("Flat", 4 * dimensions, count <= EXACT_UP_TO or recall >= 1, "exact"),
-        ("HNSW32", 4 * dimensions + 272, count <= 5_000_000, "the quickest at high recall"),
-        (eight, dimensions + 8, True, "a quarter of the memory at little loss"),
-        (f"IVF{lists},RaBitQ4", half + 28, recall <= 0.87, "four bits a dimension"),
+        ("HNSW32", 4 * dimensions + 272, count <= 5_000_000, "fastest at high recall"),
+        (eight, dimensions + 8, True, "a quarter of the memory at a small loss"),
+        (f"IVF{lists},RaBitQ4", half + 28, recall <= 0.87, "four bits per dimension"),
         (
             f"IVF{lists},PQ{half}np",
             half + 8,
             recall <= 0.83,
-            "four bits a dimension, in codes of two",
+            "four bits per dimension, in codes of two",
         ),
-        (f"IVF{lists},RaBitQ", dimensions // 8 + 16, recall <= 0.42, "one bit a dimension"),
+        (f"IVF{lists},RaBitQ", dimensions // 8 + 16, recall <= 0.42, "one bit per dimension"),
     ]
     for factory, size, fits, why in kinds:
         if fits and size * count <= memory:
@@ -146,12 +173,12 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
 
 
 def free_memory():
-    """Bytes that can be had. Files that the system keeps in memory give way, and count as free."""
+    """Available memory in bytes, including reclaimable cache."""
     return psutil.virtual_memory().available
 
 
 def core(index):
-    """The index that searches: within one that turns vectors first (OPQ, PCA) or orders again."""
+    """Returns the index that searches, inside one that transforms vectors first or ranks again."""
     kind = faiss.downcast_index(index)
     if isinstance(kind, faiss.IndexPreTransform):
         return core(kind.index)
@@ -159,9 +186,12 @@ def core(index):
 
 
 def effort(index, value, selector=None):
-    """Search parameters of a given effort: nprobe of inverted lists, efSearch of a graph.
+    """Returns search parameters.
 
-    selector: a `faiss.IDSelector` of the rows to consider, None for all.
+    Args:
+      index: the FAISS index.
+      value: the effort: nprobe of inverted lists, efSearch of a graph.
+      selector: a `faiss.IDSelector` of the rows to consider, None for all.
     """
     kind = faiss.downcast_index(index)
     if isinstance(kind, faiss.IndexPreTransform):
@@ -193,13 +223,13 @@ def served(index, tuned, k, share=1.0, selector=None):
 
 
 def most(index):
-    """The greatest effort that makes sense."""
+    """Returns the largest useful effort."""
     kind = core(index)
     return kind.nlist if isinstance(kind, faiss.IndexIVF) else max(16, index.ntotal)
 
 
 def check(index, row, factory):
-    """ValueError where FAISS can add no item [1, D] to a trained index, or leave none out."""
+    """Raises ValueError if FAISS cannot add an item [1, D] to an index, or skip one in a search."""
     bits = np.ones(1, np.uint8)
     selector = faiss.IDSelectorBitmap(1, faiss.swig_ptr(bits))
     try:
@@ -208,8 +238,8 @@ def check(index, row, factory):
         trial.search(row, 1, params=effort(trial, 1, selector))
     except RuntimeError as error:
         raise ValueError(
-            f"--factory={factory}: FAISS cannot add to this kind, or leave items out of a search, "
-            f"which removing and categories need: {str(error).splitlines()[-1]}"
+            f"--factory={factory}: FAISS cannot add to this kind, or skip items in a search, which "
+            f"removal and categories need: {str(error).splitlines()[-1]}"
         ) from None
 
 
@@ -260,11 +290,11 @@ def tune(index, queries, truth, exact, recall, similarity, k):
 
     if not isinstance(kind, faiss.IndexIVF | faiss.IndexHNSW):
         return measure(None)
-    # A graph keeps no fewer candidates than results are asked for, whatever efSearch says.
+    # A graph keeps at least as many candidates as results, whatever efSearch is.
     least = high = min(k, top) if isinstance(kind, faiss.IndexHNSW) else 1
     while reached(found := measure(high)) < recall and high < top:
         high = min(2 * high, top)
-    # Where even the most effort falls short, the least that comes near its recall will do: the last
+    # If even the largest effort falls short, the least that comes near its recall will do: the last
     # hundredth of a flat curve costs as much as all the rest.
     recall = min(recall, reached(found) - 0.01 * (reached(found) < recall))
     low = least - 1 if high == top else max(least - 1, high // 2)
