@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named(session, tmp_path):
     v = variable(session, "v", np.zeros(1000, np.float32))
     checkpoints.Writer(session, [v], str(tmp_path), 1).save(1, wait=True)
     (tmp_path / "model-1.index").write_bytes(b"")
-    with pytest.raises(UserError, match="model-1 cannot be read"):
+    with pytest.raises(UserError, match="model-1 is damaged and cannot be read"):
         checkpoints.restore(session, checkpoints.latest(tmp_path), [v])
 
 

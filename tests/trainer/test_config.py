@@ -155,13 +155,36 @@ def test_mistakes_on_the_command_line(config, arguments, message):
         parse(*arguments)
 
 
-def test_help_explains_every_key(program):
-    code, out, err = program("trainer.main", "--model=toy", "--help")
+def test_full_help_explains_every_key(program):
+    code, out, err = program("trainer.main", "--model=toy", "--helpfull")
     words = " ".join(out.split())
     for key in schema.KEYS.values():
-        assert f"{key.name}: [{key.type}] {key.doc}" in words, key.name
-    assert "toy.dropout: [float] Share of hidden units to drop. (default: '0.2')" in words
-    assert "Traceback" not in err
+        assert f"--{key.name}: [{key.type}] {key.doc}" in words, key.name
+    assert "--toy.dropout: [float] Share of hidden units to drop. (default: 0.2)" in words
+    assert code == 0 and "Traceback" not in err
+
+
+def test_help_shows_the_essentials_first_and_the_rest_under_headings(program):
+    code, out, err = program("trainer.main", "--model=toy", "--help")
+    assert code == 0 and err == ""
+    own, essential, rest = (
+        out.index(text) for text in ("Flags of this program:", "Essential keys:", "\ntrainer:\n")
+    )
+    explained, listed = out[essential:rest], out[rest:]
+    assert own < essential and 8 <= explained.count("\n  --") <= 14
+    for name in ("trainer.experiment_name", "model.batch_size", "model.lr_schedule.constant.value"):
+        assert f"--{name}: [" in explained
+    assert "model.lr_schedule.cosine.value" not in explained
+    for line in ("model.optimizer:\n", "  --model.optimizer.adam.beta1=0.9\n", "toy:\n"):
+        assert line in listed
+    assert "--fresh" in out[own:essential] and "absl" not in out and "verbosity" not in out
+    code, out, err = program("trainer.main", "--help")
+    assert code == 0 and "--model.batch_size: [" in out and "the model's own keys" in out
+
+
+def test_help_of_a_program_without_a_model(program):
+    code, out, err = program("trainer.diff", "--help")
+    assert (code, err) == (0, "") and "Usage: python -m trainer.diff A B" in out
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(program):
