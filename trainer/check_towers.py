@@ -62,8 +62,8 @@ def check_towers(model: ModuleType, config: Config) -> list[str]:
     lines.append(f"worst of {len(errors)}: {worst}, relative difference {errors[worst]:.2g}")
     if not errors[worst] <= TOLERANCE:
         raise UserError(
-            f"{count} towers do not train as one: {'; '.join(lines)}. Look in build() for code that "
-            "mixes examples of a batch, and move it to loss(outputs), which sees the whole batch."
+            f"{count} towers do not train as one: {'; '.join(lines)}. Find the code in build() "
+            "that mixes examples of a batch; move it to loss(outputs), which sees the whole batch."
         )
     return [*lines, f"{count} towers train as one"]
 

@@ -451,7 +451,7 @@ def define_flags(
         flags.DEFINE_bool(
             "allow_code",
             False,
-            "Import functions that an experiment's config.json names. Only if you trust its origin.",
+            "Import functions that an experiment's config.json names, if you trust its origin.",
             flag_values,
             module_name=__name__,
         )

@@ -26,9 +26,10 @@ _OLD = "checkpoint.old"
 # What training writes beside the checkpoints, and --fresh removes.
 _WRITTEN = (
     r"(config\.txt|config\.json|provenance\.json|metrics\.jsonl|code-\d+\.diff"
-    r"|flight/step-\d+\.npz|summaries/(trn|vld)/(events\.out\.tfevents\..*|plugins/profile/.*)"
-    r"|(flight/)?\.[^/]*\.tmp)"
+    r"|flight/step-\d+\.npz|summaries/(trn|vld)/(events\.out\.tfevents\..*|plugins/profile/.*))"
 )
+_TEMPORARY = r"((flight|checkpoint)/)?\.[^/]*\.tmp"
+
 
 
 def directory(config: Config) -> str:
@@ -73,6 +74,7 @@ def opened(
             files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             _finish_clearing(folder)
             checkpoints.claim(os.path.join(folder, "checkpoint"))
+            files.remove(folder, "experiment", _TEMPORARY)  # what a kill has left
             if fresh:
                 _clear(folder, yes, ask)
                 checkpoints.claim(os.path.join(folder, "checkpoint"))

@@ -194,8 +194,8 @@ def _write(session, folder, inputs, outputs, note):
     path = os.path.join(folder, NOTE)
     os.makedirs(os.path.dirname(path))
     write_text(path, json.dumps(note, indent=1) + "\n")
-    for parent, _, files in os.walk(folder):
-        for name in files:
+    for parent, _, names in os.walk(folder):
+        for name in names:
             sync(os.path.join(parent, name))
 
 

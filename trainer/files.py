@@ -23,6 +23,7 @@ import numpy as np
 
 MARK = ".prototrain"  # names the kind of folder; the first thing written into a new one
 LOCK = ".lock"
+_TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 
 
 # ---------------------------------------------------------------------------- writing
@@ -240,7 +241,7 @@ def claim(
     found = kind_of(folder)
     if found == kind:
         return
-    inside = sorted(name for name in os.listdir(folder) if name != LOCK)
+    inside = sorted(n for n in os.listdir(folder) if n != LOCK and not re.fullmatch(_TEMPORARY, n))
     if found or (inside and not (earlier and earlier(os.fspath(folder)))):
         what = f"is the folder of {_a(found)}" if found else f"holds {inside[0]!r}"
         raise ValueError(

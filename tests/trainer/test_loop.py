@@ -186,27 +186,6 @@ def test_a_second_signal_leaves_at_once_with_the_last_checkpoint(program):
     assert checkpoints.steps(folder / "checkpoint") == [3]
 
 
-def test_fresh_asks_before_it_deletes(train, config):
-    folder = train()
-    ask = iter(["no"])
-    with pytest.raises(UserError, match="nothing was deleted"):
-        from trainer import experiment
-
-        with experiment.opened(config, fresh=True, ask=lambda question: next(ask)):
-            pass
-    assert checkpoints.steps(f"{folder}/checkpoint") == [20]
-    train(fresh=True, yes=True, keys={"model.num_steps": 3})
-    assert checkpoints.steps(f"{folder}/checkpoint") == [3]
-    assert len(read_json(folder, "provenance.json")) == 1
-
-
-def test_fresh_without_a_terminal_needs_yes(program, tmp_path, train):
-    train()
-    code, out, err = program("trainer.main", "--model=toy", "--fresh")
-    assert code == 1 and "confirm with --yes" in err
-    assert checkpoints.steps(tmp_path / "experiments" / "toy" / "checkpoint") == [20]
-
-
 def test_what_a_run_writes(train):
     keys = {"trainer.evaluation_interval": 10, "trainer.summary_save_interval": 10}
     folder = train(keys={**keys, "trainer.summary_histograms": True})

@@ -51,6 +51,10 @@ def _wait(x):
     return x
 
 
+def is_kernel(variable):
+    return "kernel" in variable.op.name
+
+
 def datasets(start_step=0):
     batches = tf.data.Dataset.range(start_step, 1 << 40).map(_batch)
     return {"trn": batches, "vld": tf.data.Dataset.range(1 << 30, (1 << 30) + 3).map(_batch)}
