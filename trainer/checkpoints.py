@@ -1,10 +1,11 @@
 """Checkpoints: `<folder>/model-<step>`, written beside the running loop and published by rename."""
 
+import contextlib
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -107,23 +108,49 @@ def step_of(prefix: str) -> int:
     return int(match[1]) if match else 0
 
 
+@contextlib.contextmanager
+def literal(prefix: str) -> Iterator[str]:
+    """Yields a name for a checkpoint that TensorFlow does not take as a pattern.
+
+    Its readers match `[`, `*` and `?` in a prefix; such a checkpoint is linked to in a temporary
+    folder.
+    """
+    if not re.search(r"[\[*?\\]", os.path.abspath(prefix)):
+        yield prefix
+        return
+    folder, name = os.path.split(os.path.abspath(prefix))
+    with tempfile.TemporaryDirectory() as safe:
+        for file in os.listdir(folder):
+            if file.startswith(f"{name}."):
+                os.symlink(os.path.join(folder, file), os.path.join(safe, file))
+        yield os.path.join(safe, name)
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _reader(prefix):
+    """Yields the `tf.train.CheckpointReader` of a checkpoint; damage becomes a `UserError`."""
+    try:
+        with literal(prefix) as path:
+            yield tf.train.load_checkpoint(path)
+    except Exception as error:  # TensorFlow's reader raises many kinds, IndexError among them
+        raise UserError(
+            f"Checkpoint {prefix} is damaged and cannot be read ({_first_line(error)}). "
+            "Train on from the one before with --fallback, or name another with --checkpoint."
+        ) from None
+
+
 def shapes(prefix: str) -> dict[str, list[int]]:
     """Returns {variable name: shape} of a checkpoint.
 
     Raises:
       UserError: it cannot be read.
     """
-    try:
-        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise _damaged(prefix, error) from None
-
-
-def _damaged(prefix, error):
-    return UserError(
-        f"Checkpoint {prefix} is damaged and cannot be read ({str(error).splitlines()[0]}). Train "
-        "on from the one before with --fallback, or name another one with --checkpoint."
-    )
+    with _reader(prefix) as reader:
+        return reader.get_variable_to_shape_map()
 
 
 def fall_back(folder: str) -> list[str]:
@@ -142,11 +169,11 @@ def fall_back(folder: str) -> list[str]:
     for step in reversed(steps(folder)):
         prefix = os.path.join(folder, f"model-{step}")
         try:
-            reader = tf.train.load_checkpoint(prefix)
-            for name in reader.get_variable_to_shape_map():
-                reader.get_tensor(name)  # compares checksums
+            with _reader(prefix) as reader:
+                for name in reader.get_variable_to_shape_map():
+                    reader.get_tensor(name)  # compares checksums
             break
-        except (tf.errors.OpError, ValueError, RuntimeError):
+        except UserError:
             damaged.append(prefix)
     else:
         if damaged:
@@ -234,11 +261,8 @@ def _load(session, prefix, names):
     # In as few runs as possible: TensorFlow looks through the whole graph for each new one.
     # Variables that share the tensor of their initial value, through which they are loaded, take
     # turns.
-    try:
-        reader = tf.train.load_checkpoint(prefix)
+    with _reader(prefix) as reader:
         values = {name: reader.get_tensor(name) for name in names}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise _damaged(prefix, error) from None
     turns = []
     with session.graph.as_default():
         for name, variable in names.items():
@@ -251,20 +275,6 @@ def _load(session, prefix, names):
             initializers = [names[name].initializer for name in turn.values()]
             feed = {entry: values.pop(name) for entry, name in turn.items()}
             session.run(initializers, feed)
-
-
-def literal(prefix: str) -> tempfile.TemporaryDirectory:
-    """Returns a temporary folder whose `saved` is a checkpoint, for operations that read globs.
-
-    TensorFlow's RestoreV2 takes `[`, `*` and `?` in a prefix as a pattern. Use it as a context.
-    """
-    folder = tempfile.TemporaryDirectory()
-    for name in os.listdir(os.path.dirname(prefix)):
-        if name.startswith(os.path.basename(prefix) + "."):
-            ending = name.removeprefix(os.path.basename(prefix))
-            source = os.path.abspath(os.path.join(os.path.dirname(prefix), name))
-            os.symlink(source, os.path.join(folder.name, f"saved{ending}"))
-    return folder
 
 
 class Writer:
@@ -363,7 +373,7 @@ class Writer:
             raise error
         if error:
             raise UserError(
-                f"Cannot write a checkpoint to {self._folder}: {str(error).splitlines()[0]}. "
+                f"Cannot write a checkpoint to {self._folder}: {_first_line(error)}. "
                 f"The last complete one is {latest(self._folder)}. Free space or repair the "
                 "folder, then run the same command to resume."
             )

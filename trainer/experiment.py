@@ -31,7 +31,6 @@ _WRITTEN = (
 _TEMPORARY = r"((flight|checkpoint)/)?\.[^/]*\.tmp"
 
 
-
 def directory(config: Config) -> str:
     """Returns `<trainer.experiment_base_dir>/<trainer.experiment_name>`.
 

@@ -30,7 +30,7 @@ from trainer.files import sync, write_text  # noqa: E402
 v1 = tf.compat.v1
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # SavedModel's own place for such files
-_WRITTEN = r"(saved_model\.pb|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
+_WRITTEN = r"(saved_model\.pb(\.tmp.*)?|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
 
 
 def export(
@@ -217,7 +217,8 @@ def _heal(temporary, output):
     if os.path.isdir(aside) and not os.path.exists(output):
         os.rename(aside, output)
     files.claim(temporary, "unfinished export")
-    files.discard(temporary, "unfinished export", rf"model(\.old)?/({_WRITTEN}|\.prototrain)")
+    written = rf"model(\.old)?/({_WRITTEN}|\.prototrain)|(.*/)?\.[^/]*\.tmp"
+    files.discard(temporary, "unfinished export", written)
 
 
 def define_flags() -> None:

@@ -90,8 +90,8 @@ def saver(iterator: tf.data.Iterator) -> v1.train.Saver:
 
 def restore(saver: v1.train.Saver, session: v1.Session, prefix: str) -> None:
     """Restores an iterator from the state beside a checkpoint."""
-    with checkpoints.literal(path(prefix)) as folder:
-        saver.restore(session, os.path.join(folder, "saved"))
+    with checkpoints.literal(path(prefix)) as name:
+        saver.restore(session, name)
 
 
 def fingerprint(dataset: tf.data.Dataset, config: Config) -> str:

@@ -49,7 +49,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     lines = []
     with (
         contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError),
-        open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file,
+        open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8", errors="replace") as file,
     ):
         for text in file:
             line = json.loads(text)

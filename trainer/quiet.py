@@ -14,7 +14,7 @@ NOISE = re.compile(
     r"|absl::InitializeLog|oneDNN custom operations are on|cpu_feature_guard"
     r"|To enable the following instructions|Could not find cuda drivers|cudart_stub"
     r"|failed call to cuInit: .*(NO_DEVICE|UNKNOWN ERROR \(303\))"
-    r"|Unable to register cu(DNN|FFT|BLAS) factory|computation_placer already registered"
+    r"|Unable to register cu(DNN|FFT|BLAS) factory|computation.placer already registered"
     r"|TF-TRT Warning: Could not find TensorRT|successful NUMA node read from SysFS"
     r"|(libcuda|kernel) reported version|retrieving CUDA diagnostic information|: hostname: "
 )

@@ -91,7 +91,7 @@ def test_a_folder_of_others_is_neither_written_nor_cleared(config, folder):
         (folder / name).write_text("{}")
     for fresh in (False, True):
         with (
-            pytest.raises(UserError, match=r"toy: holds 'config\.json' and is not the folder of an"),
+            pytest.raises(UserError, match=r"toy: holds 'config\.json' and is not the folder"),
             experiment.opened(config, fresh=fresh, yes=True),
         ):
             pass
