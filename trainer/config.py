@@ -259,7 +259,7 @@ def _check(key: schema.Key, value: Any) -> Any:
 
 
 def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind of number or text; a bool is no number."""
+    """Whether a value is of a kind of number or text; a bool is not a number."""
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     if isinstance(value, int):
@@ -312,7 +312,7 @@ def load_model(name: str) -> Any:
     """Returns the model module of that name, after checking `config`, `datasets` and `build`.
 
     Raises:
-      UserError: there is no such module, or it is no model.
+      UserError: there is no such module, or it is not a model.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -346,7 +346,7 @@ def load_module(name: str, flag: str) -> ModuleType:
         where = f", in the folder {folder}" if folder else ""
         raise UserError(f"{flag}={name} is a path; give the module's name: {flag}={module}{where}.")
     if not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise UserError(f"{flag}={name!r} is no module name; write it as models.simple.")
+        raise UserError(f"{flag}={name!r} is not a module name; write it as models.simple.")
     try:
         return importlib.import_module(name)
     except SyntaxError as error:
@@ -369,7 +369,7 @@ def from_text(key: schema.Key, text: str) -> Any:
     """Returns the value of a `schema.Key` that the text of its flag stands for.
 
     Raises:
-      ValueError: the text is no value of the key's type.
+      ValueError: the text is not a value of the key's type.
     """
     try:
         if key.type.startswith("list("):
@@ -530,7 +530,7 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
             with open(path, encoding="utf-8-sig") as text:
                 lines = [line.strip() for line in text]
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise UserError(f"--flagfile={path}: cannot be read: {reason}.") from None
         lines = [line for line in lines if line and not line.startswith(("#", "//"))]
         expanded += expand_flag_files(lines, (*seen, path))
@@ -609,7 +609,7 @@ def _guarded(
         print(wanted)
         sys.exit(0)
     except (UserError, flags.Error, OSError, MemoryError) as error:
-        # An OSError without a file's name comes from no file of the user: it is a bug.
+        # An OSError without the name of a file is not about a file of the user: it is a bug.
         if isinstance(error, OSError) and not error.filename:
             _report_bug()
         if any(a in ("--debug", "-d", "-debug") for a in argv):

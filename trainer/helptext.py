@@ -12,7 +12,7 @@ from absl import flags
 
 FLAGS = ("help", "helpfull", "helpshort", "?")
 
-# Flags of these packages are no flags of ours: `--helpfull` lists them last.
+# Flags of these packages are not ours: `--helpfull` lists them last.
 _OTHERS = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
 
 

@@ -32,7 +32,7 @@ def inside(value: Any, within: str) -> bool:
         return True
     match = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within)
     if match is None:
-        raise ValueError(f"{within!r} is no range; write it as '[0, 1)' or '(0, inf)'.")
+        raise ValueError(f"{within!r} is not a range; write it as '[0, 1)' or '(0, inf)'.")
     low, high = float(match[2]), float(match[3])
     above = value >= low if match[1] == "[" else value > low
     below = value <= high if match[4] == "]" else value < high

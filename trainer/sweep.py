@@ -153,7 +153,7 @@ def parse_search(config: Config, name: str, text: str):
         return make[key.type](low, high, log=log, **options)
     except ValueError as error:
         raise UserError(
-            f"--search: {name}={text} is no range ({str(error).rstrip('.')}); write low:high, "
+            f"--search: {name}={text} is not a range ({str(error).rstrip('.')}); write low:high, "
             "low:high:step or log:low:high."
         ) from None
 
