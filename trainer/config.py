@@ -209,7 +209,7 @@ def seed_of(text: str) -> int:
     try:
         return int(text) % 2**31
     except ValueError:
-        return zlib.crc32(text.encode()) % 2**31
+        return zlib.crc32(text.encode(errors="surrogatepass")) % 2**31
 
 
 # ---------------------------------------------------------------------------- values and types
@@ -447,6 +447,11 @@ def define_flags(
             default = default if default not in (None, []) else None
             flag = flags.Flag(_Parser(key), _Serializer(), name, default, key.doc)
         flags.DEFINE_flag(flag, flag_values, module_name=module_name)
+    define_allow_code(flag_values)
+
+
+def define_allow_code(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines `--allow_code`; programs with a model have it already."""
     if "allow_code" not in flag_values:
         flags.DEFINE_bool(
             "allow_code",

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,12 +39,17 @@ def directory(config: Config) -> str:
       UserError: the name is not the name of one folder.
     """
     base, name = config["trainer.experiment_base_dir"], config["trainer.experiment_name"]
-    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in base + name:
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
         raise UserError(
             f"trainer.experiment_name={name!r} must be the name of a folder in "
             "trainer.experiment_base_dir, without separators."
         )
-    return os.path.join(base, name)
+    folder = os.path.join(base, name)
+    if "\0" in folder or re.search("[\ud800-\udfff]", folder):
+        raise UserError(
+            f"{folder!r} must be UTF-8 without a null byte to be an experiment's folder."
+        )
+    return folder
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def inside(value: Any, within: str) -> bool:
     return above and below
 
 
-def _of(method, name, default, doc, within=""):
+def _of(method: str, name: str, default: Any, doc: str, within: str = "") -> Key:
     """The key of an option that only one optimizer or schedule has."""
     group = "optimizer" if method in OPTIMIZERS else "lr_schedule"
     return Key(
