@@ -420,7 +420,7 @@ class Writer:
             self._keep_best(step)
 
     def _check_folder(self):
-        """Raises `UserError` if the folder was deleted, or moved away and made anew by others."""
+        """Raises `UserError` if the folder was deleted, or replaced by another one."""
         try:
             same = os.path.samestat(os.stat(self._folder), os.fstat(self._opened))
         except FileNotFoundError:

@@ -73,10 +73,11 @@ def opened(
     folder = directory(config)
     try:
         with contextlib.ExitStack() as held:
+            # First the mark: in a folder of others, not even the lock file is touched.
+            files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             lock = held.enter_context(files.only_writer(folder))
             lock.write(f" on {platform.node()}")
             lock.flush()
-            files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             _finish_clearing(folder)
             checkpoints.claim(os.path.join(folder, "checkpoint"))
             files.remove(folder, "experiment", _TEMPORARY)  # what a kill has left

@@ -94,7 +94,7 @@ def test_a_fresh_start_keeps_and_names_what_training_does_not_write(config, fold
 
 def test_a_folder_of_others_is_neither_written_nor_cleared(config, folder):
     folder.mkdir(parents=True)
-    for name in ("config.json", "model.py"):
+    for name in ("config.json", "model.py", ".lock"):
         (folder / name).write_text("{}")
     for fresh in (False, True):
         with (
@@ -102,7 +102,8 @@ def test_a_folder_of_others_is_neither_written_nor_cleared(config, folder):
             experiment.opened(config, fresh=fresh, yes=True),
         ):
             pass
-    assert tree(folder) == {"config.json", "model.py"}
+    assert sorted(os.listdir(folder)) == [".lock", "config.json", "model.py"]
+    assert (folder / ".lock").read_text() == "{}"
 
 
 def test_a_kill_between_any_two_steps_of_starting_over_is_finished_by_the_next_start(

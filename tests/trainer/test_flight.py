@@ -52,7 +52,7 @@ def test_a_memory_that_the_model_writes_before_the_check_is_repaired(train, monk
             memory = v1.get_variable("values", [16], initializer=zeros, trainable=False)
             total = v1.get_variable("total", [], tf.int64, initializer=zeros, trainable=False)
         if train_phase:
-            written = [memory.assign(outputs.prediction).op, total.assign_add(1).op]
+            written = [memory.assign(inputs["y"]).op, total.assign_add(1).op]
             with tf.control_dependencies(written):
                 outputs.loss += 0.0 * tf.reduce_sum(memory.read_value())
         return outputs
