@@ -136,9 +136,9 @@ def test_nothing_goes_on_where_no_trial_can_train(swept, config, monkeypatch):
         ({"grid": {"model.batch_size": [1.5]}}, "'model.batch_size' takes int"),
         ({"grid": {"model.batch_size": [8, 8]}}, "model.batch_size needs different values"),
         ({"search": {"toy.dropout": "0:1"}}, "Give --trials"),
-        ({"search": {"toy.dropout": "1:0"}, "trials": 1}, "toy.dropout=1:0 is no range"),
-        ({"search": {"toy.dropout": "log:0:1"}, "trials": 1}, "toy.dropout=log:0:1 is no range"),
-        ({"search": {"toy.dropout": "0:x"}, "trials": 1}, "toy.dropout=0:x is no range"),
+        ({"search": {"toy.dropout": "1:0"}, "trials": 1}, "toy.dropout=1:0 is not a range"),
+        ({"search": {"toy.dropout": "log:0:1"}, "trials": 1}, "toy.dropout=log:0:1 is not a range"),
+        ({"search": {"toy.dropout": "0:x"}, "trials": 1}, "toy.dropout=0:x is not a range"),
         ({"search": {"toy.norm": "none,bath"}, "trials": 1}, "'toy.norm'.*mean 'batch'"),
         (
             {"grid": {"toy.dropout": [0.1]}, "keys": {"toy.dropout": 0.2}},
@@ -207,7 +207,7 @@ def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     assert trial.value == min(full.values())
 
 
-def test_the_documented_lines_search(config):
+def test_the_documented_lines_search(config, tmp_path, monkeypatch):
     """Runs the guide's own code, on the toy in place of a model that takes a minute."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "sweeping.md"
     (code,) = re.findall(r"```python\n(import optuna\n.*?)```", page.read_text(), re.DOTALL)
@@ -221,8 +221,8 @@ def test_the_documented_lines_search(config):
         code = code.replace(old, new)
     config.update({"trainer.best_metric": "mean_error", "trainer.evaluation_interval": 10})
     names = {}
+    monkeypatch.chdir(tmp_path)
     exec(code, names)
     values = [trial.value for trial in names["study"].trials]
     assert len(set(values)) == 2 and all(value > 0 for value in values)
-    folder = pathlib.Path(config["trainer.experiment_base_dir"], "margins")
-    assert sorted(os.listdir(folder)) == ["trial-0", "trial-1"]
+    assert sorted(os.listdir("experiments/margins")) == ["trial-0", "trial-1"]
