@@ -1,0 +1,103 @@
+"""Ranks by counting, against sorting in exact arithmetic."""
+
+import importlib.util
+import pathlib
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval import metrics
+from retrieval.ranking import counting, vectors
+
+spec = importlib.util.spec_from_file_location(
+    "oracle", pathlib.Path(__file__).with_name("oracle.py")
+)
+oracle = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(oracle)
+
+
+def draw(random, kind, rows, dimensions, dtype, scale):
+    """Rows [rows, dimensions] of one difficult kind."""
+    if kind == "small integers":
+        points = random.integers(-2, 3, (rows, dimensions)).astype(np.float64)
+        points[~points.any(1), 0] = 1
+    elif kind == "lattice":  # a few units of the last digit about one row, float32's for float64
+        base = random.choice([1.0, random.normal()], dimensions)
+        base = base.astype(np.result_type(dtype) if dtype != np.float64 else np.float32)
+        points = base + np.spacing(base) * random.integers(-2, 3, (rows, dimensions)).astype(float)
+    elif kind == "proportional":  # one direction, many lengths
+        points = random.integers(-3, 4, (4, dimensions))[random.integers(0, 4, rows)]
+        points = points * random.integers(1, 9, (rows, 1)).astype(np.float64)
+        points[~points.any(1), 0] = 1
+    elif kind == "lengths":
+        points = random.normal(size=(rows, dimensions))
+        if dtype != np.float16:
+            points *= 10.0 ** random.integers(-6, 7, (rows, 1))
+    else:
+        points = random.normal(size=(rows, dimensions))
+    if kind == "copies":
+        points = points[random.integers(0, max(1, rows // 6), rows)]
+    if kind == "collapsed":
+        points = points[:1] + 1e-6 * points * random.integers(0, 2, (rows, 1))
+        points = points.astype(np.float32).astype(np.float64)
+    if kind in ("small integers", "lattice", "proportional", "collapsed"):
+        # Rounding float64 rows would move similarities by less than two doubles can hold.
+        scale = 2.0 ** round(np.log2(scale))
+    points = (points * scale).astype(dtype)
+    zero = ~points.any(1)
+    points[zero] = np.finfo(dtype).smallest_subnormal
+    return points
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(
+        ["normal", "small integers", "lattice", "proportional", "lengths", "copies", "collapsed"]
+    ),
+    rows=st.integers(2, 60),
+    dimensions=st.sampled_from([1, 2, 3, 17, 100]),
+    products=st.integers(1, 20),
+    similarity=st.sampled_from(metrics.SIMILARITIES),
+    filter=st.sampled_from(["float32", "bfloat16"]),
+    dtypes=st.tuples(*[st.sampled_from([np.float16, np.float32, np.float64])] * 2),
+    power=st.integers(-30, 30),
+    own_set=st.booleans(),
+    merge=st.booleans(),
+)
+def test_counting_equals_sorting_in_exact_arithmetic(
+    seed, kind, rows, dimensions, products, similarity, filter, dtypes, power, own_set, merge
+):
+    """Blocks of a few rows, so that every edge of the blocking is met."""
+    random = np.random.default_rng(seed)
+    scale = 10.0**power if np.float16 not in dtypes else 10.0 ** (power % 9 - 7)
+    points = draw(random, kind, rows, dimensions, dtypes[0], scale)
+    labels = random.integers(0, products, rows)
+    half = rows if own_set else rows // 2
+    queries, items = points[:half], points if own_set else points.astype(dtypes[1])
+    if not items.any(1).all() or not np.isfinite(items).all():
+        return
+    count = int(random.integers(0, rows))
+    pairs = random.integers(0, half, count), random.integers(0, rows, count)
+    order = random.permutation(rows)
+    small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
+    small |= {"PENDING": int(random.integers(99)), "MERGED": 0 if merge else 2}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(counting, name, value)
+        patch.setattr(metrics, "PAIRS", int(random.choice([50, 10**6])))
+        sets = (queries, labels) if own_set else (queries, labels[:half], items, labels)
+        ids = {"query_ids": order} if own_set else {"catalogue_ids": order}
+        ranking = metrics.rank_queries(
+            *sets, similarity=similarity, precision_at=(1, 4), filter=filter, threads=2,
+            excluded=pairs, **ids,
+        )  # fmt: skip
+    scores = oracle.exact_scores(queries, items, similarity)
+    excluded = set(zip(*(each.tolist() for each in pairs), strict=True))
+    expected = oracle.rank(
+        scores, labels[:half].tolist(), labels.tolist(), excluded, order.tolist(), (1, 4)
+    )
+    oracle.check(ranking, expected)
