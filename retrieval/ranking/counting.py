@@ -120,6 +120,8 @@ class Columns:
 
     Attributes:
       vectors: `Vectors` [C, D], the catalogue itself unless equal rows were merged.
+      equal: (int [Q], int [C]), for each query and column the first one with an equal row; None if
+        all rows differ.
       of: int [N], the column of each item.
       size: int [C], items per column; None if each has one.
       start: int [C + 1], where each column's items begin in `members`.
@@ -127,6 +129,7 @@ class Columns:
     """
 
     vectors: Vectors
+    equal: tuple[np.ndarray, np.ndarray] | None
     of: np.ndarray
     size: np.ndarray | None
     start: np.ndarray
@@ -209,16 +212,22 @@ def count_ranks(
 def _columns(queries, catalogue, order):
     """The catalogue's `Columns`; equal rows are merged if they would take most of the time."""
     count = len(catalogue)
+    items = np.arange(count)
     first = equal_rows(catalogue.values)
+    asking = first if queries.values is catalogue.values else equal_rows(queries.values)
     number = np.bincount(first, minlength=count)
     if np.square(number, dtype=float).sum() - count <= MERGED * count**2:
-        items = np.arange(count)
-        return Columns(catalogue, items, None, np.arange(count + 1), items * count + order)
+        differ = (first == items).all() and (asking == np.arange(len(asking))).all()
+        equal = None if differ else (asking, first)
+        return Columns(
+            catalogue, equal, items, None, np.append(items, count), items * count + order
+        )
     rows = np.flatnonzero(number)
     of = np.searchsorted(rows, first)
     size = number[rows]
     start = np.append(0, np.cumsum(size))
-    return Columns(catalogue.take(rows), of, size, start, np.sort(of * count + order))
+    vectors, equal = catalogue.take(rows), (asking, np.arange(len(rows)))
+    return Columns(vectors, equal, of, size, start, np.sort(of * count + order))
 
 
 def _ordered(pool, queries, columns, query, item, order, count):
@@ -246,14 +255,14 @@ def _span(queries, catalogue):
 
 
 def _of_pairs(function, pool, queries, columns, query, column):
-    """`exact.scores` or `exact.keys` of pairs; equal pairs once if equal rows were merged."""
+    """`exact.scores` or `exact.keys` of pairs, those of equal rows once."""
 
     def of(query, column):
         return function(queries, columns.vectors, query, column)
 
-    if columns.size is None:
+    if columns.equal is None:
         return exact.in_parts(of, queries.dimensions, query, column, mapped=pool.map)
-    pair = query * len(columns.vectors) + column
+    pair = columns.equal[0][query] * len(columns.vectors) + columns.equal[1][column]
     pair, back = np.unique(pair, return_inverse=True)
     query, column = np.divmod(pair, len(columns.vectors))
     found = exact.in_parts(of, queries.dimensions, query, column, mapped=pool.map)

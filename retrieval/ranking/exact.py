@@ -28,16 +28,33 @@ def scores(left, right, query, item):
       euclidean; q·c, less a constant of the query, for dot. All are scaled by a power of two.
     """
     dimensions = left.values.shape[1]
+    if left.has_few_digits and left.similarity == "cosine":
+        score = _few_digits(left.raw(query), right.raw(item))
+        return score, np.zeros(len(score))
     if left.similarity == "dot":
         score = np.einsum("ij,ij->i", left.wide(query), right.prepared(item))
+        if left.has_few_digits:
+            return score, np.zeros(len(score))
         return score, (dimensions + 8) * U * left.norms[query] * right.norms[item] + 1e-300
     difference = left.wide(query) - right.wide(item)
     score = np.einsum("ij,ij->i", difference, difference) / -2
+    if left.has_few_digits:
+        return score, np.zeros(len(score))
     error = (2 * dimensions + 16) * U * -score + 1e-300
     if left.similarity == "cosine":  # the rows' own rounding, and that of their lengths
         unit = np.ldexp(1.0, -left.exponent)
         error += 8 * U * unit * np.sqrt(-2 * score) + np.square(2 * (dimensions + 8) * U * unit)
     return score, error
+
+
+def _few_digits(q, c):
+    """Cosines less 1 of rows [n, D] that are small integers but for a power of two per row.
+
+    Equal cosines are equal here, too: dot**2 / |c|**2 is a correctly rounded quotient of integers.
+    """
+    dot, square = np.einsum("ij,ij->i", q, c), np.einsum("ij,ij->i", c, c)
+    root = np.sqrt(dot * dot / square / np.einsum("ij,ij->i", q, q))
+    return np.copysign(root, dot) - 1
 
 
 def largest_error(left, right):
@@ -59,6 +76,9 @@ def keys(left, right, query, item):
     Returns:
       (float64 [n], float64 [n]): high and low part; pairs compare by high, then by low.
     """
+    if left.has_few_digits:
+        score = scores(left, right, query, item)[0]
+        return score, np.zeros(len(score))
     if left.similarity == "euclidean":
         q, c = left.wide(query), right.wide(item)
         high, low = _sum(q, -c)

@@ -32,6 +32,8 @@ class Vectors:
       norms: float64 [N], bounds on the lengths of the float32 rows.
       dimensions: the number of columns of the float32 rows.
       offset: what is to be added to `exact.scores` to get the filter's scores.
+      has_few_digits: whether float64 scores of this pair of sides have no error (small integers,
+        binary codes); set by `pair`.
     """
 
     def __init__(self, values, similarity, name="embeddings"):
@@ -48,6 +50,7 @@ class Vectors:
             raise ValueError(f"{name} must be real numbers of at most 64 bits, not {values.dtype}")
         self.values, self.similarity = values, similarity
         self.center, self.exponent, self.is_left = None, 0, True
+        self.has_few_digits = False
         self.lengths = self._lengths(lambda rows: np.asarray(values[rows], np.float64))
         bad = np.flatnonzero(~np.isfinite(self.lengths))
         if len(bad):
@@ -157,6 +160,11 @@ def pair(queries, catalogue, similarity):
     right = Vectors(catalogue, similarity, "catalogue")
     left = right if queries is catalogue else Vectors(queries, similarity, "queries")
     sides = [right] if left is right else [left, right]
+    if _few_digits(sides):
+        for side in sides:
+            side.has_few_digits = True
+        if similarity != "euclidean":
+            return left, right
     some = right.wide(np.unique(np.linspace(0, len(right) - 1, SAMPLE).astype(int)))
     center = np.ldexp(some.mean(0), right.exponent)
     if similarity == "dot":
@@ -175,6 +183,33 @@ def pair(queries, catalogue, similarity):
         for side, each in zip(sides, lengths, strict=True):
             side._scale(center, largest, each)
     return left, right
+
+
+def _few_digits(sides):
+    """Whether `exact.scores` of these sides are exact: integers of few digits, in some unit.
+
+    All values are multiples of 2**low below 2**high. Sums of D products, or of D squared
+    differences, then have no more than 2 (high - low + 1) + log2(D) digits. For the cosine, let B
+    be the largest squared length: two cosines that differ do so by at least 1 / (2 B**3).
+    """
+    dimensions = sides[0].values.shape[1]
+    low, high = np.inf, -np.inf
+    for side in sides:
+        step = max(1, len(side) // SAMPLE)
+        for rows in (slice(0, None, step), *side.chunks()):  # first a sample, which mostly says no
+            values = np.asarray(side.values[rows], np.float64)
+            mantissa, exponent = np.frexp(np.abs(values[values != 0]))
+            if not len(mantissa):
+                continue
+            whole = np.ldexp(mantissa, 53).astype(np.int64)
+            lowest = exponent - 54 + np.frexp((whole & -whole).astype(np.float64))[1]
+            low, high = min(low, lowest.min()), max(high, exponent.max())
+            if 2 * (high - low + 1) + np.log2(dimensions) > 53:
+                return False
+    if sides[0].similarity == "cosine" and np.isfinite(low):
+        longest = max(np.ldexp(side.lengths, -int(low)).max() for side in sides)
+        return bool(longest**2 <= 2**16)
+    return True
 
 
 def _less(side, rows, center):
