@@ -1,14 +1,16 @@
 """Everything that is reported of one embedding: rates with intervals, by category, by product."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from retrieval import metrics
+from retrieval.evaluation import identity
 from retrieval.evaluation.intervals import bootstrap, intervals
-from retrieval.evaluation.lists import in_order, nearest, parts_of, tracked, without_self
-from retrieval.ranking import counting, kernels, vectors
+from retrieval.evaluation.lists import in_order, nearest, tracked, without
+from retrieval.ranking import counting, exact, kernels, vectors
 from retrieval.ranking.vectors import pair_similarity
 
 REPLICATES = 1000
@@ -20,12 +22,14 @@ AT_ONCE = 8192  # queries searched between two reports of progress
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """figures: what eval.json holds. ranking: `metrics.Ranking`. scores, rows [Q, top]: what was
-    retrieved, best first, the query itself left out; rows are -1 where the catalogue ends."""
+    retrieved, best first, without the query itself; rows are -1 after the last item. same: which
+    items are the queries themselves."""
 
     figures: dict
     ranking: metrics.Ranking
     scores: np.ndarray
     rows: np.ndarray
+    same: identity.Same
 
 
 def evaluate(
@@ -39,6 +43,7 @@ def evaluate(
     """
     own_set = catalogue is None
     catalogue = queries if own_set else catalogue
+    same = identity.same_images(queries, catalogue)
     ranking = metrics.rank_queries(
         queries.embeddings,
         queries.products,
@@ -46,6 +51,7 @@ def evaluate(
         None if own_set else catalogue.products,
         query_ids=queries.ids,
         catalogue_ids=None if own_set else catalogue.ids,
+        excluded=same.pairs,
         ks=ks,
         precision_at=ks,
         similarity=similarity,
@@ -66,19 +72,21 @@ def evaluate(
     figures = metrics.summarize(ranking)
     figures["num_catalogue"] = len(catalogue)
     figures["num_self_excluded"] = int((ranking.candidates < len(catalogue)).sum())
+    figures["excluded_by"] = same.excluded_by
+    figures["num_byte_equal_copies"] = same.num_byte_equal_copies
     figures["similarity"] = similarity
     figures["interval95"] = intervals(ranking, queries.products)
     figures["ties"] = ties(ranking)
     figures["per_category"] = by_category(ranking, queries)
     with threadpool_limits(threads, "blas"):
-        figures["product_level"] = product_level(queries, catalogue, ranking, similarity)
+        figures["product_level"] = product_level(queries, catalogue, ranking, similarity, same)
     # More than asked for: the query itself may be among them, and of items that tie at the end of
     # a list FAISS keeps any.
-    near = min(2 * top + 1, len(catalogue))
+    near = min(2 * top + same.most, len(catalogue))
     found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
-    found = in_order(*found, queries, catalogue, similarity, min(top + 1, near))
-    scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
-    return Evaluation(figures, ranking, scores, rows)
+    found = in_order(*found, queries, catalogue, similarity, min(top + same.most, near))
+    scores, rows = without(*found, same.among(found[1]), top)
+    return Evaluation(figures, ranking, scores, rows, same)
 
 
 def ties(ranking):
@@ -130,7 +138,7 @@ def by_category(ranking, queries):
     return result
 
 
-def product_level(queries, catalogue, ranking, similarity):
+def product_level(queries, catalogue, ranking, similarity, same):
     """Figures for a shelf of products instead of pictures.
 
     recall@k: a product stands where its best picture does, so that a product takes one place
@@ -140,7 +148,7 @@ def product_level(queries, catalogue, ranking, similarity):
     ok = ranking.answerable
     first = ranking.first
     if len(np.unique(catalogue.products)) < len(catalogue):
-        first = shelf_ranks(queries, catalogue, similarity)
+        first = shelf_ranks(queries, catalogue, similarity, same)
     codes = np.unique(queries.products[ok], return_inverse=True)[1]
     size = np.maximum(np.bincount(codes), 1)
     macro = {k: metrics.mean(np.bincount(codes, ranking.first[ok] <= k) / size) for k in ranking.ks}
@@ -152,43 +160,60 @@ def product_level(queries, catalogue, ranking, similarity):
     }
 
 
-def shelf_ranks(queries, catalogue, similarity):
-    """Rank [Q] of the query's product among products, each where its best picture stands.
+def shelf_ranks(queries, catalogue, similarity, same=None):
+    """Ranks over products, each ranked by its best image.
 
-    Products whose best picture scores as the query's own do not stand before it. Scores that
-    float32 cannot tell apart are decided in float64. 0 for unanswerable queries.
+    Products whose best image ties with the query's own are not ahead of it.
+
+    Args:
+      queries, catalogue: `Embedded`.
+      same: `identity.Same` of both; found here if None.
+
+    Returns:
+      int [Q], the rank of the query's product from 1; 0 for unanswerable queries.
     """
+    same = same or identity.same_images(queries, catalogue)
     products = np.concatenate([queries.products, catalogue.products])
     names, codes = np.unique(products, return_inverse=True)
     ql, cl = codes[: len(queries)], codes[len(queries) :]
     left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
-    bound = kernels.float32_bound(left, right)
-    own = metrics.own_rows(queries.ids, catalogue.ids)
+    bound = kernels.float32_bound(left, right) + 2 * exact.largest_error(left, right)
     ranks = np.zeros(len(queries), np.int64)
     step = max(1, min(1024, 2**26 // len(names)))
+    scores_of = functools.partial(exact.in_parts, exact.scores, left, right)
+    keys_of = functools.partial(exact.in_parts, exact.keys, left, right)
+    relevant, items = counting.relevant_pairs(ql, cl, same.pairs)
+    score, error = scores_of(relevant, items)
+    by, score, _, _, _ = exact.order(
+        relevant, score, error, items, lambda at: keys_of(relevant[at], items[at])
+    )
+    at, first = np.unique(relevant[by], return_index=True)
+    best, target = np.full(len(queries), -1), np.full(len(queries), np.inf)
+    best[at], target[at] = items[by[first]], score[first]
+    margin = exact.largest_error(left, right)
     for part in tracked(len(queries), step, "ranks of products, queries"):
         rows = left.left(part)
-        query, item = counting.relevant_pairs(ql[part], cl, own[part])
-        target = np.full(len(rows), -np.inf)
-        for at in parts_of(len(query), left.dimensions):
-            score = vectors.pair_scores(rows[query[at]], right.right(item[at]))
-            np.maximum.at(target, query[at], score)
-        answerable = np.isfinite(target)
-        low = np.where(answerable, target - bound[part], np.inf).astype(np.float32)
-        high = (target + bound[part]).astype(np.float32)
+        low, high = (
+            (target[part] + left.offset + sign * bound[part]).astype(np.float32) for sign in (-1, 1)
+        )
         before = np.zeros((len(rows), len(names)), bool)
-        for j, items in right.blocks():
-            scores = rows @ items.T
+        for j, block in right.blocks():
+            scores = rows @ block.T
             row, column = counting.where(scores >= low[:, None])
-            other = (cl[j + column] != ql[part][row]) & (j + column != own[part][row])
-            row, column = row[other], column[other]
-            stands = scores[row, column] > high[row]
-            near = np.flatnonzero(~stands)
-            for at in parts_of(len(near), left.dimensions):
-                r, c = row[near[at]], column[near[at]]
-                stands[near[at]] = vectors.pair_scores(rows[r], items[c]) > target[r]
-            before[row[stands], cl[j + column[stands]]] = True
-        ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
+            query, item = part.start + row, j + column
+            other = (cl[item] != ql[query]) & ~same.among(item[:, None], query)[:, 0]
+            row, column, query, item = (each[other] for each in (row, column, query, item))
+            ahead = scores[row, column] > high[row]
+            near = np.flatnonzero(~ahead)
+            score, error = scores_of(query[near], item[near])
+            gap = score - target[query[near]]
+            ahead[near] = gap > error + margin[query[near]]
+            close = near[np.abs(gap) <= error + margin[query[near]]]
+            theirs = keys_of(query[close], item[close])
+            own = keys_of(query[close], best[query[close]])
+            ahead[close] = (theirs[0] > own[0]) | ((theirs[0] == own[0]) & (theirs[1] > own[1]))
+            before[row[ahead], cl[item[ahead]]] = True
+        ranks[part] = np.where(best[part] >= 0, before.sum(1) + 1, 0)
     return ranks
 
 
@@ -204,16 +229,18 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
         1
     ]
     ql, cl = codes[: len(queries)], codes[len(queries) :]
-    own = metrics.own_rows(queries.ids, catalogue.ids)
-    some = random.permutation(len(queries))[:SAMPLES]
-    at, items = counting.relevant_pairs(ql[some], cl, own[some])
+    same = identity.same_images(queries, catalogue)
+    some = np.sort(random.permutation(len(queries))[:SAMPLES])
+    place = np.searchsorted(some, same.query).clip(max=len(some) - 1)
+    kept = some[place] == same.query
+    at, items = counting.relevant_pairs(ql[some], cl, (place[kept], same.item[kept]))
     keep = random.permutation(len(at))[:SAMPLES]
-    same = some[at[keep]], items[keep]
+    alike = some[at[keep]], items[keep]
     q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
     differ = ql[q] != cl[c]
     values = [
         pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
-        for a, b in (same, (q[differ], c[differ]))
+        for a, b in (alike, (q[differ], c[differ]))
     ]
     everything = np.concatenate(values)
     low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)

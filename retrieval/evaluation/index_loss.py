@@ -22,8 +22,8 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     """
     similarity, ks = result.figures["similarity"], list(result.figures["recall@k"])
     opened = _opened if os.path.isdir(kind) else _made
-    find, ids, products, about = opened(kind, catalogue, similarity, recall)
-    k = min(max(ks) + 1, len(catalogue))
+    find, about = opened(kind, catalogue, similarity, recall)
+    k = min(max(ks) + result.same.most, len(catalogue))
     start = time.perf_counter()
     parts = lists.tracked(len(queries), lists.AT_ONCE, f"search of {kind}, queries")
     rows = np.concatenate([find(queries.embeddings[part], k) for part in parts])
@@ -31,16 +31,15 @@ def losses(queries, catalogue, result, kind, recall=0.95):
     start = time.perf_counter()
     exact = lists.nearest(queries.embeddings, catalogue.embeddings, k, similarity)
     exact_seconds = time.perf_counter() - start
-    # Beyond the last that it finds, an index gives row -1, which is no item.
-    itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
-    right = (products[rows] == queries.products[:, None]) & (rows >= 0)
+    # An index gives row -1, which is not an item, after the last that it finds.
+    itself = result.same.among(rows)
+    right = (catalogue.products[rows] == queries.products[:, None]) & (rows >= 0)
     place = lists.first_right(right, itself)[result.ranking.answerable]
     rates = {k: metrics.mean(place <= k) for k in ks}
     depth = min(10, k)
-    truth = lists.without_self(*exact, queries.ids, catalogue.ids, depth)[1]
-    found = lists.without_self(np.zeros(rows.shape), rows, queries.ids, ids, depth)[1]
-    found = np.where(found < 0, "", ids[found])
-    agree = (catalogue.ids[truth][:, :, None] == found[:, None]).any(2)[truth >= 0]
+    truth = lists.without(*exact, result.same.among(exact[1]), depth)[1]
+    found = lists.without(np.zeros(rows.shape), rows, itself, depth)[1]
+    agree = (truth[:, :, None] == found[:, None]).any(2)[truth >= 0]
     return about | {
         "recall@k": rates,
         "lost": {k: result.figures["recall@k"][k] - rates[k] for k in ks},
@@ -79,7 +78,7 @@ def _made(factory, catalogue, similarity, recall):
     def find(queries, k):
         return neighbours.search(made, queries, k, similarity, effort)[1]
 
-    return find, catalogue.ids, catalogue.products, about
+    return find, about
 
 
 def _opened(folder, catalogue, similarity, _):
@@ -87,12 +86,15 @@ def _opened(folder, catalogue, similarity, _):
     _, items, manifest = loaded
     if manifest["similarity"] != similarity:
         raise ValueError(f"--index={folder}: was built for --similarity={manifest['similarity']}")
-    ids, products = (np.array(items[name].to_pylist(), str) for name in ("id", "product"))
-    held = ids[items["alive"].to_numpy()]
-    if not np.array_equal(np.sort(held), np.sort(catalogue.ids)):
+    alive = np.flatnonzero(items["alive"].to_numpy())
+    held = np.array(items["id"].to_pylist(), str)[alive]
+    by_id, held_by_id = np.argsort(catalogue.ids), np.argsort(held)
+    if not np.array_equal(held[held_by_id], catalogue.ids[by_id]):
         raise ValueError(
             f"--index={folder}: holds {len(held)} items, not the {len(catalogue)} of this "
             "catalogue: build it of the same store, or name a FAISS factory"
         )
     about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
-    return lambda queries, k: index.find(loaded, queries, k)[1], ids, products, about
+    row = np.full(len(items) + 1, -1)  # of the catalogue, by that of the index; the last for none
+    row[alive[held_by_id]] = by_id
+    return lambda queries, k: row[index.find(loaded, queries, k)[1]], about

@@ -10,32 +10,35 @@ import numpy as np
 
 from retrieval import metrics, progress
 from retrieval.catalogue import neighbours
+from retrieval.evaluation import identity
 from retrieval.evaluation.lists import first_right, nearest
 
 METHODS = ("aqe", "dba", "k_reciprocal")
 
 
-def expand(queries, catalogue, own=None, neighbours=5, alpha=3.0):
+def expand(queries, catalogue, same=None, count=5, alpha=3.0):
     """Alpha query expansion: each row [Q, D] plus its neighbours, weighted by similarity**alpha.
 
-    own [Q]: rows of the catalogue that are the queries themselves, or -1. Unit rows in and out.
+    same: `identity.Same`, the items that are the queries themselves. Unit rows in and out.
     (Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018.)
     """
-    k = min(neighbours + 1, len(catalogue))
+    k = min(count + (same.most if same else 0), len(catalogue))
     scores, rows = nearest(queries, catalogue, k)
-    itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
-    counted = ~itself & (np.cumsum(~itself, axis=1) <= neighbours)
+    itself = same.among(rows) if same else np.full(rows.shape, False)
+    counted = ~itself & (np.cumsum(~itself, axis=1) <= count)
     weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
     return neighbours.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
 
 
-def average(catalogue, neighbours=5, alpha=3.0):
+def average(catalogue, count=5, alpha=3.0):
     """Database augmentation: the same for the catalogue's own items (Arandjelovic and Zisserman,
     "Three things everyone should know to improve object retrieval", CVPR 2012)."""
-    return expand(catalogue, catalogue, np.arange(len(catalogue)), neighbours, alpha)
+    rows = np.arange(len(catalogue))
+    same = identity.Same(rows, rows, len(rows), "same set", {}, None)
+    return expand(catalogue, catalogue, same, count, alpha)
 
 
-def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
+def k_reciprocal(queries, catalogue, same, k1=20, depth=100, weight=0.3):
     """Lists re-ranked by shared reciprocal neighbours: (scores [Q, depth], rows [Q, depth]).
 
     An item gains by the Jaccard overlap of its own k1 neighbours with the query's, of which only
@@ -46,8 +49,8 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     k = min(k1 + 1, len(catalogue))
     similar, near = nearest(catalogue, catalogue, k)
     reach = similar[:, -1]  # how near a query must be to come among an item's neighbours
-    scores, rows = nearest(queries, catalogue, min(depth + 1, len(catalogue)))
-    scores = np.where(rows == own[:, None], -np.inf, scores)
+    scores, rows = nearest(queries, catalogue, min(depth + same.most, len(catalogue)))
+    scores = np.where(same.among(rows), -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]
     kept = [{j for j in n if i in mutual[j]} | {i} for i, n in enumerate(mutual)]
     new = np.full(scores.shape, -np.inf)
@@ -71,16 +74,16 @@ def compare(queries, catalogue, evaluation, methods):
     of recall@k at the smallest k.
     """
     q, c = (neighbours.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
-    own = metrics.own_rows(queries.ids, catalogue.ids)
+    same = evaluation.same
     before = evaluation.figures["recall@k"]
     ks = tuple(before)
     result = {}
     for method in methods:
         start = time.perf_counter()
         if method == "k_reciprocal":
-            _, rows = k_reciprocal(q, c, own)
+            _, rows = k_reciprocal(q, c, same)
             seconds = time.perf_counter() - start
-            itself = rows == own[:, None]
+            itself = same.among(rows)
             right = catalogue.products[rows] == queries.products[:, None]
             place = first_right(right, itself)
             # What lies beyond the lists stays where it was.
@@ -89,11 +92,12 @@ def compare(queries, catalogue, evaluation, methods):
             figures = {"recall@k": {k: metrics.mean(place <= k) for k in ks}}
         else:
             items = c if method == "aqe" else average(c)
-            moved = expand(q, c, own) if method == "aqe" else q
+            moved = expand(q, c, same) if method == "aqe" else q
             seconds = time.perf_counter() - start
             ranking = metrics.rank_queries(
                 moved, queries.products, items, catalogue.products,
-                query_ids=queries.ids, catalogue_ids=catalogue.ids, ks=ks,
+                query_ids=queries.ids, catalogue_ids=catalogue.ids, excluded=same.pairs,
+                ks=ks,
             )  # fmt: skip
             summary = metrics.summarize(ranking)
             figures = {name: summary[name] for name in ("recall@k", "map@r")}

@@ -256,16 +256,12 @@ def _span(queries, catalogue):
 
 def _of_pairs(function, pool, queries, columns, query, column):
     """`exact.scores` or `exact.keys` of pairs, those of equal rows once."""
-
-    def of(query, column):
-        return function(queries, columns.vectors, query, column)
-
     if columns.equal is None:
-        return exact.in_parts(of, queries.dimensions, query, column, mapped=pool.map)
+        return exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
     pair = columns.equal[0][query] * len(columns.vectors) + columns.equal[1][column]
     pair, back = np.unique(pair, return_inverse=True)
     query, column = np.divmod(pair, len(columns.vectors))
-    found = exact.in_parts(of, queries.dimensions, query, column, mapped=pool.map)
+    found = exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
     return tuple(each[back] for each in found)
 
 

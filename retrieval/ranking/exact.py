@@ -132,18 +132,19 @@ def order(query, score, error, identifier, find_keys):
     return by, score, np.cumsum(np.append(True, ~tie)), high, low
 
 
-def in_parts(function, dimensions, *rows, mapped=map):
-    """Calls a function of row arrays [n] on parts of them and joins the arrays it returns.
+def in_parts(function, left, right, query, item, mapped=map):
+    """Calls `scores` or `keys` on parts of the pairs, which bounds the memory.
 
     Args:
-      function: such as `scores` and `keys`, a tuple of arrays [n].
-      dimensions: numbers per row, which decides the size of a part.
-      *rows: int arrays [n].
+      function, left, right, query, item: the function and its arguments.
       mapped: `map`, or that of a pool of threads.
     """
-    step = max(1, vectors.CHUNK // 4 // max(1, dimensions))
-    starts = range(0, max(1, len(rows[0])), step)
-    parts = mapped(lambda i: function(*(each[i : i + step] for each in rows)), starts)
+    step = max(1, vectors.CHUNK // 4 // left.dimensions)
+
+    def part(i):
+        return function(left, right, query[i : i + step], item[i : i + step])
+
+    parts = mapped(part, range(0, max(1, len(query)), step))
     return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from retrieval import metrics
 from retrieval.ranking.vectors import pair_similarity
 
 EACH = 12  # entries of every part
@@ -41,7 +40,7 @@ def choose(queries, catalogue, result, seed=0) -> dict:
     }
     shown = {*chosen["worst"], *chosen["near"], *(q for q, _ in chosen["suspects"][:EACH])}
     shown = [q for q in sorted(shown) if first[q] > SHOWN]
-    chosen["answers"] = _answers(queries, catalogue, shown, result.figures["similarity"])
+    chosen["answers"] = _answers(queries, catalogue, shown, result)
     return chosen
 
 
@@ -64,12 +63,11 @@ def _suspects(queries, catalogue, result, right):
     return found[np.argsort(-best[found], kind="stable")]
 
 
-def _answers(queries, catalogue, shown, similarity):
-    own = metrics.own_rows(queries.ids[shown], catalogue.ids) if shown else []
-    answers = {}
-    for q, itself in zip(shown, own, strict=True):
+def _answers(queries, catalogue, shown, result):
+    similarity, answers = result.figures["similarity"], {}
+    for q in shown:
         items = np.flatnonzero(catalogue.products == queries.products[q])
-        items = items[items != itself]
+        items = items[~result.same.among(items[None], [q])[0]]
         near = pair_similarity(
             queries.embeddings[[q] * len(items)], catalogue.embeddings[items], similarity
         )
