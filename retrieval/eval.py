@@ -13,8 +13,8 @@ experiment's own config.json is the configuration; flags given here override it.
 
 evaluates stored embeddings of any origin, without TensorFlow; a folder that retrieval.embed wrote
 needs no text files, nor does an index of retrieval.index as the catalogue (of which the vectors are
-searched exactly, as it keeps them). Labels: one product id a line; ids: one item id a line, equal
-ids are the same picture. Without a catalogue the queries are searched among themselves.
+searched exactly, as it keeps them). Labels: one product id per line; ids: one item id per line,
+equal ids are the same image. Without a catalogue the queries are searched among themselves.
 """
 
 import os
@@ -24,7 +24,7 @@ import faiss
 from absl import flags
 
 from retrieval import metrics
-from retrieval.evaluation import baselines, rerank
+from retrieval.evaluation import baselines, identity, rerank
 from retrieval.evaluation import figures as evaluation
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, plots
@@ -116,23 +116,19 @@ def stored():
     """Evaluates embeddings from files."""
     from retrieval.evaluation import inputs as files_of
 
-    options = flags.FLAGS
+    options, kinds = flags.FLAGS, ("labels", "ids", "categories")
     if not options.output:
         raise trainer_config.UserError("--output=DIR: name the folder for the results")
     for name in ("model", "checkpoint"):
         if getattr(options, name):
             raise trainer_config.UserError(f"--{name} and --queries: give one of them")
     try:
-        queries = files_of.load(
-            options.queries, options.query_labels, options.query_ids, options.query_categories
+        asking, items = (
+            [getattr(options, name), *(getattr(options, f"{side}_{kind}") for kind in kinds)]
+            for name, side in (("queries", "query"), ("catalogue", "catalogue"))
         )
-        catalogue = queries
+        queries, catalogue = files_of.load_pair(asking, items if options.catalogue else None)
         if options.catalogue:
-            catalogue = files_of.load(
-                *(options.catalogue, options.catalogue_labels, options.catalogue_ids),
-                options.catalogue_categories,
-                name="catalogue",
-            )
             made = {
                 files_of.origin(path)["checkpoint_sha256"]
                 for path in (options.queries, options.catalogue)
@@ -239,6 +235,8 @@ def print_table(figures, results, prefix):
         f"{figures['num_queries']} queries against {figures['num_catalogue']} catalogue items; "
         f"{figures['num_unanswerable']} queries have no relevant item and are left out."
     )
+    for sentence in identity.sentences(figures["excluded_by"], figures["num_byte_equal_copies"]):
+        print(sentence)
     print(
         f"Ranks are exact, from {figures['filter']} scores: "
         f"{figures['num_decided_in_float64']} queries certified in float64, "

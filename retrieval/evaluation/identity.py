@@ -36,9 +36,9 @@ class Same:
     query: np.ndarray
     item: np.ndarray
     num_items: int
-    rule: str
-    excluded_by: dict[str, int]
-    num_byte_equal_copies: int | None
+    rule: str = NONE
+    excluded_by: dict[str, int] = dataclasses.field(default_factory=dict)
+    num_byte_equal_copies: int | None = None
 
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
     found = {}
     if own_set:
         found["same set"] = (np.arange(len(queries)),) * 2
-    sides = [_paths(side) for side in (queries, catalogue)]
+    sides = [_text(side, "paths") for side in (queries, catalogue)]
     files = [side != "" for side in sides]
     found["same file"] = _equal(*sides, *files)
     if not own_set:
@@ -96,8 +96,8 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
     pair = np.unique(query * len(catalogue) + item)
     query, item = np.divmod(pair, len(catalogue))
     copies = None
-    if queries.hashes is not None and catalogue.hashes is not None:
-        known = [side.hashes != "" for side in (queries, catalogue)]
+    known = [_text(side, "hashes") != "" for side in (queries, catalogue)]
+    if all(each.any() for each in known):
         alike = _equal(queries.hashes, catalogue.hashes, *known)
         others = np.setdiff1d(alike[0] * len(catalogue) + alike[1], pair, assume_unique=True)
         copies = len(np.unique(others // len(catalogue)))
@@ -105,8 +105,24 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
     return Same(query, item, len(catalogue), rule, excluded_by, copies)
 
 
-def _paths(items):
-    return np.full(len(items), "") if items.paths is None else items.paths
+def sentences(excluded_by, num_byte_equal_copies):
+    """What `Same` found, as sentences for a reader."""
+    if excluded_by:
+        rules = ", ".join(f"{rule}: {count:,}" for rule, count in excluded_by.items())
+        yield (
+            f"Queries that are in the catalogue and excluded from their own results: "
+            f"{sum(excluded_by.values()):,} ({rules})."
+        )
+    if num_byte_equal_copies:
+        yield (
+            "Queries with a byte-equal copy in the catalogue, under another name: "
+            f"{num_byte_equal_copies:,}. They are easy to find: a leak, unless intended."
+        )
+
+
+def _text(items, column):
+    values = getattr(items, column)
+    return np.full(len(items), "") if values is None else values
 
 
 def _equal(queries, catalogue, query_known, item_known):

@@ -34,7 +34,7 @@ def average(catalogue, count=5, alpha=3.0):
     """Database augmentation: the same for the catalogue's own items (Arandjelovic and Zisserman,
     "Three things everyone should know to improve object retrieval", CVPR 2012)."""
     rows = np.arange(len(catalogue))
-    same = identity.Same(rows, rows, len(rows), "same set", {}, None)
+    same = identity.Same(rows, rows, len(rows))
     return expand(catalogue, catalogue, same, count, alpha)
 
 

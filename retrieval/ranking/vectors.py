@@ -157,8 +157,8 @@ class Vectors:
 
 def pair(queries, catalogue, similarity):
     """`Vectors` of the two sides of a search, one object if they are the same array."""
-    right = Vectors(catalogue, similarity, "catalogue")
-    left = right if queries is catalogue else Vectors(queries, similarity, "queries")
+    left = Vectors(queries, similarity, "queries")
+    right = left if queries is catalogue else Vectors(catalogue, similarity, "catalogue")
     sides = [right] if left is right else [left, right]
     if _few_digits(sides):
         for side in sides:

@@ -1,17 +1,11 @@
 """The metrics against plain loops, and against rankings worked out by hand."""
 
 import math
-import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from retrieval import metrics
-from retrieval.embeddings import store
-from retrieval.evaluation import figures, lists
-from retrieval.ranking import counting, kernels, vectors
 
 
 def oracle_scores(queries, catalogue, similarity):
@@ -140,7 +134,7 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ({"catalogue": np.ones((1, 3)), "catalogue_labels": [1]}, "2 dimensions"),
         ({"queries": [[1.0, np.nan]]}, "queries: row 0 is not finite"),
         ({"queries": [1.0, 2.0]}, r"\[rows, dimensions\]"),
-        ({"query_labels": [1, 2]}, "one entry a row"),
+        ({"query_labels": [1, 2]}, "one entry per row"),
         ({"catalogue_ids": ["x", "x"]}, "'x' occurs twice"),
         ({"similarity": "hamming"}, "not one of"),
         ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16"),
@@ -155,153 +149,3 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         metrics.rank_queries(**(good | change))
-
-
-def brute(points, labels, catalogue, catalogue_labels, own, ks):
-    """First rank, MAP@R and hits from the full float64 matrix; ids are row numbers."""
-    scores = (lambda a, b: np.einsum("ij,ij->i", a.astype(float), b.astype(float)))(
-        np.repeat(points, len(catalogue), 0), np.tile(catalogue, (len(points), 1))
-    ).reshape(len(points), -1)
-    first, ap, hits = [], [], []
-    for i, row in enumerate(scores):
-        row = np.where(np.arange(len(row)) == own[i], -np.inf, row)
-        found = (catalogue_labels == labels[i])[np.lexsort((np.arange(len(row)), -row))]
-        if own[i] >= 0:
-            found = found[:-1]
-        total = int(found.sum())
-        first.append(int(found.argmax()) + 1 if total else 0)
-        precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-        ap.append((precision * found)[:total].sum() / total if total else np.nan)
-        hits.append([int(found[:k].sum()) for k in ks])
-    return np.array(first), np.array(ap), np.array(hits)
-
-
-@settings(max_examples=60)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(2, 90),
-    dimensions=st.sampled_from([1, 3, 17]),
-    products=st.integers(1, 30),
-    copies=st.booleans(),
-    own_set=st.booleans(),
-    scale=st.sampled_from([1.0, 1e-20, 1e25]),
-    filter=st.sampled_from(["float32", "bfloat16"]),
-)
-def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_set, scale, filter):
-    """Blocks of a few rows, so that every edge of the blocking is met; copies make exact ties."""
-    random = np.random.default_rng(seed)
-    points = (random.normal(size=(rows, dimensions)) * scale).astype(np.float32)
-    if copies:
-        points = points[random.integers(0, max(1, rows // 3), rows)]
-    labels = random.integers(0, products, rows)
-    half = rows if own_set else rows // 2
-    small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
-    small["PENDING"] = int(random.integers(99))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in small.items():
-            patch.setattr(counting, name, value)
-        arguments = (points, labels) if own_set else (points[:half], labels[:half], points, labels)
-        ids = np.arange(rows)
-        ranking = metrics.rank_queries(
-            *arguments, similarity="dot", precision_at=(1, 4), filter=filter,
-            query_ids=ids[:half], catalogue_ids=None if own_set else ids,
-        )  # fmt: skip
-    first, ap, hits = brute(points[:half], labels[:half], points, labels, ids, (1, 4))
-    np.testing.assert_array_equal(ranking.first, first)
-    np.testing.assert_array_equal(ranking.hits, hits)
-    np.testing.assert_allclose(ranking.average_precision, ap, rtol=1e-12)
-
-
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_filters_agree_over_several_tiles(similarity):
-    """Real tiles, with a last one that is not full; scores crowd, so that bfloat16 tells few."""
-    random = np.random.default_rng(9)
-    labels = random.integers(0, 300, 1300)
-    points = (1 + 0.02 * random.normal(size=(1300, 70))).astype(np.float32)
-    points += (0.03 * random.normal(size=(300, 70)))[labels].astype(np.float32)
-    found = [
-        metrics.rank_queries(points, labels, similarity=similarity, filter=name, threads=2)
-        for name in ("float32", "bfloat16")
-    ]
-    assert [ranking.filter for ranking in found] == ["float32", "bfloat16"]
-    for name in ("first", "best", "worst", "hits", "average_precision", "tied"):
-        np.testing.assert_array_equal(*(getattr(ranking, name) for ranking in found))
-
-
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_the_bound_of_bfloat16_holds(similarity):
-    random = np.random.default_rng(10)
-    points = random.normal(size=(70, 33)) * 10.0 ** random.integers(-3, 3, (70, 1))
-    left = vectors.Vectors(points.astype(np.float32), similarity)
-    product = kernels.Bfloat16(left, left, 1)
-    rows, items = left.left(slice(None)), left.right(slice(None))
-    scores = product.multiply(product.left(rows), product.right(items), types.SimpleNamespace())
-    scores = scores.transpose(1, 0, 2).reshape(70, -1)[:, :70]
-    error = np.abs(scores - rows.astype(np.float64) @ items.T.astype(np.float64))
-    assert (error <= product.bound[:, None]).all()
-    # It is no looser than Cauchy-Schwarz makes it: some error comes within a fiftieth.
-    assert (error > product.bound[:, None] / 50).any()
-
-
-def test_items_a_hair_apart_are_told_apart():
-    # Steps of one float32 ulp near 1: no float32 product can order them.
-    ulp = np.float32(2.0**-23)
-    catalogue = np.array([[1, n * ulp] for n in range(200)], np.float32)
-    queries = np.array([[1, 1e-6]], np.float32)
-    labels = np.zeros(200, int)
-    labels[57] = 1
-    ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
-    assert ranking.first[0] == 200 - 57
-    assert ranking.decided[0]
-
-
-@pytest.mark.parametrize("own_set", [False, True])
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_lists_are_in_the_order_of_the_ranks(similarity, own_set):
-    """Also where items tie: what is listed first is what the figures count as first."""
-    random = np.random.default_rng(4)
-    points = random.normal(size=(60, 8)).astype(np.float32)
-    names = np.array([f"c{n:03d}" for n in random.permutation(300)])
-    labels = random.integers(0, 20, 300).astype(str)
-    items = store.Embedded(points[random.integers(0, 60, 300)], names, labels, names)
-    queries = store.Embedded(points[:50], names[:50] + "q", labels[-50:], names[:50])
-    queries = items if own_set else queries
-    result = figures.evaluate(queries, None if own_set else items, similarity=similarity)
-    right = (labels[result.rows] == queries.products[:, None]) & (result.rows >= 0)
-    listed = np.where(right.any(1), right.argmax(1) + 1, 0)
-    first = result.ranking.first
-    np.testing.assert_array_equal(listed, np.where(first <= 20, first, 0))
-
-
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_lists_of_items_a_hair_apart_are_ordered_exactly(similarity):
-    """Only near neighbours are scored once more: the order is that of scoring all of them."""
-    random = np.random.default_rng(8)
-    base, names = random.normal(size=(1, 30)), np.array([f"i{n:03d}" for n in range(400)])
-    apart = 10.0 ** -random.uniform(5, 7, (400, 1))
-    points = (base + apart * random.normal(size=(400, 30))).astype(np.float32)
-    asking = (base + random.normal(size=(50, 30))).astype(np.float32)
-    items, queries = (store.Embedded(e, names[: len(e)], names, names) for e in (points, asking))
-    scores, rows = lists.nearest(asking, points, 41, similarity)
-    found = lists.in_order(scores, rows, queries, items, similarity, 21)[1][:, :21]
-    left, right = vectors.pair(asking, points, similarity)
-    query = np.repeat(np.arange(50), 41)
-    exact = vectors.pair_scores(left.left(query), right.right(rows.ravel())).reshape(rows.shape)
-    order = np.lexsort((rows, -exact))[:, :21]  # ids are in the order of rows
-    np.testing.assert_array_equal(found, np.take_along_axis(rows, order, 1))
-    assert (found != rows[:, :21]).any()
-
-
-def test_lists_of_rows_nearly_of_unit_length_are_in_the_order_of_the_ranks():
-    """They are ranked as they are; FAISS gets them normalised, which turns this pair round."""
-    angles, lengths = np.array([0.45, 0.45 - 7e-6]), np.array([1 + 1.9e-6, 1 - 1.9e-6])
-    points = np.zeros((2, 4), np.float32)
-    points[:, :2] = (np.stack([np.cos(angles), np.sin(angles)]) * lengths).T
-    names = np.array(["a", "b"])
-    items = store.Embedded(points, names, names, names)
-    queries = store.Embedded(np.eye(1, 4, dtype=np.float32), names[:1], names[:1], names[:1])
-    scores, rows = lists.nearest(queries.embeddings, points, 2)
-    assert rows.tolist() == [[1, 0]]
-    ranking = metrics.rank_queries(queries.embeddings, names[:1], points, names)
-    assert ranking.first.tolist() == [1]
-    assert lists.in_order(scores, rows, queries, items, "cosine", 2)[1].tolist() == [[0, 1]]

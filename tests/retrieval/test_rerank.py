@@ -6,7 +6,7 @@ import pytest
 from retrieval import metrics
 from retrieval.catalogue import neighbours
 from retrieval.embeddings import store
-from retrieval.evaluation import figures, index_loss, intervals, rerank
+from retrieval.evaluation import figures, identity, index_loss, intervals, rerank
 from retrieval.ranking import vectors
 
 
@@ -23,7 +23,13 @@ def sets():
 
 def test_expansion_is_the_weighted_sum(sets):
     points = sets[0].embeddings
-    found = rerank.expand(points[:3], points, np.arange(3), neighbours=4, alpha=2.0)
+    found = rerank.expand(
+        points[:3],
+        points,
+        identity.Same(np.arange(3), np.arange(3), len(points)),
+        count=4,
+        alpha=2.0,
+    )
     for q in range(3):
         scores = points @ points[q]
         scores[q] = 0  # the query itself adds nothing
@@ -37,8 +43,8 @@ def test_expansion_takes_as_many_neighbours_of_queries_from_elsewhere(sets):
     query = neighbours.prepare(points[:1] + 0.1, "cosine")
     near = np.argsort(-(points @ query[0]))[:4]
     total = query[0] + sum(max(points[j] @ query[0], 0) ** 2 * points[j] for j in near)
-    for own in (None, np.array([-1])):
-        found = rerank.expand(query, points, own, neighbours=4, alpha=2.0)
+    for same in (None, identity.Same(np.arange(0), np.arange(0), len(points))):
+        found = rerank.expand(query, points, same, count=4, alpha=2.0)
         np.testing.assert_allclose(found[0], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
 
 
@@ -62,7 +68,7 @@ def test_agreement_counts_no_query_as_its_own_neighbour(sets):
 
     def opened(kind, *_):
         about = {"factory": kind}
-        return lambda q, k: only[: len(q), :k], items.ids, items.products, about
+        return lambda q, k: only[: len(q), :k], about
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_loss, "_made", opened)
@@ -129,7 +135,7 @@ def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
     found = figures.shelf_ranks(queries, items, "dot")
     wide = points.astype(np.float64)
     for q in range(40):
-        score = np.array([vectors.pair_scores(points[q : q + 1], p[None])[0] for p in points])
+        score = np.array([p.astype(float) @ points[q].astype(float) for p in points])
         np.testing.assert_allclose(score, wide @ wide[q], rtol=1e-12)
         score[q] = -np.inf
         best = {label: score[labels == label].max() for label in set(labels)}

@@ -226,7 +226,7 @@ MISTAKES = [
     (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
     (["--query_labels=q.txt", "--model=tiny"], "--model and --queries: give one of them"),
     (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
-    ([], "q.npy: needs --query_labels, a file of one product id a line"),
+    ([], "q.npy: needs --query_labels, a file of one product id per line"),
     (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),
     (
         ["--query_labels=q.txt", "--catalogue=q.txt", "--catalogue_labels=q.txt"],
@@ -242,6 +242,7 @@ MISTAKES = [
 EACH = """
 import json, sys
 from absl import flags
+from retrieval import eval
 eval.define_flags()
 for arguments in json.loads(sys.argv[1]):
     for name in flags.FLAGS:

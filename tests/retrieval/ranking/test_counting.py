@@ -2,7 +2,6 @@
 
 import importlib.util
 import pathlib
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import metrics
-from retrieval.ranking import counting, vectors
+from retrieval.ranking import counting
 
 spec = importlib.util.spec_from_file_location(
     "oracle", pathlib.Path(__file__).with_name("oracle.py")
@@ -101,3 +100,31 @@ def test_counting_equals_sorting_in_exact_arithmetic(
         scores, labels[:half].tolist(), labels.tolist(), excluded, order.tolist(), (1, 4)
     )
     oracle.check(ranking, expected)
+
+
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+def test_filters_agree_over_several_tiles(similarity):
+    """Real tiles, with a last one that is not full; scores crowd, so that bfloat16 tells few."""
+    random = np.random.default_rng(9)
+    labels = random.integers(0, 300, 1300)
+    points = (1 + 0.02 * random.normal(size=(1300, 70))).astype(np.float32)
+    points += (0.03 * random.normal(size=(300, 70)))[labels].astype(np.float32)
+    found = [
+        metrics.rank_queries(points, labels, similarity=similarity, filter=name, threads=2)
+        for name in ("float32", "bfloat16")
+    ]
+    assert [ranking.filter for ranking in found] == ["float32", "bfloat16"]
+    for name in ("first", "best", "worst", "hits", "average_precision", "tied"):
+        np.testing.assert_array_equal(*(getattr(ranking, name) for ranking in found))
+
+
+def test_items_a_hair_apart_are_told_apart():
+    # Steps of one float32 ulp near 1: no float32 product can order them.
+    ulp = np.float32(2.0**-23)
+    catalogue = np.array([[1, n * ulp] for n in range(200)], np.float32)
+    queries = np.array([[1, 1e-6]], np.float32)
+    labels = np.zeros(200, int)
+    labels[57] = 1
+    ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
+    assert ranking.first[0] == 200 - 57
+    assert ranking.decided[0]
