@@ -4,6 +4,7 @@ import dataclasses
 import filecmp
 import os
 import stat
+import warnings
 
 import numpy as np
 import pyarrow
@@ -129,7 +130,9 @@ def _header(path, data):
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        return read(data)
+        with warnings.catch_warnings():  # of the parser, about damaged text
+            warnings.simplefilter("ignore")
+            return read(data)
     except Exception as error:  # the header is Python text, which can be wrong in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a NumPy array that can be read: {reason}") from None

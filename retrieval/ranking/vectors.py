@@ -156,27 +156,40 @@ class Vectors:
 
 
 def pair(queries, catalogue, similarity):
-    """`Vectors` of the two sides of a search, one object if they are the same array."""
+    """`Vectors` of the two sides of a search, one object if they are the same array.
+
+    Args:
+      queries, catalogue: float [Q, D] and [N, D].
+      similarity: one of SIMILARITIES.
+
+    Returns:
+      (left, right): two objects also for the same array if a center makes the sides differ.
+    """
     left = Vectors(queries, similarity, "queries")
     right = left if queries is catalogue else Vectors(catalogue, similarity, "catalogue")
-    sides = [right] if left is right else [left, right]
-    if _few_digits(sides):
-        for side in sides:
-            side.has_few_digits = True
-        if similarity != "euclidean":
-            return left, right
+    left, right = _centered(left, right)
+    if right.center is None or similarity == "euclidean":
+        left.has_few_digits = right.has_few_digits = _few_digits([left, right])
+    return left, right
+
+
+def _centered(left, right):
+    """The sides with a center, if that helps."""
+    similarity = right.similarity
     some = right.wide(np.unique(np.linspace(0, len(right) - 1, SAMPLE).astype(int)))
-    center = np.ldexp(some.mean(0), right.exponent)
+    middle = some.mean(0)
+    farthest = np.linalg.norm(some - middle, axis=1).max()
+    center = np.ldexp(middle, right.exponent)
     if similarity == "dot":
-        largest = right.lengths.max()
-        if np.linalg.norm(np.ldexp(some, right.exponent) - center, axis=1).max() < NEAR * largest:
+        if farthest < NEAR * np.ldexp(right.lengths.max(), -right.exponent):
             if left is right:
                 left = right.take(slice(None))
             lengths = right._lengths(lambda rows: _less(right, rows, center))
             right._scale(center, lengths.max(), lengths, is_left=False)
         return left, right
-    if similarity == "cosine" and np.linalg.norm(some - center, axis=1).max() > NEAR:
+    if similarity == "cosine" and farthest > NEAR:
         return left, right
+    sides = [right] if left is right else [left, right]
     lengths = [side._lengths(lambda rows, side=side: _less(side, rows, center)) for side in sides]
     largest = max(each.max() for each in lengths)
     if similarity == "euclidean" or largest <= NEAR:

@@ -1,6 +1,7 @@
 """The metrics against plain loops, and against rankings worked out by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -137,6 +138,33 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ({"query_labels": [1, 2]}, "one entry per row"),
         ({"catalogue_ids": ["x", "x"]}, "'x' occurs twice"),
         ({"similarity": "hamming"}, "not one of"),
+        ({"catalogue_labels": None}, "catalogue_labels are missing"),
+        ({"catalogue": None}, "catalogue_labels and catalogue_ids need a catalogue"),
+        ({"query_labels": [[1, 2]]}, r"query_labels must have one entry per row: \[1, 2\] for 1"),
+        ({"catalogue_labels": [[1, 2]]}, "one entry per row"),
+        ({"query_labels": [1.5]}, "query_labels: 1.5 is not a class"),
+        ({"query_labels": [np.nan]}, "nan is not a class"),
+        ({"query_labels": [np.inf]}, "inf is not a class"),
+        (
+            {"query_labels": [2.0**24 + 2]},
+            "16777218.0 is not a class; floats must be whole numbers",
+        ),
+        ({"query_labels": [1j]}, "query_labels must be integers or strings, not complex128"),
+        ({"query_labels": [None]}, "query_labels must be integers or strings"),
+        ({"query_labels": ["1"]}, "labels: <U1 of the queries and int64 of the catalogue do not"),
+        ({"query_labels": [b"\xff"], "catalogue_labels": ["a", "b"]}, "is not UTF-8"),
+        ({"query_ids": [1], "catalogue_ids": ["a", "b"]}, "ids: int64 of the queries and <U1"),
+        ({"query_ids": [[1, 2]]}, "query_ids must have one entry per row"),
+        ({"ks": [0]}, "ks: k must be at least 1, not 0"),
+        ({"precision_at": [-3]}, "precision_at: k must be at least 1, not -3"),
+        ({"ks": [1.5]}, "ks takes whole numbers"),
+        ({"ks": 5}, "ks takes whole numbers, not 5"),
+        ({"excluded": [[0], [2]]}, "excluded must hold rows from 0 to 1"),
+        ({"excluded": [[-1], [0]]}, "excluded must hold rows from 0 to 0"),
+        ({"excluded": [[0, 0], [1]]}, "excluded holds 2 query rows for 1 catalogue rows"),
+        ({"excluded": [0, 1, 2]}, "excluded must be"),
+        ({"queries": [["a", "b"]]}, "queries must be real numbers of at most 64 bits"),
+        ({"queries": [[1, 1j]]}, "queries must be real numbers of at most 64 bits"),
         ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16"),
     ],
 )
@@ -149,3 +177,68 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         metrics.rank_queries(**(good | change))
+
+
+def first_of(query_labels, catalogue_labels, **options):
+    """Ranks of the first relevant of items in a row, for queries all at the start of it."""
+    items = np.arange(1.0, len(catalogue_labels) + 1)[:, None]
+    queries = np.zeros((len(query_labels), 1))
+    return metrics.rank_queries(
+        queries, query_labels, items, catalogue_labels, similarity="euclidean", **options
+    ).first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("queries", "catalogue", "expected"),
+    [
+        (np.array([2**60], np.int64), np.array([2**60 + 1, 2**60], np.uint64), [2]),
+        (np.array([2**64 - 1], np.uint64), np.array([-1, 5], np.int64), [0]),
+        (np.array([-1], np.int8), np.array([255, 2**63], np.uint64), [0]),
+        ([2**70], [2**70 + 1, 2**70], [2]),
+        (np.array([3.0, 2.0**24], np.float32), np.array([3, 2**24]), [1, 2]),
+        (np.array([True]), np.array([0, 1]), [2]),
+        (np.array([b"a"]), np.array(["b", "a"]), [2]),
+        (np.array(["a", "é"], object), np.array(["é", "a"]), [2, 1]),
+        ([[1], [2]], [[2], [1]], [2, 1]),
+    ],
+)
+def test_labels_compare_exactly(queries, catalogue, expected):
+    assert first_of(queries, catalogue) == expected
+
+
+def test_ids_compare_exactly():
+    ids = np.array([2**60], np.int64), np.array([2**60 + 1, 2**60], np.uint64)
+    assert first_of([1], [1, 1], query_ids=ids[0], catalogue_ids=ids[1]) == [1]
+    assert first_of([1], [2, 1], query_ids=ids[0], catalogue_ids=ids[1]) == [0]  # that is itself
+    column = [each[:, None] for each in ids]
+    assert first_of([1], [2, 1], query_ids=column[0], catalogue_ids=column[1]) == [0]
+
+
+def test_excluded_pairs_take_the_place_of_ids():
+    points, labels = np.array([[1.0], [2.0], [3.0], [4.0]]), [1, 1, 1, 2]
+    ids = np.arange(4)
+    options = {"similarity": "euclidean", "query_ids": ids}
+    pairs = [0, 0, 0, 1], [0, 1, 1, 1]  # one of them twice
+    ranking = metrics.rank_queries(points, labels, excluded=pairs, **options)
+    assert ranking.candidates.tolist() == [2, 3, 4, 4]
+    assert ranking.relevant.tolist() == [1, 2, 3, 1]
+    assert ranking.first.tolist() == [1, 1, 1, 1]  # of the third query it is itself
+    nothing = metrics.rank_queries(points, labels, excluded=([], []), **options)
+    assert nothing.candidates.tolist() == [4] * 4
+
+
+def test_cut_offs_beyond_the_catalogue_cost_nothing():
+    points, labels = np.eye(4), [1, 1, 2, 2]
+    ks = (1, 100_000_000, 2**70)
+    tracemalloc.start()
+    result = metrics.summarize(metrics.rank_queries(points, labels, ks=ks, precision_at=ks))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert result["recall@k"][2**70] == 1 and result["precision@k"][100_000_000] == 1e-8
+
+
+def test_equal_pairs_by_hand():
+    query, item = metrics.equal_pairs(np.array([*"abca"]), np.array([*"cxaa"]))
+    assert list(zip(query.tolist(), item.tolist(), strict=True)) == [
+        (0, 2), (0, 3), (2, 0), (3, 2), (3, 3),
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -128,3 +129,42 @@ def test_items_a_hair_apart_are_told_apart():
     ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
     assert ranking.first[0] == 200 - 57
     assert ranking.decided[0]
+
+
+@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
+@pytest.mark.parametrize("dimensions", [512, 2048])
+def test_many_dimensions_are_exact(similarity, dimensions):
+    """One unit of the last digit apart, in all of many dimensions."""
+    random = np.random.default_rng(dimensions)
+    points = draw(random, "lattice", 24, dimensions, np.float32, 1.0)
+    labels = random.integers(0, 6, 24)
+    ranking = metrics.rank_queries(points, labels, similarity=similarity, precision_at=(1, 4))
+    itself = {(n, n) for n in range(24)}
+    scores = oracle.exact_scores(points, points, similarity)
+    expected = oracle.rank(scores, labels.tolist(), labels.tolist(), itself, range(24), (1, 4))
+    oracle.check(ranking, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 10])
+def test_equal_rows_take_no_more_time(groups):
+    """As a collapsed embedding has them: at most twice the processor time of rows that differ."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 1500, 6000)
+    points = random.normal(size=(6000, 64)).astype(np.float32)
+    seconds = []
+    for rows in (points, points[random.integers(0, groups, 6000)]):
+        start = time.process_time()
+        metrics.rank_queries(rows, labels, threads=1)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 2 * seconds[0]
+
+
+def test_relevant_pairs_by_hand():
+    labels, items = np.array([1, 2, 3]), np.array([2, 1, 2, 1])
+    none = (np.zeros(0, int),) * 2
+    query, item = counting.relevant_pairs(labels, items, none)
+    assert (query.tolist(), item.tolist()) == ([0, 0, 1, 1], [1, 3, 0, 2])
+    out = np.array([0, 1, 2]), np.array([3, 1, 0])  # of the last two nothing is relevant
+    query, item = counting.relevant_pairs(labels, items, out)
+    assert (query.tolist(), item.tolist()) == ([0, 1, 1], [1, 0, 2])
+    assert [each.tolist() for each in counting.where(np.eye(2) > 0)] == [[0, 1], [0, 1]]
