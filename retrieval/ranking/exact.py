@@ -9,10 +9,9 @@ keys are rounded to between 2**-85 and 2**-69 of it, so equal similarities get e
 
 import numpy as np
 
-from retrieval.ranking import vectors
-
 U = 2.0**-53  # float64's unit of rounding
 KEPT = 85  # binary digits of a key
+PART = 2**17  # numbers per part of the work: few enough to stay in the cache
 
 
 def scores(left, right, query, item):
@@ -36,7 +35,8 @@ def scores(left, right, query, item):
         if left.has_few_digits:
             return score, np.zeros(len(score))
         return score, (dimensions + 8) * U * left.norms[query] * right.norms[item] + 1e-300
-    difference = left.wide(query) - right.wide(item)
+    difference = left.wide(query)  # a copy, since `query` is an array
+    difference -= right.wide(item)
     score = np.einsum("ij,ij->i", difference, difference) / -2
     if left.has_few_digits:
         return score, np.zeros(len(score))
@@ -139,7 +139,7 @@ def in_parts(function, left, right, query, item, mapped=map):
       function, left, right, query, item: the function and its arguments.
       mapped: `map`, or that of a pool of threads.
     """
-    step = max(1, vectors.CHUNK // 4 // left.dimensions)
+    step = max(1, PART // left.dimensions)
 
     def part(i):
         return function(left, right, query[i : i + step], item[i : i + step])

@@ -6,7 +6,7 @@ SIMILARITIES = ("cosine", "dot", "euclidean")
 
 UNIT = 2e-6  # a length this near to 1 is float32's rounding
 CHUNK = 2**22  # numbers converted at a time
-SAMPLE = 1024  # rows whose mean is the center
+SAMPLE = 256  # rows whose mean is the center
 NEAR = 0.25  # rows this near to the center, relative to their length, are multiplied without it
 
 
@@ -85,9 +85,14 @@ class Vectors:
         lengths = np.empty(len(self.values))
         for rows in self.chunks():
             part = form(rows)
-            exponent = np.frexp(np.abs(part).max(axis=1))[1]
-            part = np.ldexp(part, -exponent[:, None])
-            lengths[rows] = np.ldexp(np.sqrt(np.einsum("ij,ij->i", part, part)), exponent)
+            with np.errstate(over="ignore", under="ignore"):
+                lengths[rows] = np.sqrt(np.einsum("ij,ij->i", part, part))
+            if self.values.dtype.itemsize == 8:
+                beyond = np.flatnonzero(~((lengths[rows] > 1e-140) & (lengths[rows] < 1e140)))
+                exponent = np.frexp(np.abs(part[beyond]).max(axis=1))[1]
+                part = np.ldexp(part[beyond], -exponent[:, None])
+                length = np.sqrt(np.einsum("ij,ij->i", part, part))
+                lengths[rows][beyond] = np.ldexp(length, exponent)
         return lengths
 
     def __len__(self):
@@ -114,18 +119,17 @@ class Vectors:
 
     def wide(self, rows):
         """Float64 rows, of unit length for the cosine; scaled."""
-        values = np.asarray(self.values[rows], np.float64)
+        values = self.values[rows]
         if self.similarity == "cosine":
-            exponent = np.frexp(self.lengths[rows])[1][:, None]
-            values = np.ldexp(values, -exponent) / np.ldexp(self.lengths[rows, None], -exponent)
-        return np.ldexp(values, -self.exponent) if self.exponent else values
+            values = np.divide(values, self.lengths[rows, None], dtype=np.float64)
+        return _scaled(np.asarray(values, np.float64), self.exponent)
 
     def prepared(self, rows):
         """The same less the center."""
         values = self.wide(rows)
         if self.center is None or (self.similarity == "dot" and self.is_left):
             return values
-        return values - np.ldexp(self.center, -self.exponent)
+        return values - _scaled(self.center, self.exponent)
 
     def raw(self, rows):
         """Float64 rows, exactly those given but for a power of two per row. For the cosine."""
@@ -208,8 +212,8 @@ def _few_digits(sides):
     dimensions = sides[0].values.shape[1]
     low, high = np.inf, -np.inf
     for side in sides:
-        step = max(1, len(side) // SAMPLE)
-        for rows in (slice(0, None, step), *side.chunks()):  # first a sample, which mostly says no
+        # First some rows, which mostly say no.
+        for rows in (slice(0, None, max(1, len(side) // 16)), *side.chunks()):
             values = np.asarray(side.values[rows], np.float64)
             mantissa, exponent = np.frexp(np.abs(values[values != 0]))
             if not len(mantissa):
@@ -223,6 +227,13 @@ def _few_digits(sides):
         longest = max(np.ldexp(side.lengths, -int(low)).max() for side in sides)
         return bool(longest**2 <= 2**16)
     return True
+
+
+def _scaled(values, exponent):
+    """Values divided by 2**exponent."""
+    if not exponent:
+        return values
+    return values * 2.0**-exponent if abs(exponent) < 1000 else np.ldexp(values, -exponent)
 
 
 def _less(side, rows, center):

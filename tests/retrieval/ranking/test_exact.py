@@ -104,7 +104,7 @@ def test_order_asks_for_keys_of_close_pairs_only():
 
 
 def test_parts_are_joined(monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK", 32)
+    monkeypatch.setattr(exact, "PART", 8)
     points = np.random.default_rng(0).normal(size=(20, 2))
     left, right = vectors.pair(points, points, "dot")
     rows = np.arange(20)
