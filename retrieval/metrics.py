@@ -115,26 +115,26 @@ def rank_queries(
     Raises:
       ValueError: for embeddings, labels, ids or pairs that do not fit together.
     """
-    queries, catalogue, ql, cl, excluded, order = _checked(
+    asking, items, ql, cl, pairs, order = _checked(
         queries, query_labels, catalogue, catalogue_labels, query_ids, catalogue_ids, excluded
     )
-    ks, precision_at = _cut_offs("ks", ks), _cut_offs("precision_at", precision_at)
-    left, right = pair(queries, catalogue, similarity)
+    recall_at, hits_at = _cut_offs("ks", ks), _cut_offs("precision_at", precision_at)
+    left, right = pair(asking, items, similarity)
     settings = counting.Settings(depth, threads, filter)
-    relevant = _count(ql, cl, excluded)
+    relevant = _count(ql, cl, pairs)
     # The number of pairs of a product grows with the square of its images: rank in turns then.
     cuts = (np.flatnonzero(np.diff(np.cumsum(relevant) // PAIRS)) + 1).tolist()
     parts = []
-    for start, end in zip([0, *cuts], [*cuts, len(queries)], strict=True):
+    for start, end in zip([0, *cuts], [*cuts, len(asking)], strict=True):
         rows = slice(start, end)
-        low, high = np.searchsorted(excluded[0], [start, end])
-        out = (excluded[0][low:high] - start, excluded[1][low:high])
+        low, high = np.searchsorted(pairs[0], [start, end])
+        out = (pairs[0][low:high] - start, pairs[1][low:high])
         some = left.take(rows) if cuts else left
         parts.append(
-            _rank(some, right, ql[rows], cl, out, order, relevant[rows], precision_at, settings)
+            _rank(some, right, ql[rows], cl, out, order, relevant[rows], hits_at, settings)
         )
     columns = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
-    return Ranking(ks, precision_at, depth, **columns, filter=parts[0][1])
+    return Ranking(recall_at, hits_at, depth, **columns, filter=parts[0][1])
 
 
 def _rank(left, right, ql, cl, excluded, order, relevant, precision_at, settings):

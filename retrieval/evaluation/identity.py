@@ -76,15 +76,15 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
       catalogue: what is searched; None, or the same object: the queries themselves.
     """
     own_set = catalogue is None or catalogue is queries
-    catalogue = queries if own_set else catalogue
+    items = queries if catalogue is None else catalogue
     found = {}
     if own_set:
         found["same set"] = (np.arange(len(queries)),) * 2
-    sides = [_text(side, "paths") for side in (queries, catalogue)]
+    sides = [_text(side, "paths") for side in (queries, items)]
     files = [side != "" for side in sides]
     found["same file"] = _equal(*sides, *files)
     if not own_set:
-        pairs = metrics.equal_pairs(queries.ids, catalogue.ids)
+        pairs = metrics.equal_pairs(queries.ids, items.ids)
         decides = ~(files[0][pairs[0]] & files[1][pairs[1]])
         found["same id"] = tuple(each[decides] for each in pairs)
     by = np.full(len(queries), len(RULES))
@@ -93,16 +93,23 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
     counts = np.bincount(by, minlength=len(RULES))
     excluded_by = {name: int(n) for name, n in zip(RULES, counts, strict=False) if n}
     query, item = (np.concatenate(each) for each in zip(*found.values(), strict=True))
-    pair = np.unique(query * len(catalogue) + item)
-    query, item = np.divmod(pair, len(catalogue))
-    copies = None
-    known = [_text(side, "hashes") != "" for side in (queries, catalogue)]
-    if all(each.any() for each in known):
-        alike = _equal(queries.hashes, catalogue.hashes, *known)
-        others = np.setdiff1d(alike[0] * len(catalogue) + alike[1], pair, assume_unique=True)
-        copies = len(np.unique(others // len(catalogue)))
+    pair = np.unique(query * len(items) + item)
+    query, item = np.divmod(pair, len(items))
+    copies = _copies(_text(queries, "hashes"), _text(items, "hashes"), query, item)
     rule = next(iter(excluded_by), NONE)
-    return Same(query, item, len(catalogue), rule, excluded_by, copies)
+    return Same(query, item, len(items), rule, excluded_by, copies)
+
+
+def _copies(queries, items, query, item):
+    """Number of queries whose hash [Q] is among those of the items [N], of pairs not excluded."""
+    if not (queries != "").any() or not (items != "").any():
+        return None
+    hashes, codes = np.unique(np.concatenate([queries, items]), return_inverse=True)
+    asked, there = codes[: len(queries)], codes[len(queries) :]
+    count = np.bincount(there, minlength=len(hashes))[asked]
+    excluded = query[asked[query] == there[item]]
+    count -= np.bincount(excluded, minlength=len(queries))
+    return int(np.count_nonzero((count > 0) & (queries != "")))
 
 
 def sentences(excluded_by, num_byte_equal_copies):

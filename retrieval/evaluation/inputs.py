@@ -41,7 +41,7 @@ def load_pair(queries, catalogue=None) -> tuple[Embedded, Embedded]:
     items = load(*catalogue, name="catalogue")
     ids = [len(each) > 2 and each[2] for each in (queries, catalogue)]
     arrays = not all(ids) and all(map(os.path.isfile, paths))
-    if arrays and (same or filecmp.cmp(*paths, shallow=False)):
+    if arrays and (same or filecmp.cmp(paths[0], paths[1], shallow=False)):
         if ids[1]:
             asking = dataclasses.replace(asking, ids=items.ids)
         items = dataclasses.replace(items, ids=asking.ids)
@@ -118,8 +118,7 @@ def read_array(path) -> np.ndarray:
         )
     if not count:
         return np.empty(shape, dtype.newbyteorder("="))
-    order = "F" if is_fortran else "C"
-    array = np.memmap(path, dtype, "r", start, shape, order)
+    array = np.memmap(path, dtype, "r", start, shape, "F" if is_fortran else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
