@@ -90,9 +90,10 @@ def rank_queries(
 ) -> Ranking:
     """Ranks the catalogue for every query.
 
-    The order is that of the exact similarities of the rows as given: a float64 evaluation gives the
-    same ranks wherever its own rounding does not decide (see `retrieval.ranking.counting`). Two
-    similarities tie if they agree to about 2**-85 of the product of the rows' lengths.
+    The order is that of the exact similarities of the rows as given, so the ranks are those of a
+    float64 evaluation, except where its own rounding decides (see `retrieval.ranking.counting`).
+    Similarities tie if they agree to about 2**-69 of the product of the rows' lengths, for
+    euclidean of the squared distance; float64 resolves 2**-53. Rows may be as long as 1e300.
 
     Args:
       queries: float16, float32 or float64 [Q, D].

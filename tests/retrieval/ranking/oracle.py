@@ -1,5 +1,6 @@
 """Rankings in exact integer arithmetic, written as plainly as their definitions."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -26,11 +27,23 @@ def exact_scores(queries, catalogue, similarity):
     dots = [[sum(x * y for x, y in zip(q, c, strict=True)) for c in b] for q in a]
     if similarity == "dot":
         return dots
-    squares = [sum(y * y for y in c) for c in b]
+    squares = [[sum(x * x for x in row) for row in side] for side in (a, b)]
     return [
-        [Fraction(abs(dot) * dot, square) for dot, square in zip(row, squares, strict=True)]
-        for row in dots
+        [
+            Fraction(abs(dot) * dot, own * square)
+            for dot, square in zip(row, squares[1], strict=True)
+        ]
+        for row, own in zip(dots, squares[0], strict=True)
     ]
+
+
+def too_close(scores):
+    """Whether two cosines (squared, signed) of a query differ, but by less than 2**-64."""
+    for row in scores:
+        row = sorted(set(row))
+        if any(b - a < Fraction(1, 2**64) for a, b in itertools.pairwise(row)):
+            return True
+    return False
 
 
 def rank(scores, query_labels, catalogue_labels, excluded, order, ks):

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retrieval import metrics
@@ -96,6 +96,8 @@ def test_counting_equals_sorting_in_exact_arithmetic(
             excluded=pairs, **ids,
         )  # fmt: skip
     scores = oracle.exact_scores(queries, items, similarity)
+    # Such cosines tie: float64 cannot hold them apart, nor can its double.
+    assume(similarity != "cosine" or not oracle.too_close(scores))
     excluded = set(zip(*(each.tolist() for each in pairs), strict=True))
     expected = oracle.rank(
         scores, labels[:half].tolist(), labels.tolist(), excluded, order.tolist(), (1, 4)
