@@ -91,14 +91,25 @@ def keys(left, right, query, item):
         size = np.ldexp(left.lengths[query], -left.exponent)
         size = size * np.ldexp(right.lengths[item], -right.exponent)
     else:
-        q, c = left.raw(query), right.raw(item)
-        root = _root(_times(_total(*_product(q, q)), _total(*_product(c, c))))
-        high, low = _divide(_total(*_product(q, c)), root)
+        root = _root(_times(_squares(left, query), _squares(right, item)))
+        high, low = _divide(_total(*_product(left.raw(query), right.raw(item))), root)
         size = np.ones(len(high))
     # One grid for sizes from 2**-12 to 16, so that items that tie are rounded alike.
     step = (4 - np.frexp(size)[1]) // 16 * 16
     grid = np.ldexp(1.0, np.maximum(4 - step - KEPT, -1000))
     return _sum(high, np.rint(low / grid) * grid)
+
+
+def _squares(side, rows):
+    """Squared lengths (high [n], low [n]) of raw rows, computed once per row."""
+    high, low = side.squares
+    new = np.unique(rows[np.isnan(high[rows])])
+    if len(new):
+        raw = side.raw(new)
+        # High last: another thread that sees it may use both.
+        found, low[new] = _total(*_product(raw, raw))
+        high[new] = found
+    return high[rows], low[rows]
 
 
 def order(query, score, error, identifier, find_keys):

@@ -34,6 +34,8 @@ class Vectors:
       offset: what is to be added to `exact.scores` to get the filter's scores.
       has_few_digits: whether float64 scores of this pair of sides have no error (small integers,
         binary codes); set by `pair`.
+      squares: float64 [2, N], high and low parts of squared lengths; NaN until `exact.keys` needs
+        them.
     """
 
     def __init__(self, values, similarity, name="embeddings"):
@@ -51,6 +53,7 @@ class Vectors:
         self.values, self.similarity = values, similarity
         self.center, self.exponent, self.is_left = None, 0, True
         self.has_few_digits = False
+        self.squares = np.full((2, len(values)), np.nan)
         self.lengths = self._lengths(lambda rows: np.asarray(values[rows], np.float64))
         bad = np.flatnonzero(~np.isfinite(self.lengths))
         if len(bad):
@@ -103,7 +106,7 @@ class Vectors:
         part = object.__new__(Vectors)
         part.__dict__ |= self.__dict__
         part.values, part.lengths = self.values[rows], self.lengths[rows]
-        part.norms = self.norms[rows]
+        part.norms, part.squares = self.norms[rows], self.squares[:, rows].copy()
         return part
 
     def chunks(self):
