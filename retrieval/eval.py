@@ -113,7 +113,7 @@ def stored():
             raise trainer_config.UserError(f"--{name} and --queries: give one of them")
     paths = [options.queries, options.catalogue]
     with _errors(options.output):
-        queries, catalogue = map(_load, paths, ("query", "catalogue"))
+        queries, catalogue = _load(paths)
         made = {inputs.origin(path)["checkpoint_sha256"] for path in paths if path}
         if len(made - {None}) > 1:
             print(
@@ -128,14 +128,18 @@ def stored():
     terminal.print_evaluation({"embeddings": result}, prefix)
 
 
-def _load(path, side):
-    """Reads the queries or the catalogue; None if `path` is None."""
-    files = [getattr(flags.FLAGS, f"{side}_{name}") for name in ("labels", "ids", "categories")]
-    if path:
-        return inputs.load(path, *files, name="queries" if side == "query" else side)
-    if any(files):
+def _load(paths):
+    """Reads the queries and the catalogue; None for the queries against themselves."""
+    asking, items = (
+        [getattr(flags.FLAGS, f"{side}_{name}") for name in ("labels", "ids", "categories")]
+        for side in ("query", "catalogue")
+    )
+    if not paths[1] and any(items):
         raise ValueError("--catalogue_labels, _ids and _categories need --catalogue")
-    return None
+    queries, catalogue = inputs.load_pair(
+        (paths[0], *asking), (paths[1], *items) if paths[1] else None
+    )
+    return queries, None if catalogue is queries else catalogue
 
 
 def _options():

@@ -1,20 +1,23 @@
-"""Progress of a long pass: a live bar in a terminal, plain lines elsewhere; both tell the ETA."""
+"""Progress of a long pass: a live bar in a terminal, plain lines elsewhere, both with an ETA."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 INTERVAL = 10  # seconds between plain lines
-WORTH_TELLING = 1  # seconds
+WORTH_TELLING = 1  # seconds; a shorter pass reports nothing
 
 
 def track(
     items: Iterable, steps: int | None, what: str, size: Callable = lambda item: 1
 ) -> Iterator:
-    """Yields items and reports on stderr how much went by, how fast, and how long the rest takes.
+    """Yields items and reports on stderr how many are done, the rate, and the remaining time.
 
-    steps: how many items there will be, None where that is not known. size: what one item counts
-    for in the report (a batch counts its rows).
+    Args:
+      items: what to go through.
+      steps: number of items; None if unknown.
+      what: name of the pass.
+      size: what one item counts for in the report, such as the rows of a batch.
     """
     report = _Live(what, steps) if sys.stderr.isatty() else _Lines(what, steps)
     start = time.monotonic()

@@ -251,6 +251,14 @@ def pair_scores(queries, items, at, similarity):
     return np.einsum("qd,qkd->qk", queries, items[at])
 
 
+def as_near(scores, last):
+    """Which scores [Q, k] reach those of the k-th nearest items [Q, 1].
+
+    float32 rounds the scores of equal items differently in different products.
+    """
+    return scores >= last - 1e-5 * np.abs(last) - 1e-30
+
+
 def tune(index, queries, truth, exact, recall, similarity, k):
     """Finds the least effort whose recall of the k nearest items is as asked, with 95% confidence.
 
@@ -271,14 +279,12 @@ def tune(index, queries, truth, exact, recall, similarity, k):
       recall is that of the effort found, which may be below the one asked for if none reaches it.
     """
     top, kind = most(index), core(index)
-    # float32 rounds the scores of equal items differently in different products.
-    least_score = truth[:, -1:] - 1e-5 * np.abs(truth).max(initial=1e-30)
 
     def measure(value):
         start = time.perf_counter()
         rows = search(index, queries, k, similarity, effort(index, value))[1]
         seconds = time.perf_counter() - start
-        hits = (exact(rows) >= least_score).mean(1)
+        hits = as_near(exact(rows), truth[:, -1:]).mean(1)
         margin = 1.96 * hits.std() / np.sqrt(len(hits))
         mean = float(hits.mean())
         interval = [float(max(0, mean - margin)), float(min(1, mean + margin))]

@@ -1,17 +1,19 @@
 """What is reported about one embedding: rates with intervals, by category, by product."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from retrieval import metrics
+from retrieval.evaluation import identity
 from retrieval.evaluation.index_loss import IndexLoss
 from retrieval.evaluation.intervals import bootstrap, intervals, percentiles
-from retrieval.evaluation.lists import in_order, nearest, parts_of, tracked, without_self
+from retrieval.evaluation.lists import in_order, nearest, tracked, without
 from retrieval.evaluation.records import Record
 from retrieval.evaluation.rerank import Reranked
-from retrieval.ranking import counting, kernels, vectors
+from retrieval.ranking import counting, exact, kernels, vectors
 from retrieval.ranking.vectors import pair_similarity
 
 FEW = 5  # an interval over fewer products would be meaningless
@@ -98,6 +100,8 @@ class Figures(Record):
       recall, precision, map_at_r, r_precision, mrr, mean_rank, median_rank: see `metrics`.
       num_queries, num_unanswerable, num_catalogue: counts of queries and catalogue items.
       num_self_excluded: queries that are in the catalogue and were excluded from their own results.
+      excluded_by: {rule: of them}, see `identity.Same`.
+      num_byte_equal_copies: queries with a byte-equal copy in the catalogue, None if unknown.
       num_decided_in_float64: queries whose ranks needed float64.
       filter: the precision that scores were computed in first.
       similarity: 'cosine', 'dot' or 'euclidean'.
@@ -128,6 +132,8 @@ class Figures(Record):
     ties: Ties
     per_category: dict[str, CategoryFigures]
     product_level: ProductLevel
+    excluded_by: dict[str, int] = dataclasses.field(default_factory=dict)
+    num_byte_equal_copies: int | None = None
     index: IndexLoss | None = None
     rerank: dict[str, Reranked] = dataclasses.field(default_factory=dict)
     raw_pixels: "Figures | None" = None
@@ -151,12 +157,14 @@ class Evaluation:
       scores, rows: float and int [Q, top]: the retrieved catalogue rows, best first, without the
         query itself; -inf and -1 beyond the end of the catalogue. Scores grow with similarity, so
         that a distance is negative.
+      same: the `identity.Same` of both sets: which items are the queries themselves.
     """
 
     figures: Figures
     ranking: metrics.Ranking
     scores: np.ndarray
     rows: np.ndarray
+    same: identity.Same
 
 
 def evaluate(
@@ -185,6 +193,7 @@ def evaluate(
     """
     own_set = catalogue is None
     catalogue = queries if own_set else catalogue
+    same = identity.same_images(queries, catalogue)
     ranking = metrics.rank_queries(
         queries.embeddings,
         queries.products,
@@ -192,6 +201,7 @@ def evaluate(
         None if own_set else catalogue.products,
         query_ids=queries.ids,
         catalogue_ids=None if own_set else catalogue.ids,
+        excluded=same.pairs,
         ks=ks,
         precision_at=ks,
         similarity=similarity,
@@ -211,7 +221,7 @@ def evaluate(
         )
     summary = metrics.summarize(ranking)
     with threadpool_limits(threads, "blas"):
-        of_products = product_level(queries, catalogue, ranking, similarity)
+        of_products = product_level(queries, catalogue, ranking, similarity, same)
     figures = Figures(
         recall=summary.pop("recall@k"),
         precision=summary.pop("precision@k"),
@@ -219,6 +229,8 @@ def evaluate(
         **summary,
         num_catalogue=len(catalogue),
         num_self_excluded=int((ranking.candidates < len(catalogue)).sum()),
+        excluded_by=same.excluded_by,
+        num_byte_equal_copies=same.num_byte_equal_copies,
         similarity=similarity,
         intervals=intervals(ranking, queries.products),
         ties=ties(ranking),
@@ -227,11 +239,11 @@ def evaluate(
     )
     # More than `top`: the query itself may be among them, and of items that tie at the end of its
     # list FAISS keeps an arbitrary one.
-    near = min(2 * top + 1, len(catalogue))
+    near = min(2 * top + same.most, len(catalogue))
     found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
-    found = in_order(*found, queries, catalogue, similarity, min(top + 1, near))
-    scores, rows = without_self(*found, queries.ids, catalogue.ids, top)
-    return Evaluation(figures, ranking, scores, rows)
+    found = in_order(*found, queries, catalogue, similarity, min(top + same.most, near))
+    scores, rows = without(*found, same.among(found[1]), top)
+    return Evaluation(figures, ranking, scores, rows, same)
 
 
 def ties(ranking) -> Ties:
@@ -280,12 +292,12 @@ def by_category(ranking, queries) -> dict[str, CategoryFigures]:
     return result
 
 
-def product_level(queries, catalogue, ranking, similarity) -> ProductLevel:
+def product_level(queries, catalogue, ranking, similarity, same) -> ProductLevel:
     """Recall over products instead of images, see `ProductLevel`."""
     ok = ranking.answerable
     products = len(np.unique(catalogue.products))
     several = products < len(catalogue)
-    first = shelf_ranks(queries, catalogue, similarity) if several else ranking.first
+    first = shelf_ranks(queries, catalogue, similarity, same) if several else ranking.first
     codes = np.unique(queries.products[ok], return_inverse=True)[1]
     size = np.maximum(np.bincount(codes), 1)
     return ProductLevel(
@@ -298,43 +310,60 @@ def product_level(queries, catalogue, ranking, similarity) -> ProductLevel:
     )
 
 
-def shelf_ranks(queries, catalogue, similarity):
-    """Rank [Q] of the query's product among products, each where its best picture stands.
+def shelf_ranks(queries, catalogue, similarity, same=None):
+    """Ranks over products, each ranked by its best image.
 
-    Products whose best picture scores as the query's own do not stand before it. Scores that
-    float32 cannot tell apart are decided in float64. 0 for unanswerable queries.
+    Products whose best image ties with the query's own are not ahead of it.
+
+    Args:
+      queries, catalogue: `Embedded`.
+      same: `identity.Same` of both; found here if None.
+
+    Returns:
+      int [Q], the rank of the query's product from 1; 0 for unanswerable queries.
     """
+    same = same or identity.same_images(queries, catalogue)
     products = np.concatenate([queries.products, catalogue.products])
     names, codes = np.unique(products, return_inverse=True)
     ql, cl = codes[: len(queries)], codes[len(queries) :]
     left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
-    bound = kernels.float32_bound(left, right)
-    own = metrics.own_rows(queries.ids, catalogue.ids)
+    bound = kernels.float32_bound(left, right) + 2 * exact.largest_error(left, right)
     ranks = np.zeros(len(queries), np.int64)
     step = max(1, min(1024, 2**26 // len(names)))
+    scores_of = functools.partial(exact.in_parts, exact.scores, left, right)
+    keys_of = functools.partial(exact.in_parts, exact.keys, left, right)
+    relevant, items = counting.relevant_pairs(ql, cl, same.pairs)
+    score, error = scores_of(relevant, items)
+    by, score, _, _, _ = exact.order(
+        relevant, score, error, items, lambda at: keys_of(relevant[at], items[at])
+    )
+    at, first = np.unique(relevant[by], return_index=True)
+    best, target = np.full(len(queries), -1), np.full(len(queries), np.inf)
+    best[at], target[at] = items[by[first]], score[first]
+    margin = exact.largest_error(left, right)
     for part in tracked(len(queries), step, "ranks of products, queries"):
         rows = left.left(part)
-        query, item = counting.relevant_pairs(ql[part], cl, own[part])
-        target = np.full(len(rows), -np.inf)
-        for at in parts_of(len(query), left.dimensions):
-            score = vectors.pair_scores(rows[query[at]], right.right(item[at]))
-            np.maximum.at(target, query[at], score)
-        answerable = np.isfinite(target)
-        low = np.where(answerable, target - bound[part], np.inf).astype(np.float32)
-        high = (target + bound[part]).astype(np.float32)
+        low, high = (
+            (target[part] + left.offset + sign * bound[part]).astype(np.float32) for sign in (-1, 1)
+        )
         before = np.zeros((len(rows), len(names)), bool)
-        for j, items in right.blocks():
-            scores = rows @ items.T
+        for j, block in right.blocks():
+            scores = rows @ block.T
             row, column = counting.where(scores >= low[:, None])
-            other = (cl[j + column] != ql[part][row]) & (j + column != own[part][row])
-            row, column = row[other], column[other]
-            stands = scores[row, column] > high[row]
-            near = np.flatnonzero(~stands)
-            for at in parts_of(len(near), left.dimensions):
-                r, c = row[near[at]], column[near[at]]
-                stands[near[at]] = vectors.pair_scores(rows[r], items[c]) > target[r]
-            before[row[stands], cl[j + column[stands]]] = True
-        ranks[part] = np.where(answerable, before.sum(1) + 1, 0)
+            query, item = part.start + row, j + column
+            other = (cl[item] != ql[query]) & ~same.among(item[:, None], query)[:, 0]
+            row, column, query, item = (each[other] for each in (row, column, query, item))
+            ahead = scores[row, column] > high[row]
+            near = np.flatnonzero(~ahead)
+            score, error = scores_of(query[near], item[near])
+            gap = score - target[query[near]]
+            ahead[near] = gap > error + margin[query[near]]
+            close = near[np.abs(gap) <= error + margin[query[near]]]
+            theirs = keys_of(query[close], item[close])
+            own = keys_of(query[close], best[query[close]])
+            ahead[close] = (theirs[0] > own[0]) | ((theirs[0] == own[0]) & (theirs[1] > own[1]))
+            before[row[ahead], cl[item[ahead]]] = True
+        ranks[part] = np.where(best[part] >= 0, before.sum(1) + 1, 0)
     return ranks
 
 
@@ -350,16 +379,18 @@ def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
         1
     ]
     ql, cl = codes[: len(queries)], codes[len(queries) :]
-    own = metrics.own_rows(queries.ids, catalogue.ids)
-    some = random.permutation(len(queries))[:SAMPLES]
-    at, items = counting.relevant_pairs(ql[some], cl, own[some])
+    same = identity.same_images(queries, catalogue)
+    some = np.sort(random.permutation(len(queries))[:SAMPLES])
+    place = np.searchsorted(some, same.query).clip(max=len(some) - 1)
+    kept = some[place] == same.query
+    at, items = counting.relevant_pairs(ql[some], cl, (place[kept], same.item[kept]))
     keep = random.permutation(len(at))[:SAMPLES]
-    same = some[at[keep]], items[keep]
+    alike = some[at[keep]], items[keep]
     q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
     differ = ql[q] != cl[c]
     values = [
         pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
-        for a, b in (same, (q[differ], c[differ]))
+        for a, b in (alike, (q[differ], c[differ]))
     ]
     everything = np.concatenate(values)
     low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)

@@ -22,12 +22,13 @@ class IndexLoss(Record):
       factory: the FAISS factory of the index.
       bytes_per_vector, exact_bytes_per_vector: size of the index, and of float32 embeddings.
       tuned: the search effort and how it was found, see `neighbours.tune`.
-      recall: recall@k through the index.
+      recall: recall@k through the index, each with the effort with which k results are served.
       lost: exact recall@k less `recall`.
       agreement: share of the `depth` nearest items of exact search, without the query itself, that
-        the index finds.
+        the index finds; items that score alike count as each other.
       depth: at most 10.
-      ms_per_query, exact_ms_per_query: time of all queries at once, divided by their number.
+      ms_per_query, exact_ms_per_query: time of a search for `depth` results of all queries at once,
+        divided by their number.
     """
 
     factory: str
@@ -58,35 +59,57 @@ def losses(queries, catalogue, result, kind, recall=0.95) -> IndexLoss:
     """
     similarity, exact_rates = result.figures.similarity, result.figures.recall
     opened = _opened if os.path.isdir(kind) else _made
-    find, ids, products, about = opened(kind, catalogue, similarity, recall)
-    k = min(max(exact_rates) + 1, len(catalogue))
+    find, about = opened(kind, catalogue, similarity, recall)
+    more, count = result.same.most, len(catalogue)
+    depth = min(10, count - more)
+    rates, found, seconds = {}, {}, {}
+    for k in sorted({*exact_rates, depth}):  # each as it would be served
+        start = time.perf_counter()
+        parts = lists.tracked(len(queries), lists.AT_ONCE, f"search of {kind}, k={k}, queries")
+        wanted = min(k + more, count)
+        rows = np.concatenate([find(queries.embeddings[part], wanted) for part in parts])
+        seconds[k] = time.perf_counter() - start
+        # An index gives row -1, which is not an item, after the last that it finds.
+        itself = result.same.among(rows)
+        right = (catalogue.products[rows] == queries.products[:, None]) & (rows >= 0)
+        place = lists.first_right(right, itself)[result.ranking.answerable]
+        rates[k] = metrics.mean(place <= k)
+        found[k] = lists.without(np.zeros(rows.shape), rows, itself, k)[1]
     start = time.perf_counter()
-    parts = lists.tracked(len(queries), lists.AT_ONCE, f"search of {kind}, queries")
-    rows = np.concatenate([find(queries.embeddings[part], k) for part in parts])
-    seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    exact = lists.nearest(queries.embeddings, catalogue.embeddings, k, similarity)
+    exact = lists.nearest(queries.embeddings, catalogue.embeddings, depth + more, similarity)
     exact_seconds = time.perf_counter() - start
-    # An index gives row -1, which is not an item, after the last that it finds.
-    itself = (ids[rows] == queries.ids[:, None]) & (rows >= 0)
-    right = (products[rows] == queries.products[:, None]) & (rows >= 0)
-    place = lists.first_right(right, itself)[result.ranking.answerable]
-    rates = {k: metrics.mean(place <= k) for k in exact_rates}
-    depth = min(10, k)
-    truth = lists.without_self(*exact, queries.ids, catalogue.ids, depth)[1]
-    found = lists.without_self(np.zeros(rows.shape), rows, queries.ids, ids, depth)[1]
-    found = np.where(found < 0, "", ids[found])
-    agree = (catalogue.ids[truth][:, :, None] == found[:, None]).any(2)[truth >= 0]
+    truth = lists.without(*exact, result.same.among(exact[1]), depth)
     return IndexLoss(
         **about,
-        recall=rates,
-        lost={k: exact_rates[k] - rates[k] for k in rates},
-        agreement=metrics.mean(agree),
+        recall={k: rates[k] for k in exact_rates},
+        lost={k: exact_rates[k] - rates[k] for k in exact_rates},
+        agreement=_agreement(queries, catalogue, similarity, truth, found[depth]),
         depth=depth,
-        ms_per_query=1e3 * seconds / len(queries),
+        ms_per_query=1e3 * seconds[depth] / len(queries),
         exact_ms_per_query=1e3 * exact_seconds / len(queries),
         exact_bytes_per_vector=4 * catalogue.embeddings.shape[1],
     )
+
+
+def _agreement(queries, catalogue, similarity, truth, found):
+    """Share of the nearest items, scores and rows [Q, k], that are among the rows found [Q, k].
+
+    An item that scores as the last of them does counts as one of them.
+    """
+    there = np.unique(found[found >= 0])
+    items = neighbours.prepare(catalogue.embeddings[there], similarity)
+    shares = []
+    for start in range(0, len(found), 1024):
+        part = slice(start, start + 1024)
+        at = np.searchsorted(there, found[part]).clip(max=len(there) - 1)
+        asked = np.asarray(queries.embeddings[part])
+        scores = neighbours.pair_scores(asked, items, at, similarity)
+        known = np.isfinite(truth[0][part])
+        last = np.where(known, truth[0][part], np.inf).min(1, keepdims=True)
+        hits = (found[part] >= 0) & neighbours.as_near(scores, last)
+        wanted = known.sum(1)
+        shares.append(np.minimum(hits.sum(1), wanted) / np.maximum(wanted, 1))
+    return metrics.mean(np.concatenate(shares))
 
 
 def _made(factory, catalogue, similarity, recall):
@@ -122,9 +145,10 @@ def _made(factory, catalogue, similarity, recall):
 
     def find(queries, k):
         effort = neighbours.served(made, tuned, k)
-        return neighbours.search(made, queries, k, similarity, effort)[1]
+        rows = neighbours.search(made, queries, k, similarity, effort)[1]
+        return np.where(rows < 0, -1, order[rows])
 
-    return find, catalogue.ids[order], catalogue.products[order], about
+    return find, about
 
 
 def _opened(folder, catalogue, similarity, _):
@@ -132,12 +156,15 @@ def _opened(folder, catalogue, similarity, _):
     items, manifest = opened.items, opened.manifest
     if manifest["similarity"] != similarity:
         raise ValueError(f"--index={folder}: was built for --similarity={manifest['similarity']}")
-    ids, products = (np.array(items[name].to_pylist(), str) for name in ("id", "product"))
-    held = ids[items["alive"].to_numpy()]
-    if not np.array_equal(np.sort(held), np.sort(catalogue.ids)):
+    alive = np.flatnonzero(items["alive"].to_numpy())
+    held = np.array(items["id"].to_pylist(), str)[alive]
+    by_id, held_by_id = np.argsort(catalogue.ids), np.argsort(held)
+    if not np.array_equal(held[held_by_id], catalogue.ids[by_id]):
         raise ValueError(
             f"--index={folder}: holds {len(held)} items, not the {len(catalogue)} of this "
             "catalogue; build it from the same store, or name a FAISS factory"
         )
     about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
-    return lambda queries, k: opened.find(queries, k).rows, ids, products, about
+    row = np.full(len(items) + 1, -1)  # of the catalogue, by that of the index; the last for none
+    row[alive[held_by_id]] = by_id
+    return lambda queries, k: row[opened.find(queries, k).rows], about

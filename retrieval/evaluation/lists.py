@@ -4,13 +4,17 @@ import numpy as np
 
 from retrieval import progress
 from retrieval.catalogue import neighbours
-from retrieval.ranking import vectors
+from retrieval.ranking import exact, vectors
 
 AT_ONCE = 8192  # queries searched between two reports of progress
 
 
 def nearest(queries, items, k, similarity="cosine"):
-    """`neighbours.nearest` of rows [Q, D] among rows [N, D], whose progress is told."""
+    """`neighbours.nearest` of rows [Q, D] among rows [N, D], with progress.
+
+    Raises:
+      ValueError: for scores beyond float32.
+    """
     parts = [
         neighbours.nearest(queries[rows], [items], k, similarity)
         for rows in tracked(len(queries), AT_ONCE, "exact search, queries")
@@ -25,65 +29,80 @@ def nearest(queries, items, k, similarity="cosine"):
 
 
 def in_order(scores, rows, queries, catalogue, similarity, top):
-    """What was found, [Q, k], the first `top` in the order of the ranks: by exact scores, then id.
+    """Sorts lists as the ranks are: by exact similarity, then by id.
 
-    float32 cannot tell some items apart, and FAISS has its own order for those that tie.
+    float32 is inconclusive for some items, and FAISS orders ties differently.
+
+    Args:
+      scores, rows: [Q, k], what FAISS found, best first.
+      queries, catalogue: `Embedded`.
+      top: only the first `top` of each list need be in order.
+
+    Returns:
+      (scores, rows): the same [Q, k], sorted.
     """
     left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
     by_id = np.empty(len(catalogue), np.int64)
     by_id[np.argsort(catalogue.ids, kind="stable")] = np.arange(len(catalogue))
-    # Runs of items so near to each other that rounding may have turned their order round.
+    # Runs of items so close to each other that rounding may have changed their order.
     near = _gaps(scores, queries.embeddings, catalogue.embeddings, similarity) <= 0
     run = np.cumsum(np.pad(~near, ((0, 0), (1, 0))), axis=1)
     several = np.pad(near, ((0, 0), (0, 1))) | np.pad(near, ((0, 0), (1, 0)))
     query, place = np.nonzero(several & (run <= run[:, top - 1 : top]))
-    exact = np.zeros(rows.shape)
-    for part in parts_of(len(query), left.dimensions):
-        q, at = query[part], place[part]
-        exact[q, at] = vectors.pair_scores(left.left(q), right.right(rows[q, at]))
-    order = np.lexsort((by_id[rows], -exact, run))
+    item = rows[query, place]
+    score, error = exact.in_parts(exact.scores, left, right, query, item)
+
+    def keys(at):
+        return exact.in_parts(exact.keys, left, right, query[at], item[at])
+
+    group = np.cumsum(np.diff(query * scores.shape[1] + run[query, place], prepend=-1) != 0)
+    by = exact.order(group, score, error, by_id[item], keys)[0]
+    order = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
+    order[query, place] = place[by]
     return tuple(np.take_along_axis(each, order, 1) for each in (scores, rows))
 
 
 def _gaps(scores, queries, catalogue, similarity):
-    """[Q, k - 1]: by how much more two neighbours of a list differ than float32 may err in both.
+    """[Q, k - 1]: by how much more two neighbors of a list differ than float32 may err in both.
 
     The error of a dot product of D terms is at most 1.1 D u |q||c| with u = 2^-24 (Higham, Accuracy
     and Stability of Numerical Algorithms, 3.1), and FAISS's squared distances are sums of three.
-    Rows of unit length to within UNIT are ranked as they are, but handed to FAISS normalised.
+    Rounding the rows themselves to float32 adds less than 4 u |q||c|.
     """
-    values, largest, unit = scores.astype(np.float64), 1.0, 2.1 * vectors.UNIT
+    values, largest = scores.astype(np.float64), 1.0
     if similarity != "cosine":
         q, c = (
             np.sqrt(np.einsum("ij,ij->i", each, each, dtype=np.float64))
             for each in (queries, catalogue)
         )
-        largest, unit = q * c.max(initial=0), 0
+        largest = q * c.max(initial=0)
     if similarity == "euclidean":
         values, largest = -np.square(values), np.square(q + c.max(initial=0))
-    error = 1.1 * (queries.shape[1] + 8) * 2.0**-24 * largest + unit
+    error = 1.1 * (queries.shape[1] + 12) * 2.0**-24 * largest
     return values[:, :-1] - values[:, 1:] - 2 * np.reshape(error, (-1, 1))
 
 
-def without_self(scores, rows, query_ids, catalogue_ids, top):
-    """Moves the query itself behind its results and cuts the lists to `top`."""
-    own = (rows >= 0) & (catalogue_ids[rows] == query_ids[:, None])
-    order = np.argsort(own, axis=1, kind="stable")[:, :top]
-    scores, rows = (np.take_along_axis(a, order, 1) for a in (scores, np.where(own, -1, rows)))
+def without(scores, rows, itself, top):
+    """Removes the query itself from lists and cuts them to `top`.
+
+    Args:
+      scores, rows: [Q, k], best first; rows are negative after the last item.
+      itself: bool [Q, k], see `identity.Same.among`.
+
+    Returns:
+      (scores, rows): [Q, top], padded with -inf and -1.
+    """
+    order = np.argsort(itself, axis=1, kind="stable")[:, :top]
+    scores, rows = (np.take_along_axis(a, order, 1) for a in (scores, np.where(itself, -1, rows)))
     return np.where(rows < 0, -np.inf, scores), rows
 
 
 def first_right(right, itself):
-    """Rank [Q] of the first True in a row of `right` [Q, k], `itself` left out; inf if none."""
+    """Rank [Q] of the first True of each row of `right` [Q, k], without `itself`; inf if none."""
     return np.where(right & ~itself, np.cumsum(~itself, axis=1), np.inf).min(1)
 
 
 def tracked(count, step, what):
-    """Slices of `count` rows, `step` each, whose progress is told."""
+    """Slices of `count` rows, `step` each, with progress."""
     parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
     return progress.track(parts, len(parts), what, lambda part: part.stop - part.start)
-
-
-def parts_of(count, dimensions):
-    step = max(1, vectors.CHUNK // dimensions)
-    return [slice(i, i + step) for i in range(0, count, step)]

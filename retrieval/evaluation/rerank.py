@@ -12,6 +12,7 @@ import numpy as np
 
 from retrieval import metrics, progress
 from retrieval.catalogue import neighbours
+from retrieval.evaluation import identity
 from retrieval.evaluation.lists import first_right, nearest
 from retrieval.evaluation.records import Record
 
@@ -37,7 +38,7 @@ class Reranked(Record):
     seconds_per_point: float
 
 
-def expand(queries, catalogue, own=None, count=5, alpha=3.0):
+def expand(queries, catalogue, same=None, count=5, alpha=3.0):
     """Alpha query expansion: adds to each query its neighbors, weighted by similarity**alpha.
 
     Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation",
@@ -46,16 +47,16 @@ def expand(queries, catalogue, own=None, count=5, alpha=3.0):
     Args:
       queries: [Q, D], rows of unit length.
       catalogue: [N, D], rows of unit length.
-      own: [Q], the catalogue row that is the query itself, -1 for none; None if there are none.
+      same: the `identity.Same` of both; None if no item is a query itself.
       count: number of neighbors.
       alpha: exponent of the weights.
 
     Returns:
       float32 [Q, D], rows of unit length.
     """
-    k = min(count + 1, len(catalogue))
+    k = min(count + (same.most if same else 0), len(catalogue))
     scores, rows = nearest(queries, catalogue, k)
-    itself = np.full(rows.shape, False) if own is None else rows == own[:, None]
+    itself = same.among(rows) if same else np.full(rows.shape, False)
     counted = ~itself & (np.cumsum(~itself, axis=1) <= count)
     weights = np.where(counted, np.maximum(scores, 0), 0) ** alpha
     return neighbours.prepare(queries + np.einsum("qk,qkd->qd", weights, catalogue[rows]), "cosine")
@@ -67,10 +68,11 @@ def average(catalogue, count=5, alpha=3.0):
     Source: Arandjelovic and Zisserman, "Three things everyone should know to improve object
     retrieval", CVPR 2012.
     """
-    return expand(catalogue, catalogue, np.arange(len(catalogue)), count, alpha)
+    rows = np.arange(len(catalogue))
+    return expand(catalogue, catalogue, identity.Same(rows, rows, len(rows)), count, alpha)
 
 
-def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
+def k_reciprocal(queries, catalogue, same, k1=20, depth=100, weight=0.3):
     """Re-ranks lists by shared reciprocal neighbors.
 
     An item gains by the Jaccard overlap of its `k1` neighbors with the query's, counting only
@@ -79,7 +81,7 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     query expansion.
 
     Args:
-      queries, catalogue, own: as for `expand`.
+      queries, catalogue, same: as for `expand`.
       k1: number of neighbors.
       depth: results to re-rank per query.
       weight: share of the original score in the new one.
@@ -90,8 +92,8 @@ def k_reciprocal(queries, catalogue, own, k1=20, depth=100, weight=0.3):
     k = min(k1 + 1, len(catalogue))
     similar, near = nearest(catalogue, catalogue, k)
     reach = similar[:, -1]  # similarity at which a query would join an item's neighbors
-    scores, rows = nearest(queries, catalogue, min(depth + 1, len(catalogue)))
-    scores = np.where(rows == own[:, None], -np.inf, scores)
+    scores, rows = nearest(queries, catalogue, min(depth + same.most, len(catalogue)))
+    scores = np.where(same.among(rows), -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]
     kept = [{j for j in n if i in mutual[j]} | {i} for i, n in enumerate(mutual)]
     new = np.full(scores.shape, -np.inf)
@@ -116,24 +118,23 @@ def compare(queries, catalogue, evaluation, methods) -> dict[str, Reranked]:
       methods: names from `METHODS`.
     """
     q, c = (neighbours.prepare(e.embeddings, "cosine") for e in (queries, catalogue))
-    own = metrics.own_rows(queries.ids, catalogue.ids)
-    before = evaluation.figures.recall
+    same, before = evaluation.same, evaluation.figures.recall
     result = {}
     for method in methods:
         start = time.perf_counter()
         map_at_r = None
         if method == "k_reciprocal":
-            _, rows = k_reciprocal(q, c, own)
+            _, rows = k_reciprocal(q, c, same)
             seconds = time.perf_counter() - start
             right = catalogue.products[rows] == queries.products[:, None]
-            place = first_right(right, rows == own[:, None])
+            place = first_right(right, same.among(rows))
             # Items beyond the lists keep their rank.
             place = np.where(np.isfinite(place), place, evaluation.ranking.first)
             place = place[evaluation.ranking.answerable]
             recall = {k: metrics.mean(place <= k) for k in before}
         else:
             items = c if method == "aqe" else average(c)
-            moved = expand(q, c, own) if method == "aqe" else q
+            moved = expand(q, c, same) if method == "aqe" else q
             seconds = time.perf_counter() - start
             ranking = metrics.rank_queries(
                 moved,
@@ -142,6 +143,7 @@ def compare(queries, catalogue, evaluation, methods) -> dict[str, Reranked]:
                 catalogue.products,
                 query_ids=queries.ids,
                 catalogue_ids=catalogue.ids,
+                excluded=same.pairs,
                 ks=tuple(before),
             )
             summary = metrics.summarize(ranking)

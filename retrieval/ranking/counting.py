@@ -1,18 +1,22 @@
 """Exact ranks of relevant items by counting, without sorting the catalogue.
 
-The rank of a relevant item is one plus the number of items that stand before it. Those are counted
-while tiles of the score matrix pass by, so that neither the matrix nor a list of neighbours is
-ever held. Scores come from a filter, a float32 or bfloat16 matrix product whose error is bounded
-(see `retrieval.ranking.kernels`). An item whose score lies within the bound of a relevant item's is set
-aside: scored in float32 if bfloat16 could not tell, and by the float64 dot product, which decides,
-if float32 cannot tell either. The result equals a float64 evaluation on every query, ties included.
+The rank of a relevant item is one plus the number of items ahead of it. They are counted tile by
+tile of the score matrix, so neither the matrix nor a list of neighbors is ever held. Scores come
+from a filter, a float32 or bfloat16 matrix product whose error is bounded (see
+`retrieval.ranking.kernels`). An item whose score lies within the bound of a relevant item's is set
+aside: scored in float32 if bfloat16 was inconclusive, in float64 if float32 is inconclusive too,
+and in twice that precision if float64 is (see `retrieval.ranking.exact`). The ranks are those of
+the exact similarities of the rows as given, ties included.
 
 Only ranks that can matter are followed. For MAP@R and precision@k an item ranked behind
-max(R, k) contributes nothing, so that its threshold is dropped as soon as enough items are seen
-above it; the best relevant item is followed to the end, or up to `depth`.
+max(R, k) contributes nothing, so its threshold is dropped as soon as enough items are seen
+above it; the best relevant item is followed to the end, or up to `Settings.depth`.
 
-Where the queries are the catalogue, each pair of tiles is multiplied once and counted twice: along
+If the queries are the catalogue, each pair of tiles is multiplied once and counted twice: along
 its rows for one tile's queries, along its columns for the other's.
+
+If many items have equal rows, as in a collapsed embedding, each distinct row is multiplied once and
+counts for all its items.
 """
 
 import os
@@ -24,47 +28,82 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from retrieval import progress
-from retrieval.ranking import kernels
-from retrieval.ranking.vectors import pair_scores
+from retrieval.ranking import exact, kernels
+from retrieval.ranking.vectors import Vectors, equal_rows
 
-SUPER = 16384  # rows made ready at a time, fewer where they are very long
+SUPER = 16384  # rows made ready at a time, fewer if they are very long
 TILE = 1024  # rows and columns of one matrix product
 DEEP = 256  # items before the first relevant one from which on they are only counted
 PENDING = 2**20  # pairs that wait for float64 at a time
-CHUNK = 2**22  # numbers that one thread scores in float64 at a time
+MERGED = 1 / 64  # share of pairs of equal items from which on equal rows are multiplied once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to count. No field changes a result, except that `depth` limits what is known.
+
+    Attributes:
+      depth: the first relevant item's rank is not followed beyond it; None: to the end.
+      threads: None for all cores.
+      filter: one of `kernels.FILTERS`.
+    """
+
+    depth: int | None = None
+    threads: int | None = None
+    filter: str = "auto"
 
 
 @dataclass
 class Positives:
     """Relevant (query, item) pairs, ordered by query, then by descending score, then by id.
 
-    start [Q + 1]: where each query's pairs begin. query, item [P]: rows. score float64 [P].
-    position [P]: 1 for a query's best pair, 2 for the next. above [P]: items found to stand before
-    this pair and behind the one before it. rank [P]: 1-based; exact where it was followed,
-    otherwise only known to be beyond its limit.
+    Attributes:
+      start: int [Q + 1], where each query's pairs begin.
+      query, item: int [P], rows.
+      score: float64 [P], see `exact.scores`; never rising within a query.
+      error: float64 [Q], the largest error of a query's scores.
+      tier: int [P], equal for pairs of a query that tie.
+      high, low: float64 [P], see `exact.keys`; NaN where unknown.
+      above: int [P], items found ahead of this pair and behind the one before it.
     """
 
     start: np.ndarray
     query: np.ndarray
     item: np.ndarray
     score: np.ndarray
-    position: np.ndarray
+    error: np.ndarray
+    tier: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
     above: np.ndarray
 
     @property
-    def rank(self):
+    def position(self) -> np.ndarray:
+        """Int [P]: 1 for a query's best pair, 2 for the next."""
+        return np.arange(len(self.query)) - self.start[self.query] + 1
+
+    @property
+    def rank(self) -> np.ndarray:
+        """Int [P], from 1; exact if it was followed, otherwise only known to exceed its limit."""
         return self.position + _cumulative(self.above, self.counts[self.counts > 0])
 
     @property
-    def counts(self):
+    def counts(self) -> np.ndarray:
+        """Int [Q]: pairs of each query."""
         return np.diff(self.start)
 
 
 @dataclass
 class Counted:
-    """positives: `Positives`. For each query [Q]: tied: other items that score as the best positive
-    does, tied_relevant: positives that do, before: those of `tied` with a smaller id, decided:
-    whether float64 was needed. filter: its name.
+    """What `count_ranks` found.
+
+    Attributes:
+      positives: `Positives`.
+      tied: int [Q], irrelevant items that score as the best positive does.
+      tied_relevant: int [Q], positives that do.
+      before: int [Q], those of `tied` with a smaller id.
+      decided: bool [Q], whether float64 was needed.
+      filter: name of the filter that ran.
     """
 
     positives: Positives
@@ -75,113 +114,213 @@ class Counted:
     filter: str
 
 
-def relevant_pairs(query_labels, catalogue_labels, own):
-    """Rows (query [P], item [P]) with equal labels, the query itself left out."""
-    by_label = np.argsort(catalogue_labels, kind="stable")
-    ordered = catalogue_labels[by_label]
+@dataclass
+class Columns:
+    """The catalogue rows to multiply, and the items that each stands for.
+
+    Attributes:
+      vectors: `Vectors` [C, D], the catalogue itself unless equal rows were merged.
+      equal: (int [Q], int [C]), for each query and column the first one with an equal row; None if
+        all rows differ.
+      of: int [N], the column of each item.
+      size: int [C], items per column; None if each has one.
+      start: int [C + 1], where each column's items begin in `members`.
+      members: int [N], column * N + order of each item, sorted.
+    """
+
+    vectors: Vectors
+    equal: tuple[np.ndarray, np.ndarray] | None
+    of: np.ndarray
+    size: np.ndarray | None
+    start: np.ndarray
+    members: np.ndarray
+
+    def smaller(self, column, order) -> np.ndarray:
+        """Int [n]: items of columns [n] whose order is below `order` [n]."""
+        at = np.searchsorted(self.members, column * len(self.of) + order)
+        return at - self.start[column]
+
+    def sizes(self, column) -> np.ndarray:
+        return np.ones(len(column), np.int64) if self.size is None else self.size[column]
+
+
+def relevant_pairs(query_labels, item_labels, excluded):
+    """Pairs with equal labels.
+
+    Args:
+      query_labels: int or str [Q]. item_labels: [N] of the same.
+      excluded: (query [E], item [E]), distinct pairs that are not returned.
+
+    Returns:
+      (query int [P], item int [P]), ordered by query, then by item.
+    """
+    by_label = np.argsort(item_labels, kind="stable")
+    ordered = item_labels[by_label]
     low = np.searchsorted(ordered, query_labels, "left")
     count = np.searchsorted(ordered, query_labels, "right") - low
     query = np.repeat(np.arange(len(query_labels)), count)
     item = by_label[_ranges(low, count)]
-    keep = item != own[query]
+    some, out = excluded
+    alike = item_labels[out] == query_labels[some]
+    some, out = some[alike], out[alike]
+    if not len(some):
+        return query, item
+    place = np.empty(len(by_label), np.int64)
+    place[by_label] = np.arange(len(by_label))
+    keep = np.ones(len(query), bool)
+    keep[(np.cumsum(count) - count)[some] + place[out] - low[some]] = False
     return query[keep], item[keep]
 
 
-def _ranges(start, count):
-    """Concatenation of arange(s, s + n) for every (s, n)."""
-    ends = np.cumsum(count)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
-
-
-def cores():
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def count_ranks(
-    queries,
-    catalogue,
-    query_labels,
-    catalogue_labels,
-    own,
-    order,
-    limit,
-    *,
-    depth=None,
-    threads=None,
-    filter="auto",
+    queries, catalogue, query_labels, item_labels, excluded, order, limit, settings=None
 ) -> Counted:
-    """Counts the items that stand before each query's relevant ones.
+    """Counts the items ahead of each query's relevant ones.
 
-    queries, catalogue: `Vectors`, the same object where the sets are the same. Labels: codes [Q]
-    and [N]. own [Q]: the query's own row in the catalogue, or -1. order [N]: ranks that break ties.
-    limit [Q]: ranks beyond it need not be told apart, except the first's. depth: the first's
-    rank need not be followed beyond it, None for to the end. threads: None for all cores. filter:
-    one of `kernels.FILTERS`.
+    Args:
+      queries, catalogue: `Vectors`, as `vectors.pair` returns them.
+      query_labels, item_labels: codes, int [Q] and [N].
+      excluded: (query [E], item [E]), distinct pairs that are not ranked.
+      order: int [N], a permutation that breaks ties: the smaller first.
+      limit: int [Q], ranks beyond it need not be known, except the first relevant item's.
+      settings: `Settings`.
     """
-    threads = threads or cores()
-    query, item = relevant_pairs(query_labels, catalogue_labels, own)
+    settings = settings or Settings()
+    threads = settings.threads or cores()
+    query, item = relevant_pairs(query_labels, item_labels, excluded)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        score = _scores(pool, queries, catalogue, query, item)
-        by = np.lexsort((order[item], -score, query))
-        query, item, score = query[by], item[by], score[by]
-        start = np.searchsorted(query, np.arange(len(query_labels) + 1))
-        position = np.arange(len(query)) - start[query] + 1
-        above = np.zeros(len(query), np.int64)
-        p = Positives(start, query, item, score, position, above)
-        product = kernels.choose(filter, queries, catalogue, threads)
-        counting = _Counting(queries, catalogue, product, p, own, order, limit, depth)
+        columns = _columns(queries, catalogue, order)
+        positives = _ordered(pool, queries, columns, query, item, order, len(query_labels))
+        product = kernels.choose(settings.filter, queries, columns.vectors, threads)
+        depth = np.inf if settings.depth is None else settings.depth
+        counting = _Counting(queries, columns, product, positives, excluded, order, limit, depth)
         counting.run(pool)
-    best = score == score[start[query]]
-    tied_relevant = np.bincount(query, best, minlength=len(query_labels)).astype(np.int64)
-    return Counted(p, counting.tied, tied_relevant, counting.before, counting.decided, product.name)
+    tier = positives.tier
+    best = tier == tier[positives.start[positives.query]]
+    tied_relevant = np.bincount(positives.query, best, minlength=len(query_labels))
+    return Counted(
+        positives, counting.tied, tied_relevant.astype(np.int64), counting.before,
+        counting.decided, product.name,
+    )  # fmt: skip
 
 
-def _scores(pool, queries, catalogue, query, item):
-    """Float64 scores of pairs of rows."""
-    score = np.empty(len(query))
-    step = max(1, CHUNK // max(1, queries.dimensions))
+def _columns(queries, catalogue, order):
+    """The catalogue's `Columns`; equal rows are merged if they would take most of the time."""
+    count = len(catalogue)
+    items = np.arange(count)
+    first = equal_rows(catalogue.values)
+    asking = first if queries.values is catalogue.values else equal_rows(queries.values)
+    number = np.bincount(first, minlength=count)
+    if np.square(number, dtype=float).sum() - count <= MERGED * count**2:
+        differ = (first == items).all() and (asking == np.arange(len(asking))).all()
+        equal = None if differ else (asking, first)
+        return Columns(
+            catalogue, equal, items, None, np.append(items, count), items * count + order
+        )
+    rows = np.flatnonzero(number)
+    of = np.searchsorted(rows, first)
+    size = number[rows]
+    start = np.append(0, np.cumsum(size))
+    vectors, equal = catalogue.take(rows), (asking, np.arange(len(rows)))
+    return Columns(vectors, equal, of, size, start, np.sort(of * count + order))
 
-    def part(i):
-        rows = slice(i, i + step)
-        score[rows] = pair_scores(queries.left(query[rows]), catalogue.right(item[rows]))
 
-    list(pool.map(part, range(0, len(query), step)))
-    return score
+def _ordered(pool, queries, columns, query, item, order, count):
+    """`Positives` of relevant pairs."""
+    score, error = _of_pairs(exact.scores, pool, queries, columns, query, columns.of[item])
+
+    def find_keys(at):
+        return _of_pairs(exact.keys, pool, queries, columns, query[at], columns.of[item[at]])
+
+    by, score, tier, high, low = exact.order(query, score, error, order[item], find_keys)
+    query, item, error = query[by], item[by], error[by]
+    start = np.searchsorted(query, np.arange(count + 1))
+    largest = np.zeros(count)
+    filled = np.flatnonzero(np.diff(start))
+    if len(filled):
+        largest[filled] = np.maximum.reduceat(error, start[filled])
+    return Positives(
+        start, query, item, score, largest, tier, high, low, np.zeros(len(query), np.int64)
+    )
+
+
+def _span(queries, catalogue):
+    """A number above all differences between two scores of one query."""
+    return 4 * (queries.norms.max(initial=0) * catalogue.norms.max(initial=0) + 1)
+
+
+def _of_pairs(function, pool, queries, columns, query, column):
+    """`exact.scores` or `exact.keys` of pairs, those of equal rows once."""
+    if columns.equal is None:
+        return exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
+    pair = columns.equal[0][query] * len(columns.vectors) + columns.equal[1][column]
+    pair, back = np.unique(pair, return_inverse=True)
+    query, column = np.divmod(pair, len(columns.vectors))
+    found = exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
+    return tuple(each[back] for each in found)
 
 
 class _Counting:
     """The pass over the tiles. Shared arrays are changed under the lock only."""
 
-    def __init__(self, queries, catalogue, product, positives, own, order, limit, depth):
-        self.queries, self.catalogue, self.product = queries, catalogue, product
-        self.p, self.order, self.limit = positives, order, limit
-        self.symmetric = queries is catalogue
-        self.depth = np.inf if depth is None else depth
+    def __init__(self, queries, columns, product, positives, excluded, order, limit, depth):
+        self.queries, self.columns, self.product = queries, columns, product
+        self.positives, self.order, self.limit, self.depth = positives, order, limit, depth
+        # Then a score serves either row as the query, if what is masked for one is for the other.
+        self.symmetric = queries is columns.vectors and _mutual(*excluded, len(queries))
         self.lock = threading.Lock()
         self.local = threading.local()
         self.waiting, self.num_waiting = [], 0
-        p, count = positives, len(own)
+        p, count = positives, len(queries)
         self.first = p.start[:-1]
         self.tied, self.before = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.decided = np.zeros(count, bool)
         # Queries follow each other on one axis, so that one sorted array serves them all.
-        self.span = 4 * (queries.norms.max(initial=0) * catalogue.norms.max(initial=0) + 1)
-        self.key = p.query * self.span - p.score
-        rounding = self.span * count * 2.0**-51
+        catalogue = columns.vectors
+        self.span = _span(queries, catalogue)
+        threshold = p.score + queries.offset
+        self.key = p.query * self.span - threshold
+        rounding = self.span * count * 2.0**-50 + 2 * exact.largest_error(queries, catalogue)
         self.bound = product.bound + rounding
         self.bound32 = kernels.float32_bound(queries, catalogue) + rounding
         best = np.full(count, np.inf)
         answerable = np.flatnonzero(p.counts)
-        best[answerable] = p.score[self.first[answerable]]
+        best[answerable] = threshold[self.first[answerable]]
         self.low = (best - self.bound).astype(np.float32)
         self.high = (best + self.bound).astype(np.float32)
         self.floor = np.full(count, np.inf, np.float32)
         self.deep = np.zeros(count, bool)
         self.refresh(answerable)
-        self.masked = _by_tile(p, own)
+        self._mask(excluded)
+
+    def _mask(self, excluded):
+        """Notes what is not to be counted: relevant items and excluded ones.
+
+        Their (query, column) is masked in the tiles. The other items of a masked column, which
+        has several if equal rows were merged, are set aside for `decide`.
+        """
+        p, columns = self.positives, self.columns
+        query = np.concatenate([p.query, excluded[0]])
+        item = np.concatenate([p.item, excluded[1]])
+        column = columns.of[item]
+        if columns.size is not None:
+            pair = query * len(columns.vectors) + column
+            self.masked_pairs, pair = np.unique(pair, return_inverse=True)
+            # Masked items in the order of their pair and within it in that of ties.
+            self.masked_items = np.sort(pair * len(columns.of) + self.order[item])
+            query, column = np.divmod(self.masked_pairs, len(columns.vectors))
+            rest = columns.size[column] > np.bincount(pair, minlength=len(query))
+            rest &= p.counts[query] > 0
+            self.waiting.append((query[rest], column[rest]))
+        self.masked = _by_tile(query, column, len(self.queries))
 
     def run(self, pool):
-        rows, columns = (-(-len(side) // TILE) for side in (self.queries, self.catalogue))
+        rows, columns = (-(-len(side) // TILE) for side in (self.queries, self.columns.vectors))
         tiles = rows * (rows + 1) // 2 if self.symmetric else rows * columns
         for _ in progress.track(self.products(pool), tiles, "exact ranks, tiles of scores"):
             pass
@@ -189,14 +328,14 @@ class _Counting:
 
     def products(self, pool):
         """Goes through all tiles and yields as each is done."""
-        n, m = len(self.queries), len(self.catalogue)
-        step = max(TILE, min(SUPER, 2**24 // self.queries.dimensions) // TILE * TILE)
-        for i in range(0, n, step):
-            lefts = self.tiles(pool, self.queries.left, self.product.left, i, min(i + step, n))
-            for j in range(i if self.symmetric else 0, m, step):
-                rights = self.tiles(
-                    pool, self.catalogue.right, self.product.right, j, min(j + step, m)
-                )
+        queries, items = self.queries, self.columns.vectors
+        step = max(TILE, min(SUPER, 2**24 // queries.dimensions) // TILE * TILE)
+        for i in range(0, len(queries), step):
+            end = min(i + step, len(queries))
+            lefts = self.tiles(pool, queries.left, self.product.left, i, end)
+            for j in range(i if self.symmetric else 0, len(items), step):
+                end = min(j + step, len(items))
+                rights = self.tiles(pool, items.right, self.product.right, j, end)
                 same = self.symmetric and i == j
                 pairs = ((a, b) for y, a in enumerate(lefts) for b in rights[y if same else 0 :])
                 yield from pool.map(lambda pair: self.tile(*pair[0], *pair[1]), pairs)
@@ -210,76 +349,89 @@ class _Counting:
 
         return list(pool.map(part, range(start, end, TILE)))
 
-    def tile(self, i, left, a, j, right, b):
-        s = self.product.multiply(a, b, self.local)
-        self.mask(s, i, j, len(right))
-        found = [self.along_rows(s, i, j, len(left))]
-        if self.symmetric and i != j:
-            found.append(self.along_columns(s, i, j, len(right)))
+    def tile(self, top, left, left_ready, first, right, right_ready):
+        """Counts one tile: rows from `top` on as queries, from `first` on as columns.
+
+        left, right: float32 [rows, D] and [columns, D]; the same as the filter multiplies them.
+        """
+        # [panels, rows, columns per panel]
+        scores = self.product.multiply(left_ready, right_ready, self.local)
+        self.mask(scores, top, first, len(right))
+        found = [self.along_rows(scores, top, first, len(left))]
+        if self.symmetric and top != first:
+            found.append(self.along_columns(scores, top, first, len(right)))
         *pairs, score = _joined(above for above, _ in found)
-        near = self.place(pairs[0], score, self.bound)
+        near = self.place(pairs[0], pairs[1], score, self.bound)
         touched = pairs[0]
-        # What this product cannot tell, the next finer one does.
-        query, item, row, column = _joined(
+        # What this product cannot decide, the next finer one does.
+        query, column, y, x = _joined(
             [[part[near] for part in pairs], *(unsure for _, unsure in found)]
         )
         if self.product.name != "float32" and len(query):
-            if len(query) > s.size // 64:  # as much work as the whole tile
-                score = np.matmul(left, right.T)[row, column]
+            if len(query) > scores.size // 64:  # as much work as the whole tile
+                score = np.matmul(left, right.T)[y, x]
             else:
-                score = np.einsum("ij,ij->i", left[row], right[column])
-            near = self.place(query, score, self.bound32)
-            query, item = query[near], item[near]
+                score = np.einsum("ij,ij->i", left[y], right[x])
+            near = self.place(query, column, score, self.bound32)
+            query, column = query[near], column[near]
         self.refresh(touched)
-        self.wait(query, item)
+        self.wait(query, column)
 
-    def mask(self, s, i, j, items):
-        """Takes relevant pairs and the query itself out of a tile of scores."""
-        query, item = self.masked[i // TILE]
-        low, high = np.searchsorted(item, [j, j + items])
-        panel, column = np.divmod(item[low:high] - j, s.shape[2])
-        s[panel, query[low:high] - i, column] = -np.inf
+    def mask(self, scores, top, first, columns):
+        """Takes relevant and excluded items out of a tile of scores."""
+        query, column = self.masked[top // TILE]
+        low, high = np.searchsorted(column, [first, first + columns])
+        panel, x = np.divmod(column[low:high] - first, scores.shape[2])
+        scores[panel, query[low:high] - top, x] = -np.inf
 
-    def along_rows(self, s, i, j, rows):
-        """What a tile holds for the queries of its rows: two tuples of arrays.
+    def along_rows(self, scores, top, first, rows):
+        """What a tile [panels, rows, columns per panel] holds for the queries of its rows.
 
-        (query, item, row, column, score) of the items above some threshold, and (query, item, row,
-        column) of what queries whose items are only counted, which is done here, cannot tell.
+        Returns two tuples of arrays: (query, column, y, x, score) of the scores above some
+        threshold; and (query, column, y, x) of what is inconclusive for the queries whose items are
+        only counted, which is done here. y, x: row and column in the tile.
         """
         with self.lock:  # floor and deep change together, also while this tile is counted
-            floor = self.floor[i : i + rows].copy()
-            deep = np.flatnonzero(self.deep[i : i + rows])
-        row, column, score = self.above(s, floor[:, None])
-        scores = s[:, deep].transpose(1, 0, 2).reshape(len(deep), s.shape[0] * s.shape[2])
-        r, c = self.count_deep(scores, i + deep)
-        r = deep[r]
-        return (i + row, j + column, row, column, score), (i + r, j + c, r, c)
+            floor = self.floor[top : top + rows].copy()
+            deep = np.flatnonzero(self.deep[top : top + rows])
+        y, x, score = self.above(scores, floor[:, None])
+        # [deep, columns]
+        counted = scores[:, deep].transpose(1, 0, 2)
+        counted = counted.reshape(len(deep), scores.shape[0] * scores.shape[2])
+        deep_y, deep_x = self.count_deep(counted, top + deep, first)
+        deep_y = deep[deep_y]
+        return (top + y, first + x, y, x, score), (top + deep_y, first + deep_x, deep_y, deep_x)
 
-    def along_columns(self, s, i, j, columns):
+    def along_columns(self, scores, top, first, columns):
         """The same for the queries of its columns."""
-        floor = np.full(s.shape[0] * s.shape[2], np.inf, np.float32)
+        panels, rows, wide = scores.shape
+        floor = np.full(panels * wide, np.inf, np.float32)
         with self.lock:
-            floor[:columns] = self.floor[j : j + columns]
-            deep = np.flatnonzero(self.deep[j : j + columns])
-        row, column, score = self.above(s, floor.reshape(s.shape[0], 1, s.shape[2]))
-        c, r = self.count_deep(s[deep // s.shape[2], :, deep % s.shape[2]], j + deep)
-        c = deep[c]
-        return (j + column, i + row, row, column, score), (j + c, i + r, r, c)
+            floor[:columns] = self.floor[first : first + columns]
+            deep = np.flatnonzero(self.deep[first : first + columns])
+        y, x, score = self.above(scores, floor.reshape(panels, 1, wide))
+        # [deep, rows]
+        counted = scores[deep // wide, :, deep % wide]
+        deep_x, deep_y = self.count_deep(counted, first + deep, top)
+        deep_x = deep[deep_x]
+        return (first + x, top + y, y, x, score), (first + deep_x, top + deep_y, deep_y, deep_x)
 
-    def above(self, s, floor):
-        at = np.flatnonzero(s >= floor)
-        panel, rest = np.divmod(at, s.shape[1] * s.shape[2])
-        row, column = np.divmod(rest, s.shape[2])
-        return row, panel * s.shape[2] + column, s.reshape(-1)[at]
+    def above(self, scores, floor):
+        """(y, x, score) of the scores of a tile that reach the floor."""
+        at = np.flatnonzero(scores >= floor)
+        panel, rest = np.divmod(at, scores.shape[1] * scores.shape[2])
+        y, x = np.divmod(rest, scores.shape[2])
+        return y, panel * scores.shape[2] + x, scores.reshape(-1)[at]
 
-    def place(self, query, score, bound):
-        """Counts items that stand above some threshold of their query's, each where it stands.
+    def place(self, query, column, score, bound):
+        """Counts what is above some threshold of its query, each where it belongs.
 
         Returns a mask of those within the bound of a threshold, which are not counted.
         """
         if not len(query):
             return np.zeros(0, bool)
-        offset, last = self.p.start[query.min()], self.p.start[query.max() + 1]
+        p = self.positives
+        offset, last = p.start[query.min()], p.start[query.max() + 1]
         keys = self.key[offset:last]
         key = query * self.span - score
         at = np.searchsorted(keys, key)
@@ -289,25 +441,34 @@ class _Counting:
         )  # fmt: skip
         near = gap <= bound[query]
         sure = at[~near] + offset
-        sure = sure[sure < self.p.start[query[~near] + 1]]
+        inside = sure < p.start[query[~near] + 1]
+        count = self.columns.sizes(column[~near][inside])
         with self.lock:
-            np.add.at(self.p.above, sure, 1)
+            np.add.at(p.above, sure[inside], count)
         return near
 
-    def count_deep(self, scores, query):
-        """Counts [deep, items] for queries whose first relevant item has many items before it.
+    def count_deep(self, scores, query, first):
+        """Counts items for queries whose first relevant item has many items ahead of it.
 
-        Returns the (row, column) of scores that could stand on either side of it.
+        Args:
+          scores: float32 [deep, columns], of columns from `first` on. query: int [deep].
+
+        Returns:
+          (row, column) of the scores that could be on either side of it.
         """
         if not len(query):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        above = np.count_nonzero(scores > self.high[query, None], axis=1)
-        maybe = np.count_nonzero(scores >= self.low[query, None], axis=1)
+        higher = scores > self.high[query, None]
+        above = maybe = np.count_nonzero(higher, axis=1)
+        if self.columns.size is not None:
+            size = self.columns.size[first : first + scores.shape[1]]
+            above = higher[:, : len(size)] @ size
+        unsure = np.count_nonzero(scores >= self.low[query, None], axis=1) > maybe
         with self.lock:
-            self.p.above[self.first[query]] += above
+            self.positives.above[self.first[query]] += above
         if self.depth < np.inf:
             self.refresh(query)
-        unsure = np.flatnonzero(maybe > above)
+        unsure = np.flatnonzero(unsure)
         some = scores[unsure]
         low, high = (bound[query[unsure], None] for bound in (self.low, self.high))
         row, column = np.nonzero((some >= low) & (some <= high))
@@ -323,62 +484,157 @@ class _Counting:
             self._refresh(rows)
 
     def _refresh(self, rows):
-        start = self.first[rows]
-        count = self.p.start[rows + 1] - start
+        p, start = self.positives, self.first[rows]
+        count = p.start[rows + 1] - start
         pairs = _ranges(start, count)
-        # Ranks rise with the position, so that those that matter come first.
-        rank = self.p.position[pairs] + _cumulative(self.p.above[pairs], count)
-        alive = rank <= np.repeat(self.limit[rows], count)
         begin = np.cumsum(count) - count
+        # Ranks rise with the position, so those that matter come first.
+        position = np.arange(len(pairs)) - np.repeat(begin, count) + 1
+        rank = position + _cumulative(p.above[pairs], count)
+        alive = rank <= np.repeat(self.limit[rows], count)
         alive[begin] = rank[begin] <= self.depth
         live = np.add.reduceat(alive, begin, dtype=np.int64)
-        low = self.p.score[start + np.maximum(live, 1) - 1] - self.bound[rows]
+        lowest = p.score[start + np.maximum(live, 1) - 1] + self.queries.offset
         deep = (live == 1) & (rank[begin] > DEEP)
         self.deep[rows] = deep
-        self.floor[rows] = np.where((live > 0) & ~deep, low, np.inf)
+        self.floor[rows] = np.where((live > 0) & ~deep, lowest - self.bound[rows], np.inf)
 
-    def wait(self, query, item):
-        """Sets pairs aside for float64, and decides those that wait when they are many."""
+    def wait(self, query, column):
+        """Sets pairs aside for float64, and decides those that wait if they are many."""
         if not len(query):
             return
         with self.lock:
-            self.waiting.append((query, item))
+            self.waiting.append((query, column))
             self.num_waiting += len(query)
             if self.num_waiting <= PENDING:
                 return
             taken = self.taken()
-        self.decide(None, *taken)
+        self.decide(_Inline, *taken)
 
     def taken(self):
         pairs = [np.concatenate(parts) for parts in zip(*self.waiting, strict=True)]
         self.waiting, self.num_waiting = [], 0
         return pairs or (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
-    def decide(self, pool, query, item):
-        """Counts pairs by their float64 scores; tells ties."""
-        p, order = self.p, self.order
-        score = _scores(pool or _Inline, self.queries, self.catalogue, query, item)
-        # Where the item stands among its query's relevant ones: the first that is behind it.
-        low, high = self.first[query].copy(), p.start[query + 1].copy()
-        while (open_ := low < high).any():
-            middle = np.where(open_, (low + high) // 2, self.first[query])
-            equal = score == p.score[middle]
-            stands = (score > p.score[middle]) | (equal & (order[item] < order[p.item[middle]]))
-            high = np.where(open_ & stands, middle, high)
-            low = np.where(open_ & ~stands, middle + 1, low)
-        tied = score == p.score[self.first[query]]
-        smaller = tied & (order[item] < order[p.item[self.first[query]]])
+    def decide(self, pool, query, column):
+        """Counts (query, column) pairs [n] by their float64 scores, or if those are inconclusive by
+        their keys; counts ties."""
+        p = self.positives
+        score, error = _of_pairs(exact.scores, pool, self.queries, self.columns, query, column)
+        error = error + p.error[query]
+        end = p.start[query + 1]
+        # Thresholds from `low` to `high` are too close to the score.
+        low = _first(self.first[query], end, lambda at: p.score[at] <= score + error)
+        high = _first(low, end, lambda at: p.score[at] < score - error)
+        count = self.columns.sizes(column) - self.masked_below(query, column)
+        inside = (low == high) & (low < end)
         with self.lock:
-            np.add.at(p.above, low[low < p.start[query + 1]], 1)
-            np.add.at(self.tied, query[tied], 1)
-            np.add.at(self.before, query[smaller], 1)
+            np.add.at(p.above, low[inside], count[inside])
             self.decided[query] = True
+        close = np.flatnonzero(low < high)
+        if len(close):
+            within = (each[close] for each in (query, column, count, low, high, end))
+            self.decide_close(pool, *within)
+
+    def decide_close(self, pool, query, column, count, low, high, end):
+        """The same by keys, for `count` items per pair: against thresholds from low to high."""
+        p = self.positives
+        touched = np.unique(_ranges(low, high - low))
+        unknown = touched[np.isnan(p.high[touched])]
+        keys = _of_pairs(
+            exact.keys, pool, self.queries, self.columns,
+            np.append(p.query[unknown], query),
+            np.append(self.columns.of[p.item[unknown]], column),
+        )  # fmt: skip
+        with self.lock:  # low first: a known high says that both are known
+            p.low[unknown], p.high[unknown] = (each[: len(unknown)] for each in keys[::-1])
+        key_high, key_low = (each[len(unknown) :] for each in keys)
+
+        def behind(at):
+            equal = p.high[at] == key_high
+            return (p.high[at] < key_high) | (equal & (p.low[at] < key_low))
+
+        def equal(at):
+            return (p.high[at] == key_high) & (p.low[at] == key_low)
+
+        # Thresholds from `low` to `high` now tie with the item.
+        low = _first(low, high, lambda at: behind(at) | equal(at))
+        high = _first(low, high, behind)
+        ties = high > low
+        first = self.first[query]
+        best = ties & (low == first)
+        smaller = self.smaller(query[best], column[best], self.order[p.item[first[best]]])
+        order = self.columns.members[self.columns.start[column]] % len(self.columns.of)
+        # One item: ahead of the first tied threshold of larger order.
+        alone = ties & (self.columns.sizes(column) == 1)
+        last = np.where(alone, high, low)
+        at = _first(low, last, lambda at: self.order[p.item[at]] > order)
+        single = (alone | ~ties) & (at < end)
+        with self.lock:
+            np.add.at(p.above, at[single], count[single])
+            np.add.at(self.tied, query[best], count[best])
+            np.add.at(self.before, query[best], smaller)
+        several = np.flatnonzero(ties & ~alone)
+        if len(several):
+            self.spread(*(each[several] for each in (query, column, count, low, high, end)))
+
+    def spread(self, query, column, count, low, high, end):
+        """Counts columns of several items that tie with thresholds from low to high."""
+        number = high - low
+        at, of = _ranges(low, number), np.repeat(np.arange(len(low)), number)
+        order = self.order[self.positives.item[at]]
+        ahead = self.smaller(query[of], column[of], order)  # of each threshold
+        first = np.cumsum(number) - number
+        new = np.diff(ahead, prepend=0)
+        new[first] = ahead[first]
+        rest = count - ahead[first + number - 1]
+        inside = high < end
+        with self.lock:
+            np.add.at(self.positives.above, at, new)
+            np.add.at(self.positives.above, high[inside], rest[inside])
+
+    def smaller(self, query, column, order):
+        """Items to be counted of (query, column) pairs [n] whose order is below `order` [n]."""
+        return self.columns.smaller(column, order) - self.masked_below(query, column, order)
+
+    def masked_below(self, query, column, order=None):
+        """Masked items of (query, column) pairs [n], of all orders or of those below `order`."""
+        if self.columns.size is None or not len(self.masked_pairs):
+            return np.zeros(len(query), np.int64)  # masked columns are not counted at all
+        pairs, items = self.masked_pairs, len(self.columns.of)
+        wanted = query * len(self.columns.vectors) + column
+        at = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
+        begin = np.searchsorted(self.masked_items, at * items)
+        end = at * items + (items if order is None else order)
+        return np.where(pairs[at] == wanted, np.searchsorted(self.masked_items, end) - begin, 0)
 
 
 class _Inline:
-    """Stands in for a pool within one of its own threads."""
+    """Used in place of a pool within one of its own threads."""
 
     map = staticmethod(map)
+
+
+def _first(low, high, is_behind):
+    """Binary search: the first place [n] in [low, high) for which is_behind holds, else high."""
+    low, high = low.copy(), high.copy()
+    while (open_ := low < high).any():
+        middle = np.where(open_, (low + high) // 2, 0)
+        behind = is_behind(middle)
+        high = np.where(open_ & behind, middle, high)
+        low = np.where(open_ & ~behind, middle + 1, low)
+    return low
+
+
+def _ranges(start, count):
+    """Concatenation of arange(s, s + n) for every (s, n)."""
+    ends = np.cumsum(count)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
+
+
+def _mutual(query, item, count):
+    """Whether (b, a) is among the pairs whenever (a, b) is."""
+    return np.array_equal(np.sort(query * count + item), np.sort(item * count + query))
 
 
 def _joined(groups):
@@ -393,15 +649,12 @@ def _cumulative(values, count):
     return total - np.repeat(total[begin] - values[begin], count) if len(values) else total
 
 
-def _by_tile(positives, own):
-    """(query, item) rows not to be counted: a list by tile of queries, each ordered by item."""
-    itself = np.flatnonzero(own >= 0)
-    query = np.concatenate([positives.query, itself])
-    item = np.concatenate([positives.item, own[itself]])
+def _by_tile(query, column, count):
+    """[(query, column)] of each tile of queries, ordered by column."""
     tile = query // TILE
-    by = np.lexsort((item, tile))
-    cuts = np.searchsorted(tile[by], np.arange(1, -(-len(own) // TILE)))
-    return list(zip(np.split(query[by], cuts), np.split(item[by], cuts), strict=True))
+    by = np.lexsort((column, tile))
+    cuts = np.searchsorted(tile[by], np.arange(1, -(-count // TILE)))
+    return list(zip(np.split(query[by], cuts), np.split(column[by], cuts), strict=True))
 
 
 def where(mask):

@@ -1,8 +1,9 @@
-"""Block products of scores whose error is bounded: in float32, and in bfloat16 as a filter.
+"""Filters: block products of scores with bounded error, in float32 and in bfloat16.
 
 A filter multiplies a tile of queries by a tile of items and bounds, for each query, how far any of
-its scores may be from the exact dot product q·c of the float32 rows. Counting trusts a score only
-beyond that bound (see `retrieval.ranking.counting`), so that either filter yields the same ranks.
+its scores may be from the exact dot product q·c of the prepared rows (see
+`retrieval.ranking.vectors`). Counting trusts a score only beyond that bound (see
+`retrieval.ranking.counting`), so the ranks do not depend on the filter.
 
 The bound. Let fl(q), fl(c) be the rows as multiplied, and s the computed sum of D products.
 
@@ -15,18 +16,20 @@ The bound. Let fl(q), fl(c) be the rows as multiplied, and s the computed sum of
    significant bits and is exact in float32; their sums are float32, which some processors round to
    odd instead of to nearest: u = 2**-23 covers both.
 
-2. Inputs. In float32 fl(q) = q and fl(c) = c. In bfloat16, writing fl(q) = q + dq, fl(c) = c + dc,
+2. Inputs. Writing fl(q) = q + dq, fl(c) = c + dc,
 
        |fl(q)·fl(c) - q·c| = |dq·c + fl(q)·dc| <= |dq| |c| + (|q| + |dq|) |dc|.
 
-   |dq| and |dc| are not estimated but measured, in float64, on every row. Rounding to nearest
-   would bound them by 2**-8 of the row's length; on data they are about 2**-9.2 of it.
+   In float32, |dq| <= u |q| and |dc| <= u |c|: together less than 3 u |q| |c|. In bfloat16, the
+   further |dq| and |dc| are not estimated but measured, in float64, on every row. Rounding to
+   nearest would bound them by 2**-8 of the row's length; on data they are about 2**-9.2 of it.
 
 3. Numbers below 2**-126 may count as zero in bfloat16 units. Rows are scaled to lengths of at most
-   about 1, so that this moves a sum by less than 3 D 2**-126, which the 1e-30 covers, as it covers
+   about 1, so this changes a sum by less than 3 D 2**-126. The term 1e-30 covers that and
    float32's own underflow.
 
-Four more u cover the rounding of the thresholds that scores are compared with.
+Four more u cover the rounding of the thresholds that scores are compared with. What float64 itself
+may err in both is `exact.largest_error`, which counting adds.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +42,15 @@ PANEL = 64  # items multiplied at a time in bfloat16: few enough for their rows 
 
 
 def choose(name, queries, catalogue, threads):
-    """The filter of that name for two `Vectors`; auto: bfloat16 where the processor has it."""
+    """The filter for two `Vectors`.
+
+    Args:
+      name: one of FILTERS; 'auto' takes bfloat16 if the processor has it and there is enough work.
+      queries, catalogue: `Vectors`. threads: int.
+
+    Raises:
+      ValueError: for another name.
+    """
     if name not in FILTERS:
         raise ValueError(f"filter={name!r} is not one of {', '.join(FILTERS)}")
     work = len(queries) * len(catalogue) * queries.dimensions
@@ -56,13 +67,14 @@ def has_bfloat16() -> bool:
 
 
 def accumulation(dimensions, u):
+    """Relative error of a sum of products, relative to the product of the lengths."""
     return dimensions * u / (1 - dimensions * u)
 
 
 def float32_bound(queries, catalogue):
     """Bound [Q] on the error of a float32 score and of its threshold."""
     u = 2.0**-24
-    share = accumulation(queries.dimensions, u) + 4 * u
+    share = accumulation(queries.dimensions, u) + 8 * u
     return share * queries.norms * catalogue.norms.max(initial=0) + 1e-30
 
 
@@ -81,7 +93,7 @@ class Float32:
         return rows
 
     def multiply(self, a, b, local):
-        """Scores [panels, rows, items a panel] of two tiles, in memory that `local` keeps."""
+        """Scores [panels, rows, items per panel] of two tiles, in memory that `local` keeps."""
         out = _memory(local, (1, len(a), len(b)))
         np.matmul(a, b.T, out=out[0])
         return out
@@ -109,7 +121,7 @@ class Bfloat16:
             q * longest
             + rounded * coarsest
             + accumulation(queries.dimensions, 2.0**-23) * rounded * (longest + coarsest)
-            + 4 * 2.0**-24 * queries.norms * longest
+            + 8 * 2.0**-24 * queries.norms * longest
             + 1e-30
         )
 
@@ -135,7 +147,7 @@ class Bfloat16:
         return len(rows) - short, [self.numkong.dots_pack(p, dtype="bfloat16") for p in panels]
 
     def multiply(self, a, b, local):
-        """Scores [panels, rows, PANEL] of two tiles, as above; -inf where no item is."""
+        """Scores [panels, rows, PANEL] of two tiles, as above; -inf beyond the last item."""
         count, panels = b
         out = _memory(local, (len(panels), a.shape[0], PANEL))
         if getattr(local, "shown", None) is not out:
@@ -152,7 +164,7 @@ class Bfloat16:
 
 
 def _memory(local, shape):
-    """A float32 array of that shape, the last one again where it fits."""
+    """A float32 array of that shape, the last one again if it fits."""
     if getattr(local, "scores", None) is None or local.scores.shape != shape:
         local.scores = np.empty(shape, np.float32)
     return local.scores

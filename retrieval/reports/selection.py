@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from retrieval import metrics
 from retrieval.ranking.vectors import pair_similarity
 
 EACH = 12  # entries of every section
@@ -73,7 +72,7 @@ def choose(queries, catalogue, result, seed=0) -> Chosen:
         hits=np.sort(random.permutation(hits)[:EACH]).tolist(),
         hubs=[(int(row), int(count[row])) for row in hubs if count[row] > 0],
         suspects=[(int(q), str(catalogue.products[rows[q, 0]])) for q in suspects],
-        answers=_answers(queries, catalogue, shown, result.figures.similarity),
+        answers=_answers(queries, catalogue, shown, result),
     )
 
 
@@ -98,12 +97,11 @@ def _suspects(queries, catalogue, result, right):
     return found[np.argsort(-best[found], kind="stable")]
 
 
-def _answers(queries, catalogue, shown, similarity):
-    own = metrics.own_rows(queries.ids[shown], catalogue.ids) if shown else []
-    answers = {}
-    for q, itself in zip(shown, own, strict=True):
+def _answers(queries, catalogue, shown, result):
+    similarity, answers = result.figures.similarity, {}
+    for q in shown:
         items = np.flatnonzero(catalogue.products == queries.products[q])
-        items = items[items != itself]
+        items = items[~result.same.among(items[None], [q])[0]]
         near = pair_similarity(
             queries.embeddings[[q] * len(items)], catalogue.embeddings[items], similarity
         )

@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from retrieval.evaluation import identity
 from retrieval.reports.comparison_page import TITLES, backward_table
 
 
@@ -30,6 +31,8 @@ def print_evaluation(results, prefix):
         f"{figures.num_queries} queries against {figures.num_catalogue} catalogue items; "
         f"{figures.num_unanswerable} queries have no relevant item and are excluded."
     )
+    for sentence in identity.sentences(figures.excluded_by, figures.num_byte_equal_copies):
+        print(sentence)
     print(f"Ranks are exact; {figures.ties.num_queries_with_ties} queries have ties.")
     if index:
         print(

@@ -1,17 +1,12 @@
 """The metrics against plain loops, and against rankings worked out by hand."""
 
 import math
-import types
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from retrieval import metrics
-from retrieval.embeddings import store
-from retrieval.evaluation import figures, lists
-from retrieval.ranking import counting, kernels, vectors
 
 pytestmark = pytest.mark.numeric
 
@@ -142,9 +137,36 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ({"catalogue": np.ones((1, 3)), "catalogue_labels": [1]}, "2 dimensions"),
         ({"queries": [[1.0, np.nan]]}, "queries: row 0 is not finite"),
         ({"queries": [1.0, 2.0]}, r"\[rows, dimensions\]"),
-        ({"query_labels": [1, 2]}, "one entry a row"),
+        ({"query_labels": [1, 2]}, "one entry per row"),
         ({"catalogue_ids": ["x", "x"]}, "'x' occurs twice"),
         ({"similarity": "hamming"}, "not one of"),
+        ({"catalogue_labels": None}, "catalogue_labels are missing"),
+        ({"catalogue": None}, "catalogue_labels and catalogue_ids need a catalogue"),
+        ({"query_labels": [[1, 2]]}, r"query_labels must have one entry per row: \[1, 2\] for 1"),
+        ({"catalogue_labels": [[1, 2]]}, "one entry per row"),
+        ({"query_labels": [1.5]}, "query_labels: 1.5 is not a class"),
+        ({"query_labels": [np.nan]}, "nan is not a class"),
+        ({"query_labels": [np.inf]}, "inf is not a class"),
+        (
+            {"query_labels": [2.0**24 + 2]},
+            "16777218.0 is not a class; floats must be whole numbers",
+        ),
+        ({"query_labels": [1j]}, "query_labels must be integers or strings, not complex128"),
+        ({"query_labels": [None]}, "query_labels must be integers or strings"),
+        ({"query_labels": ["1"]}, "labels: <U1 of the queries and int64 of the catalogue do not"),
+        ({"query_labels": [b"\xff"], "catalogue_labels": ["a", "b"]}, "is not UTF-8"),
+        ({"query_ids": [1], "catalogue_ids": ["a", "b"]}, "ids: int64 of the queries and <U1"),
+        ({"query_ids": [[1, 2]]}, "query_ids must have one entry per row"),
+        ({"ks": [0]}, "ks: k must be at least 1, not 0"),
+        ({"precision_at": [-3]}, "precision_at: k must be at least 1, not -3"),
+        ({"ks": [1.5]}, "ks takes whole numbers"),
+        ({"ks": 5}, "ks takes whole numbers, not 5"),
+        ({"excluded": [[0], [2]]}, "excluded must hold rows from 0 to 1"),
+        ({"excluded": [[-1], [0]]}, "excluded must hold rows from 0 to 0"),
+        ({"excluded": [[0, 0], [1]]}, "excluded holds 2 query rows for 1 catalogue rows"),
+        ({"excluded": [0, 1, 2]}, "excluded must be"),
+        ({"queries": [["a", "b"]]}, "queries must be real numbers of at most 64 bits"),
+        ({"queries": [[1, 1j]]}, "queries must be real numbers of at most 64 bits"),
         ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16"),
     ],
 )
@@ -159,151 +181,66 @@ def test_bad_input_is_named(change, message):
         metrics.rank_queries(**(good | change))
 
 
-def brute(points, labels, catalogue, catalogue_labels, own, ks):
-    """First rank, MAP@R and hits from the full float64 matrix; ids are row numbers."""
-    scores = counting.pair_scores(
-        np.repeat(points, len(catalogue), 0), np.tile(catalogue, (len(points), 1))
-    ).reshape(len(points), -1)
-    first, ap, hits = [], [], []
-    for i, row in enumerate(scores):
-        row = np.where(np.arange(len(row)) == own[i], -np.inf, row)
-        found = (catalogue_labels == labels[i])[np.lexsort((np.arange(len(row)), -row))]
-        if own[i] >= 0:
-            found = found[:-1]
-        total = int(found.sum())
-        first.append(int(found.argmax()) + 1 if total else 0)
-        precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-        ap.append((precision * found)[:total].sum() / total if total else np.nan)
-        hits.append([int(found[:k].sum()) for k in ks])
-    return np.array(first), np.array(ap), np.array(hits)
+def first_of(query_labels, catalogue_labels, **options):
+    """Ranks of the first relevant of items in a row, for queries all at the start of it."""
+    items = np.arange(1.0, len(catalogue_labels) + 1)[:, None]
+    queries = np.zeros((len(query_labels), 1))
+    return metrics.rank_queries(
+        queries, query_labels, items, catalogue_labels, similarity="euclidean", **options
+    ).first.tolist()
 
 
-@settings(max_examples=60)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(2, 90),
-    dimensions=st.sampled_from([1, 3, 17]),
-    products=st.integers(1, 30),
-    copies=st.booleans(),
-    own_set=st.booleans(),
-    scale=st.sampled_from([1.0, 1e-20, 1e25]),
-    filter=st.sampled_from(["float32", "bfloat16"]),
+@pytest.mark.parametrize(
+    ("queries", "catalogue", "expected"),
+    [
+        (np.array([2**60], np.int64), np.array([2**60 + 1, 2**60], np.uint64), [2]),
+        (np.array([2**64 - 1], np.uint64), np.array([-1, 5], np.int64), [0]),
+        (np.array([-1], np.int8), np.array([255, 2**63], np.uint64), [0]),
+        ([2**70], [2**70 + 1, 2**70], [2]),
+        (np.array([3.0, 2.0**24], np.float32), np.array([3, 2**24]), [1, 2]),
+        (np.array([True]), np.array([0, 1]), [2]),
+        (np.array([b"a"]), np.array(["b", "a"]), [2]),
+        (np.array(["a", "é"], object), np.array(["é", "a"]), [2, 1]),
+        ([[1], [2]], [[2], [1]], [2, 1]),
+    ],
 )
-def test_counting_equals_sorting(seed, rows, dimensions, products, copies, own_set, scale, filter):
-    """Blocks of a few rows, so that every edge of the blocking is met; copies make exact ties."""
-    random = np.random.default_rng(seed)
-    points = (random.normal(size=(rows, dimensions)) * scale).astype(np.float32)
-    if copies:
-        points = points[random.integers(0, max(1, rows // 3), rows)]
-    labels = random.integers(0, products, rows)
-    half = rows if own_set else rows // 2
-    small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
-    small["PENDING"] = int(random.integers(99))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in small.items():
-            patch.setattr(counting, name, value)
-        arguments = (points, labels) if own_set else (points[:half], labels[:half], points, labels)
-        ids = np.arange(rows)
-        ranking = metrics.rank_queries(
-            *arguments, similarity="dot", precision_at=(1, 4), filter=filter,
-            query_ids=ids[:half], catalogue_ids=None if own_set else ids,
-        )  # fmt: skip
-    first, ap, hits = brute(points[:half], labels[:half], points, labels, ids, (1, 4))
-    np.testing.assert_array_equal(ranking.first, first)
-    np.testing.assert_array_equal(ranking.hits, hits)
-    np.testing.assert_allclose(ranking.average_precision, ap, rtol=1e-12)
+def test_labels_compare_exactly(queries, catalogue, expected):
+    assert first_of(queries, catalogue) == expected
 
 
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_filters_agree_over_several_tiles(similarity):
-    """Real tiles, with a last one that is not full; scores crowd, so that bfloat16 tells few."""
-    random = np.random.default_rng(9)
-    labels = random.integers(0, 300, 1300)
-    points = (1 + 0.02 * random.normal(size=(1300, 70))).astype(np.float32)
-    points += (0.03 * random.normal(size=(300, 70)))[labels].astype(np.float32)
-    found = [
-        metrics.rank_queries(points, labels, similarity=similarity, filter=name, threads=2)
-        for name in ("float32", "bfloat16")
-    ]
-    assert [ranking.filter for ranking in found] == ["float32", "bfloat16"]
-    for name in ("first", "best", "worst", "hits", "average_precision", "tied"):
-        np.testing.assert_array_equal(*(getattr(ranking, name) for ranking in found))
+def test_ids_compare_exactly():
+    ids = np.array([2**60], np.int64), np.array([2**60 + 1, 2**60], np.uint64)
+    assert first_of([1], [1, 1], query_ids=ids[0], catalogue_ids=ids[1]) == [1]
+    assert first_of([1], [2, 1], query_ids=ids[0], catalogue_ids=ids[1]) == [0]  # that is itself
+    column = [each[:, None] for each in ids]
+    assert first_of([1], [2, 1], query_ids=column[0], catalogue_ids=column[1]) == [0]
 
 
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_the_bound_of_bfloat16_holds(similarity):
-    random = np.random.default_rng(10)
-    points = random.normal(size=(70, 33)) * 10.0 ** random.integers(-3, 3, (70, 1))
-    left = vectors.Vectors(points.astype(np.float32), similarity)
-    product = kernels.Bfloat16(left, left, 1)
-    rows, items = left.left(slice(None)), left.right(slice(None))
-    scores = product.multiply(product.left(rows), product.right(items), types.SimpleNamespace())
-    scores = scores.transpose(1, 0, 2).reshape(70, -1)[:, :70]
-    error = np.abs(scores - rows.astype(np.float64) @ items.T.astype(np.float64))
-    assert (error <= product.bound[:, None]).all()
-    # It is no looser than Cauchy-Schwarz makes it: some error comes within a fiftieth.
-    assert (error > product.bound[:, None] / 50).any()
+def test_excluded_pairs_take_the_place_of_ids():
+    points, labels = np.array([[1.0], [2.0], [3.0], [4.0]]), [1, 1, 1, 2]
+    ids = np.arange(4)
+    options = {"similarity": "euclidean", "query_ids": ids}
+    pairs = [0, 0, 0, 1], [0, 1, 1, 1]  # one of them twice
+    ranking = metrics.rank_queries(points, labels, excluded=pairs, **options)
+    assert ranking.candidates.tolist() == [2, 3, 4, 4]
+    assert ranking.relevant.tolist() == [1, 2, 3, 1]
+    assert ranking.first.tolist() == [1, 1, 1, 1]  # of the third query it is itself
+    nothing = metrics.rank_queries(points, labels, excluded=([], []), **options)
+    assert nothing.candidates.tolist() == [4] * 4
 
 
-def test_items_a_hair_apart_are_told_apart():
-    # Steps of one float32 ulp near 1: no float32 product can order them.
-    ulp = np.float32(2.0**-23)
-    catalogue = np.array([[1, n * ulp] for n in range(200)], np.float32)
-    queries = np.array([[1, 1e-6]], np.float32)
-    labels = np.zeros(200, int)
-    labels[57] = 1
-    ranking = metrics.rank_queries(queries, [1], catalogue, labels, similarity="dot")
-    assert ranking.first[0] == 200 - 57
-    assert ranking.decided[0]
+def test_cut_offs_beyond_the_catalogue_cost_nothing():
+    points, labels = np.eye(4), [1, 1, 2, 2]
+    ks = (1, 100_000_000, 2**70)
+    tracemalloc.start()
+    result = metrics.summarize(metrics.rank_queries(points, labels, ks=ks, precision_at=ks))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert result["recall@k"][2**70] == 1 and result["precision@k"][100_000_000] == 1e-8
 
 
-@pytest.mark.parametrize("own_set", [False, True])
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_lists_are_in_the_order_of_the_ranks(similarity, own_set):
-    """Also where items tie: what is listed first is what the figures count as first."""
-    random = np.random.default_rng(4)
-    points = random.normal(size=(60, 8)).astype(np.float32)
-    names = np.array([f"c{n:03d}" for n in random.permutation(300)])
-    labels = random.integers(0, 20, 300).astype(str)
-    items = store.Embedded(points[random.integers(0, 60, 300)], names, labels, names)
-    queries = store.Embedded(points[:50], names[:50] + "q", labels[-50:], names[:50])
-    queries = items if own_set else queries
-    result = figures.evaluate(queries, None if own_set else items, similarity=similarity)
-    right = (labels[result.rows] == queries.products[:, None]) & (result.rows >= 0)
-    listed = np.where(right.any(1), right.argmax(1) + 1, 0)
-    first = result.ranking.first
-    np.testing.assert_array_equal(listed, np.where(first <= 20, first, 0))
-
-
-@pytest.mark.parametrize("similarity", metrics.SIMILARITIES)
-def test_lists_of_items_a_hair_apart_are_ordered_exactly(similarity):
-    """Only near neighbours are scored once more: the order is that of scoring all of them."""
-    random = np.random.default_rng(8)
-    base, names = random.normal(size=(1, 30)), np.array([f"i{n:03d}" for n in range(400)])
-    apart = 10.0 ** -random.uniform(5, 7, (400, 1))
-    points = (base + apart * random.normal(size=(400, 30))).astype(np.float32)
-    asking = (base + random.normal(size=(50, 30))).astype(np.float32)
-    items, queries = (store.Embedded(e, names[: len(e)], names, names) for e in (points, asking))
-    scores, rows = lists.nearest(asking, points, 41, similarity)
-    found = lists.in_order(scores, rows, queries, items, similarity, 21)[1][:, :21]
-    left, right = vectors.pair(asking, points, similarity)
-    query = np.repeat(np.arange(50), 41)
-    exact = vectors.pair_scores(left.left(query), right.right(rows.ravel())).reshape(rows.shape)
-    order = np.lexsort((rows, -exact))[:, :21]  # ids are in the order of rows
-    np.testing.assert_array_equal(found, np.take_along_axis(rows, order, 1))
-    assert (found != rows[:, :21]).any()
-
-
-def test_lists_of_rows_nearly_of_unit_length_are_in_the_order_of_the_ranks():
-    """They are ranked as they are; FAISS gets them normalised, which turns this pair round."""
-    angles, lengths = np.array([0.45, 0.45 - 7e-6]), np.array([1 + 1.9e-6, 1 - 1.9e-6])
-    points = np.zeros((2, 4), np.float32)
-    points[:, :2] = (np.stack([np.cos(angles), np.sin(angles)]) * lengths).T
-    names = np.array(["a", "b"])
-    items = store.Embedded(points, names, names, names)
-    queries = store.Embedded(np.eye(1, 4, dtype=np.float32), names[:1], names[:1], names[:1])
-    scores, rows = lists.nearest(queries.embeddings, points, 2)
-    assert rows.tolist() == [[1, 0]]
-    ranking = metrics.rank_queries(queries.embeddings, names[:1], points, names)
-    assert ranking.first.tolist() == [1]
-    assert lists.in_order(scores, rows, queries, items, "cosine", 2)[1].tolist() == [[0, 1]]
+def test_equal_pairs_by_hand():
+    query, item = metrics.equal_pairs(np.array([*"abca"]), np.array([*"cxaa"]))
+    assert list(zip(query.tolist(), item.tolist(), strict=True)) == [
+        (0, 2), (0, 3), (2, 0), (3, 2), (3, 3),
+    ]  # fmt: skip

@@ -5,14 +5,15 @@ import pytest
 
 from retrieval.catalogue import neighbours
 from retrieval.embeddings import store
-from retrieval.evaluation import figures, rerank
+from retrieval.evaluation import figures, identity, rerank
 
 pytestmark = pytest.mark.numeric
 
 
 def test_expansion_is_the_weighted_sum(clustered):
     points = clustered[0].embeddings
-    found = rerank.expand(points[:3], points, np.arange(3), count=4, alpha=2.0)
+    same = identity.Same(np.arange(3), np.arange(3), len(points))
+    found = rerank.expand(points[:3], points, same, count=4, alpha=2.0)
     for q in range(3):
         scores = points @ points[q]
         scores[q] = 0  # the query itself adds nothing
@@ -26,8 +27,8 @@ def test_expansion_takes_as_many_neighbours_of_queries_from_elsewhere(clustered)
     query = neighbours.prepare(points[:1] + 0.1, "cosine")
     near = np.argsort(-(points @ query[0]))[:4]
     total = query[0] + sum(max(points[j] @ query[0], 0) ** 2 * points[j] for j in near)
-    for own in (None, np.array([-1])):
-        found = rerank.expand(query, points, own, count=4, alpha=2.0)
+    for same in (None, identity.Same(np.arange(0), np.arange(0), len(points))):
+        found = rerank.expand(query, points, same, count=4, alpha=2.0)
         np.testing.assert_allclose(found[0], total / np.linalg.norm(total), rtol=1e-4, atol=1e-6)
 
 
