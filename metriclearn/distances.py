@@ -26,9 +26,9 @@ class Nearness(NamedTuple):
     """Ranks references by their distance: the larger, the nearer. For mining, without gradients.
 
     Attributes:
-        scores: `x [N, D] -> [N, M]`, ordered along each row as the distances, reversed. What is
+        scores: `x [b, D] -> [b, M]`, ordered along each row as the distances, reversed. What is
             constant along a row may be missing.
-        limit: `(x [N, D], bound) -> [N]`, the score of a reference at the distance `bound`.
+        limit: `(x [b, D], bound) -> [b]`, the score of a reference at the distance `bound`.
     """
 
     scores: Callable[[tf.Tensor], tf.Tensor]
@@ -44,14 +44,14 @@ class Distance(NamedTuple):
         of_pairs: `(x [N, D], i [T], y [M, D], j [T]) -> [T]`, the distances of the pairs
             `(x[i], y[j])`, computed from the rows' differences, differentiable. O(T D) time;
             memory is O(N D + M D + T) plus one block of rows.
-        nearness: `(y [M, D], dtype) -> Nearness` to the rows of y; its matrix product runs in
-            `dtype`.
+        nearness: `(x [N, D], y [M, D], dtype) -> Nearness` of rows of x to all rows of y; its
+            matrix product runs in `dtype`.
     """
 
     name: str
     pairwise: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     of_pairs: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    nearness: Callable[[tf.Tensor, tf.DType], Nearness]
+    nearness: Callable[[tf.Tensor, tf.Tensor, tf.DType], Nearness]
 
 
 def pairwise_distances(
@@ -107,12 +107,16 @@ def _row_size(x: tf.Tensor) -> tf.Tensor:
     return power_of_two(tf.reduce_max(tf.abs(x), axis=1, keepdims=True))
 
 
+def _are_calm(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Bool scalar: whether products of these rows neither overflow nor vanish."""
+    return _is_calm(x) if x is y else _is_calm(x) & _is_calm(y)
+
+
 def _is_calm(x: tf.Tensor) -> tf.Tensor:
-    """Bool scalar: whether products of these rows with such rows neither overflow nor vanish."""
     info = np.finfo(x.dtype.as_numpy_dtype)
     largest = tf.reduce_max(tf.abs(x), axis=1)
     lowest = float(np.sqrt(info.tiny / info.eps))
-    highest = tf.math.rsqrt(8 * tf.cast(tf.shape(x)[1], x.dtype)) * float(np.sqrt(info.max))
+    highest = float(np.sqrt(info.max / 8)) * tf.math.rsqrt(tf.cast(tf.shape(x)[1], x.dtype))
     in_range = (largest >= lowest) & (largest <= highest)
     return tf.reduce_all(tf.equal(largest, 0) | in_range)
 
@@ -159,7 +163,7 @@ def _squared_and_unit(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
 
 def _squared_pairwise(x: tf.Tensor, y: tf.Tensor, root: bool = False) -> tf.Tensor:
     center = _center(y)
-    x, y = x - center, y - center
+    x, y = x - center, x - center if y is x else y - center
 
     def plain() -> tf.Tensor:
         norms = tf.reduce_sum(x * x, axis=1)[:, None] + tf.reduce_sum(y * y, axis=1)
@@ -170,7 +174,7 @@ def _squared_pairwise(x: tf.Tensor, y: tf.Tensor, root: bool = False) -> tf.Tens
         squared, unit = _squared_and_unit(x, y)
         return _safe_sqrt(squared) * unit if root else squared * unit * unit
 
-    return tf.cond(_is_calm(x) & _is_calm(y), plain, scaled)
+    return tf.cond(_are_calm(x, y), plain, scaled)
 
 
 def _euclidean_pairwise(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -268,11 +272,11 @@ def _fold_blocks(add: Callable, sums: list[tf.Tensor], i: tf.Tensor, x: tf.Tenso
 
 
 def _length_of_difference(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    difference = a - b
-    squared = tf.reduce_sum(difference * difference, axis=1)
+    squared = tf.reduce_sum(tf.math.squared_difference(a, b), axis=1)
     info = np.finfo(a.dtype.as_numpy_dtype)
 
     def scaled() -> tf.Tensor:
+        difference = a - b
         unit = _row_size(difference)
         return tf.sqrt(tf.reduce_sum((difference / unit) ** 2, axis=1)) * unit[:, 0]
 
@@ -328,36 +332,35 @@ def _products(y: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]
     return multiply
 
 
-def _euclidean_nearness(y: tf.Tensor, dtype: tf.DType, root: bool = True) -> Nearness:
+def _euclidean_nearness(
+    x: tf.Tensor, y: tf.Tensor, dtype: tf.DType, squared: bool = False
+) -> Nearness:
     # |x - y|^2 = |x|^2 - 2 (x.y - |y|^2 / 2), and |x|^2 is the same along a row.
-    center = _center(y)
-    shifted = y - center
-    half_norms = tf.reduce_sum(shifted * shifted, axis=1) / 2
-    products = _products(shifted, dtype)
-    y_is_calm = _is_calm(shifted)
+    products, norms = _products(y, dtype), tf.reduce_sum(y * y, axis=1)
+    # Rows that share most of their length lose their difference in the product: see `_center`.
+    mean_norm, mean = tf.reduce_mean(norms), tf.reduce_mean(y, axis=0)
+    is_spread = tf.reduce_sum(mean * mean) < mean_norm * (1 - 1 / 64)
+    is_plain = _are_calm(x, y) & is_spread
 
     def scores(x: tf.Tensor) -> tf.Tensor:
-        from_center = x - center
         return tf.cond(
-            y_is_calm & _is_calm(from_center),
-            lambda: products(from_center) - half_norms,
-            lambda: -_euclidean_pairwise(x, y),
+            is_plain, lambda: products(x) - norms / 2, lambda: -_euclidean_pairwise(x, y)
         )
 
     def limit(x: tf.Tensor, bound: Any) -> tf.Tensor:
-        from_center, bound = x - center, tf.cast(bound, x.dtype)
+        bound = tf.cast(bound, x.dtype)
         return tf.cond(
-            y_is_calm & _is_calm(from_center),
-            lambda: (tf.reduce_sum(from_center**2, axis=1) - (bound**2 if root else bound)) / 2,
-            lambda: tf.fill([tf.shape(x)[0]], -bound if root else -_safe_sqrt(bound)),
+            is_plain,
+            lambda: (tf.reduce_sum(x * x, axis=1) - (bound if squared else bound**2)) / 2,
+            lambda: tf.fill([tf.shape(x)[0]], -_safe_sqrt(bound) if squared else -bound),
         )
 
     return Nearness(scores, limit)
 
 
-def _cosine_nearness(y: tf.Tensor, dtype: tf.DType) -> Nearness:
-    # The length of x scales its whole row, and x.center is the same along a row: neither changes
-    # the order.
+def _cosine_nearness(x: tf.Tensor, y: tf.Tensor, dtype: tf.DType) -> Nearness:
+    # The length of x scales its whole row and does not change the order, nor does subtracting one
+    # vector from all directions.
     directions = normalize(y)
     center = _center(directions)
     products = _products(directions - center, dtype)
@@ -369,11 +372,13 @@ def _cosine_nearness(y: tf.Tensor, dtype: tf.DType) -> Nearness:
     return Nearness(lambda x: products(x / _row_size(x)), limit)
 
 
-def _dot_nearness(y: tf.Tensor, dtype: tf.DType) -> Nearness:
-    def limit(x: tf.Tensor, bound: Any) -> tf.Tensor:
-        return tf.fill([tf.shape(x)[0]], tf.cast(-bound, x.dtype))
+def _dot_nearness(x: tf.Tensor, y: tf.Tensor, dtype: tf.DType) -> Nearness:
+    products = _products(y, dtype)
 
-    return Nearness(_products(y, dtype), limit)
+    def limit(x: tf.Tensor, bound: Any) -> tf.Tensor:
+        return tf.cast(-bound, x.dtype) / _row_size(x)[:, 0]
+
+    return Nearness(lambda x: products(x / _row_size(x)), limit)
 
 
 EUCLIDEAN = Distance("euclidean", _euclidean_pairwise, _euclidean_of_pairs, _euclidean_nearness)
@@ -381,7 +386,7 @@ SQUARED = Distance(
     "squared",
     _squared_pairwise,
     _squared_of_pairs,
-    lambda y, dtype: _euclidean_nearness(y, dtype, root=False),
+    lambda x, y, dtype: _euclidean_nearness(x, y, dtype, squared=True),
 )
 COSINE = Distance(
     "cosine",

@@ -212,22 +212,22 @@ def scan_rows(
     Raises:
         ValueError: an unknown distance, or a `mining_dtype` that is not floating point.
     """
-    embeddings = tf.stop_gradient(comparison.embeddings)
-    references = tf.stop_gradient(comparison.references)
     distance = resolve(options.distance, DISTANCES, "distance")
+    embeddings = tf.stop_gradient(comparison.embeddings)
+    alone = comparison.references is comparison.embeddings
+    references = embeddings if alone else tf.stop_gradient(comparison.references)
     mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
     if not mining_dtype.is_floating:
         raise ValueError(f"mining_dtype must be floating point, got {mining_dtype.name}")
-    with tf.control_dependencies(refuse_xla(embeddings, "mining_has_shapes_that_depend_on_data")):
-        references = tf.identity(references)
     if not references.shape[0]:
         # An empty row has no nearest item: a dummy, which no anchor uses, makes an empty batch
         # legal.
         none = tf.cast(tf.equal(tf.shape(references)[0], 0), tf.int32)
         references = tf.pad(references, [[0, none], [0, 0]])
-    nearness = distance.nearness(references, mining_dtype)
+    nearness = distance.nearness(embeddings, references, mining_dtype)
     copies, originals = repeated_rows(references)
-    sizes = class_sizes(comparison)  # [C]
+    with tf.control_dependencies(refuse_xla(embeddings, "mining_has_shapes_that_depend_on_data")):
+        sizes = class_sizes(comparison)  # [C]
     starts = tf.cumsum(sizes, exclusive=True)  # [C], where each class begins in `by_class`
     by_class = tf.argsort(comparison.reference_codes, stable=True)  # [M]
     places = tf.range(tf.maximum(tf.reduce_max(sizes), 1))  # [K]
@@ -293,14 +293,21 @@ def repeated_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         (copies `[R]` int32, ascending; originals `[R]` int32, the first row that equals each).
     """
+    # [D] odd numbers, random but fixed.
+    multipliers = tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)
+    # Equal rows have equal sums, so mostly this one settles that there are none.
+    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(multipliers, 40), x.dtype), axis=1)
+    none = tf.zeros([0], tf.int32)
+    distinct = tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
+    return tf.cond(distinct, lambda: (none, none), lambda: _equal_rows(x, multipliers))
+
+
+def _equal_rows(x: tf.Tensor, multipliers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
     words = tf.bitcast(tf.where(tf.equal(x, 0), tf.zeros_like(x), x), bits)  # -0 equals 0
-    # A hash that is linear in the bits, modulo 2^64, with odd random multipliers.
-    multipliers = tf.cast(hashing.word_of(tf.range(tf.shape(x)[1])), tf.int64)  # [D]
-    products = tf.cast(words, tf.int64) * tf.bitwise.bitwise_or(multipliers, 1)
-    hashes = tf.reduce_sum(products, axis=1)  # [N]
-    unique = tf.unique(hashes)
-    rows = tf.range(tf.shape(x)[0])
+    # A hash that is linear in the bits, modulo 2^64. Rows of one hash are then compared.
+    hashes = tf.reduce_sum(tf.cast(words, tf.int64) * tf.cast(multipliers, tf.int64), axis=1)
+    unique, rows = tf.unique(hashes), tf.range(tf.shape(x)[0])
     firsts = tf.math.unsorted_segment_min(rows, unique.idx, tf.size(unique.y))
     originals = tf.gather(firsts, unique.idx)  # [N]
     copies = tf.cast(tf.where(originals < rows)[:, 0], tf.int32)

@@ -48,7 +48,8 @@ def test_gradients_match_finite_differences(name):
 def test_nearness_orders_rows_as_the_distance_does(name):
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(9, 3))
-    nearness = DISTANCES[name].nearness(tf.constant(y), tf.float64).scores(tf.constant(x))
+    x_t, y_t = tf.constant(x), tf.constant(y)
+    nearness = DISTANCES[name].nearness(x_t, y_t, tf.float64).scores(x_t)
     np.testing.assert_array_equal(
         np.argsort(-np.asarray(nearness), axis=1),
         np.argsort(reference.distances(name, x, y), axis=1),
