@@ -189,8 +189,9 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
 
     Args:
         value: `(a [t, D], b [t, D]) -> [t]`.
-        slopes: `(a [t, D], b [t, D], values [t], upstream [t]) -> (at a, at b)`, `[t, D]` each: the
-            gradient, from the very rows, so that close rows lose no digits.
+        slopes: `(a [t, D], b [t, D], values [t], upstream [t]) -> (at a [t, D], at b [t, D])`: the
+            gradient, computed from the rows themselves, so close rows lose no digits. None at b
+            means the opposite of that at a.
     """
 
     def of_pairs(x: tf.Tensor, i: tf.Tensor, y: tf.Tensor, j: tf.Tensor) -> tf.Tensor:
@@ -206,6 +207,8 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
             def add(at: slice, sums: list[tf.Tensor]) -> list[tf.Tensor]:
                 at_a, at_b = slopes(*rows(x, y, at), values[at], upstream[at])
                 sums = [tf.tensor_scatter_nd_add(sums[0], i[at][:, None], at_a), *sums[1:]]
+                if at_b is None:
+                    return [*sums[:-1], tf.tensor_scatter_nd_sub(sums[-1], j[at][:, None], at_a)]
                 return [*sums[:-1], tf.tensor_scatter_nd_add(sums[-1], j[at][:, None], at_b)]
 
             sums = [tf.zeros_like(x)] if x is y else [tf.zeros_like(x), tf.zeros_like(y)]
@@ -285,16 +288,19 @@ def _length_of_difference(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def _slopes_of_length(a: tf.Tensor, b: tf.Tensor, length: tf.Tensor, upstream: tf.Tensor) -> tuple:
-    zero = tf.equal(length, 0)
-    # Divided first: 1 / length may be out of range where the quotient is not.
-    direction = (a - b) / tf.where(zero, tf.ones_like(length), length)[:, None]
-    at_a = direction * upstream[:, None]  # 0 at distance 0, as the difference is
-    return at_a, -at_a
+    # At distance 0 the difference is 0, and so is the gradient.
+    length = tf.where(tf.equal(length, 0), tf.ones_like(length), length)
+    rows = tf.cond(
+        tf.reduce_all((length > 2.0**-100) & (length < 2.0**100)),
+        lambda: (a - b) * (upstream / length)[:, None],
+        # In this order the weight of a pair may leave the dtype's range, so here in the other.
+        lambda: (a - b) / length[:, None] * upstream[:, None],
+    )
+    return rows, None
 
 
 def _slopes_of_square(a: tf.Tensor, b: tf.Tensor, _: tf.Tensor, upstream: tf.Tensor) -> tuple:
-    at_a = (a - b) * (2 * upstream[:, None])
-    return at_a, -at_a
+    return (a - b) * (2 * upstream[:, None]), None
 
 
 _euclidean_of_pairs = _pair_function(_length_of_difference, _slopes_of_length)
