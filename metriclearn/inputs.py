@@ -141,7 +141,8 @@ def refuse_xla(tensor: tf.Tensor, why: str) -> list[tf.Operation]:
     """
     if tf.executing_eagerly():
         return []
-    return [tf.strings.as_string(tf.reshape(tensor, [-1])[:1], name=why).op]
+    with tf.device("CPU:0"):
+        return [tf.strings.as_string(tf.reshape(tensor, [-1])[:1], name=why).op]
 
 
 def label_array(labels: Any, what: str = "labels", count: int | None = None) -> np.ndarray:

@@ -304,9 +304,12 @@ def repeated_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _equal_rows(x: tf.Tensor, multipliers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
-    words = tf.bitcast(tf.where(tf.equal(x, 0), tf.zeros_like(x), x), bits)  # -0 equals 0
-    # A hash that is linear in the bits, modulo 2^64. Rows of one hash are then compared.
-    hashes = tf.reduce_sum(tf.cast(words, tf.int64) * tf.cast(multipliers, tf.int64), axis=1)
+    zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
+    words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
+    # Without this the sign bit of float64 would count only by whether signs are odd in number.
+    words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
+    products = tf.cast(words, tf.int64) * tf.cast(multipliers, tf.int64)
+    hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64; rows of one hash are compared
     unique, rows = tf.unique(hashes), tf.range(tf.shape(x)[0])
     firsts = tf.math.unsorted_segment_min(rows, unique.idx, tf.size(unique.y))
     originals = tf.gather(firsts, unique.idx)  # [N]
