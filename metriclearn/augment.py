@@ -11,7 +11,8 @@ where to crop *before* the file is decoded, so that only the window is decoded (
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,10 +21,10 @@ from metriclearn.hashing import GAMMA, mix, right_shift
 
 RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
 
-# (uint8 [H, W, C], seed [2]) -> uint8 [H, W, C].
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# (uint8 [H, W, C], seed [2]) -> uint8 [H, W, C]. Some carry attributes, such as `batch`.
+Augmentation = Any
 # (height, width, box int32 [4], seed [2]) -> int32 [4] y, x, h, w.
-Window = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+Window = Any
 
 # Odd multipliers and increments of a congruential step in 64 bits (Knuth's MMIX, and L'Ecuyer's).
 _MULTIPLIER = np.asarray([6364136223846793005, 3202034522624059733], np.int64)
@@ -280,7 +281,7 @@ def random_crop(
     return augment
 
 
-def random_resize(methods: Sequence[str] = RESIZE_METHODS) -> Callable[..., tf.Tensor]:
+def random_resize(methods: Sequence[str] = RESIZE_METHODS) -> Any:
     """Returns a function (image, seed, size) that resizes by a method drawn from `methods`.
 
     Raises:

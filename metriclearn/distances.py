@@ -217,14 +217,14 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
         if x is y:  # one sum for both sides
 
             @tf.custom_gradient
-            def among(x):
+            def among(x: tf.Tensor) -> tuple:
                 values = forward(x, x)
                 return values, lambda upstream: backward(x, x, values, upstream)[0]
 
             return among(x)
 
         @tf.custom_gradient
-        def between(x, y):
+        def between(x: tf.Tensor, y: tf.Tensor) -> tuple:
             values = forward(x, y)
             return values, lambda upstream: backward(x, y, values, upstream)
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from metriclearn.distances import DISTANCES, DOT, Distance
+from metriclearn.distances import DOT, Distance
 from metriclearn.inputs import TensorLike, refuse_xla
 from metriclearn.pairs import (
     Block,
@@ -143,7 +143,6 @@ def mine_semi_hard(
         `Triplets`, at most one per pair, ordered by anchor and positive.
     """
     last_resort = resolve(fallback, _FALLBACKS, "fallback")
-    distance = resolve(distance, DISTANCES, "distance")
 
     def select(block: Block) -> tuple:
         negatives, found = _nearest_below(block.negatives, block.positives)
@@ -424,7 +423,7 @@ def count_suspended(
 
 
 def call_miner(
-    miner: str | Callable, labels: TensorLike, embeddings: TensorLike, **options: Any
+    miner: str | Callable[..., Any], labels: TensorLike, embeddings: TensorLike, **options: Any
 ) -> Triplets:
     """Calls a miner for a loss, with the loss's options.
 
@@ -515,9 +514,13 @@ def _one_per_anchor(valid: tf.Tensor, positives: tf.Tensor, negatives: tf.Tensor
 
 
 _ONE_EACH = (tf.int32, tf.int32, tf.bool)
-_FALLBACKS = {"none": _no_negative, "farthest": _farthest, "hardest": _nearest}
+_FALLBACKS: dict[str, Callable[[Block], tuple]] = {
+    "none": _no_negative,
+    "farthest": _farthest,
+    "hardest": _nearest,
+}
 
-MINERS = {
+MINERS: dict[str, Callable[..., Triplets]] = {
     "batch_all": mine_batch_all,
     "batch_hard": mine_batch_hard,
     "distance_weighted": mine_distance_weighted,

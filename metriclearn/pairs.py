@@ -48,7 +48,11 @@ class Comparison(NamedTuple):
     self_index: tf.Tensor
 
     def distances(
-        self, distance: Distance, anchors: TensorLike, positives: TensorLike, negatives: TensorLike
+        self,
+        distance: str | Distance,
+        anchors: TensorLike,
+        positives: TensorLike,
+        negatives: TensorLike,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """(d(a, p), d(a, n)), `[T]` each, of triplets of row indices."""
         anchors, positives, negatives = (
@@ -57,7 +61,7 @@ class Comparison(NamedTuple):
         )
         # In one call, so that their gradients share one sum.
         to_positive, to_negative = tf.split(
-            distance.of_pairs(
+            resolve(distance, DISTANCES, "distance").of_pairs(
                 self.embeddings,
                 tf.concat([anchors, anchors], 0),
                 self.references,

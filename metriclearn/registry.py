@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
 
 
 def did_you_mean(word: object, choices: Iterable[object], cutoff: float = 0.6) -> str:
@@ -17,7 +19,7 @@ def did_you_mean(word: object, choices: Iterable[object], cutoff: float = 0.6) -
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def resolve(option: Any, table: Mapping[str, Any], kind: str) -> Any:
+def resolve(option: str | Entry, table: Mapping[str, Entry], kind: str) -> Entry:
     """Returns the entry of `table` called `option`; anything but a string is returned unchanged.
 
     Args:

@@ -111,17 +111,17 @@ def balanced_sampler(
     """
     _check_counts(batch_size=batch_size)
     table = _group(label_array(labels))
-    products = len(table.count)
+    products = len(table.size)
     if not products:
         raise ValueError("no rows to sample from")
-    largest = int(table.count.max())
+    largest = int(table.size.max())
     places = _slice_of_worker(batch_size, shard, "batch_size")
 
     def sample(step: TensorLike) -> tf.Tensor:
         draw = _as_step(step) * batch_size + places  # [B], numbered over all steps
         visit = draw // products
         product = _shuffled(draw % products, products, products, seed, _PRODUCTS, visit)
-        count = tf.gather(table.count, product)
+        count = tf.gather(table.size, product)
         item = _shuffled(visit % count, count, largest, seed, _IMAGES, product, visit // count)
         return tf.gather(table.order, tf.gather(table.offset, product) + item)
 
@@ -167,7 +167,7 @@ def hierarchical_sampler(
     # A product has the category of its first row.
     categories = label_array(categories, "categories", len(labels))
     by_category = _group(categories[table.order[table.offset]])
-    total = len(by_category.count)
+    total = len(by_category.size)
     if categories_per_batch > total:
         raise ValueError(
             f"a batch of {categories_per_batch} categories from a table that has {total}"
@@ -177,14 +177,14 @@ def hierarchical_sampler(
         total,
         _slice_of_worker(categories_per_batch, shard, "categories_per_batch"),
     )
-    largest, places = int(by_category.count.max()), np.arange(products)
+    largest, places = int(by_category.size.max()), np.arange(products)
 
     def sample(step: TensorLike) -> tf.Tensor:
         category = groups.hand(_as_step(step), 0, total, seed, _CATEGORIES)  # [G]
         product = _Deck(products, largest, places).hand(
             category.cycle[:, None],
             category.repeat[:, None],
-            tf.gather(by_category.count, category.item)[:, None],
+            tf.gather(by_category.size, category.item)[:, None],
             seed,
             _PRODUCTS,
             category.item[:, None],
@@ -295,11 +295,11 @@ def _slice_of_worker(size: int, shard: tuple[int, int], name: str) -> np.ndarray
 
 
 class _Table(NamedTuple):
-    """Rows by product: product p has the rows `order[offset[p] : offset[p] + count[p]]`."""
+    """Rows by product: product p has the rows `order[offset[p] : offset[p] + size[p]]`."""
 
     order: np.ndarray
     offset: np.ndarray
-    count: np.ndarray
+    size: np.ndarray
 
 
 def _group(labels: np.ndarray, rows: np.ndarray | None = None, min_images: int = 1) -> _Table:
@@ -323,11 +323,11 @@ class _Dealt(NamedTuple):
 
 def _deal_images(table: _Table, dealt: _Dealt, images: int, seed: int, side: int = 0) -> tf.Tensor:
     """`[P, images]` rows of the dealt products; `side` separates the images of two domains."""
-    deck = _Deck(images, int(table.count.max()), np.arange(images))
+    deck = _Deck(images, int(table.size.max()), np.arange(images))
     item = deck.hand(
         dealt.cycle[:, None],
         dealt.repeat[:, None],
-        tf.gather(table.count, dealt.product)[:, None],
+        tf.gather(table.size, dealt.product)[:, None],
         seed,
         _IMAGES,
         side,
@@ -368,7 +368,7 @@ class _ProductDealer:
         shard: tuple[int, int],
     ) -> "_ProductDealer":
         """The dealer of this worker's share of `products` distinct products of a table."""
-        total = len(table.count)
+        total = len(table.size)
         if products > total:
             raise ValueError(f"a batch of {products} products from a table that has {total}")
         if not 0 <= single_category <= 1:
@@ -378,9 +378,9 @@ class _ProductDealer:
             if categories is None:
                 raise ValueError("single_category needs the categories of the rows")
             by_category = _group(categories[table.order[table.offset]], min_images=products)
-            if not len(by_category.count):
+            if not len(by_category.size):
                 raise ValueError(f"no category has the {products} products that a batch needs")
-            for offset, count in zip(by_category.offset, by_category.count, strict=True):
+            for offset, count in zip(by_category.offset, by_category.size, strict=True):
                 members.append(by_category.order[offset : offset + count])
                 counts.append(int(count))
         slots = [-(-count // products) for count in counts]

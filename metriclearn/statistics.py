@@ -2,11 +2,10 @@
 
 import tensorflow as tf
 
-from metriclearn.distances import DISTANCES, Distance
+from metriclearn.distances import Distance
 from metriclearn.inputs import TensorLike, float_matrix
 from metriclearn.miners import Triplets
 from metriclearn.pairs import References, compare
-from metriclearn.registry import resolve
 
 
 def triplet_statistics(
@@ -35,7 +34,6 @@ def triplet_statistics(
     """
     with tf.name_scope("triplet_statistics"):
         comparison = compare(labels, tf.stop_gradient(embeddings), references)
-        distance = resolve(distance, DISTANCES, "distance")
         to_positive, to_negative = comparison.distances(distance, *triplets)
 
         def mean(values: tf.Tensor) -> tf.Tensor:
@@ -68,7 +66,6 @@ def hardest_triplet(
     with tf.name_scope("hardest_triplet"):
         labels = tf.zeros(tf.shape(embeddings)[:1], tf.int32)
         comparison = compare(labels, tf.stop_gradient(embeddings))
-        distance = resolve(distance, DISTANCES, "distance")
         to_positive, to_negative = comparison.distances(distance, *triplets)
         gap = tf.pad(to_positive - to_negative, [[0, 1]], constant_values=to_positive.dtype.min)
         rows = tf.pad(tf.stack([*triplets], axis=1), [[0, 1], [0, 0]])

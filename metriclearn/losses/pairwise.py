@@ -230,7 +230,7 @@ def margin_loss(
     with tf.name_scope("margin_loss"):
         comparison = compare(labels, embeddings, references)
         triplets = call_miner(miner, labels, embeddings, references=references)
-        to_positive, to_negative = comparison.distances(DISTANCES["euclidean"], *triplets)
+        to_positive, to_negative = comparison.distances("euclidean", *triplets)
         dtype = to_positive.dtype
         beta = tf.cast(beta, dtype) if tf.is_tensor(beta) else tf.constant(beta, dtype)
         if beta.shape.rank != 0:
@@ -248,8 +248,8 @@ def _measure(
 ) -> tuple[Comparison, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(comparison, `[B, M]` positive mask, negative mask, distances)."""
     comparison = compare(labels, embeddings, references)
-    distance = resolve(distance, DISTANCES, "distance")
-    distances = distance.pairwise(comparison.embeddings, comparison.references)
+    metric = resolve(distance, DISTANCES, "distance")
+    distances = metric.pairwise(comparison.embeddings, comparison.references)
     return comparison, *masks(comparison), distances
 
 

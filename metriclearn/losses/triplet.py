@@ -55,7 +55,6 @@ def triplet_loss(
             `mining_dtype` with a miner that cannot use them.
     """
     with tf.name_scope("triplet_loss"):
-        distance = resolve(distance, DISTANCES, "distance")
         comparison = compare(labels, embeddings, references)
         if miner == "batch_all" and mining_dtype is None:
             differences = _all_differences(comparison, distance)
@@ -75,13 +74,14 @@ def triplet_loss(
         return reduce_terms(terms, reduction, comparison)
 
 
-def _all_differences(comparison: Comparison, distance: Distance) -> tf.Tensor:
+def _all_differences(comparison: Comparison, distance: str | Distance) -> tf.Tensor:
     """`d(a, p) - d(a, n)` of all triplets, in the order of `mine_batch_all`.
 
     Read from the distance matrix, pair by pair: O(pairs x B), where gathering the embeddings of
     every triplet would take D times as much.
     """
-    distances = distance.pairwise(comparison.embeddings, comparison.references)
+    metric = resolve(distance, DISTANCES, "distance")
+    distances = metric.pairwise(comparison.embeddings, comparison.references)
     positive, negative = masks(comparison)
     with tf.control_dependencies(refuse_xla(distances, "batch_all_has_shapes_that_depend_on_data")):
         pairs = tf.where(positive)

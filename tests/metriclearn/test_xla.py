@@ -1,0 +1,108 @@
+"""Compiled by XLA, a function gives what it gives otherwise, or raises with its name."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import metriclearn
+
+LABELS = tf.constant(np.arange(6) % 3)
+LABELS = tf.concat([LABELS, LABELS], 0)  # pairs, for given_positive
+ROWS = tf.constant(np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32))
+PROXIES = tf.constant(np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
+GIVEN = metriclearn.Triplets([0, 1, 5, 5], [3, 4, 2, 2], [1, 2, 3, 0])
+EPSILON = np.finfo(np.float32).eps
+
+
+def gradients(function):
+    def run(labels, rows):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            value = function(labels, rows)
+        return value, tape.gradient(value, rows)
+
+    return run
+
+
+def itself(labels, rows):
+    return metriclearn.References(labels, rows, tf.range(12))
+
+
+LOSSES = metriclearn.LOSSES
+COMPILED = (
+    {name: gradients(LOSSES[name]) for name in sorted(set(LOSSES) - {"triplet", "margin"})}
+    | {
+        f"{name} of references": gradients(
+            lambda y, x, loss=LOSSES[name]: loss(y, x, references=itself(y, x + 0.1))
+        )
+        for name in ("contrastive", "smooth_ap", "supervised_contrastive")
+    }
+    | {
+        name: gradients(lambda y, x, loss=loss: loss(y, x, PROXIES))
+        for name, loss in metriclearn.PROXY_LOSSES.items()
+    }
+    | {
+        f"{name} of given triplets": gradients(
+            lambda y, x, loss=LOSSES[name]: loss(y, x, miner=lambda *_: GIVEN)
+        )
+        for name in ("triplet", "margin")
+    }
+    | {
+        f"{name} distances": gradients(
+            lambda _, x, name=name: metriclearn.pairwise_distances(x, distance=name)
+        )
+        for name in metriclearn.DISTANCES
+    }
+    | {
+        "triplet_statistics": lambda y, x: metriclearn.triplet_statistics(y, x, GIVEN),
+        "hardest_triplet": lambda y, x: metriclearn.hardest_triplet(x, GIVEN),
+        "embedding_statistics": lambda y, x: metriclearn.embedding_statistics(x),
+    }
+)
+REFUSED = (
+    {f"mine_{name}": miner for name, miner in metriclearn.MINERS.items()}
+    | {
+        f"triplet_loss/mine_{name}": lambda y, x, name=name: LOSSES["triplet"](y, x, miner=name)
+        for name in sorted(set(metriclearn.MINERS) - {"batch_all"})
+    }
+    | {
+        "triplet_loss/batch_all": lambda y, x: LOSSES["triplet"](y, x, miner="batch_all"),
+        "margin_loss/mine_distance_weighted": LOSSES["margin"],
+        "count_suspended": lambda y, x: metriclearn.count_suspended(y, x, 1.0),
+        "float_labels_cannot_be_checked": lambda y, x: LOSSES["circle"](tf.cast(y, tf.float32), x),
+    }
+)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_gives_the_same(name):
+    wanted = COMPILED[name](LABELS, ROWS)
+    got = tf.function(COMPILED[name], jit_compile=True)(LABELS, ROWS)
+    for one, other in zip(tf.nest.flatten(got), tf.nest.flatten(wanted), strict=True):
+        # Sums of 12 x 4 terms in another order, amplified by at most the largest scale, 64.
+        tolerance = 64 * 48 * EPSILON * max(1, np.abs(other).max())
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_raises_by_name(name):
+    assert REFUSED[name](LABELS, ROWS) is not None
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"node {name}"):
+        tf.function(REFUSED[name], jit_compile=True)(LABELS, ROWS)
+
+
+@pytest.mark.parametrize("name", ["circle", "mine_batch_hard"])
+def test_strings_cannot_be_compiled(name):
+    function = LOSSES.get(name, metriclearn.mine_batch_hard)
+    with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)):
+        tf.function(function, jit_compile=True)(tf.strings.as_string(LABELS), ROWS)
+
+
+def test_a_memory_compiles_to_the_same_or_raises():
+    def step(labels, rows):
+        references = metriclearn.enqueue(memory, labels, rows)
+        return metriclearn.contrastive_loss(labels, rows, references=references)
+
+    memory = metriclearn.cross_batch_memory(20, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="enqueue"):
+        tf.function(step, jit_compile=True)(LABELS, ROWS)
