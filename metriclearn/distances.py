@@ -146,7 +146,7 @@ def _without_noise(squared: tf.Tensor, norms: tf.Tensor) -> tf.Tensor:
     # |x|^2 + |y|^2 - 2 x.y cancels for close rows. Below a few units in the last place it is noise,
     # and the root of noise would have a huge gradient of random direction.
     noise = 8 * np.finfo(norms.dtype.as_numpy_dtype).eps * tf.stop_gradient(norms)
-    return tf.where(squared <= noise, tf.zeros_like(squared), squared)
+    return tf.where(squared < noise, tf.zeros_like(squared), squared)  # infinity stays
 
 
 def _squared_and_unit(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -405,6 +405,13 @@ DOT = Distance(
     lambda x, y: -tf.matmul(x, y, transpose_b=True),
     lambda x, i, y, j: -_dot_of_pairs(x, i, y, j),
     _dot_nearness,
+)
+
+# For rows of length 1: the scores are the dot products themselves. Not an option of its own.
+ON_SPHERE = DOT._replace(
+    nearness=lambda x, y, dtype: Nearness(
+        _products(y, dtype), lambda x, bound: tf.fill([tf.shape(x)[0]], tf.cast(-bound, x.dtype))
+    )
 )
 
 DISTANCES = {d.name: d for d in (EUCLIDEAN, SQUARED, COSINE, DOT)}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from metriclearn.distances import DOT, Distance
+from metriclearn.distances import ON_SPHERE, Distance
 from metriclearn.inputs import TensorLike, refuse_xla
 from metriclearn.pairs import (
     Block,
@@ -315,7 +315,7 @@ def mine_distance_weighted(
 
         # On the unit sphere |x - y|^2 = 2 - 2 x.y; the scan ranks by -x.y.
         guard = None if false_negative_guard is None else false_negative_guard**2 / 2 - 1
-        options = MiningOptions(DOT, mining_dtype, guard)
+        options = MiningOptions(ON_SPHERE, mining_dtype, guard)
         dtypes = (tf.int32, tf.bool, tf.int32)
         positives, is_positive, negatives = scan_rows(select, dtypes, comparison, options)
         pairs = tf.where(is_positive)
