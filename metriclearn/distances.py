@@ -341,23 +341,31 @@ def _products(y: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]
 def _euclidean_nearness(
     x: tf.Tensor, y: tf.Tensor, dtype: tf.DType, squared: bool = False
 ) -> Nearness:
-    # |x - y|^2 = |x|^2 - 2 (x.y - |y|^2 / 2), and |x|^2 is the same along a row.
-    products, norms = _products(y, dtype), tf.reduce_sum(y * y, axis=1)
-    # Rows that share most of their length lose their difference in the product: see `_center`.
-    mean_norm, mean = tf.reduce_mean(norms), tf.reduce_mean(y, axis=0)
-    is_spread = tf.reduce_sum(mean * mean) < mean_norm * (1 - 1 / 64)
-    is_plain = _are_calm(x, y) & is_spread
+    # |x - y|^2 = |x|^2 - 2 (x.y - |y|^2 / 2), and |x|^2 is the same along a row. Where rows share
+    # most of their length, the first one is subtracted; see `_center`.
+    norms, mean = tf.reduce_sum(y * y, axis=1), tf.reduce_mean(y, axis=0)
+    is_spread = tf.reduce_sum(mean * mean) < tf.reduce_mean(norms) * (1 - 1 / 64)
+    center = tf.where(is_spread, tf.zeros_like(mean), y[0])
+
+    def shifted() -> tuple[tf.Tensor, tf.Tensor]:
+        from_center = y - center
+        return from_center, tf.reduce_sum(from_center**2, axis=1)
+
+    from_center, norms = tf.cond(is_spread, lambda: (y, norms), shifted)
+    products = _products(from_center, dtype)
+    is_plain = _is_calm(from_center) if x is y else _are_calm(x - center, from_center)
 
     def scores(x: tf.Tensor) -> tf.Tensor:
         return tf.cond(
-            is_plain, lambda: products(x) - norms / 2, lambda: -_euclidean_pairwise(x, y)
+            is_plain, lambda: products(x - center) - norms / 2, lambda: -_euclidean_pairwise(x, y)
         )
 
     def limit(x: tf.Tensor, bound: Any) -> tf.Tensor:
         bound = tf.cast(bound, x.dtype)
+        square = bound if squared else bound**2
         return tf.cond(
             is_plain,
-            lambda: (tf.reduce_sum(x * x, axis=1) - (bound if squared else bound**2)) / 2,
+            lambda: (tf.reduce_sum((x - center) ** 2, axis=1) - square) / 2,
             lambda: tf.fill([tf.shape(x)[0]], -_safe_sqrt(bound) if squared else -bound),
         )
 
