@@ -163,7 +163,7 @@ def _squared_and_unit(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
 
 def _squared_pairwise(x: tf.Tensor, y: tf.Tensor, root: bool = False) -> tf.Tensor:
     center = _center(y)
-    x, y = x - center, x - center if y is x else y - center
+    x, y = (x - center,) * 2 if x is y else (x - center, y - center)
 
     def plain() -> tf.Tensor:
         norms = tf.reduce_sum(x * x, axis=1)[:, None] + tf.reduce_sum(y * y, axis=1)

@@ -436,7 +436,7 @@ def call_miner(
             lack them or bind others. `references` and `mining_dtype` are the miner's to honor.
 
     Raises:
-        ValueError: the miner cannot honor `references` or `mining_dtype`, or binds another value.
+        ValueError: the miner cannot honor `references` or `mining_dtype`, or binds other ones.
     """
     function = resolve(miner, MINERS, "miner")
     name = miner if isinstance(miner, str) else getattr(function, "__name__", repr(function))
@@ -446,7 +446,8 @@ def call_miner(
         value, own = options.get(option), bound.get(option)
         if value is not None and option not in parameters:
             raise ValueError(f"the miner {name} takes no {option}")
-        if own is not value and own is not None:
+        # The loss must know references, which it measures; how a miner ranks may be bound.
+        if own is not None and own is not value and (value is not None or option == "references"):
             raise ValueError(f"the miner {name} binds {option}: pass it to the loss instead")
     taken = {k: v for k, v in options.items() if k in parameters and k not in bound}
     return Triplets(*function(labels, embeddings, **taken))

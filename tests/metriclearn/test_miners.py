@@ -196,6 +196,7 @@ def test_an_option_bound_to_another_value_is_refused():
     bound = functools.partial(metriclearn.mine_batch_hard, mining_dtype="bfloat16")
     with pytest.raises(ValueError, match="binds mining_dtype: pass it to the loss instead"):
         metriclearn.triplet_loss(labels, x, miner=bound, mining_dtype="float64")
+    assert np.isfinite(metriclearn.triplet_loss(labels, x, miner=bound))
     references = metriclearn.References(labels, x, np.arange(14))
     bound = functools.partial(metriclearn.mine_batch_hard, references=references)
     with pytest.raises(ValueError, match="binds references"):
