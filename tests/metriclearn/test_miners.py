@@ -65,8 +65,8 @@ def test_guard_suspends_what_is_suspiciously_near(distance):
 MINERS_OF_DISTANCE = ("batch_hard", "semi_hard", "easy_positive", "top_k_hard")
 
 
-@pytest.mark.parametrize("size", [9, 33, 130])
-@pytest.mark.parametrize("dimension", [3, 37, 128])
+@pytest.mark.parametrize("size", [9, 33])
+@pytest.mark.parametrize("dimension", [3, 37])
 @pytest.mark.parametrize("distance", sorted(metriclearn.DISTANCES))
 def test_copies_of_one_row_tie(distance, dimension, size):
     x = np.tile(np.random.default_rng(size).normal(size=dimension).astype(np.float32), (size, 1))
