@@ -1,6 +1,6 @@
 """Metric learning for TensorFlow: distances, miners, losses, samplers, augmentation, data sets.
 
-Works in tf.compat.v1 graphs, inside tf.function and eagerly; needs TensorFlow and NumPy only.
+Works in tf.compat.v1 graphs, in tf.function and eagerly. It needs TensorFlow and NumPy only.
 """
 
 from metriclearn.distances import DISTANCES, Distance, pairwise_distances

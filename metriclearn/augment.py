@@ -1,22 +1,30 @@
-"""Augmentation of uint8 pictures: stateless, in tf.data for each picture or on device for a batch.
+"""Augmentation of uint8 images: stateless, in tf.data per image or on the device per batch.
 
-Every function takes its randomness from `seed`, int64 or int32 [2], and from nothing else; the same
-seed gives the same picture. Functions on one picture take and return uint8 [H, W, C];
-`batched(augment)` makes one of a whole batch, for the device. Windows (`random_window`,
-`window_near_box`, `box_window`) choose where to crop *before* the file is decoded, so that only the
-window is (see `datasets.pipeline.train_batches`, argument `crop`).
+Every function takes its randomness from `seed`, int64 or int32 [2], only: the same seed gives the
+same image. Functions on one image take and return uint8 [H, W, C]; `batched(augment)` makes one for
+a whole batch, for the device. Windows (`random_window`, `window_near_box`, `box_window`) choose
+where to crop *before* the file is decoded, so that only the window is decoded (see
+`datasets.pipeline.train_batches`, argument `crop`).
 
     augment = compose(random_flip, random_colour(), random_erasing(probability=0.5))
     train_batches(table, sample, image_size=128, crop=random_window(), augment=augment, seed=1)
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from metriclearn.hashing import GAMMA, mix, right_shift
+
 RESIZE_METHODS = ("bilinear", "nearest", "bicubic", "area")
 
+# (uint8 [H, W, C], seed [2]) -> uint8 [H, W, C]. Some carry attributes, such as `batch`.
+Augmentation = Any
+# (height, width, box int32 [4], seed [2]) -> int32 [4] y, x, h, w.
+Window = Any
 
 # Odd multipliers and increments of a congruential step in 64 bits (Knuth's MMIX, and L'Ecuyer's).
 _MULTIPLIER = np.asarray([6364136223846793005, 3202034522624059733], np.int64)
@@ -26,9 +34,9 @@ _INCREMENT = np.asarray([1442695040888963407, 4354685564936845355], np.int64)
 def _fold(seed, number):
     """Another int64 [2] seed, for the number-th use of one seed.
 
-    A congruential step, not a sum: seeds of neighbouring pictures differ by one, and adding one
-    would make the second op of a picture repeat the first op of its neighbour. The generator behind
-    `stateless_*` mixes the rest; drawing the seed from it would cost more than all else here.
+    A congruential step, not a sum: seeds of successive images differ by one, and adding one would
+    make the second op of an image repeat the first op of the next. The generator behind
+    `stateless_*` mixes the rest; drawing the seed from it would cost more than all other ops here.
     """
     with np.errstate(over="ignore"):
         step = _INCREMENT * np.int64(2 * number + 1)
@@ -37,37 +45,28 @@ def _fold(seed, number):
 
 def _uniform(seed, shape, low, high):
     """float32, uniform in [low, high)."""
-    # The single op: `tf.random.stateless_uniform` is four, and tiny ops are what a picture's time
-    # goes to.
+    # One op: `tf.random.stateless_uniform` is four, and tiny ops dominate the time per image.
     draw = tf.raw_ops.StatelessRandomUniform(shape=shape, seed=seed, dtype=tf.float32)
     return low + (high - low) * draw
 
 
-def _scramble(words):
-    """uint64 -> uint64, a bijection (finalizer of SplitMix64, Steele et al. 2014)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        words ^= tf.bitwise.right_shift(words, tf.constant(shift, tf.uint64))
-        words *= tf.constant(factor, tf.uint64)
-    return words
-
-
 def _draws(seeds, count):
-    """float32 [B, count], uniform in [0, 1), row i made of seeds[i] (int64 [B, 2]) alone.
+    """float32 [B, count], uniform in [0, 1); row i depends on seeds[i] (int64 [B, 2]) only.
 
     The stateless ops of TensorFlow take one seed; this takes a batch of them in a few ops.
     """
     words = tf.cast(seeds, tf.uint64)
-    state = _scramble(_scramble(words[:, 0]) + words[:, 1])
-    step = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits = tf.bitwise.right_shift(_scramble(state[:, None] + step), tf.constant(40, tf.uint64))
+    state = mix(mix(words[:, 0]) + words[:, 1])
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    bits = right_shift(mix(state[:, None] + steps), 40)
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
 def _one_pass(function):
-    """Compiles a function of pixels by XLA: one pass over them instead of one for each op.
+    """Compiles a function of pixels by XLA: one pass over them instead of one per op.
 
-    What is computed once for each picture stays outside; fused, it would be computed for each
-    pixel. A program is compiled for each shape, so only where the shape is known.
+    What is computed once per image stays outside: fused, it would be computed per pixel. XLA
+    compiles a program per shape, so this applies only where the shape is known.
     """
     compiled = tf.function(function, jit_compile=True)
 
@@ -89,11 +88,14 @@ def _to_uint8(image):
     )
 
 
-def compose(*functions):
-    """One augmentation out of several, each with a seed of its own.
+def compose(*functions: Augmentation) -> Augmentation:
+    """Chains augmentations, each with a seed of its own.
 
     Args:
-      functions: each (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C].
+        functions: each (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C].
+
+    Returns:
+        A function of the same signature.
     """
 
     def augment(image, seed):
@@ -112,15 +114,19 @@ def compose(*functions):
     return augment
 
 
-def batched(augment):
-    """(uint8 [B, H, W, C], seeds int64 [B, 2]) -> uint8 [B, H, W, C]: one graph for the batch.
+def batched(augment: Augmentation) -> Augmentation:
+    """Turns an augmentation of one image into one graph for a batch.
 
-    Picture i is augmented with seeds[i] and with nothing of its neighbours, so that a batch split
-    over devices comes out the same. A function's attribute `batch`, of this very signature, is
-    taken as it is; a function without it is mapped over the pictures.
+    Image i depends on seeds[i] only, so a batch split over devices gives the same images. If the
+    function has an attribute `batch` with the signature below, that is used; otherwise the function
+    is mapped over the images.
 
-    Raises:
-      ValueError: when it is called, if `augment` returns another type than uint8.
+    Args:
+        augment: (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C].
+
+    Returns:
+        (uint8 [B, H, W, C], seeds int64 [B, 2]) -> uint8 [B, H, W, C]. Calling it raises ValueError
+        if `augment` returns another dtype than uint8.
     """
     parts = getattr(augment, "parts", None)
     if parts is not None and not hasattr(augment, "batch"):
@@ -150,8 +156,8 @@ def batched(augment):
     return getattr(augment, "batch", mapped)
 
 
-def seeds_of(seed, step, count):
-    """int64 [count, 2] seeds of a step's pictures, those that the input pipeline uses."""
+def seeds_of(seed: int | tf.Tensor, step: int | tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Returns int64 [count, 2], the seeds of a step's images that the input pipeline uses."""
     number = tf.cast(step, tf.int64) * (1 << 24) + tf.range(count, dtype=tf.int64)
     return tf.stack([tf.fill(tf.shape(number), tf.cast(seed, tf.int64)), number], 1)
 
@@ -159,15 +165,14 @@ def seeds_of(seed, step, count):
 # Windows: (height, width, box int32 [4] x1 y1 x2 y2, seed) -> int32 [4] y, x, h, w.
 
 
-def random_window(low=0.5, high=1.0, square=False):
-    """Crops a random share of the sides, anywhere in the picture.
+def random_window(low: float = 0.5, high: float = 1.0, square: bool = False) -> Window:
+    """Crops a random share of the sides, anywhere in the image.
 
-    Height and width are `share` of the picture's, share uniform in [low, high]: the aspect ratio
-    is kept (the original's "random crop 0.5-1"); with `square` both are that share of the shorter
-    side.
+    Height and width are the same share of the image's, uniform in [low, high], so the aspect ratio
+    is kept. With `square`, both are that share of the shorter side.
 
     Raises:
-      ValueError: unless 0 < low <= high <= 1.
+        ValueError: unless 0 < low <= high <= 1.
     """
     _check_range("random_window", low, high, 0.0, 1.0)
 
@@ -185,7 +190,7 @@ def random_window(low=0.5, high=1.0, square=False):
     def window(height, width, box, seed):
         return place(height, width, box, _draws(seed[None], 3)[0])
 
-    # For one picture or for a batch, given its draws, so that a batch's are made together.
+    # `place` works for one image or a batch, so that the draws of a batch are made together.
     window.place = place
     window.draws = lambda seeds: _draws(seeds, 3)
     return window
@@ -196,14 +201,14 @@ def _between(share, most):
     return tf.minimum(tf.cast(share * tf.cast(most + 1, tf.float32), tf.int32), most)
 
 
-def window_near_box(jitter=0.1, margin=0.1):
+def window_near_box(jitter: float = 0.1, margin: float = 0.1) -> Window:
     """Crops near a bounding box: each edge moves by its own random share of the box's side.
 
-    An edge lies `margin` outside the box, plus a uniform share in [-jitter, jitter]. A picture
+    An edge lies `margin` outside the box, plus a uniform share in [-jitter, jitter]. An image
     without a box (all zeros) is cropped by `random_window()`.
 
     Raises:
-      ValueError: a negative jitter, or one so large that the window could vanish.
+        ValueError: a negative jitter, or one so large that the window could vanish.
     """
     if not 0 <= jitter < 0.5 + margin:
         raise ValueError(f"window_near_box: jitter={jitter} must be in [0, 0.5 + margin)")
@@ -217,8 +222,8 @@ def window_near_box(jitter=0.1, margin=0.1):
     return window
 
 
-def box_window(margin=0.0):
-    """Crops the bounding box widened by `margin` of its sides; the whole picture without a box.
+def box_window(margin: float = 0.0) -> Window:
+    """Crops the bounding box widened by `margin` of its sides; the whole image without a box.
 
     Nothing is random: this is the window for evaluation.
     """
@@ -242,7 +247,7 @@ def _around(box, height, width, margin, moves):
     limits = tf.cast(tf.stack([height, width, height, width]), tf.float32)
     edges = tf.clip_by_value(tf.stack([top, left, bottom, right]), 0.0, limits)
     top, left, bottom, right = tf.unstack(tf.cast(tf.round(edges), tf.int32))
-    # A box outside the picture leaves one pixel at its edge.
+    # A box outside the image leaves one pixel at its edge.
     top, left = tf.minimum(top, height - 1), tf.minimum(left, width - 1)
     return tf.stack([top, left, tf.maximum(bottom - top, 1), tf.maximum(right - left, 1)])
 
@@ -254,14 +259,15 @@ def _check_range(name, low, high, least, most):
         )
 
 
-# Pictures: (uint8 [H, W, C], seed) -> uint8 [H, W, C].
+# Images: (uint8 [H, W, C], seed) -> uint8 [H, W, C].
 
 
-def random_crop(low=0.5, high=1.0, methods=("bilinear",)):
-    """Crops a random window (`random_window`) of a decoded picture and resizes it back.
+def random_crop(
+    low: float = 0.5, high: float = 1.0, methods: Sequence[str] = ("bilinear",)
+) -> Augmentation:
+    """Crops a random window (`random_window`) of a decoded image and resizes it back.
 
-    The resize method is drawn from `methods`: with several, the network sees every kernel's
-    softness (the original's "random resize method").
+    The resize method is drawn from `methods`: with several, the network sees the blur of each.
     """
     place = random_window(low, high)
     shrink_or_grow = random_resize(methods)
@@ -275,11 +281,11 @@ def random_crop(low=0.5, high=1.0, methods=("bilinear",)):
     return augment
 
 
-def random_resize(methods=RESIZE_METHODS):
-    """A function (image, seed, size) that resizes by a method drawn uniformly from `methods`.
+def random_resize(methods: Sequence[str] = RESIZE_METHODS) -> Any:
+    """Returns a function (image, seed, size) that resizes by a method drawn from `methods`.
 
     Raises:
-      ValueError: no method, or one that `tf.image.resize` does not know.
+        ValueError: no method, or one that `tf.image.resize` does not know.
     """
     known = tuple(vars(tf.image.ResizeMethod).values())
     for method in methods:
@@ -298,8 +304,8 @@ def random_resize(methods=RESIZE_METHODS):
     return resize
 
 
-def random_flip(image, seed, probability=0.5):
-    """Mirrors left and right with the given probability."""
+def random_flip(image: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
+    """Mirrors uint8 [H, W, C] left to right with the given probability."""
     return _flip(image[None], seed[None], probability)[0]
 
 
@@ -315,11 +321,11 @@ def _mirror(images, chosen):
 random_flip.batch = _flip
 
 
-def random_noise(deviation=8.0):
-    """Adds Gaussian noise, its deviation (grey levels) uniform in [0, deviation] for each picture.
+def random_noise(deviation: float = 8.0) -> Augmentation:
+    """Adds Gaussian noise; its standard deviation (gray levels) is uniform in [0, deviation].
 
     Raises:
-      ValueError: a negative deviation.
+        ValueError: a negative deviation.
     """
     if deviation < 0:
         raise ValueError(f"random_noise: deviation={deviation} must not be negative")
@@ -332,16 +338,16 @@ def random_noise(deviation=8.0):
     return augment
 
 
-# The luma and chroma axes of NTSC's YIQ: a hue shift is a turn of the chroma plane.
+# The luma and chroma axes of NTSC's YIQ: a hue shift rotates the chroma plane.
 _RGB_TO_YIQ = np.asarray(
     [(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], np.float32
 )
 
 
 def _colour_basis():
-    """float32 [9, 3]: the row-vector colour matrix is this times (1, c cos t, c sin t).
+    """float32 [9, 3]: the row-vector color matrix is this times (1, c cos t, c sin t).
 
-    YIQ is kept, scaled by c and turned by t, and brought back to RGB; all of it linear in those.
+    Luma is kept, chroma is scaled by c and rotated by t, and YIQ is converted back to RGB.
     """
     turns = np.zeros((3, 3, 3))
     turns[0, 0, 0] = 1
@@ -355,22 +361,22 @@ def _colour_basis():
 _COLOUR_BASIS = _colour_basis()
 
 
-def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
+def random_colour(
+    brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.2, hue: float = 0.05
+) -> Augmentation:
     """Jitters brightness, contrast, saturation and hue, all by one 3 x 3 matrix and an offset.
 
-    All four are linear in RGB when the hue turns in the YIQ plane, so one product per pixel does
-    what four passes (one through HSV) would.
+    All four are linear in RGB if the hue rotates in the YIQ plane, so one product per pixel
+    replaces four passes (one through HSV). Gray images (C=1) get brightness and contrast.
 
     Args:
-      brightness: the picture is shifted by up to this share of 255.
-      contrast: scaled about its mean by a factor in 1 +- contrast.
-      saturation: chroma scaled by a factor in 1 +- saturation.
-      hue: chroma turned by up to this share of the full circle.
-
-    Grey pictures (C=1) get brightness and contrast.
+        brightness: the image is shifted by up to this share of 255.
+        contrast: scaled about its mean by a factor in 1 +- contrast.
+        saturation: chroma scaled by a factor in 1 +- saturation.
+        hue: chroma rotated by up to this share of the full circle.
 
     Raises:
-      ValueError: a negative strength, contrast or saturation above 1, hue above 0.5.
+        ValueError: a negative strength, contrast or saturation above 1, hue above 0.5.
     """
     for name, value, most in (
         ("brightness", brightness, 1.0),
@@ -384,8 +390,8 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
     def batch(images, seeds):
         shift, scale, chroma, angle = tf.unstack(_draws(seeds, 4) * 2 - 1, axis=1)
         shift, scale = 255.0 * brightness * shift, 1.0 + contrast * scale
-        # Contrast about the mean colour's luma, so that a grey mean stays where it is. A part of
-        # the rows is enough for the mean; gathered, which copies rows, where a strided slice would
+        # Contrast about the mean color's luma, so that a gray mean does not change. Part of the
+        # rows is enough for the mean. They are gathered, which copies rows; a strided slice would
         # copy value by value.
         some = tf.range(0, tf.shape(images)[1], 4)
         means = _exact_means(tf.gather(images, some, axis=1))
@@ -395,7 +401,7 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
         luma = sum(float(weight) * means[:, c] for c, weight in enumerate(_RGB_TO_YIQ[0]))
         chroma, angle = 1.0 + saturation * chroma, 2 * math.pi * hue * angle
         turned = scale, scale * chroma * tf.cos(angle), scale * chroma * tf.sin(angle)
-        # No matrix product: the order of its sums is its own affair.
+        # No matrix product: the order of its sums may vary.
         terms = sum(_COLOUR_BASIS[:, i] * turned[i][:, None] for i in range(3))
         return _recolour(images, tf.reshape(terms, [-1, 3, 3]), luma * (1.0 - scale) + shift)
 
@@ -407,9 +413,9 @@ def random_colour(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05):
 
 
 def _exact_means(images):
-    """float32 [B, C], means of uint8 [B, h, w, C], the same in whatever order they are added up."""
+    """float32 [B, C], means of uint8 [B, h, w, C], independent of the order of summation."""
     count = tf.cast(tf.size(images[0, ..., 0]), tf.float32)
-    # Rows first: what is added lies side by side in memory, several times faster.
+    # Rows first: the addends are adjacent in memory, which is several times faster.
     rows = tf.reduce_sum(tf.cast(images, tf.int32), axis=1)
     return tf.cast(tf.reduce_sum(rows, axis=1), tf.float32) / count
 
@@ -418,18 +424,21 @@ def _exact_means(images):
 def _recolour(images, matrices, offsets):
     """uint8 [B, H, W, C] times float32 [B, C, C] (row vectors) plus float32 [B], saturated."""
     pixels = tf.cast(images, tf.float32)
-    # Written out, not as a matrix product, which the compiler would not fuse with the rest.
+    # Not a matrix product, which the compiler would not fuse with the rest.
     terms = [pixels[..., j, None] * matrices[:, None, None, j] for j in range(images.shape[3])]
     return _to_uint8(sum(terms) + offsets[:, None, None, None])
 
 
-def random_blur(most=1.5, probability=0.5, radius=3):
+def random_blur(most: float = 1.5, probability: float = 0.5, radius: int = 3) -> Augmentation:
     """Blurs with a Gaussian of deviation uniform in (0, most] pixels, edges mirrored.
 
     Args:
-      most: the largest deviation, pixels.
-      probability: of blurring at all.
-      radius: taps on each side of the kernel's centre.
+        most: the largest standard deviation, in pixels.
+        probability: of blurring at all.
+        radius: taps on each side of the kernel's center.
+
+    Raises:
+        ValueError: `most` is not positive.
     """
     if most <= 0:
         raise ValueError(f"random_blur: most={most} must be positive")
@@ -455,15 +464,22 @@ def random_blur(most=1.5, probability=0.5, radius=3):
     return augment
 
 
-def random_erasing(probability=0.5, area=(0.02, 0.2), aspect=(0.3, 3.3)):
+def random_erasing(
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.2),
+    aspect: tuple[float, float] = (0.3, 3.3),
+) -> Augmentation:
     """Fills a random rectangle with noise (Zhong et al. 2020, "Random Erasing", algorithm 1).
 
-    Args:
-      probability: of erasing at all.
-      area: smallest and largest share of the picture.
-      aspect: smallest and largest height / width, drawn uniformly on a logarithmic scale.
+    A rectangle larger than the image is cut to it.
 
-    A rectangle that would be larger than the picture is cut to it.
+    Args:
+        probability: of erasing at all.
+        area: smallest and largest share of the image.
+        aspect: smallest and largest height / width, drawn uniformly on a logarithmic scale.
+
+    Raises:
+        ValueError: a range that is empty or out of bounds.
     """
     _check_range("random_erasing area", *area, 0.0, 1.0)
     _check_range("random_erasing aspect", *aspect, 0.0, float("inf"))

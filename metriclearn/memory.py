@@ -1,4 +1,4 @@
-"""Cross-batch memory: embeddings of past batches as more references to compare with.
+"""Cross-batch memory: embeddings of past batches as additional references.
 
 Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning (arXiv 1912.06798). Embeddings
 drift slowly once training has settled, so those of recent batches still serve as negatives.
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from metriclearn.pairs import References, check_batch
+from metriclearn.inputs import TensorLike, check_batch
+from metriclearn.pairs import References
 
 
 class Memory(NamedTuple):
@@ -21,7 +22,7 @@ class Memory(NamedTuple):
     Attributes:
         labels: `[size]` variable.
         embeddings: `[size, D]` variable.
-        total: int64 scalar variable: how many examples ever came in; the next goes to
+        total: int64 scalar variable, the number of examples ever added. The next one goes to
             `total % size`.
     """
 
@@ -31,21 +32,33 @@ class Memory(NamedTuple):
 
 
 def cross_batch_memory(
-    size, dimension, *, label_dtype=tf.int64, dtype=tf.float32, name="cross_batch_memory"
-):
+    size: int,
+    dimension: int,
+    *,
+    label_dtype: tf.DType | str = tf.int64,
+    dtype: tf.DType | str = tf.float32,
+    name: str = "cross_batch_memory",
+) -> Memory:
     """Makes an empty memory of `size` examples.
 
-    In a tf.compat.v1 graph its variables go by `name` within the variable scope: a second call in a
-    reusing scope gives the same memory, so that towers share one, and a Saver saves it with the
-    rest. It is not trainable.
+    In a tf.compat.v1 graph its variables are found by `name` within the variable scope: a second
+    call in a reusing scope returns the same memory, so towers can share one, and a Saver saves it
+    with the other variables. It is not trainable.
 
     Args:
-        size: examples that it holds; the oldest make way.
+        size: how many examples it holds; new ones replace the oldest.
         dimension: D of the embeddings.
         label_dtype: dtype of the labels, integer or string.
         dtype: dtype of the embeddings kept.
+
+    Raises:
+        ValueError: a size or dimension below 1, or a `label_dtype` that is not integer or string.
     """
     label_dtype = tf.as_dtype(label_dtype)
+    if size < 1 or dimension < 1:
+        raise ValueError(f"size={size} and dimension={dimension} must be at least 1")
+    if not label_dtype.is_integer and label_dtype != tf.string:
+        raise ValueError(f"label_dtype must be integer or string, got {label_dtype.name}")
     blank = tf.constant("" if label_dtype == tf.string else 0, label_dtype)
     contents = {
         "labels": tf.fill([size], blank),
@@ -63,25 +76,33 @@ def cross_batch_memory(
         )
 
 
-def enqueue(memory, labels, embeddings):
-    """Puts a batch into the memory and returns all that it then holds.
+def enqueue(memory: Memory, labels: TensorLike, embeddings: TensorLike) -> References:
+    """Adds a batch to the memory and returns everything it then holds.
 
-    Call it once a step, on the whole batch (of all towers). No gradient passes into the memory.
+    Call it once per step, on the whole batch (of all towers). No gradient passes into the memory.
 
     Args:
         memory: a `Memory`.
-        labels: `[B]` of the memory's label dtype; B at most the memory's size.
+        labels: `[B]`, see `metriclearn.inputs`, of a dtype that the memory's label dtype holds
+            exactly; B at most the memory's size.
         embeddings: `[B, D]`.
 
     Returns:
-        `References` to the filled part, the batch included; each example's `self_index` is its own
-        entry, so that no loss or miner compares an example with itself.
+        `References` to the filled part, the batch included. Each example's `self_index` is its own
+        row there, so no loss or miner compares an example with itself.
 
     Raises:
-        ValueError: the batch is known to be larger than the memory, or does not fit together.
+        ValueError: the batch is known to be larger than the memory, does not fit together, or its
+            labels or embeddings do not fit the memory.
     """
     with tf.name_scope("enqueue"):
         labels, embeddings = check_batch(labels, embeddings)
+        labels = _as_stored(labels, memory.labels.dtype)
+        if not embeddings.shape[1:].is_compatible_with(memory.embeddings.shape[1:]):
+            raise ValueError(
+                f"embeddings of {embeddings.shape[1]} dimensions do not fit a memory of "
+                f"{memory.embeddings.shape[1]}"
+            )
         size, batch = memory.labels.shape[0], labels.shape[0]
         if batch is not None and batch > size:
             raise ValueError(f"a batch of {batch} does not fit a memory of {size} examples")
@@ -94,7 +115,7 @@ def enqueue(memory, labels, embeddings):
         places = (before + tf.range(count)) % size
         kept = tf.cast(tf.stop_gradient(embeddings), memory.embeddings.dtype)
         updates = [
-            _scatter(memory.labels, places, tf.cast(labels, memory.labels.dtype)),
+            _scatter(memory.labels, places, labels),
             _scatter(memory.embeddings, places, kept),
         ]
         with tf.control_dependencies([before]):
@@ -108,7 +129,23 @@ def enqueue(memory, labels, embeddings):
             )
 
 
-def _scatter(variable, places, values):
+def _as_stored(labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Labels in the memory's dtype, which must hold every value of theirs."""
+    if labels.dtype == dtype:
+        return labels
+    if (
+        tf.string in (labels.dtype, dtype)
+        or labels.dtype.min < dtype.min
+        or labels.dtype.max > dtype.max
+    ):
+        raise ValueError(
+            f"{labels.dtype.name} labels do not fit a memory of {dtype.name}: make it with "
+            f"label_dtype='{labels.dtype.name}'"
+        )
+    return tf.cast(labels, dtype)
+
+
+def _scatter(variable: tf.Variable, places: tf.Tensor, values: tf.Tensor) -> tf.Operation | None:
     return tf.raw_ops.ResourceScatterUpdate(
         resource=variable.handle, indices=places, updates=values
     )

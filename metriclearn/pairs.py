@@ -1,30 +1,33 @@
-"""Who is compared with whom: labels as codes, references, and the scan of rows in blocks."""
+"""Which examples are compared: labels as codes, references, and the scan of rows in blocks."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from metriclearn.distances import DISTANCES, normalised
+from metriclearn import hashing
+from metriclearn.distances import DISTANCES, Distance, normalize
+from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows, refuse_xla
 from metriclearn.registry import resolve
 
-# Elements of one block of the anchor-by-reference matrix: 8 MiB in float32, enough rows for the
-# product to run near its full speed, and few enough to stay near the CPU's cache for what follows.
+# Elements of one block of the anchor-by-reference matrix: 8 MiB in float32. Enough rows for the
+# product to run near its full speed, and few enough to stay near the CPU's cache afterwards.
 BLOCK_ELEMENTS = 2**21
 
 
 class References(NamedTuple):
-    """What a batch is compared with, where that is not the batch itself (a memory, another domain).
+    """What a batch is compared with, if that is not the batch itself (a memory, another domain).
 
     Attributes:
-        labels: `[M]`, of the dtype of the batch's labels.
+        labels: `[M]`, strings if the batch's labels are strings; else integers of any width.
         embeddings: `[M, D]`.
         self_index: `[B]` integers, the row among the references that *is* this example of the batch
             (it is never its own positive), or -1 where there is none.
     """
 
-    labels: tf.Tensor
-    embeddings: tf.Tensor
-    self_index: tf.Tensor
+    labels: TensorLike
+    embeddings: TensorLike
+    self_index: TensorLike
 
 
 class Comparison(NamedTuple):
@@ -44,11 +47,21 @@ class Comparison(NamedTuple):
     references: tf.Tensor
     self_index: tf.Tensor
 
-    def distances(self, distance, anchors, positives, negatives):
-        """(d(a, p), d(a, n)), `[T]` each, of triplets of indices."""
-        # In one call: the gradient of both is then one product.
-        return tf.split(
-            distance.of_pairs(
+    def distances(
+        self,
+        distance: str | Distance,
+        anchors: TensorLike,
+        positives: TensorLike,
+        negatives: TensorLike,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(d(a, p), d(a, n)), `[T]` each, of triplets of row indices."""
+        anchors, positives, negatives = (
+            tf.cast(column_tensor(rows, "the triplets' rows"), tf.int32)
+            for rows in (anchors, positives, negatives)
+        )
+        # In one call, so that their gradients share one sum.
+        to_positive, to_negative = tf.split(
+            resolve(distance, DISTANCES, "distance").of_pairs(
                 self.embeddings,
                 tf.concat([anchors, anchors], 0),
                 self.references,
@@ -56,78 +69,91 @@ class Comparison(NamedTuple):
             ),
             2,
         )
+        return to_positive, to_negative
 
-    def normalised(self):
+    def normalized(self) -> "Comparison":
         """The same with embeddings and references of length 1."""
-        embeddings = normalised(self.embeddings)
+        embeddings = normalize(self.embeddings)
         alone = self.references is self.embeddings
         return self._replace(
             embeddings=embeddings,
-            references=embeddings if alone else normalised(self.references),
+            references=embeddings if alone else normalize(self.references),
         )
 
 
-def compare(labels, embeddings, references=None):
-    """Checks shapes and dtypes, and turns labels of any integer or string dtype into codes.
+def compare(
+    labels: TensorLike, embeddings: TensorLike, references: References | None = None
+) -> Comparison:
+    """Checks shapes and dtypes, and turns labels of any legal dtype into codes.
+
+    Args:
+        labels: `[B]`, see `metriclearn.inputs`.
+        embeddings: `[B, D]` floating point.
+        references: what to compare with; the batch if None.
 
     Raises:
-        ValueError: labels are not a vector of integers or strings, embeddings are not a matrix of
-            floats, or their lengths are known and differ.
+        ValueError: labels or embeddings are not legal, or do not fit together.
     """
     labels, embeddings = check_batch(labels, embeddings)
     batch = tf.shape(embeddings)[0]
     if references is None:
         codes = tf.unique(labels).idx
         return Comparison(codes, embeddings, codes, embeddings, tf.range(batch))
-    reference_labels, reference_embeddings = check_batch(
-        tf.cast(references.labels, labels.dtype), references.embeddings
-    )
-    codes = tf.unique(tf.concat([labels, reference_labels], 0)).idx
+    others, rows = check_batch(references.labels, references.embeddings, "reference ")
+    if not embeddings.shape[1:].is_compatible_with(rows.shape[1:]):
+        raise ValueError(
+            f"embeddings of {embeddings.shape[1]} dimensions cannot be compared with reference "
+            f"embeddings of {rows.shape[1]}"
+        )
+    self_index = column_tensor(references.self_index, "self_index")
+    if not self_index.dtype.is_integer:
+        raise ValueError(f"self_index must be integers, got {self_index.dtype.name}")
+    self_index = match_rows(tf.cast(self_index, tf.int32), embeddings, "self_index", "embeddings")
+    codes = common_codes(labels, others)
     return Comparison(
-        codes[:batch],
-        embeddings,
-        codes[batch:],
-        tf.cast(reference_embeddings, embeddings.dtype),
-        tf.cast(references.self_index, tf.int32),
+        codes[:batch], embeddings, codes[batch:], tf.cast(rows, embeddings.dtype), self_index
     )
 
 
-def check_batch(labels, embeddings):
-    """`labels` and `embeddings` as tensors; half precision is widened to float32."""
-    labels, embeddings = tf.convert_to_tensor(labels), tf.convert_to_tensor(embeddings)
-    discrete = labels.dtype.is_integer or labels.dtype == tf.string
-    if not discrete or labels.shape.rank not in (None, 1):
+def common_codes(labels: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """`[B + M]` int32 codes of both, equal where labels are equal, whatever their widths.
+
+    Raises:
+        ValueError: one are strings and the others are not.
+    """
+    if labels.dtype == others.dtype:
+        return tf.unique(tf.concat([labels, others], 0)).idx
+    if tf.string in (labels.dtype, others.dtype):
         raise ValueError(
-            f"labels must be a vector of integers or strings, got {labels.dtype.name} "
-            f"of shape {labels.shape}"
+            f"labels are {labels.dtype.name} and reference labels {others.dtype.name}: they would "
+            "never be equal"
         )
-    if not embeddings.dtype.is_floating or embeddings.shape.rank not in (None, 2):
-        raise ValueError(
-            f"embeddings must be a matrix [batch, dimension] of floats, got "
-            f"{embeddings.dtype.name} of shape {embeddings.shape}"
-        )
-    if not labels.shape[:1].is_compatible_with(embeddings.shape[:1]):
-        raise ValueError(
-            f"{labels.shape[0]} labels for {embeddings.shape[0]} embeddings: one label a row"
-        )
-    if embeddings.dtype.size < 4:
-        embeddings = tf.cast(embeddings, tf.float32)
-    return labels, embeddings
+    # Equal bits mean equal integers, except that uint64 from 2^63 on looks like negative int64.
+    bits = tf.concat([tf.cast(labels, tf.int64), tf.cast(others, tf.int64)], 0)
+    beyond = [(t.dtype == tf.uint64) & (tf.cast(t, tf.int64) < 0) for t in (labels, others)]
+    return tf.unique(2 * tf.unique(bits).idx + tf.cast(tf.concat(beyond, 0), tf.int32)).idx
 
 
-def masks(comparison):
+def masks(comparison: Comparison) -> tuple[tf.Tensor, tf.Tensor]:
     """Boolean `[B, M]` masks (positive, negative) of all pairs; self is in neither."""
     same = tf.equal(comparison.codes[:, None], comparison.reference_codes)
     columns = tf.range(tf.shape(comparison.reference_codes)[0])
     return same & tf.not_equal(comparison.self_index[:, None], columns), ~same
 
 
-def valid_anchors(comparison):
+def valid_anchors(comparison: Comparison) -> tf.Tensor:
     """Boolean `[B]`: the anchors with at least one positive and one negative reference."""
-    # Counted from the labels, not seen in distances: a NaN embedding must not drop its anchor.
+    # Counted from the labels and not seen in distances: a NaN embedding must not drop its anchor.
     same = tf.gather(class_sizes(comparison), comparison.codes)
     positives = same - tf.cast(comparison.self_index >= 0, tf.int32)
     return (positives > 0) & (same < tf.size(comparison.reference_codes))
+
+
+def class_sizes(comparison: Comparison) -> tf.Tensor:
+    """`[C]` int32: how many references have each code."""
+    codes, reference_codes = comparison.codes, comparison.reference_codes
+    bins = tf.reduce_max(tf.concat([codes, reference_codes, [0]], 0)) + 1
+    return tf.math.bincount(reference_codes, minlength=bins)
 
 
 class Block(NamedTuple):
@@ -150,46 +176,86 @@ class Block(NamedTuple):
     negatives: tf.Tensor
 
 
-def scan_rows(select, dtypes, comparison, distance, mining_dtype=None, guard=None):
+class MiningOptions(NamedTuple):
+    """How a miner ranks references.
+
+    Attributes:
+        distance: a name in `DISTANCES` or a `Distance`.
+        mining_dtype: dtype of the matrix product; None for that of the embeddings.
+        guard: references of another class nearer than this distance are not mined; None for none.
+    """
+
+    distance: str | Distance = "euclidean"
+    mining_dtype: Any = None
+    guard: Any = None
+
+
+def scan_rows(
+    select: Callable[[Block], tuple],
+    dtypes: tuple[tf.DType, ...],
+    comparison: Comparison,
+    options: MiningOptions,
+) -> tuple[tf.Tensor, ...]:
     """Shows `select` all anchors, a block of rows at a time; the `[B, M]` matrix never exists.
 
-    Memory is O(block + B D), and no gradient passes. Of a row only the product and one pass over it
-    are dense: references of the anchor's class are few, and are addressed one by one.
+    Memory is O(block + B D), and no gradient passes. Only the product and one pass over it touch
+    all of a row: references of the anchor's class are few, and are addressed one by one.
+
+    References with equal embeddings are ranked once, and so get equal scores. A matrix product does
+    not give them by itself: its kernels sum the last columns in another order.
 
     Args:
         select: `Block -> tuple of [b, ...]`.
-        dtypes: what `select` returns, a tuple of dtypes.
+        dtypes: the dtypes of what `select` returns.
         comparison: a `Comparison`.
-        distance: a name in `DISTANCES` or a `Distance`.
-        mining_dtype: dtype of the matrix product; None for that of the embeddings.
-        guard: references of another class nearer than this distance are no negatives: they look
-            like wrong labels. None for no such bound.
+        options: see `MiningOptions`.
 
     Returns:
         What `select` returns, its blocks concatenated: a tuple of `[B, ...]`.
+
+    Raises:
+        ValueError: an unknown distance, or a `mining_dtype` that is not floating point.
     """
+    distance = resolve(options.distance, DISTANCES, "distance")
     embeddings = tf.stop_gradient(comparison.embeddings)
-    references = tf.stop_gradient(comparison.references)
-    distance = resolve(distance, DISTANCES, "distance")
+    alone = comparison.references is comparison.embeddings
+    references = embeddings if alone else tf.stop_gradient(comparison.references)
+    mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
+    if not mining_dtype.is_floating:
+        raise ValueError(f"mining_dtype must be floating point, got {mining_dtype.name}")
     if not references.shape[0]:
-        # Rows of nothing have no hardest item: one that no anchor uses makes an empty batch legal.
+        # An empty row has no nearest item: a dummy, which no anchor uses, makes an empty batch
+        # legal.
         none = tf.cast(tf.equal(tf.shape(references)[0], 0), tf.int32)
         references = tf.pad(references, [[0, none], [0, 0]])
-    nearness = distance.nearness(references, tf.dtypes.as_dtype(mining_dtype or embeddings.dtype))
-    sizes = class_sizes(comparison)
-    starts = tf.cumsum(sizes, exclusive=True)
-    by_class = tf.argsort(comparison.reference_codes, stable=True)
-    places = tf.range(tf.maximum(tf.reduce_max(sizes), 1))
+    firsts, ranked_as = distinct_rows(references)  # [U], [M]
+    repeats = tf.size(firsts) < tf.size(ranked_as)
+    distinct = tf.cond(repeats, lambda: tf.gather(references, firsts), lambda: references)
+    nearness = distance.nearness(distinct if alone else embeddings, distinct, mining_dtype)
+    with tf.control_dependencies(refuse_xla(embeddings, "mining_has_shapes_that_depend_on_data")):
+        sizes = class_sizes(comparison)  # [C]
+    starts = tf.cumsum(sizes, exclusive=True)  # [C], where each class begins in `by_class`
+    by_class = tf.argsort(comparison.reference_codes, stable=True)  # [M]
+    places = tf.range(tf.maximum(tf.reduce_max(sizes), 1))  # [K]
     total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
 
-    def block(first, end):
+    def scores_of(anchors: tf.Tensor) -> tf.Tensor:
+        scores = nearness.scores(anchors)  # [b, U]
+        # Rows are copied whole, columns element by element: twice transposed is 4 times as fast.
+        return tf.cond(
+            repeats,
+            lambda: tf.transpose(tf.gather(tf.transpose(scores), ranked_as)),  # [b, M]
+            lambda: scores,
+        )
+
+    def block(first: tf.Tensor, end: tf.Tensor) -> tuple:
         rows = slice(first, end)
-        scores = nearness(embeddings[rows])
-        codes = comparison.codes[rows]
-        present = places < tf.gather(sizes, codes)[:, None]
+        scores = scores_of(embeddings[rows])  # [b, M]
+        codes = comparison.codes[rows]  # [b]
+        present = places < tf.gather(sizes, codes)[:, None]  # [b, K]
         at = tf.where(present, tf.gather(starts, codes)[:, None] + places, 0)
-        columns = tf.gather(by_class, at)
-        positives = tf.gather(scores, columns, batch_dims=1)
+        columns = tf.gather(by_class, at)  # [b, K]
+        positives = tf.gather(scores, columns, batch_dims=1)  # [b, K]
         itself = tf.equal(columns, comparison.self_index[rows][:, None])
         anchors = tf.range(tf.shape(codes)[0])
         row_numbers = tf.broadcast_to(anchors[:, None], tf.shape(columns))
@@ -200,8 +266,8 @@ def scan_rows(select, dtypes, comparison, distance, mining_dtype=None, guard=Non
                 tf.stack([row_numbers, columns], axis=2),
                 tf.where(present, scores.dtype.min, scores.dtype.max),
             )
-        if guard is not None:
-            limits = distance.nearness_at(embeddings[rows], guard)[:, None]
+        if options.guard is not None:
+            limits = nearness.limit(embeddings[rows], options.guard)[:, None]
             negatives = tf.where(negatives <= limits, negatives, negatives.dtype.min)
         is_positive = present & ~itself
         return select(Block(first + anchors, columns, is_positive, positives, negatives))
@@ -215,19 +281,46 @@ def scan_rows(select, dtypes, comparison, distance, mining_dtype=None, guard=Non
         tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False) for dtype in dtypes
     )
 
-    def body(i, arrays):
+    def body(i: tf.Tensor, arrays: tuple) -> tuple:
         results = block(i * step, tf.minimum((i + 1) * step, total))
         return i + 1, tuple(a.write(i, r) for a, r in zip(arrays, results, strict=True))
 
-    # One block in flight: more would multiply the memory and fight for the same cores.
+    # One block in flight: more would multiply the memory and compete for the same cores.
     _, arrays = tf.while_loop(
         lambda i, _: (i * step < total) | tf.equal(i, 0), body, (0, arrays), parallel_iterations=1
     )
     return tuple(array.concat() for array in arrays)
 
 
-def class_sizes(comparison):
-    """`[C]` int32: how many references have each code."""
-    codes, reference_codes = comparison.codes, comparison.reference_codes
-    bins = tf.reduce_max(tf.concat([codes, reference_codes, [0]], 0)) + 1
-    return tf.math.bincount(reference_codes, minlength=bins)
+def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the rows of `[N, D]` that equal no earlier one. A NaN equals nothing.
+
+    Returns:
+        (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
+        the row is that equals each row).
+    """
+    # [D] odd numbers, random but fixed.
+    multipliers = tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)
+    # Equal rows have equal sums, so this one usually settles that all rows are distinct.
+    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(multipliers, 40), x.dtype), axis=1)
+    rows = tf.range(tf.size(sums))
+    distinct = tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
+    return tf.cond(distinct, lambda: (rows, rows), lambda: _distinct_by_hash(x, multipliers))
+
+
+def _distinct_by_hash(x: tf.Tensor, multipliers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
+    zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
+    words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
+    # Without this the sign bit of float64 would count only by whether signs are odd in number.
+    words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
+    products = tf.cast(words, tf.int64) * tf.cast(multipliers, tf.int64)
+    hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64
+    unique, rows = tf.unique(hashes), tf.range(tf.size(hashes))
+    earliest = tf.math.unsorted_segment_min(rows, unique.idx, tf.size(unique.y))
+    originals = tf.gather(earliest, unique.idx)  # [N], the first row of the same hash
+    equal = tf.reduce_all(tf.equal(x, tf.gather(x, originals)), axis=1)
+    originals = tf.where(equal, originals, rows)
+    is_first = tf.equal(originals, rows)
+    places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
+    return tf.boolean_mask(rows, is_first), tf.gather(places, originals)

@@ -1,209 +1,232 @@
-"""Samplers: which rows of a product table make up the batch of a step.
+"""Samplers: which rows of a product table form the batch of a step.
 
 A sampler is a pure function of (seed, step): `sample(step) -> int64 row indices`. The step is the
-whole state, so a run resumes exactly, at any number of workers, by `tf.data.Dataset.range(start,
+whole state, so a run resumes exactly, with any number of workers, by `tf.data.Dataset.range(start,
 ...).map(sample)`. Nothing is drawn with replacement: each level (category, product, image) walks
-through keyed permutations, which is what makes coverage provable.
+through keyed permutations, which makes coverage provable.
 
-Handfuls. `count` of `n` items are dealt as handfuls: cycle c deals one permutation of the n items
-in ceil(n / count) handfuls, and the last handful wraps round to the first items of the same
-permutation. Hence a handful never repeats an item while n >= count, and every cycle deals every
-item.
+Hands. `size` of `total` items are dealt as hands: a cycle deals one permutation of the items in
+ceil(total / size) hands, and the last hand wraps around to the first items of the same permutation.
+Hence a hand never repeats an item while total >= size, and every cycle deals every item.
+
+Labels, categories and domains are `[N]` or `[N, 1]` integers, strings, bools or whole floats, see
+`metriclearn.inputs`.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-# What a random number is for; part of its key, so that no two uses share a stream.
+from metriclearn.hashing import next_word, right_shift, word_of
+from metriclearn.inputs import TensorLike, label_array
+
+# What a random number is for. It is part of the number's key, so that no two uses share a stream.
 _SLOTS, _CATEGORIES, _PRODUCTS, _IMAGES = range(4)
 
 # Up to this many items, a permutation is found by sorting random words.
 SORTED = 256
 
 
+class Sampler(Protocol):
+    """What samplers return: `sample(step)`, with the number of steps in an epoch."""
+
+    steps_per_epoch: int
+
+    def __call__(self, step: TensorLike) -> tf.Tensor:
+        """Returns the int64 rows of the batch of a step, an integer or int64 scalar."""
+
+
 def pk_sampler(
-    labels,
+    labels: Any,
     *,
-    products,
-    images,
-    seed=0,
-    categories=None,
-    single_category=0.0,
-    min_images=1,
-    shard=(0, 1),
-):
-    """P x K batches: `products` distinct products with `images` pictures each.
+    products: int,
+    images: int,
+    seed: int = 0,
+    categories: Any = None,
+    single_category: float = 0.0,
+    min_images: int = 1,
+    shard: tuple[int, int] = (0, 1),
+) -> Sampler:
+    """P x K batches: `products` distinct products with `images` images each.
 
-    An epoch (`sample.steps_per_epoch` steps) deals every product at least once, and every picture
-    of a product with n pictures is seen within any ceil(n / images) epochs that start at a multiple
-    of it. No picture repeats within a batch while its product has `images` of them.
+    An epoch (`sample.steps_per_epoch` steps) deals every product at least once. Every image of a
+    product with n images appears within any ceil(n / images) epochs that start at a multiple of
+    that. No image repeats within a batch while its product has `images` of them.
 
-    With `categories`, a share `single_category` of the batches (arXiv 1810.04652 draws 0.8 of them
-    so) holds products of one category only, in which the negatives are hard; the others mix all.
-    The share is kept in every epoch, up to rounding. A category with fewer than `products` products
-    appears in mixed batches only.
+    With `categories`, a share `single_category` of the batches (0.8 in arXiv 1810.04652) holds
+    products of one category only, where negatives are hard; the others mix all categories. Every
+    epoch keeps the share, up to rounding. A category with fewer than `products` products appears in
+    mixed batches only.
 
     Args:
-        labels: `[N]` product of each row, any dtype that NumPy sorts.
-        products: P, distinct products in a batch.
-        images: K, pictures of each.
-        seed: an integer; another seed is another order.
+        labels: `[N]` product of each row.
+        products: P, distinct products per batch.
+        images: K, images per product.
+        seed: an integer; another seed gives another order.
         categories: `[N]` category of each row; a product has the category of its first row.
         single_category: share of single-category batches, 0 to 1.
-        min_images: products with fewer pictures are left out.
-        shard: (worker, workers); the worker gets its slice of the very same global batch.
+        min_images: products with fewer images are skipped.
+        shard: (worker, workers); the worker gets its slice of the same global batch.
 
     Returns:
-        `sample(step) -> [P * K / workers]` int64 rows, the K pictures of a product side by side.
+        `sample(step) -> [P * K / workers]` int64 rows, the K images of a product side by side.
 
     Raises:
-        ValueError: too few products, or a share or shard that cannot be had.
+        ValueError: too few products, illegal labels, or an impossible count, share or shard.
     """
+    _check_counts(products=products, images=images, min_images=min_images)
+    labels = label_array(labels)
     table = _group(labels, min_images=min_images)
-    deal = _product_dealer(table, products, seed, categories, single_category, shard)
+    categories = _optional(categories, len(labels))
+    dealer = _ProductDealer.make(table, products, seed, categories, single_category, shard)
 
-    def sample(step):
-        dealt = deal(_as_step(step))
-        return tf.reshape(_deal_images(table, dealt, images, seed), [-1])
+    def sample(step: TensorLike) -> tf.Tensor:
+        return tf.reshape(_deal_images(table, dealer.deal(_as_step(step)), images, seed), [-1])
 
-    sample.steps_per_epoch = deal.steps_per_epoch
-    return sample
+    return _with_epoch(sample, dealer.steps_per_epoch)
 
 
-def balanced_sampler(labels, *, batch_size, seed=0, shard=(0, 1)):
-    """Every class equally often, however many pictures it has.
+def balanced_sampler(
+    labels: Any, *, batch_size: int, seed: int = 0, shard: tuple[int, int] = (0, 1)
+) -> Sampler:
+    """Draws every product equally often, however many images it has.
 
-    Any C successive draws that start at a multiple of C, the number of classes, hold each class
-    once, and any n successive visits of a class that start at a multiple of n, its number of
-    pictures, each picture once.
+    Let C be the number of products. Any C successive draws that start at a multiple of C hold each
+    product once. Any n successive visits of a product with n images, from a multiple of n on, show
+    each image once.
 
     Args:
-        labels: `[N]` class of each row.
-        batch_size: rows in a batch.
-        seed: an integer; another seed is another order.
-        shard: (worker, workers); the worker gets its slice of the very same global batch.
+        labels: `[N]` product of each row.
+        batch_size: rows per batch.
+        seed: an integer; another seed gives another order.
+        shard: (worker, workers); the worker gets its slice of the same global batch.
 
     Returns:
         `sample(step) -> [batch_size / workers]` int64 rows.
 
     Raises:
-        ValueError: no rows, or a shard that cannot be had.
+        ValueError: no rows, illegal labels, or an impossible batch size or shard.
     """
-    table = _group(labels)
-    classes = len(table.count)
-    if not classes:
+    _check_counts(batch_size=batch_size)
+    table = _group(label_array(labels))
+    products = len(table.size)
+    if not products:
         raise ValueError("no rows to sample from")
-    largest = int(table.count.max())
-    mine = _slice_of_worker(batch_size, shard, "batch_size")
+    largest = int(table.size.max())
+    places = _slice_of_worker(batch_size, shard, "batch_size")
 
-    def sample(step):
-        draw = _as_step(step) * batch_size + mine
-        visit = draw // classes
-        label = _shuffled(draw % classes, classes, classes, seed, _PRODUCTS, visit)
-        count = tf.gather(table.count, label)
-        item = _shuffled(visit % count, count, largest, seed, _IMAGES, label, visit // count)
-        return tf.gather(table.order, tf.gather(table.offset, label) + item)
+    def sample(step: TensorLike) -> tf.Tensor:
+        draw = _as_step(step) * batch_size + places  # [B], numbered over all steps
+        visit = draw // products
+        product = _shuffled(draw % products, products, products, seed, _PRODUCTS, visit)
+        count = tf.gather(table.size, product)
+        item = _shuffled(visit % count, count, largest, seed, _IMAGES, product, visit // count)
+        return tf.gather(table.order, tf.gather(table.offset, product) + item)
 
-    sample.steps_per_epoch = -(-classes // batch_size)
-    return sample
+    return _with_epoch(sample, -(-products // batch_size))
 
 
 def hierarchical_sampler(
-    labels,
-    categories,
+    labels: Any,
+    categories: Any,
     *,
-    categories_per_batch,
-    products,
-    images,
-    seed=0,
-    shard=(0, 1),
-):
-    """Batches of some categories, of each some products, of each some pictures.
+    categories_per_batch: int,
+    products: int,
+    images: int,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Sampler:
+    """Batches of some categories, some products per category, some images per product.
 
-    An epoch (`sample.steps_per_epoch` steps) deals every category at least once; every product of a
-    category with n of them comes within any ceil(n / products) epochs, and every picture of a
-    product with m of them within ceil(m / images) times as many, from a multiple of these on. A
-    category with fewer than `products` products repeats them with other pictures while it has any.
+    An epoch (`sample.steps_per_epoch` steps) deals every category at least once. Every product of a
+    category with n products appears within ceil(n / products) epochs, and every image of a product
+    with m images within ceil(m / images) times as many, starting at a multiple of these. A category
+    with fewer than `products` products repeats them, with other images while there are any.
 
     Args:
         labels: `[N]` product of each row.
         categories: `[N]` category of each row; a product has the category of its first row.
-        categories_per_batch: G, distinct categories in a batch.
-        products: P, products of each.
-        images: K, pictures of each product.
-        seed: an integer; another seed is another order.
-        shard: (worker, workers); the worker gets its slice of the very same global batch.
+        categories_per_batch: G, distinct categories per batch.
+        products: P, products per category.
+        images: K, images per product.
+        seed: an integer; another seed gives another order.
+        shard: (worker, workers); the worker gets its slice of the same global batch.
 
     Returns:
-        `sample(step) -> [G * P * K / workers]` int64 rows, those of a product side by side, those
-        products of a category side by side.
+        `sample(step) -> [G * P * K / workers]` int64 rows, the images of a product side by side,
+        and so the products of a category.
 
     Raises:
-        ValueError: too few categories, or a shard that cannot be had.
+        ValueError: too few categories, illegal labels, or an impossible count or shard.
     """
+    _check_counts(categories_per_batch=categories_per_batch, products=products, images=images)
+    labels = label_array(labels)
     table = _group(labels)
-    by_category = _group(np.asarray(categories)[table.order[table.offset]])
-    total = len(by_category.count)
-    if not 1 <= categories_per_batch <= total:
+    # A product has the category of its first row.
+    categories = label_array(categories, "categories", len(labels))
+    by_category = _group(categories[table.order[table.offset]])
+    total = len(by_category.size)
+    if categories_per_batch > total:
         raise ValueError(
-            f"a batch of {categories_per_batch} categories from a table that holds {total}"
+            f"a batch of {categories_per_batch} categories from a table that has {total}"
         )
-    mine = _slice_of_worker(categories_per_batch, shard, "categories_per_batch")
+    groups = _Deck(
+        categories_per_batch,
+        total,
+        _slice_of_worker(categories_per_batch, shard, "categories_per_batch"),
+    )
+    largest, places = int(by_category.size.max()), np.arange(products)
 
-    def sample(step):
-        visit, category, ahead = _handful(
-            _as_step(step), 0, categories_per_batch, total, total, mine, seed, _CATEGORIES
-        )
-        visit, item, ahead = _handful(
-            visit[:, None],
-            ahead[:, None],
-            products,
-            tf.gather(by_category.count, category)[:, None],
-            int(by_category.count.max()),
-            np.arange(products),
+    def sample(step: TensorLike) -> tf.Tensor:
+        category = groups.hand(_as_step(step), 0, total, seed, _CATEGORIES)  # [G]
+        product = _Deck(products, largest, places).hand(
+            category.cycle[:, None],
+            category.repeat[:, None],
+            tf.gather(by_category.size, category.item)[:, None],
             seed,
             _PRODUCTS,
-            category[:, None],
-        )
-        start = tf.gather(by_category.offset, category)[:, None]
-        product, visit, ahead = (
-            tf.reshape(t, [-1]) for t in (tf.gather(by_category.order, start + item), visit, ahead)
-        )
-        dealt = _Dealt(product, visit, ahead, tf.zeros([], tf.int64))
+            category.item[:, None],
+        )  # [G, P]
+        start = tf.gather(by_category.offset, category.item)[:, None]
+        dealt = _Dealt(
+            tf.reshape(tf.gather(by_category.order, start + product.item), [-1]),
+            tf.reshape(product.cycle, [-1]),
+            tf.reshape(product.repeat, [-1]),
+            tf.zeros([], tf.int64),
+        )  # [G * P]
         return tf.reshape(_deal_images(table, dealt, images, seed), [-1])
 
-    sample.steps_per_epoch = -(-total // categories_per_batch)
-    return sample
+    return _with_epoch(sample, -(-total // categories_per_batch))
 
 
 def pair_sampler(
-    labels,
-    domains,
+    labels: Any,
+    domains: Any,
     *,
-    pairs,
-    query="consumer",
-    positive="shop",
-    seed=0,
-    categories=None,
-    single_category=0.0,
-    shard=(0, 1),
-):
+    pairs: int,
+    query: Any = "consumer",
+    positive: Any = "shop",
+    seed: int = 0,
+    categories: Any = None,
+    single_category: float = 0.0,
+    shard: tuple[int, int] = (0, 1),
+) -> Sampler:
     """Pairs (query, positive) of distinct products, each from its own domain.
 
-    For `mine_given_positive`. Products without a picture in both domains are left out. An epoch
-    deals every product at least once, and every picture of a product with n in that domain is seen
-    within any n epochs that start at a multiple of n. `categories` and `single_category` are those
-    of `pk_sampler`.
+    For `mine_given_positive`. Products without an image in both domains are skipped. An epoch deals
+    every product at least once, and every image of a product with n in that domain appears within
+    any n epochs that start at a multiple of n. `categories` and `single_category` are those of
+    `pk_sampler`.
 
     Args:
         labels: `[N]` product of each row.
         domains: `[N]` domain of each row.
-        pairs: products in a batch, one pair of each.
-        query, positive: the domains of the two; the same one gives two of its pictures, distinct
-            where the product has two.
-        seed: an integer; another seed is another order.
+        pairs: products per batch, one pair of each.
+        query, positive: the domains of the two. The same domain gives two of its images, distinct
+            if the product has two.
+        seed: an integer; another seed gives another order.
         categories: `[N]` category of each row.
         single_category: share of single-category batches, 0 to 1.
         shard: (worker, workers); the worker gets its slice of the pairs of the global batch.
@@ -213,117 +236,56 @@ def pair_sampler(
         same order.
 
     Raises:
-        ValueError: too few products with both domains, or a share or shard that cannot be had.
+        ValueError: too few products with both domains, illegal labels, or an impossible count,
+            share or shard.
     """
-    labels, domains = np.asarray(labels), np.asarray(domains)
+    _check_counts(pairs=pairs)
+    labels = label_array(labels)
+    domains = label_array(domains, "domains", len(labels))
     rows = [np.flatnonzero(domains == domain) for domain in (query, positive)]
     shared = np.intersect1d(labels[rows[0]], labels[rows[1]])
+    if not len(shared):
+        raise ValueError(f"no product has images of both domains, '{query}' and '{positive}'")
     # Both tables hold the same products in the same order.
     queries, positives = (_group(labels, r[np.isin(labels[r], shared)]) for r in rows)
-    if not len(shared):
-        raise ValueError(f"no product has pictures of both domains, '{query}' and '{positive}'")
-    deal = _product_dealer(queries, pairs, seed, categories, single_category, shard)
+    categories = _optional(categories, len(labels))
+    dealer = _ProductDealer.make(queries, pairs, seed, categories, single_category, shard)
 
-    def sample(step):
-        dealt = deal(_as_step(step))
+    def sample(step: TensorLike) -> tf.Tensor:
+        dealt = dealer.deal(_as_step(step))
         if query == positive:
-            both = _deal_images(queries, dealt, 2, seed)
+            both = _deal_images(queries, dealt, 2, seed)  # [pairs, 2]
             return tf.reshape(tf.transpose(both), [-1])
         sides = [
-            _deal_images(table, dealt, 1, seed, side)
+            _deal_images(table, dealt, 1, seed, side)  # [pairs, 1]
             for side, table in enumerate((queries, positives))
         ]
         return tf.reshape(tf.concat(sides, 0), [-1])
 
-    sample.steps_per_epoch = deal.steps_per_epoch
+    return _with_epoch(sample, dealer.steps_per_epoch)
+
+
+def _with_epoch(sample: Any, steps_per_epoch: int) -> Sampler:
+    sample.steps_per_epoch = steps_per_epoch
     return sample
 
 
-class _Table(NamedTuple):
-    """Rows by product: product p has the rows `order[offset[p] : offset[p] + count[p]]`."""
-
-    order: np.ndarray
-    offset: np.ndarray
-    count: np.ndarray
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
-class _Dealt(NamedTuple):
-    """Products dealt at a step, `[P]` each: which, and where in the history of each that is."""
-
-    product: tf.Tensor
-    visit: tf.Tensor
-    repeat: tf.Tensor
-    stream: tf.Tensor
+def _optional(categories: Any, count: int) -> np.ndarray | None:
+    return None if categories is None else label_array(categories, "categories", count)
 
 
-def _group(labels, rows=None, min_images=1):
-    """Groups `rows` (all of them when None) by label, in the order of labels and of rows."""
-    labels = np.asarray(labels)
-    rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
-    _, codes, count = np.unique(labels[rows], return_inverse=True, return_counts=True)
-    order = rows[np.argsort(codes, kind="stable")]
-    offset = np.cumsum(count) - count
-    keep = count >= min_images
-    return _Table(order, offset[keep], count[keep])
+def _as_step(step: TensorLike) -> tf.Tensor:
+    return tf.cast(tf.convert_to_tensor(step), tf.int64)
 
 
-def _product_dealer(table, products, seed, categories, single_category, shard):
-    """`deal(step) -> _Dealt` of this worker's share of `products` distinct products."""
-    total = len(table.count)
-    if not 1 <= products <= total:
-        raise ValueError(f"a batch of {products} products from a table that holds {total}")
-    if not 0 <= single_category <= 1:
-        raise ValueError(f"single_category is a share between 0 and 1, got {single_category}")
-    if single_category and categories is None:
-        raise ValueError("single_category needs the categories of the rows")
-    mine = _slice_of_worker(products, shard, "products")
-
-    # Streams: one a category that can fill a batch, and the last one mixes all products. `member`
-    # lists the products stream by stream.
-    member, size = [], []
-    if single_category:
-        first_rows = table.order[table.offset]
-        by_category = _group(np.asarray(categories)[first_rows], min_images=products)
-        if not len(by_category.count):
-            raise ValueError(f"no category holds {products} products, as single_category needs")
-        for offset, count in zip(by_category.offset, by_category.count, strict=True):
-            member.append(by_category.order[offset : offset + count])
-            size.append(count)
-    singles = sum(-(-count // products) for count in size)
-    if single_category:
-        mixed = round(singles * (1 - single_category) / single_category)
-    else:
-        mixed = -(-total // products)
-    member = np.concatenate([*member, np.arange(total)])
-    size = np.array([*size, total])
-    start = np.cumsum(size) - size
-    slots_of = np.array([*(-(-count // products) for count in size[:-1]), mixed])
-    # An epoch is a fixed multiset of slots (one batch each), dealt in an order keyed by the epoch.
-    slot_stream = np.repeat(np.arange(len(size)), slots_of)
-    slot_number = np.concatenate([np.arange(n) for n in slots_of])
-    steps = len(slot_stream)
-
-    def deal(step):
-        epoch = step // steps
-        slot = _shuffled(step % steps, steps, steps, seed, _SLOTS, epoch)
-        stream = tf.gather(slot_stream, slot)
-        visit = epoch * tf.gather(slots_of, stream) + tf.gather(slot_number, slot)
-        count = tf.gather(size, stream)
-        cycle, item, repeat = _handful(
-            visit, 0, products, count, total, mine, seed, _PRODUCTS, stream
-        )
-        product = tf.gather(member, tf.gather(start, stream) + item)
-        # Products have a history of pictures in their category's stream and another in the mixed
-        # one.
-        mixed_stream = tf.cast(tf.equal(stream, len(size) - 1), tf.int64)
-        return _Dealt(product, cycle, repeat, mixed_stream)
-
-    deal.steps_per_epoch = steps
-    return deal
-
-
-def _slice_of_worker(size, shard, name):
-    """The places of a global batch of `size` that are this worker's."""
+def _slice_of_worker(size: int, shard: tuple[int, int], name: str) -> np.ndarray:
+    """This worker's places in a global batch of `size`."""
     worker, workers = shard
     if not 0 <= worker < workers or size % workers:
         raise ValueError(
@@ -332,126 +294,232 @@ def _slice_of_worker(size, shard, name):
     return np.arange(size // workers * worker, size // workers * (worker + 1))
 
 
-def _deal_images(table, dealt, images, seed, side=0):
-    """`[P, images]` rows of the dealt products; `side` tells apart the pictures of two domains."""
-    count = tf.gather(table.count, dealt.product)[:, None]
-    _, item, _ = _handful(
-        dealt.visit[:, None],
+class _Table(NamedTuple):
+    """Rows by product: product p has the rows `order[offset[p] : offset[p] + size[p]]`."""
+
+    order: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+
+def _group(labels: np.ndarray, rows: np.ndarray | None = None, min_images: int = 1) -> _Table:
+    """Groups `rows` (all of them if None) by label, in the order of labels and of rows."""
+    rows = np.arange(len(labels)) if rows is None else rows
+    _, codes, count = np.unique(labels[rows], return_inverse=True, return_counts=True)
+    order = rows[np.argsort(codes, kind="stable")]
+    offset = np.cumsum(count) - count
+    keep = count >= min_images
+    return _Table(order, offset[keep], count[keep])
+
+
+class _Dealt(NamedTuple):
+    """Products dealt at a step, `[P]` each, and where in the history of each product that is."""
+
+    product: tf.Tensor
+    cycle: tf.Tensor
+    repeat: tf.Tensor
+    history: tf.Tensor  # scalar: each product has one history of images per value
+
+
+def _deal_images(table: _Table, dealt: _Dealt, images: int, seed: int, side: int = 0) -> tf.Tensor:
+    """`[P, images]` rows of the dealt products; `side` separates the images of two domains."""
+    deck = _Deck(images, int(table.size.max()), np.arange(images))
+    item = deck.hand(
+        dealt.cycle[:, None],
         dealt.repeat[:, None],
-        images,
-        count,
-        int(table.count.max()),
-        np.arange(images),
+        tf.gather(table.size, dealt.product)[:, None],
         seed,
         _IMAGES,
         side,
-        dealt.stream,
+        dealt.history,
         dealt.product[:, None],
-    )
+    ).item
     return tf.gather(table.order, tf.gather(table.offset, dealt.product)[:, None] + item)
 
 
-def _handful(visit, ahead, count, n, largest, places, *key):
-    """The items at `places` of a handful of `count` out of `n`.
+@dataclasses.dataclass(frozen=True)
+class _ProductDealer:
+    """Deals distinct products per step from streams: one per category, and one that mixes all.
+
+    Attributes:
+        deck: the products of this worker in a batch.
+        seed: the sampler's seed.
+        members: products, stream by stream; the last stream holds all.
+        start: `[S]` where each stream begins in `members`.
+        count: `[S]` how many products each stream holds.
+        slots: `[S]` how many batches of each stream an epoch holds.
+    """
+
+    deck: "_Deck"
+    seed: int
+    members: np.ndarray
+    start: np.ndarray
+    count: np.ndarray
+    slots: np.ndarray
+
+    @classmethod
+    def make(
+        cls,
+        table: _Table,
+        products: int,
+        seed: int,
+        categories: np.ndarray | None,
+        single_category: float,
+        shard: tuple[int, int],
+    ) -> "_ProductDealer":
+        """The dealer of this worker's share of `products` distinct products of a table."""
+        total = len(table.size)
+        if products > total:
+            raise ValueError(f"a batch of {products} products from a table that has {total}")
+        if not 0 <= single_category <= 1:
+            raise ValueError(f"single_category must be a share between 0 and 1: {single_category}")
+        members, counts = [], []
+        if single_category:
+            if categories is None:
+                raise ValueError("single_category needs the categories of the rows")
+            by_category = _group(categories[table.order[table.offset]], min_images=products)
+            if not len(by_category.size):
+                raise ValueError(f"no category has the {products} products that a batch needs")
+            for offset, count in zip(by_category.offset, by_category.size, strict=True):
+                members.append(by_category.order[offset : offset + count])
+                counts.append(int(count))
+        slots = [-(-count // products) for count in counts]
+        if single_category:
+            mixed = round(sum(slots) * (1 - single_category) / single_category)
+        else:
+            mixed = -(-total // products)
+        count = np.array([*counts, total])
+        places = _slice_of_worker(products, shard, "products")
+        return cls(
+            _Deck(products, total, places),
+            seed,
+            np.concatenate([*members, np.arange(total)]),
+            np.cumsum(count) - count,
+            count,
+            np.array([*slots, mixed]),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches an epoch holds."""
+        return int(self.slots.sum())
+
+    def deal(self, step: tf.Tensor) -> _Dealt:
+        """The products of a step, an int64 scalar."""
+        # An epoch is a fixed multiset of slots (one batch each), dealt in an order keyed by the
+        # epoch.
+        steps, streams = self.steps_per_epoch, len(self.count)
+        stream_of = np.repeat(np.arange(streams), self.slots)  # [steps]
+        number_of = np.concatenate([np.arange(n) for n in self.slots])  # [steps]
+        epoch = step // steps
+        slot = _shuffled(step % steps, steps, steps, self.seed, _SLOTS, epoch)
+        stream = tf.gather(stream_of, slot)
+        visit = epoch * tf.gather(self.slots, stream) + tf.gather(number_of, slot)
+        count = tf.gather(self.count, stream)
+        hand = self.deck.hand(visit, 0, count, self.seed, _PRODUCTS, stream)  # [P]
+        product = tf.gather(self.members, tf.gather(self.start, stream) + hand.item)
+        # A product has a history of images in its category's stream, and another in the mixed one.
+        is_mixed = tf.cast(tf.equal(stream, streams - 1), tf.int64)
+        return _Dealt(product, hand.cycle, hand.repeat, is_mixed)
+
+
+class _Hand(NamedTuple):
+    """Items of a hand, each of the shape `[..., k]`.
+
+    Attributes:
+        item: in [0, total).
+        cycle: the cycle that the hand belongs to.
+        repeat: how often the item came before in that cycle.
+    """
+
+    item: tf.Tensor
+    cycle: tf.Tensor
+    repeat: tf.Tensor
+
+
+class _Deck(NamedTuple):
+    """How hands are dealt; see the module.
+
+    Attributes:
+        size: items per hand.
+        largest: the largest number of items in total.
+        places: `[k]` the places within the hand to return.
+    """
+
+    size: int
+    largest: int
+    places: np.ndarray
+
+    def hand(self, visit: Any, ahead: Any, total: Any, *key: Any) -> _Hand:
+        """Deals a hand of `size` out of `total` items.
+
+        Args:
+            visit: the number of the hand, counted over all cycles.
+            ahead: take the hand this many further on, within the cycle of `visit`.
+            total: how many items there are.
+            key: integers or integer tensors, the key of the permutations besides the cycle.
+        """
+        hands = -(-total // self.size)
+        cycle = visit // hands
+        position = (visit % hands + ahead) * self.size + self.places
+        item = _shuffled(position % total, total, self.largest, *key, cycle)
+        return _Hand(item, tf.broadcast_to(cycle, tf.shape(item)), position // total)
+
+
+# ---------------------------------------------------------------------------- permutations
+
+
+def _shuffled(index: Any, total: Any, largest: int, *key: Any) -> tf.Tensor:
+    """`permutation[index]` of the permutation of range(total) that belongs to the key.
 
     Args:
-        visit: the number of the handful, over all cycles.
-        ahead: take the handful this many further on, within the cycle of `visit`.
-        count, n: see the module's docstring; n is at most `largest`, a Python integer.
-        places: `[k]` places within the handful.
-        key: the key of the permutations, besides the cycle.
-
-    Returns:
-        (cycle, item `[..., k]` in [0, n), repeat `[..., k]`: how often the item came before in the
-        cycle).
+        index: in [0, total).
+        total: the permutation's length, at most `largest`.
+        largest: bounds all `total`.
+        key: integers or integer tensors. All arguments broadcast.
     """
-    handfuls = -(-n // count)
-    cycle = visit // handfuls
-    position = (visit % handfuls + ahead) * count + places
-    item = _shuffled(position % n, n, largest, *key, cycle)
-    return tf.broadcast_to(cycle, tf.shape(item)), item, position // n
-
-
-def _shuffled(index, n, largest, *key):
-    """`permutation[index]` of the permutation of range(n) that belongs to the key; all broadcast.
-
-    Args:
-        index: in [0, n).
-        n: sizes; at most `largest`, a Python integer.
-        key: integers or integer tensors.
-    """
-    n = tf.cast(n, tf.int64)
-    low, high = _random_words(*key)
-    index = tf.broadcast_to(
-        tf.cast(index, tf.int64),
-        _broadcast_shape(tf.shape(index), tf.shape(n), tf.shape(low)),
-    )
-    small = _shuffled_by_sorting(index, n, min(largest, SORTED), low)
+    total = tf.cast(total, tf.int64)
+    word = word_of(*key)
+    shape = tf.shape(index)
+    for other in (total, word):
+        shape = tf.broadcast_dynamic_shape(shape, tf.shape(other))
+    index = tf.broadcast_to(tf.cast(index, tf.int64), shape)
+    small = _shuffled_by_sorting(index, total, min(largest, SORTED), word)
     if largest <= SORTED:
         return small
-    return tf.where(n <= SORTED, small, _shuffled_by_cipher(index, n, low, high))
+    return tf.where(total <= SORTED, small, _shuffled_by_cipher(index, total, word))
 
 
-def _shuffled_by_sorting(index, n, width, word):
-    """The permutation that sorts one random word an item; O(width) for each key."""
-    items = tf.range(width, dtype=tf.int64)
-    words = _mix(word[..., None] + tf.cast(items, tf.uint64))
-    words = tf.where(items < n[..., None], tf.cast(_shift(words, 1), tf.int64), -1)
-    permutation = tf.math.top_k(words, width).indices
-    shape = tf.concat([tf.shape(index), [width]], 0)
-    index = tf.minimum(index, width - 1)  # rows that the cipher answers may point beyond
-    chosen = tf.gather(
-        tf.broadcast_to(permutation, shape), index[..., None], batch_dims=index.shape.rank
-    )
+def _shuffled_by_sorting(
+    index: tf.Tensor, total: tf.Tensor, width: int, word: tf.Tensor
+) -> tf.Tensor:
+    """The permutation that sorts one random word per item; O(width) per key."""
+    items = tf.range(width, dtype=tf.int64)  # [width]
+    words = next_word(word[..., None] + tf.cast(items, tf.uint64))  # [..., width]
+    words = tf.where(items < total[..., None], tf.cast(right_shift(words, 1), tf.int64), -1)
+    permutation = tf.math.top_k(words, width).indices  # [..., width]
+    permutation = tf.broadcast_to(permutation, tf.concat([tf.shape(index), [width]], 0))
+    index = tf.minimum(index, width - 1)  # indices that the cipher permutes may lie beyond
+    chosen = tf.gather(permutation, index[..., None], batch_dims=index.shape.rank)
     return tf.cast(chosen[..., 0], tf.int64)
 
 
-def _shuffled_by_cipher(index, n, low, high):
-    """RandomIndexShuffle: O(1) an index for a large n.
+def _shuffled_by_cipher(index: tf.Tensor, total: tf.Tensor, word: tf.Tensor) -> tf.Tensor:
+    """RandomIndexShuffle: O(1) per index for a large total.
 
-    It walks a cycle of 2^16 places for a small n (hence the sorting), and keeps only some 23 bits
-    of
-    its seed: a rotation before and after it, from the same key, adds the others.
+    For a small total it walks a cycle of 2^16 places, hence the sorting. It keeps only some 23 bits
+    of its seed; a rotation before and after it, from the same key, adds the others.
     """
-    n = tf.where(n > SORTED, n, 2**16)  # not to walk where the answer is not used
-    words = [tf.cast(word, tf.uint32) for word in (low, _shift(low, 32), high)]
-    rotation = tf.cast(_shift(high, 32), tf.int64)
+    total = tf.where(total > SORTED, total, 2**16)  # do not walk where the result is not used
+    second = next_word(word)
+    words = [tf.cast(part, tf.uint32) for part in (word, right_shift(word, 32), second)]
+    rotation = tf.cast(right_shift(second, 32), tf.int64)
     shape = tf.shape(index)
-    seed = tf.stack([tf.reshape(tf.broadcast_to(word, shape), [-1]) for word in words], 1)
+    seed = tf.stack([tf.reshape(tf.broadcast_to(part, shape), [-1]) for part in words], 1)
     shuffled = tf.raw_ops.RandomIndexShuffle(
-        index=tf.reshape((index + rotation) % n, [-1]),
+        index=tf.reshape((index + rotation) % total, [-1]),
         seed=seed,
-        max_index=tf.reshape(tf.broadcast_to(n - 1, shape), [-1]),
+        max_index=tf.reshape(tf.broadcast_to(total - 1, shape), [-1]),
         rounds=8,
     )
-    return (tf.reshape(shuffled, shape) + rotation // n) % n
-
-
-def _broadcast_shape(first, *others):
-    for other in others:
-        first = tf.broadcast_dynamic_shape(first, other)
-    return first
-
-
-def _random_words(*key):
-    """Two uint64 words hashed from integers: splitmix64 (Steele, Lea, Flood 2014) over the key."""
-    word = tf.zeros([], tf.uint64)
-    for part in key:
-        part = tf.cast(part, tf.uint64) if tf.is_tensor(part) else part % 2**64
-        word = _mix(word + part)
-    return word, _mix(word)
-
-
-def _mix(word):
-    word += 0x9E3779B97F4A7C15
-    word = tf.bitwise.bitwise_xor(word, _shift(word, 30)) * 0xBF58476D1CE4E5B9
-    word = tf.bitwise.bitwise_xor(word, _shift(word, 27)) * 0x94D049BB133111EB
-    return tf.bitwise.bitwise_xor(word, _shift(word, 31))
-
-
-def _shift(word, bits):
-    return tf.bitwise.right_shift(word, tf.constant(bits, tf.uint64))
-
-
-def _as_step(step):
-    return tf.cast(tf.convert_to_tensor(step), tf.int64)
+    return (tf.reshape(shuffled, shape) + rotation // total) % total

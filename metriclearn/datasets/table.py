@@ -7,12 +7,13 @@ a data set.
 
 import collections
 import dataclasses
-import difflib
 import functools
 import hashlib
 import re
 
 import numpy as np
+
+from metriclearn.registry import did_you_mean
 
 # 'catalogue' as a split: shop pictures that stand beside every split and are never trained on.
 SPLITS = ("train", "val", "test", "catalogue")
@@ -28,12 +29,6 @@ SINGULAR = {
     "role": "roles",
     "domain": "domains",
 }
-
-
-def did_you_mean(word, choices, cutoff=0.6):
-    """' (did you mean ...?)' for the nearest of `choices`, '' when none is near."""
-    near = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1, cutoff=cutoff)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,8 @@
-"""Losses: pure functions `loss(labels, embeddings, *, options)`, each with its paper."""
+"""Losses: pure functions `loss(labels, embeddings, *, options)`; each docstring cites its paper."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
 
 from metriclearn.losses.pairwise import (
     circle_loss,
@@ -20,7 +24,7 @@ from metriclearn.losses.ranking import fast_ap_loss, recall_at_k_loss, smooth_ap
 from metriclearn.losses.triplet import triplet_loss
 
 # `(labels, embeddings, *, options)`.
-LOSSES = {
+LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "circle": circle_loss,
     "contrastive": contrastive_loss,
     "fast_ap": fast_ap_loss,
@@ -35,7 +39,7 @@ LOSSES = {
 }
 
 # `(labels, embeddings, proxies, *, options)`.
-PROXY_LOSSES = {
+PROXY_LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "arcface": arcface_loss,
     "cosface": cosface_loss,
     "normalised_softmax": normalised_softmax_loss,

@@ -1,45 +1,49 @@
 """Losses over the pairs of a batch.
 
-Each reads the `[B, M]` matrix of a batch and its references (the batch itself unless told): O(B M)
-memory, one product forward and two backward. Embeddings are taken as they are; losses on a cosine
-say so. Shared arguments:
-    labels: `[B]` integers or strings; the same label makes a positive pair, self excluded by index.
+Each computes the `[B, M]` matrix of a batch and its references (by default the batch itself):
+O(B M) memory, one product forward and two backward. Embeddings are used as they are; losses on a
+cosine say so. Shared arguments:
+    labels: `[B]`, see `metriclearn.inputs`. Equal labels make a positive pair; self is excluded by
+        index.
     embeddings: `[B, D]` floating point; half precision is computed in float32.
     distance: a name in `DISTANCES` or a `Distance`.
     reduction: over the terms that each loss names: 'mean', 'nonzero_mean', 'sum', 'none'.
-    references: a `References` to compare with, such as a memory's; the batch when None.
-All return a scalar (a vector of terms for 'none'), exactly 0 with gradient 0 where the batch has no
-valid term, and raise ValueError for unknown names and for labels that do not fit the embeddings.
+    references: a `References` to compare with, such as a memory's; the batch if None.
+All return a scalar (a vector of terms for 'none'), exactly 0 with gradient 0 if the batch has no
+valid term. They raise ValueError for unknown names, and for labels that do not fit the embeddings.
 """
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from metriclearn.distances import COSINE, DISTANCES
+from metriclearn.distances import COSINE, DISTANCES, Distance
+from metriclearn.inputs import TensorLike, column_tensor, match_rows
 from metriclearn.losses.reductions import reduce_terms
-from metriclearn.miners import mine_distance_weighted
-from metriclearn.pairs import compare, masks
+from metriclearn.miners import call_miner, mine_distance_weighted
+from metriclearn.pairs import Comparison, References, compare, masks
 from metriclearn.registry import resolve
 
 
 def contrastive_loss(
-    labels,
-    embeddings,
+    labels: TensorLike,
+    embeddings: TensorLike,
     *,
-    positive_margin=0.0,
-    negative_margin=1.0,
-    distance="euclidean",
-    reduction="mean",
-    references=None,
-):
-    """Positives within one margin, negatives beyond another; the two kinds weigh the same.
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    distance: str | Distance = "euclidean",
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Pulls positives within one margin, pushes negatives beyond another, with equal weight.
 
     Hadsell, Chopra, LeCun: Dimensionality Reduction by Learning an Invariant Mapping (CVPR 2006),
     eq. 4, on the distance itself: positives `max(0, d - positive_margin)`, negatives
-    `max(0, negative_margin - d)`. Squared terms as in the paper: `distance='squared'` for the
-    positives' half.
+    `max(0, negative_margin - d)`. The paper squares both terms; `distance='squared'` does so for
+    the positives.
 
-    The reduction is taken over the positive pairs and over the negative pairs, and the two are
-    added; 'none' gives the positive pairs' terms and then the negative pairs', row by row.
+    Terms: one per positive pair, then one per negative pair, row by row. The two kinds are reduced
+    separately, and the results are added.
     """
     with tf.name_scope("contrastive_loss"):
         comparison, positive, negative, distances = _measure(
@@ -53,15 +57,21 @@ def contrastive_loss(
 
 
 def lifted_structured_loss(
-    labels, embeddings, *, margin=1.0, distance="euclidean", reduction="mean", references=None
-):
-    """Each anchor against all its positives and negatives at once, softly maximal.
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    margin: float = 1.0,
+    distance: str | Distance = "euclidean",
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Compares each anchor with all its positives and negatives at once, by a soft maximum.
 
     Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding
-    (arXiv 1511.06452), eq. 4, in the form generalised to many positives by Hermans, Beyer, Leibe
+    (arXiv 1511.06452), eq. 4, in the form generalized to many positives by Hermans, Beyer, Leibe
     (arXiv 1703.07737), eq. 9: `max(0, log sum_p exp d(a, p) + log sum_n exp(margin - d(a, n)))`.
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("lifted_structured_loss"):
         comparison, positive, negative, distances = _measure(
@@ -73,14 +83,20 @@ def lifted_structured_loss(
         return reduce_terms(_of_complete(terms, positive, negative), reduction, comparison)
 
 
-def n_pairs_loss(labels, embeddings, *, reduction="mean", references=None):
-    """Each positive pair against all negatives of its anchor, by dot products.
+def n_pairs_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Compares each positive pair with all negatives of its anchor, by dot products.
 
     Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective (NIPS 2016), eq. 4:
-    `log(1 + sum_n exp(a.n - a.p))`. Regularise the length of the embeddings yourself, as the paper
-    does.
+    `log(1 + sum_n exp(a.n - a.p))`. The paper also regularizes the length of the embeddings;
+    this loss does not.
 
-    Terms: one a positive pair (a, p) whose anchor has a negative.
+    Terms: one per positive pair (a, p) whose anchor has a negative.
     """
     with tf.name_scope("n_pairs_loss"):
         comparison, positive, negative, distances = _measure(labels, embeddings, "dot", references)
@@ -91,16 +107,21 @@ def n_pairs_loss(labels, embeddings, *, reduction="mean", references=None):
 
 
 def supervised_contrastive_loss(
-    labels, embeddings, *, temperature=0.1, reduction="mean", references=None
-):
-    """Cross-entropy of each anchor's positives among all others, by cosine. InfoNCE with labels.
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    temperature: float = 0.1,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Cross-entropy of each anchor's positives among all others, by cosine: InfoNCE with labels.
 
     Khosla et al.: Supervised Contrastive Learning (arXiv 2004.11362), eq. 2 (L_out): the mean over
     an anchor's positives of `-log(exp(cos(a, p) / t) / sum_{j != a} exp(cos(a, j) / t))`. With two
-    views an instance it is the NT-Xent of SimCLR, and with a pair a class InfoNCE (arXiv
+    views per instance it is the NT-Xent of SimCLR; with one pair per class, InfoNCE (arXiv
     1807.03748).
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("supervised_contrastive_loss"):
         comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
@@ -111,17 +132,17 @@ def supervised_contrastive_loss(
 
 
 def multi_similarity_loss(
-    labels,
-    embeddings,
+    labels: TensorLike,
+    embeddings: TensorLike,
     *,
-    alpha=2.0,
-    beta=50.0,
-    base=0.5,
-    epsilon=0.1,
-    reduction="mean",
-    references=None,
-):
-    """Weighs pairs by their own and by their relative similarity, after mining informative ones.
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Weights pairs by their own and their relative similarity, after mining informative ones.
 
     Wang, Han, Huang, Dong, Scott: Multi-Similarity Loss with General Pair Weighting (arXiv
     1904.06627), eq. 15 on cosines s: `log(1 + sum_p exp(-alpha (s_p - base))) / alpha +
@@ -129,7 +150,7 @@ def multi_similarity_loss(
     `s_n + epsilon > min s_p` and positives with `s_p - epsilon < max s_n`. `epsilon=None` keeps all
     pairs.
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("multi_similarity_loss"):
         comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
@@ -151,16 +172,22 @@ def multi_similarity_loss(
 
 
 def circle_loss(
-    labels, embeddings, *, relaxation=0.4, gamma=80.0, reduction="mean", references=None
-):
-    """Pairs weighted by how far each is from where it should be.
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    relaxation: float = 0.4,
+    gamma: float = 80.0,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Weights each pair by how far it is from its optimum.
 
     Sun et al.: Circle Loss: A Unified Perspective of Pair Similarity Optimization (arXiv
     2002.10857), eq. 6 and 8 on cosines s, relaxation m: `log(1 + sum_n exp(gamma [s_n + m]_+
     (s_n - m)) sum_p exp(-gamma [1 + m - s_p]_+ (s_p - 1 + m)))`. The weights in brackets carry no
     gradient, as in the paper.
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("circle_loss"):
         comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
@@ -175,69 +202,76 @@ def circle_loss(
 
 
 def margin_loss(
-    labels,
-    embeddings,
+    labels: TensorLike,
+    embeddings: TensorLike,
     *,
-    beta=1.2,
-    alpha=0.2,
-    miner=mine_distance_weighted,
-    reduction="nonzero_mean",
-    references=None,
-):
-    """Positives nearer than a boundary, negatives farther, each by a margin.
+    beta: float | TensorLike = 1.2,
+    alpha: float = 0.2,
+    miner: str | Callable = mine_distance_weighted,
+    reduction: str = "nonzero_mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Pulls positives nearer than a boundary and pushes negatives beyond it, each by a margin.
 
     Wu, Manmatha, Smola, Krahenbuhl: Sampling Matters in Deep Embedding Learning (arXiv 1706.07567),
     eq. 4, Euclidean distance: `max(0, alpha + y (d - beta))`, y = 1 for a positive and -1 for a
-    negative. The paper normalises the embeddings first and samples by distance.
+    negative. The paper normalizes the embeddings first and samples by distance.
 
     Args:
-        beta: the boundary, a number; or `[B]` a value for each anchor, such as rows gathered from a
-            variable with one entry a class, which is then learned.
+        beta: the boundary: a number, or `[B]` with one value per anchor, such as entries gathered
+            from a variable with one per class, which is then learned.
         alpha: the margin.
-        miner: `(labels, embeddings) -> Triplets`; bind options, such as the step's seed, with
-            `functools.partial`.
+        miner: a name in `MINERS`, or a function `(labels, embeddings) -> Triplets`. Bind options,
+            such as the step's seed, with `functools.partial`.
 
-    Terms: for each mined triplet that of (a, p), then for each that of (a, n); the paper divides by
-    those that are not 0.
+    Terms: that of (a, p) for each mined triplet, then that of (a, n) for each. The paper divides by
+    the number of those that are not 0.
     """
     with tf.name_scope("margin_loss"):
         comparison = compare(labels, embeddings, references)
-        options = {} if references is None else {"references": references}
-        triplets = miner(labels, embeddings, **options)
-        to_positive, to_negative = comparison.distances(DISTANCES["euclidean"], *triplets)
+        triplets = call_miner(miner, labels, embeddings, references=references)
+        to_positive, to_negative = comparison.distances("euclidean", *triplets)
         dtype = to_positive.dtype
         beta = tf.cast(beta, dtype) if tf.is_tensor(beta) else tf.constant(beta, dtype)
-        boundary = beta if beta.shape.rank == 0 else tf.gather(beta, triplets[0])
+        if beta.shape.rank != 0:
+            beta = match_rows(column_tensor(beta, "beta"), comparison.embeddings, "beta", "anchors")
+        boundary = beta if beta.shape.rank == 0 else tf.gather(beta, triplets.anchors)
         terms = tf.concat([to_positive - boundary, boundary - to_negative], 0)
         return reduce_terms(tf.nn.relu(alpha + terms), reduction, comparison)
 
 
-def _measure(labels, embeddings, distance, references):
+def _measure(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    distance: str | Distance,
+    references: References | None,
+) -> tuple[Comparison, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(comparison, `[B, M]` positive mask, negative mask, distances)."""
     comparison = compare(labels, embeddings, references)
-    distance = resolve(distance, DISTANCES, "distance")
-    distances = distance.pairwise(comparison.embeddings, comparison.references)
+    metric = resolve(distance, DISTANCES, "distance")
+    distances = metric.pairwise(comparison.embeddings, comparison.references)
     return comparison, *masks(comparison), distances
 
 
-def _where(mask, values, otherwise):
+def _where(mask: tf.Tensor, values: tf.Tensor, otherwise: float) -> tf.Tensor:
     return tf.where(mask, values, tf.constant(otherwise, values.dtype))
 
 
-def _log_sum_exp(values, mask):
-    """`[B]`: log of the sum of exponentials of each row's masked values; very small if none."""
+def _log_sum_exp(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """`[B]`: the log of the sum of exponentials of each row's masked values; very small if none."""
     # A large finite number and not the dtype's lowest, which would overflow where two are added.
     return tf.reduce_logsumexp(_where(mask, values, values.dtype.min / 4), axis=1)
 
 
-def _masked_mean(values, mask):
+def _masked_mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     count = tf.cast(tf.math.count_nonzero(mask, axis=1), values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(_where(mask, values, 0), axis=1), count)
 
 
-def _complete(positive, negative):
+def _complete(positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
     """`[B]` bool: the anchors with both a positive and a negative."""
     return tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
 
 
-def _of_complete(terms, positive, negative):
+def _of_complete(terms: tf.Tensor, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
     return tf.boolean_mask(terms, _complete(positive, negative))

@@ -1,54 +1,65 @@
 """Losses that smooth a retrieval metric: every embedding queries the rest of the batch.
 
 Arguments, returns and errors are those of `metriclearn.losses.pairwise`. Smooth-AP and the recall
-surrogate compare candidates with each other: O(pairs M) time and memory, fit for P x K batches.
+surrogate compare candidates with each other: O(pairs M) time and memory, which suits P x K batches.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from metriclearn.distances import COSINE
+from metriclearn.inputs import TensorLike
 from metriclearn.losses.reductions import reduce_terms
-from metriclearn.pairs import compare, masks
+from metriclearn.pairs import Comparison, References, compare, masks
 
 
-def smooth_ap_loss(labels, embeddings, *, temperature=0.01, reduction="mean", references=None):
-    """1 - average precision, with the step in each rank softened to a sigmoid; by cosine.
+def smooth_ap_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    temperature: float = 0.01,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """1 - average precision by cosine, with the step in each rank softened to a sigmoid.
 
     Brown, Xie, Kalogeiton, Zisserman: Smooth-AP: Smoothing the Path Towards Large-Scale Image
     Retrieval (arXiv 2007.12163), eq. 7: AP = mean over positives p of (1 + sum over other positives
     q of G(s_q - s_p)) / (1 + the same sum over all others), G(x) = 1 / (1 + exp(-x / temperature)).
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("smooth_ap_loss"):
         comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
         pairs, above = _softly_above(similarity, positive, temperature)
-        # The positive itself is among them with G(0) = 1/2, which is taken away.
+        # The positive itself is among them with G(0) = 1/2, which is subtracted.
         among_positives = _sum_where(tf.gather(positive, pairs[:, 0]), above) - 0.5
         among_negatives = _sum_where(tf.gather(negative, pairs[:, 0]), above)
         precision = (1 + among_positives) / (1 + among_positives + among_negatives)
-        return _mean_of_positives(1 - precision, pairs, positive, negative, reduction, comparison)
+        terms = _mean_of_positives(1 - precision, pairs, positive, negative)
+        return reduce_terms(terms, reduction, comparison)
 
 
 def recall_at_k_loss(
-    labels,
-    embeddings,
+    labels: TensorLike,
+    embeddings: TensorLike,
     *,
-    ks=(1, 2, 4),
-    temperature=0.01,
-    rank_temperature=1.0,
-    reduction="mean",
-    references=None,
-):
-    """1 - recall@k, with both of its steps softened, averaged over several k; by cosine.
+    ks: Sequence[int] = (1, 2, 4),
+    temperature: float = 0.01,
+    rank_temperature: float = 1.0,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """1 - recall@k by cosine, with both of its steps softened, averaged over several k.
 
     After Patel, Tolias, Matas: Recall@k Surrogate Loss with Large Batches and Similarity Mixup
     (arXiv 2108.11179), eq. 6: the sum over the anchor's positives p of
     `sigmoid((k - rank(p)) / rank_temperature)`, where rank(p) = 1 + the sum over all others z of
     `sigmoid((s_z - s_p) / temperature)`, divided by min(k, number of positives).
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("recall_at_k_loss"):
         comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
@@ -66,21 +77,28 @@ def recall_at_k_loss(
         return reduce_terms(tf.boolean_mask(terms / len(ks), kept), reduction, comparison)
 
 
-def fast_ap_loss(labels, embeddings, *, bins=10, reduction="mean", references=None):
-    """1 - average precision, from soft histograms of the distances; O(B M bins).
+def fast_ap_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    bins: int = 10,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """1 - average precision from soft histograms of the distances; O(B M bins).
 
     Cakir, He, Xia, Kulis, Sclaroff: Deep Metric Learning to Rank (CVPR 2019), eq. 8 on the squared
-    Euclidean distance of the normalised embeddings, which lies in [0, 4]: AP = 1 / P sum_j h_j+
-    H_j+ / H_j, where h and H are the histogram and its running sum, each distance being shared
-    linearly between its two nearest of `bins` + 1 centres.
+    Euclidean distance of the normalized embeddings, which lies in [0, 4]: AP = 1 / P sum_j h_j+
+    H_j+ / H_j, where h and H are the histogram and its running sum. Each distance is divided
+    linearly between the two nearest of `bins` + 1 centers.
 
-    Terms: one an anchor that has a positive and a negative.
+    Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("fast_ap_loss"):
         comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
         width = 4 / bins
-        centres = tf.constant(np.linspace(0, 4, bins + 1), similarity.dtype)
-        pulse = tf.nn.relu(1 - tf.abs(2 - 2 * similarity[..., None] - centres) / width)
+        centers = tf.constant(np.linspace(0, 4, bins + 1), similarity.dtype)
+        pulse = tf.nn.relu(1 - tf.abs(2 - 2 * similarity[..., None] - centers) / width)
         hits = tf.reduce_sum(tf.where(positive[..., None], pulse, 0), axis=1)
         misses = tf.reduce_sum(tf.where(negative[..., None], pulse, 0), axis=1)
         hits_so_far = tf.cumsum(hits, axis=1)
@@ -92,28 +110,37 @@ def fast_ap_loss(labels, embeddings, *, bins=10, reduction="mean", references=No
         return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
 
 
-def _cosines(labels, embeddings, references):
+def _cosines(
+    labels: TensorLike, embeddings: TensorLike, references: References | None
+) -> tuple[Comparison, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(comparison, `[B, M]` cosines, positive mask, negative mask)."""
     comparison = compare(labels, embeddings, references)
     similarity = 1 - COSINE.pairwise(comparison.embeddings, comparison.references)
     return comparison, similarity, *masks(comparison)
 
 
-def _softly_above(similarity, positive, temperature):
+def _softly_above(
+    similarity: tf.Tensor, positive: tf.Tensor, temperature: float
+) -> tuple[tf.Tensor, tf.Tensor]:
     """All positive pairs `[T, 2]`, and `[T, M]` how far each candidate ranks above the pair's."""
     pairs = tf.where(positive)
     own = tf.gather_nd(similarity, pairs)[:, None]
     return pairs, tf.sigmoid((tf.gather(similarity, pairs[:, 0]) - own) / temperature)
 
 
-def _sum_where(mask, values):
+def _sum_where(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.where(mask, values, 0), axis=1)
 
 
-def _mean_of_positives(terms, pairs, positive, negative, reduction, comparison):
+def _mean_of_positives(
+    terms: tf.Tensor,
+    pairs: tf.Tensor,
+    positive: tf.Tensor,
+    negative: tf.Tensor,
+) -> tf.Tensor:
+    """The mean of the pairs' terms for each anchor that has a positive and a negative."""
     anchors, rows = pairs[:, 0], tf.shape(positive)[0]
     total = tf.math.unsorted_segment_sum(terms, anchors, rows)
     count = tf.cast(tf.math.count_nonzero(positive, axis=1), terms.dtype)
     kept = (count > 0) & tf.reduce_any(negative, axis=1)
-    return reduce_terms(
-        tf.boolean_mask(tf.math.divide_no_nan(total, count), kept), reduction, comparison
-    )
+    return tf.boolean_mask(tf.math.divide_no_nan(total, count), kept)

@@ -2,36 +2,48 @@
 
 import tensorflow as tf
 
+from metriclearn.distances import power_of_two
+from metriclearn.pairs import Comparison
 from metriclearn.registry import resolve
 
 
-def reduce_terms(terms, reduction, comparison):
-    """Reduces `[T]` terms as named; the reductions of no terms at all are 0, with gradient 0.
+def reduce_terms(terms: tf.Tensor, reduction: str, comparison: Comparison) -> tf.Tensor:
+    """Reduces `[T]` terms as named. With no terms the result and its gradient are exactly 0.
 
-    A NaN or infinity anywhere in the embeddings makes the result one, also where mining passed it
-    by: a broken model must show in its loss.
+    A NaN or infinity anywhere in the embeddings or references makes the result one, even if mining
+    passed it by: a broken model must show in its loss.
 
     Args:
-        terms: `[T]` floating point, one a triplet, pair or anchor.
+        terms: `[T]` floating point, one per triplet, pair or anchor.
         reduction: 'mean'; 'nonzero_mean', over the terms that are not 0; 'sum'; 'none'.
-        comparison: the batch, a `Comparison`.
+        comparison: the batch.
 
     Raises:
         ValueError: unknown reduction.
     """
-    total = tf.reduce_sum(tf.stop_gradient(comparison.embeddings))
-    broken = tf.where(tf.math.is_finite(total), tf.zeros_like(total), total)
-    return resolve(reduction, REDUCTIONS, "reduction")(terms) + broken
+    reduced = resolve(reduction, REDUCTIONS, "reduction")(terms) + _broken(comparison.embeddings)
+    alone = comparison.references is comparison.embeddings
+    return reduced if alone else reduced + _broken(comparison.references)
 
 
-def _mean(terms):
-    return tf.math.divide_no_nan(tf.reduce_sum(terms), tf.cast(tf.size(terms), terms.dtype))
+def _broken(embeddings: tf.Tensor) -> tf.Tensor:
+    """The sum of the elements that are not finite: 0 if all are."""
+    finite = tf.math.is_finite(embeddings)
+    return tf.reduce_sum(tf.where(finite, tf.zeros_like(embeddings), tf.stop_gradient(embeddings)))
 
 
-def _nonzero_mean(terms):
-    return tf.math.divide_no_nan(
-        tf.reduce_sum(terms), tf.cast(tf.math.count_nonzero(terms), terms.dtype)
-    )
+def _sum_over(terms: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """`sum(terms) / count`, 0 for a count of 0; the sum itself may be out of range."""
+    unit = power_of_two(tf.reduce_max(tf.concat([tf.abs(terms), [1]], 0)))
+    return unit * tf.math.divide_no_nan(tf.reduce_sum(terms / unit), tf.cast(count, terms.dtype))
+
+
+def _mean(terms: tf.Tensor) -> tf.Tensor:
+    return _sum_over(terms, tf.size(terms))
+
+
+def _nonzero_mean(terms: tf.Tensor) -> tf.Tensor:
+    return _sum_over(terms, tf.math.count_nonzero(terms))
 
 
 REDUCTIONS = {

@@ -1,13 +1,11 @@
-"""Writes oracle.json: what pytorch-metric-learning computes where it means what we mean.
+"""Writes oracle.json: what pytorch-metric-learning computes where its definition is ours.
 
     python -m benchmarks.peer tests/metriclearn/make_oracle.py
 
-Float64, `LpDistance(normalize_embeddings=False)`, plain means. Left out, because the peer's differ
-by
-definition: proxy-NCA (its softmax counts the right proxy among the others), n-pairs (two embeddings
-    a
-class), semi-hard triplets (all of them within the margin, not the nearest), Smooth-AP (the query
-counts among its own positives).
+Float64, `LpDistance(normalize_embeddings=False)`, plain means. Excluded, because the peer defines
+them otherwise: proxy-NCA (its softmax includes the own proxy), n-pairs (two embeddings per class),
+semi-hard triplets (all of them within the margin, not the nearest), Smooth-AP (the query counts
+among its own positives).
 """
 
 import json
@@ -37,7 +35,7 @@ def easy(strategy):
 
 
 def with_proxies(loss, transposed):
-    """The classification losses keep one column a class, proxy-anchor one row."""
+    """Classification losses keep one column per class, proxy-anchor one row."""
     weights = torch.tensor(PROXIES.T if transposed else PROXIES)
     parameter = loss.W if transposed else loss.proxies
     parameter.data = weights.clone()

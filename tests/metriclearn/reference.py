@@ -1,4 +1,4 @@
-"""Plain NumPy loops that say what the library should compute, one triplet or pair at a time."""
+"""Plain NumPy loops that define what the library computes, one triplet or pair at a time."""
 
 import numpy as np
 

@@ -117,6 +117,34 @@ def test_zero_vectors_and_duplicates_have_finite_gradients(name):
     assert np.isfinite(gradient).all()
 
 
+# Dot products of longer rows are beyond float32.
+SCALES = {"n_pairs": (1e-30, 1e-10, 1e15)}
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES | PROXY_LOSSES))
+def test_losses_are_finite_and_right_over_the_range(name):
+    """In float32 as in float64, where nothing overflows; margins are in units of the distance."""
+    labels, x = batch(11, size=12, classes=4)
+    others = () if name in LOSSES else (batch(12, size=4)[1],)
+    loss = (LOSSES | PROXY_LOSSES)[name]
+    for scale in SCALES.get(name, (1e-30, 1e-10, 1e10, 1e20, 1e30)):
+        options = {"miner": "batch_hard"} if name == "margin" else {}
+
+        def run(dtype, scale=scale, options=options):
+            arrays = [(a * scale).astype(np.float32).astype(dtype) for a in (x, *others)]
+            return value_and_gradient(functools.partial(loss, labels, **options), *arrays)
+
+        (got, gradients), (wanted, exact) = run(np.float32), run(np.float64)
+        # The steepest loss, ArcFace, multiplies the rounding of its cosines by its scale of 64.
+        tolerance = 64 * 50 * np.finfo(np.float32).eps
+        np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
+        for gradient, slope in zip(gradients, exact, strict=True):
+            assert np.isfinite(gradient).all()
+            np.testing.assert_allclose(
+                gradient, slope, rtol=0, atol=10 * tolerance * np.abs(slope).max()
+            )
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_nan_reaches_the_loss(name):
     labels, x = batch(6)

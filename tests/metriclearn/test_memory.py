@@ -67,3 +67,34 @@ def test_a_batch_larger_than_the_memory_is_refused():
     memory = metriclearn.cross_batch_memory(3, 1)
     with pytest.raises(ValueError, match="a batch of 4 does not fit a memory of 3 examples"):
         metriclearn.enqueue(memory, np.arange(4), np.ones((4, 1), np.float32))
+
+
+@pytest.mark.parametrize("stored", ["uint8", "int32", "int64", "uint64", "string"])
+@pytest.mark.parametrize("given", ["uint8", "int32", "int64", "uint64", "string"])
+def test_labels_are_kept_exactly_or_refused(given, stored):
+    memory = metriclearn.cross_batch_memory(4, 2, label_dtype=stored)
+    if given == "string":
+        labels = np.array(["a", "b"])
+    else:
+        labels = np.array([np.iinfo(given).max, np.iinfo(given).min], given)
+    holds = given == stored or (
+        "string" not in (given, stored) and np.can_cast(np.dtype(given), np.dtype(stored))
+    )
+    if holds:
+        kept = metriclearn.enqueue(memory, labels, np.ones((2, 2), np.float32)).labels
+        assert [
+            int(v) if given != "string" else v.decode() for v in kept.numpy()
+        ] == labels.tolist()
+    else:
+        with pytest.raises(ValueError, match=f"{given} labels do not fit a memory of {stored}"):
+            metriclearn.enqueue(memory, labels, np.ones((2, 2), np.float32))
+
+
+def test_what_does_not_fit_a_memory_is_named():
+    memory = metriclearn.cross_batch_memory(4, 2)
+    with pytest.raises(ValueError, match="embeddings of 3 dimensions do not fit a memory of 2"):
+        metriclearn.enqueue(memory, [1], np.ones((1, 3), np.float32))
+    with pytest.raises(ValueError, match="size=0 and dimension=2 must be at least 1"):
+        metriclearn.cross_batch_memory(0, 2)
+    with pytest.raises(ValueError, match="label_dtype must be integer or string, got float32"):
+        metriclearn.cross_batch_memory(4, 2, label_dtype="float32")

@@ -19,7 +19,7 @@ def table():
     return labels, np.array(["shoes", "bags", "hats"])[labels % 3]
 
 
-def test_pk_batches_hold_distinct_products_and_pictures(table):
+def test_pk_batches_hold_distinct_products_and_images(table):
     labels, _ = table
     for batch in draw(pk_sampler(labels, products=5, images=3, seed=1), 40):
         products = labels[batch].reshape(5, 3)
@@ -29,7 +29,7 @@ def test_pk_batches_hold_distinct_products_and_pictures(table):
             assert len(set(rows)) == min(3, (labels == product).sum())
 
 
-def test_pk_epoch_covers_all_products_then_all_pictures(table):
+def test_pk_epoch_covers_all_products_then_all_images(table):
     labels, _ = table
     sample = pk_sampler(labels, products=5, images=3, seed=2)
     assert sample.steps_per_epoch == 5
@@ -86,10 +86,10 @@ def test_products_of_small_categories_come_in_mixed_batches():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"products": 99}, "a batch of 99 products from a table that holds 23"),
+        ({"products": 99}, "a batch of 99 products from a table that has 23"),
         ({"products": 5, "shard": (0, 2)}, "workers must divide products=5"),
         ({"products": 2, "single_category": 0.5}, "single_category needs the categories"),
-        ({"products": 2, "single_category": 1.5}, "a share between 0 and 1, got 1.5"),
+        ({"products": 2, "single_category": 1.5}, "a share between 0 and 1: 1.5"),
     ],
 )
 def test_bad_options_are_named(table, options, message):
@@ -113,7 +113,7 @@ def test_hierarchical_batches_nest_and_cover(table):
     labels, categories = table
     options = {"categories_per_batch": 2, "products": 3, "images": 2, "seed": 2}
     sample = hierarchical_sampler(labels, categories, **options)
-    cycles = 3 * 6  # ceil(8 / 3) visits deal the products of a category; 6 deal all pictures
+    cycles = 3 * 6  # ceil(8 / 3) visits deal the products of a category; 6 deal all images
     largest = np.bincount(labels).max()
     assert largest <= 12
     batches = draw(sample, sample.steps_per_epoch * cycles)
@@ -131,7 +131,7 @@ def test_hierarchical_batches_nest_and_cover(table):
     )
 
 
-def test_small_categories_repeat_products_with_other_pictures():
+def test_small_categories_repeat_products_with_other_images():
     labels, categories = np.repeat([0, 1], 4), np.zeros(8)
     sample = hierarchical_sampler(
         labels, categories, categories_per_batch=1, products=4, images=2, seed=3
@@ -172,7 +172,29 @@ def test_first_places_are_uniform_over_steps():
 
 
 def test_no_shared_domain_is_named():
-    with pytest.raises(ValueError, match="no product has pictures of both domains, 'consumer'"):
+    with pytest.raises(ValueError, match="no product has images of both domains, 'consumer'"):
         pair_sampler([1, 2], ["consumer", "shop"], pairs=1)
-    with pytest.raises(ValueError, match="a batch of 3 categories from a table that holds 1"):
+    with pytest.raises(ValueError, match="a batch of 3 categories from a table that has 1"):
         hierarchical_sampler([1, 2], ["a", "a"], categories_per_batch=3, products=1, images=1)
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda n: pk_sampler([0, 1], products=n, images=1), "products"),
+        (lambda n: pk_sampler([0, 1], products=1, images=n), "images"),
+        (lambda n: pk_sampler([0, 1], products=1, images=1, min_images=n), "min_images"),
+        (lambda n: balanced_sampler([0, 1], batch_size=n), "batch_size"),
+        (lambda n: pair_sampler([0, 1], ["x", "x"], pairs=n, query="x", positive="x"), "pairs"),
+        (
+            lambda n: hierarchical_sampler(
+                [0, 1], [0, 1], categories_per_batch=n, products=1, images=1
+            ),
+            "categories_per_batch",
+        ),
+    ],
+)
+def test_counts_below_one_are_named(make, name):
+    for count in 0, -2:
+        with pytest.raises(ValueError, match=f"{name}={count} must be at least 1"):
+            make(count)

@@ -122,7 +122,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     "arguments, options, message",
     [
         (([0, 0], LINE), {}, "2 labels for 4 embeddings"),
-        (([0.0] * 4, LINE), {}, "labels must be a vector of integers or strings, got float"),
+        (([0.5] * 4, LINE), {}, "labels given as floats must be whole numbers up to 16777216"),
         (([0] * 4, LINE[:, 0]), {}, "embeddings must be a matrix"),
         (([0] * 4, LINE), {"miner": "batch_hrad"}, "did you mean 'batch_hard'"),
         (([0] * 4, LINE), {"reduction": "average"}, "unknown reduction 'average'"),
