@@ -64,7 +64,7 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             raise
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -286,7 +286,7 @@ def claim(
     write_json(os.path.join(folder, MARK), {"kind": kind})
 
 
-def _a(kind):
+def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
