@@ -266,3 +266,33 @@ def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
     assert "2 x 3 float32" in done.stdout
     source = store.manifest_of(tmp_path / "s")["source"]
     assert source["preprocessing"] == "3 channels, scaled to 0,1"
+
+
+def test_equal_names_in_two_folders_are_two_images_and_a_link_is_one(mean, tmp_path):
+    """From image files to figures; products are told by color."""
+    from retrieval.evaluation import figures, inputs
+
+    for folder, shift in (("photos", 0), ("shop", 4)):
+        for n in range(4):
+            path = tmp_path / folder / f"p{n}" / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (16, 8), (60 * n + shift, 200 - 50 * n, 20)).save(path)
+    (tmp_path / "linked").symlink_to(tmp_path / "photos")
+    (tmp_path / "m.csv").write_text(
+        "path,label\n" + "".join(f"photos/p{n}/1.png,p{n}\n" for n in range(4))
+    )
+    with of_mean(mean) as made:
+        for name in ("photos", "shop", "linked"):
+            embedder.embed_table(images.table(str(tmp_path / name)), tmp_path / f"s-{name}", made)
+        rows = images.table(csv=str(tmp_path / "m.csv"))
+        embedder.embed_table(rows, tmp_path / "s-manifest", made)
+
+    def evaluated(*names):
+        sets = inputs.load_pair(*((str(tmp_path / f"s-{name}"),) for name in names))
+        return figures.evaluate(*sets).figures
+
+    found = evaluated("photos", "shop")
+    assert found.recall[1] == 1 and found.num_self_excluded == 0
+    for same in ("linked", "manifest"):
+        with pytest.raises(ValueError, match="no query has a relevant catalogue item"):
+            evaluated("photos", same)

@@ -149,17 +149,17 @@ def test_every_kind_against_every_other(made, kinds, relation):
     result = figures.evaluate(queries, None if own_set else catalogue, similarity="euclidean")
     assert result.ranking.first.tolist() == brute_ranks(queries, catalogue, excluded)
     found = result.figures
-    assert found["num_self_excluded"] == len({q for q, _ in excluded})
-    assert sum(found["excluded_by"].values()) == found["num_self_excluded"]
+    assert found.num_self_excluded == len({q for q, _ in excluded})
+    assert sum(found.excluded_by.values()) == found.num_self_excluded
     files = not {"npy", "npy without ids", "store"} & set(kinds)
     if not excluded:
         assert same.rule == "nothing in common"
     elif own_set:
-        assert found["excluded_by"] == {"same set": len(queries)}
+        assert found.excluded_by == {"same set": len(queries)}
     else:
-        assert found["excluded_by"] == {"same file" if files else "same id": len(queries)}
+        assert found.excluded_by == {"same file" if files else "same id": len(queries)}
     copies = (len(queries) if relation == "same bytes" else 0) if files else None
-    assert found["num_byte_equal_copies"] == copies
+    assert found.num_byte_equal_copies == copies
     for q, rows in enumerate(result.rows):
         assert not {(q, r) for r in rows.tolist()} & excluded
         assert (rows >= 0).sum() == len(catalogue) - sum(q == each for each, _ in excluded)
