@@ -2,20 +2,17 @@
 
 import base64
 import importlib.metadata
-import io
 import json
 import os
 import pathlib
-import pickle
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from models import backbones
-from models.backbones import pretrained, pth
+from models.backbones import pretrained
 
 v1 = tf.compat.v1
 ORACLE = json.loads(pathlib.Path(__file__).with_name("oracle.json").read_text())
@@ -25,110 +22,6 @@ LITE0 = "efficientnet_lite0"
 def picture(height, width):
     y, x, c = np.ogrid[:height, :width, :3]
     return ((2 * y + x + 70 * c + x * y // 40) % 256).astype(np.uint8)[None]
-
-
-# ------------------------------------------------------------------------------ PyTorch's files
-
-
-@pytest.fixture(params=ORACLE["files"])
-def torch_file(request, tmp_path):
-    path = tmp_path / f"{request.param}.pth"
-    path.write_bytes(base64.b64decode(ORACLE["files"][request.param]))
-    return path
-
-
-def test_tensors_that_pytorch_saved_are_read(torch_file):
-    found = pth.load(torch_file)
-    assert {name: array.tolist() for name, array in found.items()} == ORACLE["tensors"]
-    assert [found[n].dtype.name for n in ("float", "count", "half")] == [
-        "float32", "int64", "float16",
-    ]  # fmt: skip
-    assert found["empty"].shape == (0, 4)
-
-
-@pytest.mark.parametrize("kept", (0.2, 0.5, 0.9))
-def test_a_file_that_is_cut_short_is_refused(torch_file, kept):
-    data = torch_file.read_bytes()
-    torch_file.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(ValueError, match=f"{torch_file.name}: not PyTorch weights"):
-        pth.load(torch_file)
-
-
-class Malicious:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-def zipped(path, payload):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", payload)
-        archive.writestr("archive/byteorder", "little")
-
-
-def legacy(path, payload):
-    numbers = (pickle.dumps(number, 2) for number in (pth._MAGIC, pth._PROTOCOL, {}))
-    path.write_bytes(b"".join(numbers) + payload + pickle.dumps([], 2))
-
-
-@pytest.mark.parametrize("write", (zipped, legacy))
-def test_a_file_that_wants_something_called_is_refused_and_calls_nothing(tmp_path, write):
-    path, marker = tmp_path / "weights.pth", tmp_path / "called"
-    write(path, pickle.dumps({"weight": Malicious(marker)}, 2))
-    with pytest.raises(ValueError, match=r"weights\.pth.*asks for posix\.mkdir, which no tensor"):
-        pth.load(path)
-    assert not marker.exists()
-
-
-class Call:
-    """Pickles as a call of a function that the reader knows, with any arguments."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-
-class Named(pickle._Pickler):
-    """A pickler that can name functions of modules that are not there, and storages."""
-
-    def persistent_id(self, value):
-        return ("storage", *value[1:]) if isinstance(value, tuple) and value[:1] == ("S",) else None
-
-    def save(self, value, save_persistent_id=True):
-        if isinstance(value, Call):
-            self.write(b"ctorch._utils\n" + value.name.encode() + b"\n")
-            self.save(value.arguments)
-            return self.write(b"R")
-        return super().save(value, save_persistent_id)
-
-
-@pytest.mark.parametrize(
-    ("offset", "shape", "strides"),
-    [(0, (5,), (1,)), (3, (2,), (1,)), (0, (1 << 40,), (0,)), (0, (2, 2), (-1, 1))],
-    ids=("too long", "too far", "unfolded to terabytes", "backwards"),
-)
-def test_a_view_beyond_its_storage_is_refused(tmp_path, offset, shape, strides):
-    stream = io.BytesIO()
-    storage = ("S", "<f4", "0", "cpu", 4)
-    call = Call("_rebuild_tensor_v2", storage, offset, shape, strides, False, {})
-    Named(stream, 2).dump({"weight": call})
-    path = tmp_path / "weights.pth"
-    zipped(path, stream.getvalue())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/data/0", bytes(16))
-    with pytest.raises(ValueError, match="'weight' (reaches beyond its storage|has no sizes)"):
-        pth.load(path)
-
-
-@pytest.mark.parametrize("content", (b"", b"\x80\x02]q\x00.", b"PK\x05\x06" + bytes(18), b"text"))
-def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pth: not PyTorch weights"):
-        pth.load(path)
-    with pytest.raises(ValueError, match=r"none\.pth: cannot be read"):
-        pth.load(tmp_path / "none.pth")
 
 
 # ------------------------------------------------------------------------------ the converted net
