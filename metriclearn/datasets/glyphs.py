@@ -12,12 +12,12 @@ import collections
 import hashlib
 import io
 import os
-import tempfile
 import unicodedata
 import warnings
 
 import numpy as np
 
+from metriclearn.datasets import files
 from metriclearn.datasets.table import ProductTable, split_by_product
 
 SIZE = 32  # pixels, width and height of a picture
@@ -241,16 +241,7 @@ def _write_cache(path, arrays):
     np.savez_compressed(buffer, images=images, codes=codes, faces=faces)
     payload = buffer.getvalue()
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".glyphs-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.write(path, hashlib.sha256(payload).digest() + payload)
 
 
 def load(cache=None):

@@ -62,7 +62,7 @@ def _columns(table, rows, names):
 
 def look_up(column, rows):
     """column[rows] of a NumPy column, [N, ...], as a tensor [B, ...]."""
-    dtype = tf.string if column.dtype.kind == "U" else tf.as_dtype(column.dtype)
+    dtype = tf.string if column.dtype.kind in "UO" else tf.as_dtype(column.dtype)
     found = tf.numpy_function(lambda r: column[r], [rows], dtype, stateful=False)
     return tf.ensure_shape(found, [*rows.shape, *column.shape[1:]])
 

@@ -83,7 +83,7 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("path,label,x1,y1,x2,y2\na.jpg,x,1,1,one,4\n", ":2: the box .* four whole numbers"),
         ("path,label,x1,y1,x2,y2\na.jpg,x,3,1,3,4\n", ":2: the box 3,1,3,4 must have"),
         ('path,label\na.jpg,"x\nb.png,y\n', ":2: not valid CSV"),
-        ("path,label\na.jpg,x\n", "1 products cannot be split"),
+        ("path,label\na.jpg,x\n", "1 product cannot be split"),
     ],
 )
 def test_faults_name_file_and_line(folder, text, message):
