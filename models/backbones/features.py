@@ -166,7 +166,9 @@ def _embedded(embedder, make, table, row, views=1):
                 for v, p in zip(view, place, strict=True)
             ]
             row += len(found)
-            products, categories = table.products[place], table.categories[place]
+            products, categories = (
+                c[place].astype(str) for c in (table.products, table.categories)
+            )
             yield store.Embedded(found, np.array(ids, str), products, categories), []
 
 

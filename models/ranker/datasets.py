@@ -87,10 +87,10 @@ def training_tables():
     held = _held_out(table, pool)
     train = pool & ~held
     if config["dataset.domains"]:
-        train |= shop & np.isin(table.products, table.products[train])
+        train |= shop & np.isin(table.labels, table.labels[train])
     shown = _of_catalogue(table)
     asked = held & ~shown
-    shown &= np.isin(table.products, table.products[asked])
+    shown &= np.isin(table.labels, table.labels[asked])
     if config["dataset.validation.holdout"] not in ("photos", "both"):
         shown &= held | shop  # of other products than those trained on
     if config["dataset.validation"] and not asked.any():
@@ -100,7 +100,19 @@ def training_tables():
         )
     rows = np.flatnonzero(asked | (shown & (pool | shop)))
     validation = (table.select(rows), shown[rows]) if asked.any() else None
+    if validation and not _answerable(*validation):
+        raise UserError(
+            "dataset.validation: no product that is held out has an image to find (two images or, "
+            "where there is a catalogue, one in it); choose another dataset.validation.holdout, or "
+            "give --nodataset.validation."
+        )
     return _with_positives(table.select(train)), validation
+
+
+def _answerable(table, shown):
+    """Whether any query, an image that is not shown, has an image of its product to find."""
+    answers = np.bincount(table.labels, shown) if shown.any() else np.bincount(table.labels) - 1
+    return bool((answers[table.labels[~shown]] > 0).any())
 
 
 def _with_positives(train):

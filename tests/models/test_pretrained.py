@@ -96,25 +96,39 @@ def test_what_is_in_the_cache_needs_no_package_and_what_is_damaged_is_made_again
     assert not written
     with open(folder / "saved_model" / "saved_model.pb", "ab") as file:
         file.write(b"x")
-    killed, working = (tmp_path / "pretrained" / f".{LITE0}-{name}" for name in ("old", "new"))
-    killed.mkdir()
-    os.utime(killed, (0, 0))
-    working.mkdir()
+    litter, mine = folder / "checkpoint" / "model-0.data.tempstate", folder / "mine.txt"
+    litter.touch()  # of a conversion that was killed
+    mine.touch()
     pretrained.ready(LITE0, tmp_path)
     assert len(written) == 1
-    working.rmdir()
-    assert os.listdir(tmp_path / "pretrained") == [LITE0]  # nothing temporary is left
+    assert sorted(os.listdir(folder)) == [".lock", ".prototrain", "mine.txt", "note.json"]
+
+
+def test_nothing_is_removed_from_a_folder_that_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_write", lambda *arguments: None)
+    mine = tmp_path / "pretrained" / LITE0 / "checkpoint" / "model-0.index"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(ValueError, match="holds 'checkpoint' and is not .* move this one away"):
+        pretrained.ready(LITE0, tmp_path)
+    assert mine.exists()
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(name, arrays, folder):
-        pathlib.Path(folder, "half").touch()
+        pathlib.Path(folder, "checkpoint").mkdir()
+        pathlib.Path(folder, "checkpoint", "half").touch()
         raise OSError("disk full")
 
-    monkeypatch.setattr(pretrained, "_write", fail)
-    with pytest.raises(ValueError, match="efficientnet_lite0 cannot be written: disk full"):
-        pretrained.ready(LITE0, tmp_path)
-    assert os.listdir(tmp_path / "pretrained") == []
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrained, "_write", fail)
+        with pytest.raises(ValueError, match="efficientnet_lite0 cannot be written: disk full"):
+            pretrained.ready(LITE0, tmp_path)
+    folder = tmp_path / "pretrained" / LITE0
+    assert sorted(os.listdir(folder)) == [".lock", ".prototrain"]
+    monkeypatch.setattr(pretrained, "_write", lambda *arguments: None)
+    pretrained.ready(LITE0, tmp_path)
+    assert (folder / "note.json").exists()
 
 
 def test_the_program_says_where_things_are(cache, monkeypatch, capsys):
