@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -470,6 +472,46 @@ def test_unlike_windows_need_no_canvas_that_holds_both(tmp_path, monkeypatch):
     cached = run(lambda: pipeline.train_batches(table, sampler, image_size=8, cache=cache), 2)
     plain = run(lambda: pipeline.train_batches(table, sampler, image_size=8), 2)
     assert same(cached, plain) and not {0, 1} & cache._open.keys()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_special_files_are_named_and_not_read(tmp_path, cached):
+    photo(9, 9).save(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "b.jpg")  # opening it would wait for a writer
+    table = ProductTable(products=["a", "b"], paths=[str(tmp_path / f"{n}.jpg") for n in "ab"])
+    options = {"image_size": 8, "cache": pipeline.DecodedCache(1 << 20) if cached else None}
+    sampler = lambda step: tf.constant([0, 1], tf.int64)  # noqa: E731
+    with pytest.raises(tf.errors.InvalidArgumentError, match="b.jpg: not a regular file"):
+        run(lambda: pipeline.train_batches(table, sampler, **options), 1)
+    assert pipeline.unreadable_images(table).tolist() == [1]
+    with pytest.warns(UserWarning, match="1 of 2 images cannot be read .*b.jpg: not a regular"):
+        assert len(pipeline.usable_images(table, "skip")) == 1
+
+
+def test_tall_and_wide_images_take_a_small_multiple_of_their_own_size(tmp_path):
+    """8000 x 150 beside 150 x 8000: a canvas for both would take 11 GB of floats."""
+    paths = [str(tmp_path / f"{i}.jpg") for i in range(2)]
+    photo(8000, 150).save(paths[0])
+    photo(150, 8000).save(paths[1])
+    program = f"""
+import resource
+import tensorflow as tf
+from metriclearn.datasets import ProductTable, pipeline
+
+table = ProductTable(products=["a", "b"], paths={paths!r})
+rows = lambda step: tf.constant([0, 1, 0, 1, 0, 1, 0, 1], tf.int64)
+peaks = []
+for size in (8, (150, 150)):  # the first loads all code, and reduces both images by 8
+    for cache in (None, pipeline.DecodedCache(1)):
+        batches = pipeline.train_batches(table, rows, image_size=size, cache=cache)
+        assert all(b["image"].shape[0] == 8 for b in batches.take(2))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) << 10 < 40 * 8000 * 150 * 3  # bytes of one image: 3.6 MB
 
 
 def test_the_graph_is_as_small_for_a_large_table():
