@@ -39,6 +39,22 @@ def did_you_mean(word, choices, cutoff=0.6):
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def one_line_errors(reader):
+    """Decorates a reader of strangers' files: control characters in its messages are escaped."""
+
+    @functools.wraps(reader)
+    def read(*args, **kwargs):
+        try:
+            return reader(*args, **kwargs)
+        except ValueError as error:
+            message = "".join(
+                c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error)
+            )
+            raise ValueError(message) from None
+
+    return read
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProductTable:
     """Images of products, column by column; row i of every column describes image i.

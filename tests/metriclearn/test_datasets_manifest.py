@@ -74,6 +74,7 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("path,label\na.jpg,x,y\n", ":2: 3 cells"),
         ("path,label\na.jpg,x\n\nb.png, \n", ":4: the label is empty"),
         ("path,label\n,x\n", ":2: the path is empty"),
+        ('path,label\n"a\nb\x1b.jpg",x\n', r":2: no such file: .*a\\nb\\x1b\.jpg"),
         ("path,label\nnone.jpg,x\n", ":2: no such file: .*none.jpg"),
         ("path,label\nsub,x\n", ":2: sub is not an image"),
         ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* occurs already on line 2"),
