@@ -58,13 +58,22 @@ def _columns(table, rows, names):
     """
     columns = {"label": table.labels, "id": table.ids, "product": table.products}
     columns |= {"category": table.categories, "path": table.paths}
-    return {name: look_up(columns[name], rows) for name in names}
+    columns = [columns[name] for name in names]
+    found = tf.numpy_function(
+        lambda r: [column[r] for column in columns], [rows], [*map(_dtype, columns)], stateful=False
+    )
+    return {
+        name: tf.ensure_shape(part, rows.shape) for name, part in zip(names, found, strict=True)
+    }
+
+
+def _dtype(column):
+    return tf.string if column.dtype.kind in "UO" else tf.as_dtype(column.dtype)
 
 
 def look_up(column, rows):
     """column[rows] of a NumPy column, [N, ...], as a tensor [B, ...]."""
-    dtype = tf.string if column.dtype.kind in "UO" else tf.as_dtype(column.dtype)
-    found = tf.numpy_function(lambda r: column[r], [rows], dtype, stateful=False)
+    found = tf.numpy_function(lambda r: column[r], [rows], _dtype(column), stateful=False)
     return tf.ensure_shape(found, [*rows.shape, *column.shape[1:]])
 
 
