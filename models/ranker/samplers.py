@@ -1,4 +1,4 @@
-"""Which pictures make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
+"""Which images make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +12,8 @@ def create(table, of_catalogue):
     """Returns `sample(step) -> int64 [model.batch_size]` rows of a table.
 
     Args:
-      table: the ProductTable of training pictures.
-      of_catalogue: bool [N]: the pictures of the catalogue's kind.
+      table: the ProductTable of training images.
+      of_catalogue: bool [N]: the images of the catalogue's kind.
 
     Raises:
       UserError: what the keys ask for cannot be had from this table.
@@ -62,7 +62,7 @@ def _number_of_products(table):
 
 
 def _pk(table, of_catalogue, share):
-    """Products of K pictures; with domains, of each kind a fixed number."""
+    """Products of K images; with domains, of each kind a fixed number."""
     images = config["dataset.images_per_product"]
     count = _products(images, _number_of_products(table))
     options = {"products": count, "seed": _seed(), "single_category": share}
@@ -110,7 +110,7 @@ def _pairs(table, of_catalogue, share):
 
 
 def _hierarchical(table, of_catalogue, share):
-    """Categories, products of each, pictures of each."""
+    """Categories, products of each, images of each."""
     groups, images = config["dataset.categories_per_batch"], config["dataset.images_per_product"]
     return hierarchical_sampler(
         table.labels,
@@ -126,7 +126,7 @@ _KINDS = {"pk": _pk, "pairs": _pairs, "hierarchical": _hierarchical}
 
 
 def _categories_of_products(table):
-    """[N] the category of each row's product: that of its first picture."""
+    """[N] the category of each row's product: that of its first image."""
     first = np.unique(table.labels, return_index=True)[1]
     return table.categories[first][table.labels]
 

@@ -45,7 +45,7 @@ def test_a_picture_that_is_not_there_is_named(name, tmp_path):
     root = MAKERS[name](tmp_path)
     victim = datasets.load(name, root).paths[1]
     (tmp_path / victim).unlink()
-    with pytest.raises(ValueError, match="1 of .* pictures do not exist, the first is") as error:
+    with pytest.raises(ValueError, match="1 of .* images do not exist, the first is") as error:
         datasets.load(name, root)
     assert victim in str(error.value)
     assert len(datasets.load(name, root, check_files=False))

@@ -146,7 +146,7 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
         ({"dataset.validation.share": 1.0}, "validation.share=1.0"),
         (
             {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
-            "no picture is held out; raise dataset.validation.share",
+            "no image is held out; raise dataset.validation.share",
         ),
         ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
         (
@@ -255,7 +255,7 @@ def test_domains_without_two_kinds_of_pictures_are_refused(monkeypatch, config):
     table = shop(monkeypatch)
     monkeypatch.setattr(datasets, "_table", lambda: table.where(split=("train", "test")))
     config["dataset.domains"] = True
-    with pytest.raises(UserError, match="pictures of both kinds"):
+    with pytest.raises(UserError, match="images of both kinds"):
         ranker.datasets()
 
 
@@ -312,7 +312,7 @@ def test_products_of_one_picture_are_left_out_of_pairs(monkeypatch, config):
     config["model.loss"] = "triplet"
     lonely = table.select([1, 20, 40])
     monkeypatch.setattr(datasets, "_table", lambda: lonely)
-    with pytest.raises(UserError, match="no training product has two pictures"):
+    with pytest.raises(UserError, match="no training product has two images"):
         datasets.training_tables()
 
 
@@ -378,7 +378,7 @@ def test_a_data_set_is_found_by_name_and_its_pictures_elsewhere(tmp_path, config
             "dataset.validation": False,
         }
     )
-    with pytest.raises(ValueError, match="image_path.*16 of 16 listed pictures do not exist"):
+    with pytest.raises(ValueError, match="image_path.*16 of 16 listed images do not exist"):
         ranker.datasets()
     (pictures / "mug_final").mkdir(parents=True)
     for name in names:
