@@ -1,12 +1,12 @@
-"""Duplicate audit: pictures that occur twice, and what train, query and catalogue share.
+"""Duplicate audit: images that occur twice, and what the parts of the data share.
 
     python -m metriclearn.datasets.audit manifest photos/manifest.csv --report=audit.html
 
-A test picture that is also a training picture, a query that is its own catalogue picture, or one
-picture under two products each make recall@k mean something else. Exact duplicates are files of the
-same bytes; near duplicates have nearly the same perceptual hash (64 low frequencies of the cosine
-transform against their median) *and* nearly the same 32 x 32 grey pixels, so that flat pictures,
-whose hash is noise, do not all match each other.
+A test image that is trained on, a query that is in the catalogue, or one image under two products
+changes the meaning of recall@k. Exact duplicates are files of the same bytes. Near duplicates have
+nearly the same perceptual hash (signs of 64 low frequencies of the cosine transform about their
+median) and nearly the same 32 x 32 gray pixels; flat images, whose hash is noise, would otherwise
+all match each other.
 """
 
 import argparse
@@ -20,55 +20,91 @@ import io
 import itertools
 import os
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from metriclearn.datasets import image_files
+from metriclearn.datasets import files, image_files
+from metriclearn.datasets.table import ProductTable
 
-HASH_SIDE = 8  # frequencies a side: 64 bits
+HASH_SIDE = 8  # frequencies per side: 64 bits
 PIXEL_SIDE = 32
 MAX_BITS = 6  # of 64 that near duplicates may differ in
-MIN_CORRELATION = 0.95  # of their grey pixels
+MIN_CORRELATION = 0.95  # of their gray pixels
 MAX_GROUPS = 200  # shown in the report
-MAX_PICTURES = 12  # shown of one group
+MAX_IMAGES = 12  # shown of one group
 THUMBNAIL = 128  # pixels, longer side
+BLOCK = 1 << 24  # pairs of hashes compared at once
+PAIRS = 1 << 13  # pairs of images compared at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Pictures that are duplicates of each other.
+    """Images that are duplicates of each other.
 
     Attributes:
       rows: row numbers of the table, ascending.
       exact: whether all have the same bytes.
-      parts: the sorted parts (train, val, query, ...) that they are in.
+      parts: the sorted parts of the data (train, test query, ...) that they are in.
       products: the sorted products that they show.
+      findings: what it means that these parts share an image, sorted; empty if it is harmless.
     """
 
-    rows: tuple
+    rows: tuple[int, ...]
     exact: bool
-    parts: tuple
-    products: tuple
+    parts: tuple[str, ...]
+    products: tuple[str, ...]
+    findings: tuple[str, ...] = ()
 
     @property
-    def leaks(self):
-        """Whether the group joins different parts of the data."""
-        return len(self.parts) > 1
+    def leaks(self) -> bool:
+        """Whether the group joins parts that must not share images."""
+        return bool(self.findings)
 
     @property
-    def conflicts(self):
-        """Whether the same picture is said to show different products."""
+    def conflicts(self) -> bool:
+        """Whether one image is said to show different products."""
         return len(self.products) > 1
 
 
-def parts_of(table):
-    """[N] str: 'query' and 'catalogue' by role, else the split."""
-    return np.where(np.isin(table.roles, ("query", "catalogue")), table.roles, table.splits)
+def _split_and_role(split, role):
+    """A row's (split, role), with what follows from the other filled in."""
+    if split == "catalogue":  # shop images of every split
+        return split, "catalogue"
+    return split or ("train" if role == "train" else ""), role
 
 
-def _grey_pixels(table):
-    """float32 [N, 32, 32]."""
+def parts_of(table: ProductTable) -> np.ndarray:
+    """[N] str: each row's split and, if it says more, its role: 'train', 'test query', ..."""
+
+    def name(split, role):
+        split, role = _split_and_role(split, role)
+        return " ".join(dict.fromkeys(filter(None, (split, role)))) or "no split"
+
+    rows = zip(table.splits.tolist(), table.roles.tolist(), strict=True)
+    return np.array([name(*row) for row in rows], np.str_)
+
+
+def finding(one: tuple[str, str], other: tuple[str, str]) -> str:
+    """What it means that an image is in two places, each a (split, role); '' if it is harmless."""
+    (one_split, one_role), (other_split, other_role) = sorted(
+        (_split_and_role(*one), _split_and_role(*other)), key=lambda place: place[0] != "train"
+    )
+    if one_split == "train" and other_split not in ("train", ""):
+        if other_role == "catalogue":
+            return "catalogue images are trained on"
+        return f"{'validation' if other_split == 'val' else other_split} images are trained on"
+    if {one_split, other_split} == {"val", "test"}:
+        return "test images are validated on"
+    # Without roles, all images of an evaluated split search its catalogue.
+    searched = "query" in (one_role, other_role) or {one_split, other_split} & {"val", "test"}
+    if searched and (one_role == "catalogue") != (other_role == "catalogue"):
+        return "queries are in the catalogue"
+    return ""
+
+
+def _gray_pixels(table):
+    """uint8 or float32 [N, 32, 32]."""
     import tensorflow as tf
 
     from metriclearn.datasets import pipeline
@@ -82,15 +118,16 @@ def _grey_pixels(table):
         found = []
         with contextlib.suppress(tf.errors.OutOfRangeError):
             while True:
-                found.append(session.run(image).astype(np.float32).mean(3))
+                batch = session.run(image)
+                found.append(batch[..., 0] if channels == 1 else batch.mean(3, dtype=np.float32))
     return np.concatenate(found)
 
 
-def perceptual_hash(pixels):
+def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     """Signs of the 64 lowest frequencies about their median (pHash).
 
     Args:
-      pixels: float [N, 32, 32], grey.
+      pixels: [N, 32, 32], gray.
 
     Returns:
       int8 [N, 64] of -1 and 1.
@@ -100,38 +137,63 @@ def perceptual_hash(pixels):
     cosine = np.cos(np.pi * (2 * x + 1) * k / (2 * side))  # DCT-II, its low rows
     low = np.einsum("ux,nxy,vy->nuv", cosine, pixels, cosine, optimize=True)
     low = low.reshape(len(pixels), -1)
-    # Without the mean: brightness is no likeness.
+    # The median is of all but the mean, which only says how bright the image is.
     median = np.median(low[:, 1:], axis=1, keepdims=True)
     return np.where(low > median, 1, -1).astype(np.int8)
 
 
-def near_pairs(pixels, max_bits=MAX_BITS, min_correlation=MIN_CORRELATION, block=4096):
-    """int [M, 2] pairs i < j whose hashes and pixels nearly agree.
+def near_pairs(
+    pixels: np.ndarray,
+    max_bits: int = MAX_BITS,
+    min_correlation: float = MIN_CORRELATION,
+    *,
+    block: int | None = None,
+    known: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields the pairs i < j whose hashes and pixels nearly agree, int [m, 2] at a time.
 
     The bits in which two hashes of -1 and 1 differ are (64 - their product) / 2: one matrix product
-    for each block of rows.
+    per block of rows. Memory is bounded whatever the number of pairs.
+
+    Args:
+      pixels: [N, 32, 32], gray, 0 to 255.
+      max_bits: hash bits, of 64, that a pair may differ in.
+      min_correlation: of a pair's pixels.
+      block: rows of hashes compared at once; chosen by default.
+      known: function (i [m], j [m]) -> bool [m]: which pairs need no look, as their images are
+        known to be duplicates.
     """
-    bits = perceptual_hash(pixels).astype(np.float32)
-    flat = pixels.reshape(len(pixels), -1)
-    centred = flat - flat.mean(1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1)
-    unit = centred / np.maximum(norm, 1e-6)[:, None]
-    pairs = [np.zeros((0, 2), np.int64)]
+    bits = [perceptual_hash(pixels[start : start + 4096]) for start in range(0, len(pixels), 4096)]
+    bits = np.concatenate(bits).astype(np.float32)
+    block = block or max(1, BLOCK // len(bits))
     for start in range(0, len(bits), block):
         agreement = bits[start : start + block] @ bits[start:].T
         i, j = np.nonzero(agreement >= bits.shape[1] - 2 * max_bits)
         i, j = i[i < j] + start, j[i < j] + start
-        # Pictures of one grey have no shape to correlate: only the same grey is the same picture.
-        blank = (norm[i] < 1) | (norm[j] < 1)
-        same = np.einsum("nd,nd->n", unit[i], unit[j]) >= min_correlation
-        level = np.abs(flat[i].mean(1) - flat[j].mean(1)) < 1
-        same = np.where(blank, (norm[i] < 1) & (norm[j] < 1) & level, same)
-        pairs.append(np.stack([i[same], j[same]], 1))
-    return np.concatenate(pairs)
+        for at in range(0, len(i), PAIRS):
+            pair = np.stack([i[at : at + PAIRS], j[at : at + PAIRS]], 1)
+            if known is not None:
+                pair = pair[~known(*pair.T)]
+            if len(pair):
+                yield pair[_alike(pixels[pair[:, 0]], pixels[pair[:, 1]], min_correlation)]
+
+
+def _alike(a, b, min_correlation):
+    """bool [M]: which images of [M, 32, 32] nearly equal those of another [M, 32, 32]."""
+    a, b = (pixels.reshape(len(pixels), -1).astype(np.float32) for pixels in (a, b))
+    mean_a, mean_b = a.mean(1), b.mean(1)
+    a, b = a - mean_a[:, None], b - mean_b[:, None]
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    product = np.einsum("nd,nd->n", a, b)
+    same = product >= min_correlation * np.maximum(norm_a, 1e-6) * np.maximum(norm_b, 1e-6)
+    # Images of one gray have no shape to correlate: only the same gray is the same image.
+    flat = (norm_a < 1) | (norm_b < 1)
+    level = np.abs(mean_a - mean_b) < 1
+    return np.where(flat, (norm_a < 1) & (norm_b < 1) & level, same)
 
 
 def _digests(table):
-    """SHA-256 of each picture: of the file's bytes, or of the pixels in memory."""
+    """SHA-256 of each image: of the file's bytes, or of the pixels in memory."""
     for row in range(len(table)):
         if table.images is not None:
             yield hashlib.sha256(table.images[row].tobytes()).digest()
@@ -140,61 +202,69 @@ def _digests(table):
                 yield hashlib.file_digest(file, "sha256").digest()
 
 
-def find_duplicates(table, max_bits=MAX_BITS, min_correlation=MIN_CORRELATION):
+def find_duplicates(
+    table: ProductTable, max_bits: int = MAX_BITS, min_correlation: float = MIN_CORRELATION
+) -> list[Group]:
     """Groups of duplicates, those that leak or conflict first, then the larger ones.
 
     Args:
-      table: a ProductTable whose pictures can all be read (`pipeline.usable_images`).
+      table: a ProductTable whose images can all be read (`pipeline.usable_images`).
       max_bits: hash bits, of 64, that near duplicates may differ in; -1: exact duplicates only.
-      min_correlation: of their grey pixels.
-
-    Returns:
-      A list of Group.
+      min_correlation: of their gray pixels.
     """
-    digests = list(_digests(table))
-    first, parent = {}, list(range(len(table)))
+    # Exact duplicates first: only one of each is compared with the others.
+    copies = collections.defaultdict(list)
+    for row, digest in enumerate(_digests(table)):
+        copies[digest].append(row)
+    copies = list(copies.values())
+    root = np.arange(len(copies))  # of each distinct image: the first of its group
 
-    def root(row):
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
+    def known(i, j):
+        return root[i] == root[j]
 
-    for row, digest in enumerate(digests):
-        parent[row] = first.setdefault(digest, row)
     if max_bits >= 0:
-        for i, j in near_pairs(_grey_pixels(table), max_bits, min_correlation).tolist():
-            low, high = sorted((root(i), root(j)))
-            parent[high] = low
+        pixels = _gray_pixels(table.select([rows[0] for rows in copies]))
+        for pairs in near_pairs(pixels, max_bits, min_correlation, known=known):
+            for i, j in pairs.tolist():
+                if root[i] != root[j]:
+                    low, high = sorted((root[i], root[j]))
+                    root[root == high] = low
     members = collections.defaultdict(list)
-    for row in range(len(table)):
-        members[root(row)].append(row)
-    parts = parts_of(table)
-    groups = [
-        Group(
-            rows=tuple(rows),
-            exact=len({digests[row] for row in rows}) == 1,
-            parts=tuple(sorted(set(parts[rows].tolist()))),
-            products=tuple(sorted(set(table.products[rows].tolist()))),
-        )
-        for rows in members.values()
-        if len(rows) > 1
-    ]
+    for first, rows in zip(root.tolist(), copies, strict=True):
+        members[first].append(rows)
+    groups = [_group(table, found) for found in members.values() if sum(map(len, found)) > 1]
     return sorted(groups, key=lambda g: (not g.leaks, not g.conflicts, -len(g.rows), g.rows))
 
 
-def shared_products(table):
+def _group(table, copies):
+    """The Group of lists of rows, each of exact copies."""
+    rows = sorted(itertools.chain(*copies))
+    picked = table.select(rows)
+    places = set(zip(picked.splits.tolist(), picked.roles.tolist(), strict=True))
+    return Group(
+        rows=tuple(rows),
+        exact=len(copies) == 1,
+        parts=tuple(sorted(set(parts_of(picked).tolist()))),
+        products=tuple(sorted(set(picked.products.tolist()))),
+        findings=tuple(
+            sorted({finding(*pair) for pair in itertools.combinations(places, 2)} - {""})
+        ),
+    )
+
+
+def shared_products(table: ProductTable) -> dict[tuple[str, str], int]:
     """{(part, part): number of products in both}, for every two parts of the data."""
-    parts = parts_of(table)
-    products = {part: set(table.products[parts == part].tolist()) for part in np.unique(parts)}
+    products = collections.defaultdict(set)
+    for part, product in zip(parts_of(table).tolist(), table.products.tolist(), strict=True):
+        products[part].add(product)
     return {
-        (str(a), str(b)): len(products[a] & products[b])
+        (a, b): len(products[a] & products[b])
         for a, b in itertools.combinations(sorted(products), 2)
     }
 
 
-def shared_files(table):
-    """Lists of rows that are one and the same file, by links or different spellings of its path."""
+def shared_files(table: ProductTable) -> list[list[int]]:
+    """Lists of rows that are the same file, by links or by different spellings of its path."""
     rows = collections.defaultdict(list)
     for row, path in enumerate(table.paths.tolist()):
         if path:
@@ -202,19 +272,22 @@ def shared_files(table):
     return [found for found in rows.values() if len(found) > 1]
 
 
-def summary(table, groups):
-    """Lines that tell what was found."""
+def summary(table: ProductTable, groups: list[Group]) -> list[str]:
+    """Lines that say what was found."""
     extra = sum(len(group.rows) - 1 for group in groups)
     exact = sum(group.exact for group in groups)
-    leaks = collections.Counter(group.parts for group in groups if group.leaks)
+    leaks = collections.Counter((group.findings, group.parts) for group in groups if group.leaks)
     lines = [
-        f"{len(table):,} pictures of {len(np.unique(table.products)):,} products",
-        f"{len(groups):,} groups of duplicates ({exact:,} exact), {extra:,} pictures too many",
-        f"{sum(leaks.values()):,} groups join parts that must not share pictures",
+        f"{len(table):,} images of {len(set(table.products.tolist())):,} products",
+        f"{len(groups):,} groups of duplicates ({exact:,} exact), {extra:,} superfluous images",
+        f"{sum(leaks.values()):,} groups join parts that must not share images",
     ]
-    lines += [f"  {' + '.join(parts)}: {count:,}" for parts, count in sorted(leaks.items())]
+    lines += [
+        f"  {' + '.join(parts)}: {count:,} ({'; '.join(findings)})"
+        for (findings, parts), count in sorted(leaks.items())
+    ]
     conflicts = sum(group.conflicts for group in groups)
-    lines.append(f"{conflicts:,} groups show one picture under different products")
+    lines.append(f"{conflicts:,} groups show one image under different products")
     lines.append(f"{len(shared_files(table)):,} files are in the table under several ids")
     for (a, b), count in shared_products(table).items():
         lines.append(f"{count:,} products are both in {a} and in {b}")
@@ -222,7 +295,7 @@ def summary(table, groups):
 
 
 def _thumbnail(table, row):
-    """A JPEG of the picture as a data URI."""
+    """A JPEG of the image as a data URI."""
     from PIL import Image
 
     if table.images is not None:
@@ -247,7 +320,7 @@ figcaption { font-size: .75rem; overflow-wrap: anywhere } .bad { color: #a3241f 
 """
 
 
-def report(table, groups, title="Duplicate audit"):
+def report(table: ProductTable, groups: list[Group], title: str = "Duplicate audit") -> str:
     """One self-contained HTML page; every text from the data is escaped."""
     say = html.escape
     out = [
@@ -261,39 +334,25 @@ def report(table, groups, title="Duplicate audit"):
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         marks = ["exact" if group.exact else "near"]
         if group.leaks:
-            marks.append('<span class="bad">joins ' + say(" + ".join(group.parts)) + "</span>")
+            joined = f"joins {' + '.join(group.parts)}: {'; '.join(group.findings)}"
+            marks.append(f'<span class="bad">{say(joined)}</span>')
         if group.conflicts:
             marks.append(f'<span class="bad">{len(group.products)} products</span>')
-        out.append(f"<h2>{number}. {len(group.rows)} pictures, {', '.join(marks)}</h2>")
+        out.append(f"<h2>{number}. {len(group.rows)} images, {', '.join(marks)}</h2>")
         out.append('<div class="row">')
-        for row in group.rows[:MAX_PICTURES]:
-            name = say(str(table.ids[row]))
+        for row in group.rows[:MAX_IMAGES]:
+            name = say(table.ids[row])
             out.append(
                 f'<figure><img src="{_thumbnail(table, row)}" alt="{name}" loading="lazy">'
-                f"<figcaption>{say(str(parts[row]))} · {say(str(table.products[row]))}<br>{name}"
+                f"<figcaption>{say(str(parts[row]))} · {say(table.products[row])}<br>{name}"
                 "</figcaption></figure>"
             )
         out.append("</div>")
-        if len(group.rows) > MAX_PICTURES:
-            out.append(f"<p>and {len(group.rows) - MAX_PICTURES} more")
+        if len(group.rows) > MAX_IMAGES:
+            out.append(f"<p>and {len(group.rows) - MAX_IMAGES} more")
     if len(groups) > MAX_GROUPS:
         out.append(f"<p>{len(groups) - MAX_GROUPS:,} further groups are not shown.")
     return "\n".join(out) + "</html>\n"
-
-
-def _write(path, text):
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".audit-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def main(arguments=None):
@@ -319,7 +378,8 @@ def main(arguments=None):
         table = datasets.load(flags.dataset, flags.root)
         usable = pipeline.usable_images(table, "skip")
         groups = find_duplicates(usable, flags.max_bits)
-        _write(flags.report, report(usable, groups, f"Duplicate audit of {flags.dataset}"))
+        page = report(usable, groups, f"Duplicate audit of {flags.dataset}")
+        files.write(flags.report, page.encode(errors="replace"))
     except (ValueError, OSError) as error:
         print(f"audit: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,5 @@
 """Cars196 (Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization"):
-16,185 pictures of 196 models of cars, with boxes.
+16,185 images of 196 models of cars, with boxes.
 
     cars_annos.mat      MATLAB: struct array `annotations`, cell array `class_names`
     car_ims/000001.jpg ...
@@ -26,7 +26,7 @@ def load(root, protocol="metric_learning", check_files=True):
       root: the folder of cars_annos.mat.
       protocol: 'metric_learning' trains on the first 98 models and tests on the other 98, as the
         field does; 'official' is the annotation's own split (all models in both).
-      check_files: whether to look for every picture.
+      check_files: whether to look for every image.
 
     Raises:
       ValueError: what is missing or damaged; scipy is not installed.

@@ -1,4 +1,4 @@
-"""CUB-200-2011 (Wah et al. 2011): 11,788 pictures of 200 bird species, with boxes.
+"""CUB-200-2011 (Wah et al. 2011): 11,788 images of 200 bird species, with boxes.
 
     images.txt  image_class_labels.txt  classes.txt  bounding_boxes.txt  train_test_split.txt
     images/001.Black_footed_Albatross/...jpg
@@ -29,7 +29,7 @@ def load(root, protocol="metric_learning", check_files=True):
       root: the folder of the lists.
       protocol: 'metric_learning' trains on the first 100 species and tests on the other 100, as
         the field does; 'official' is train_test_split.txt (all species in both).
-      check_files: whether to look for every picture.
+      check_files: whether to look for every image.
 
     Raises:
       ValueError: what is missing or damaged, with file and line.

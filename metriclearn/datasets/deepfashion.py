@@ -19,12 +19,12 @@ CORNERS = ("x_1", "y_1", "x_2", "y_2")
 
 def _open(root, boxes, dataset, check_files):
     names = ["Eval/list_eval_partition.txt", f"Anno/{boxes}", ("img", "Img/img")]
-    partition, boxes, pictures = layout.require(root, names, dataset, PAGE, check_files)
-    return partition, boxes, os.path.dirname(pictures)
+    partition, boxes, images = layout.require(root, names, dataset, PAGE, check_files)
+    return partition, boxes, os.path.dirname(images)
 
 
 def _boxes(file, header):
-    """{picture: (its other columns, (x1, y1, x2, y2))}."""
+    """{image: (its other columns, (x1, y1, x2, y2))}."""
     found = {}
     for line, cells in layout.read_table(
         file, len(header) + 4, skip_header=(*header, *CORNERS), counted=True
@@ -38,15 +38,15 @@ def _boxes(file, header):
 
 
 def load_consumer_to_shop(root, check_files=True):
-    """Consumer-to-Shop: 239,557 pictures; street photos (domain 'consumer') find shop photos.
+    """Consumer-to-Shop: 239,557 images; street photos (domain 'consumer') find shop photos.
 
     Products are the item ids, categories the two folders above them ('DRESSES/Skirt'), the split is
-    the official one of the pairs. In val and test consumer pictures are queries and shop pictures
+    the official one of the pairs. In val and test consumer images are queries and shop images
     the catalogue.
 
     Raises:
-      ValueError: what is missing or damaged, with file and line; a picture given to two products
-        or to two splits; a picture without a box.
+      ValueError: what is missing or damaged, with file and line; an image given to two products
+        or to two splits; an image without a box.
     """
     name = "DeepFashion Consumer-to-Shop"
     partition, box_file, base = _open(root, "list_bbox_consumer2shop.txt", name, check_files)
@@ -58,19 +58,19 @@ def load_consumer_to_shop(root, check_files=True):
             raise ValueError(
                 f"{partition}:{line}: evaluation_status {status!r} is none of train, val, test"
             )
-        for picture, domain in ((consumer, "consumer"), (shop, "shop")):
-            # A picture is in as many pairs as its product has pictures of the other domain.
+        for image, domain in ((consumer, "consumer"), (shop, "shop")):
+            # An image is in as many pairs as its product has images of the other domain.
             row = (item, status, domain)
-            if rows.setdefault(picture, row) != row:
+            if rows.setdefault(image, row) != row:
                 raise ValueError(
-                    f"{partition}:{line}: {picture} is {' '.join(row)} here and "
-                    f"{' '.join(rows[picture])} above"
+                    f"{partition}:{line}: {image} is {' '.join(row)} here and "
+                    f"{' '.join(rows[image])} above"
                 )
     roles = {"consumer": "query", "shop": "catalogue"}
     return _table(
         rows,
         base,
-        {picture: box for picture, (_, box) in boxes.items()},
+        {image: box for image, (_, box) in boxes.items()},
         box_file,
         name,
         check_files,
@@ -81,7 +81,7 @@ def load_consumer_to_shop(root, check_files=True):
 
 
 def load_in_shop(root, check_files=True):
-    """In-Shop: 52,712 pictures of 7,982 garments.
+    """In-Shop: 52,712 images of 7,982 garments.
 
     The official train | query | gallery: query and gallery are the split 'test', the gallery is the
     catalogue. Categories are the two folders above the item ('WOMEN/Dresses').
@@ -94,20 +94,20 @@ def load_in_shop(root, check_files=True):
     boxes = _boxes(box_file, ("image_name", "clothes_type", "pose_type"))
     roles = {"train": "train", "query": "query", "gallery": "catalogue"}
     rows = {}
-    for line, (picture, item, status) in layout.read_table(
+    for line, (image, item, status) in layout.read_table(
         partition, 3, skip_header=PICTURES, counted=True
     ):
         if status not in roles:
             raise ValueError(
                 f"{partition}:{line}: evaluation_status {status!r} is none of {', '.join(roles)}"
             )
-        if picture in rows:
-            raise ValueError(f"{partition}:{line}: {picture} is there already")
-        rows[picture] = (item, status)
+        if image in rows:
+            raise ValueError(f"{partition}:{line}: {image} is there already")
+        rows[image] = (item, status)
     return _table(
         rows,
         base,
-        {picture: box for picture, (_, box) in boxes.items()},
+        {image: box for image, (_, box) in boxes.items()},
         box_file,
         name,
         check_files,
@@ -118,17 +118,17 @@ def load_in_shop(root, check_files=True):
 
 
 def _table(rows, base, boxes, box_file, name, check_files, **columns):
-    unboxed = next((picture for picture in rows if picture not in boxes), None)
+    unboxed = next((image for image in rows if image not in boxes), None)
     if unboxed is not None:
         raise ValueError(f"{box_file}: no box for {unboxed}")
-    paths = [os.path.join(base, *picture.split("/")) for picture in rows]
+    paths = [os.path.join(base, *image.split("/")) for image in rows]
     if check_files:
         layout.check_files(paths, name)
     return ProductTable(
         ids=list(rows),
         paths=paths,
         products=[row[0] for row in rows.values()],
-        categories=["/".join(picture.split("/")[1:3]) for picture in rows],
-        boxes=[boxes[picture] for picture in rows],
+        categories=["/".join(image.split("/")[1:3]) for image in rows],
+        boxes=[boxes[image] for image in rows],
         **columns,
     )

@@ -13,7 +13,7 @@ and folders are followed, and other files are ignored.
 import os
 
 from metriclearn.datasets.image_files import SUFFIXES
-from metriclearn.datasets.table import ProductTable, split_by_product
+from metriclearn.datasets.table import ProductTable, one_line_errors, split_by_product
 
 # (split, role) of a folder: its names, in lower case.
 PARTS = {
@@ -26,6 +26,7 @@ PARTS = {
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
+@one_line_errors
 def load(root, fractions=(0.7, 0.1, 0.2)):
     """Reads a folder, or a single image.
 
@@ -41,9 +42,9 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
       A ProductTable. Ids are paths within the folder, with '/'.
 
     Raises:
-      ValueError: no such folder, no image, a product without an image, a name
-        that is not UTF-8, a folder that contains itself by a link, or a folder named after a split
-        beside one that is not.
+      ValueError: no such folder, no image, a product without an image, a name that is not UTF-8, a
+        folder that contains itself by a link, or a folder named after a split beside one that is
+        not.
     """
     root = os.fspath(root)
     if os.path.isfile(root):

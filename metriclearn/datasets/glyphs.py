@@ -1,7 +1,7 @@
 """Glyphs: the data set that is always there, from the typefaces that ship with matplotlib.
 
 A character is a product and each face of the DejaVu, STIX and Computer Modern families draws one
-picture of it. Nothing is downloaded; the pictures are rendered once, in a few seconds, and kept in
+image of it. Nothing is downloaded; the images are rendered once, in a few seconds, and kept in
 one file in the user's cache folder.
 
 Pixels alone do not solve it (recall@1 is about 0.66 on unseen characters), a small network gets far
@@ -12,15 +12,15 @@ import collections
 import hashlib
 import io
 import os
-import tempfile
 import unicodedata
 import warnings
 
 import numpy as np
 
+from metriclearn.datasets import files
 from metriclearn.datasets.table import ProductTable, split_by_product
 
-SIZE = 32  # pixels, width and height of a picture
+SIZE = 32  # pixels, width and height of an image
 EM = 22  # pixels, the size at which a face is drawn: capitals are about 16 pixels high
 BASELINE = 0.72  # of the height, where the letters stand
 MIN_FACES = 5  # a character that fewer faces draw is left out
@@ -63,7 +63,7 @@ SCRIPT_SIZE = 10  # characters that a script needs to be a category of its own
 # First words of names that are styles of Latin letters, not scripts.
 STYLES = ("MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER", "TURNED", "ROMAN")
 
-# Two characters look alike when the squared difference of their pictures is below this share of
+# Two characters look alike when the squared difference of their images is below this share of
 # the fainter one's energy. Within one face the strokes agree, so the bound may be wider there.
 ALIKE_SAME_FACE = 0.04
 ALIKE_OTHER_FACE = 0.02
@@ -97,32 +97,32 @@ def _characters():
 
 
 def _draw(face, codes):
-    """uint8 [len(codes), SIZE, SIZE]: white on black, standing on one baseline, centred."""
+    """uint8 [len(codes), SIZE, SIZE]: white on black, standing on one baseline, centered."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(
         os.path.join(_font_folder(), f"{face}.ttf"), EM, layout_engine=ImageFont.Layout.BASIC
     )
-    pictures = np.zeros((len(codes), SIZE, SIZE), dtype=np.uint8)
-    for picture, code in zip(pictures, codes, strict=True):
+    images = np.zeros((len(codes), SIZE, SIZE), dtype=np.uint8)
+    for image, code in zip(images, codes, strict=True):
         canvas = Image.new("L", (SIZE, SIZE))
         at = (SIZE / 2, SIZE * BASELINE)
         ImageDraw.Draw(canvas).text(at, chr(code), fill=255, font=font, anchor="ms")
-        picture[:] = np.asarray(canvas)
-    return pictures
+        image[:] = np.asarray(canvas)
+    return images
 
 
 def look_alikes(images, codes, faces, same=ALIKE_SAME_FACE, other=ALIKE_OTHER_FACE, block=2048):
-    """Pairs of characters that some pictures cannot tell apart.
+    """Pairs of characters that some images cannot tell apart.
 
-    Pictures are compared at half size (thresholds there do not hang on one pixel's anti-aliasing),
+    Images are compared at half size (thresholds there do not hang on one pixel's anti-aliasing),
     a and b alike when |a - b|^2 <= share * min(|a|^2, |b|^2), with share `same` within a face and
-    `other` between faces. Since this implies | |a| - |b| | <= sqrt(share) min(|a|, |b|), pictures
+    `other` between faces. Since this implies | |a| - |b| | <= sqrt(share) min(|a|, |b|), images
     sorted by norm need only be compared with the band of norms above their own.
 
     Args:
       images: uint8 [N, H, W], H and W even.
-      codes: int [N], the character of each picture.
+      codes: int [N], the character of each image.
       faces: int [N], its face.
 
     Returns:
@@ -161,10 +161,10 @@ def look_alikes(images, codes, faces, same=ALIKE_SAME_FACE, other=ALIKE_OTHER_FA
 
 
 def render():
-    """Draws every picture and drops the look-alikes; needs no cache.
+    """Draws every image and drops the look-alikes; needs no cache.
 
     Of characters that look alike the lowest code point stays (Latin A, not Greek Alpha); blank
-    pictures are dropped, and characters left with too few.
+    images are dropped, and characters left with too few.
 
     Returns:
       (images uint8 [N, SIZE, SIZE], codes int32 [N], faces int32 [N] into FACES), by code, face.
@@ -244,24 +244,15 @@ def _write_cache(path, arrays):
     np.savez_compressed(buffer, images=images, codes=codes, faces=faces)
     payload = buffer.getvalue()
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".glyphs-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.write(path, hashlib.sha256(payload).digest() + payload)
 
 
 def load(cache=None):
     """The glyphs as a ProductTable with the pixels in memory.
 
     Products are 'U+0041', ids 'glyphs/U+0041/DejaVuSans', categories a script or kind of symbol
-    (scripts with few characters are 'Other letter'). Characters, not pictures, are split into
-    train, val and test. In val and test the DejaVu Sans picture is the catalogue and the other
+    (scripts with few characters are 'Other letter'). Characters, not images, are split into
+    train, val and test. In val and test the DejaVu Sans image is the catalogue and the other
     faces are the queries. The extra columns are `face` and `character`.
 
     Args:

@@ -1,5 +1,5 @@
 """Grocery Store (Klasson et al. 2019, "A Hierarchical Grocery Store Image Dataset with Visual and
-Semantic Labels"): 5,125 photos of 81 products, and one iconic shop picture of each.
+Semantic Labels"): 5,125 photos of 81 products, and one iconic shop image of each.
 
     dataset/classes.csv   dataset/train.txt  val.txt  test.txt
     dataset/train/Fruit/Apple/Golden-Delicious/Golden-Delicious_001.jpg ...
@@ -27,13 +27,13 @@ CLASS_COLUMNS = (
 def load(root, check_files=True):
     """The official lists: train and val photos train and validate, test photos are the queries.
 
-    The iconic pictures are the catalogue of every split. All products are in all splits: what is
-    tested is finding the shop picture of a known product from a new photo. Categories are the top
+    The iconic images are the catalogue of every split. All products are in all splits: what is
+    tested is finding the shop image of a known product from a new photo. Categories are the top
     folders (Fruit, Packages, Vegetables); extra columns are `coarse` (Apple) and `label_id`.
 
     Args:
       root: the clone, or its folder `dataset`.
-      check_files: whether to look for every picture.
+      check_files: whether to look for every image.
 
     Raises:
       ValueError: what is missing or damaged, with file and line.

@@ -92,6 +92,9 @@ def _opened(source, max_pixels):
         )
     except UnidentifiedImageError:
         raise ValueError(_unidentified(source)) from None
+    except Image.DecompressionBombError:
+        limit = f"the limit of {max_pixels:,} pixels (dataset.max_pixels)"
+        raise ValueError(f"its size exceeds {limit}") from None
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}"
         image.close()

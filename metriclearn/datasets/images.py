@@ -23,6 +23,8 @@ from metriclearn.datasets.image_files import MAX_PIXELS, jpeg_header, read
 # Chroma upsampling looks one sample beyond the window; decoding this much more makes the window's
 # pixels the very ones that a full decode gives.
 HALO = 2
+# Bytes within which a JPEG's size is found; a file with longer notes is decoded by Pillow.
+HEADER = 1 << 18
 # Added before the cast that cuts off: a half, and a little so that values halfway between two gray
 # levels, which weights with few digits often give, fall on one side whatever their last bit.
 HALF = 0.5 + 2**-9
@@ -31,7 +33,7 @@ JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00"
 
 
 def upright_jpegs(data):
-    """bool [...]: which files' bytes, string [...], are JPEGs, gray or RGB, that stand upright."""
+    """bool [...]: which files' bytes, string [...], are upright JPEGs, gray or RGB."""
 
     def plain(content):
         return content[:3] == b"\xff\xd8\xff" and jpeg_header(content) in ((1, 1), (1, 3))
@@ -40,7 +42,8 @@ def upright_jpegs(data):
         contents = np.asarray(contents, object)  # bytes alone for a scalar
         return np.array([plain(c) for c in contents.ravel()], bool).reshape(contents.shape)
 
-    found = tf.numpy_function(check, [data], tf.bool, stateful=False)
+    head = tf.strings.substr(data, 0, HEADER)  # less to copy out of TensorFlow
+    found = tf.numpy_function(check, [head], tf.bool, stateful=False)
     return tf.ensure_shape(found, data.shape)
 
 
@@ -57,7 +60,7 @@ def _log2(ratio):
 
 
 def cut(image, window, box):
-    """The part of uint8 [h, w, c] that `window` chooses, both as in `decode`."""
+    """The part of uint8 [h, w, c] that `window` chooses, as in `decode`."""
     return _slice(image, *place(window, tf.shape(image)[:2], 1, box))
 
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 
-def require(root, names, dataset, page, pictures=True):
+def require(root, names, dataset, page, images=True):
     """Checks that files or folders exist under `root`.
 
     Args:
@@ -13,7 +13,7 @@ def require(root, names, dataset, page, pictures=True):
       names: paths relative to it; a tuple stands for alternatives.
       dataset: its name, for the message.
       page: the official page it comes from.
-      pictures: False where the last name is that of the pictures' folder, which may lie elsewhere.
+      images: False where the last name is that of the images' folder, which may lie elsewhere.
 
     Returns:
       The path of each, the first alternative that exists.
@@ -27,7 +27,7 @@ def require(root, names, dataset, page, pictures=True):
         choices = [name] if isinstance(name, str) else list(name)
         paths = [os.path.join(root, *choice.split("/")) for choice in choices]
         path = next(filter(os.path.exists, paths), None)
-        if path is None and not pictures and name == names[-1]:
+        if path is None and not images and name == names[-1]:
             path = paths[0]
         if path is None:
             missing.append(" or ".join(choices))
@@ -109,10 +109,10 @@ def whole_numbers(path, line, cells):
 
 
 def check_files(paths, dataset):
-    """Raises ValueError when pictures do not exist, with their number and the first."""
+    """Raises ValueError when images do not exist, with their number and the first."""
     missing = [path for path in np.asarray(paths).tolist() if not os.path.isfile(path)]
     if missing:
         raise ValueError(
-            f"{dataset}: {len(missing)} of {len(paths)} listed pictures do not exist, the first "
+            f"{dataset}: {len(missing)} of {len(paths)} listed images do not exist, the first "
             f"is {missing[0]}: is an archive not unpacked?"
         )

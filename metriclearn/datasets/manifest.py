@@ -26,6 +26,7 @@ from metriclearn.datasets.table import (
     SPLITS,
     ProductTable,
     did_you_mean,
+    one_line_errors,
     split_by_product,
 )
 
@@ -35,6 +36,7 @@ KNOWN = (*REQUIRED, "category", "split", "role", "domain", *BOX)
 SEPARATORS = (",", ";", "\t")
 
 
+@one_line_errors
 def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
     """Reads a manifest and checks every row.
 

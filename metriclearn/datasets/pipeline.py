@@ -1,8 +1,8 @@
-"""From a product table to batches: decoding in parallel, in an order fixed by (seed, step).
+"""From a product table to batches: parallel decoding, in an order fixed by (seed, step).
 
-A batch is a pure function of (seed, step): its rows come from `sample(step)`, its augmentation from
-seeds made of (seed, step, place in the batch). So a run resumes exactly from its step alone,
-whatever the number of threads.
+A batch is a pure function of (seed, step): its rows come from `sample(step)`, and the seeds of its
+augmentation from (seed, step, place in the batch). A run therefore resumes exactly from its step,
+with any number of threads.
 
 A dataset belongs to the graph in which it is built: call these functions under the
 `with graph.as_default():` that trains, or eagerly.
@@ -10,6 +10,7 @@ A dataset belongs to the graph in which it is built: call these functions under 
 
 import dataclasses
 import os
+import stat
 import warnings
 from collections.abc import Callable
 
@@ -53,18 +54,48 @@ def _check_pixels(table, channels):
 def _columns(table, rows, names):
     """The columns of a batch beside its pixels, {name: [B]}.
 
-    Looked up outside the graph: as constants they would make it as large as the table.
+    They are looked up outside the graph: constants would make it as large as the table.
     """
     columns = {"label": table.labels, "id": table.ids, "product": table.products}
     columns |= {"category": table.categories, "path": table.paths}
-    return {name: look_up(columns[name], rows) for name in names}
+    columns = [columns[name] for name in names]
+    found = tf.numpy_function(
+        lambda r: [column[r] for column in columns], [rows], [*map(_dtype, columns)], stateful=False
+    )
+    return {
+        name: tf.ensure_shape(part, rows.shape) for name, part in zip(names, found, strict=True)
+    }
+
+
+def _dtype(column):
+    return tf.string if column.dtype.kind in "UO" else tf.as_dtype(column.dtype)
 
 
 def look_up(column, rows):
     """column[rows] of a NumPy column, [N, ...], as a tensor [B, ...]."""
-    dtype = tf.string if column.dtype.kind == "U" else tf.as_dtype(column.dtype)
-    found = tf.numpy_function(lambda r: column[r], [rows], dtype, stateful=False)
+    found = tf.numpy_function(lambda r: column[r], [rows], _dtype(column), stateful=False)
     return tf.ensure_shape(found, [*rows.shape, *column.shape[1:]])
+
+
+def _files(table, rows):
+    """(paths, string [B]; what to open, string [B]: the same, '' for what is not a regular file).
+
+    Opening a pipe would wait forever.
+    """
+
+    def look(rows):
+        paths = table.paths[rows]
+        return paths, np.array(["" if _special(path) else path for path in paths], object)
+
+    found = tf.numpy_function(look, [rows], [tf.string, tf.string], stateful=False)
+    return [tf.ensure_shape(part, rows.shape) for part in found]
+
+
+def _special(path):
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False  # reading it will say what is wrong
 
 
 def _reason(path, max_pixels=images.MAX_PIXELS):
@@ -79,9 +110,9 @@ def _reason(path, max_pixels=images.MAX_PIXELS):
 def _each(function, items, most):
     """(places int64 [k], results [k, ...]) of the items, at most `most`, that do not fail.
 
-    A dataset within the function: what goes wrong with one image can be dropped there, and one
-    thread makes a whole batch, which costs less than handing images from thread to thread.
-    Results of unequal shapes are padded to the largest.
+    The dataset within the function can drop an image that fails, and lets one thread make a whole
+    batch, which costs less than passing images between threads. Results of unequal shapes are
+    padded to the largest.
     """
     places = tf.range(tf.shape(items[0], out_type=tf.int64)[0])
     results = tf.data.Dataset.from_tensor_slices((places, items))
@@ -194,12 +225,12 @@ def _loader(table, s):
             image = images.decode_planned(data, *plan, channels=s.channels, least=s.least)
             return images.resize(image, s.size, s.method)
 
-        def read(path):
-            data = tf.io.read_file(path)
+        def read(path, file):
+            data = tf.io.read_file(file)
             return data, images.jpeg_sides(data)
 
-        paths, given = look_up(table.paths, rows), placed(rows, seeds)
-        data, sides = _every(read, paths, (), s.most, s.max_pixels)
+        (paths, opened), given = _files(table, rows), placed(rows, seeds)
+        data, sides = _every(read, paths, (opened,), s.most, s.max_pixels)
         upright = images.upright_jpegs(data)
 
         def one_by_one():
@@ -208,8 +239,8 @@ def _loader(table, s):
         if not hasattr(s.crop, "place"):
             return one_by_one()
 
-        # Planned for the batch, then only decoded one by one: ops on single numbers take as long as
-        # a small image. Anything that is not a plain JPEG sends the batch the long way.
+        # Planned for the batch, then decoded one by one: ops on single numbers take as long as a
+        # small image. A batch with anything but plain JPEGs is planned image by image.
         def all_jpeg():
             plan = images.plan_jpeg(sides, s.least, s.window(given[0]), *given[1:] or [None])
             return _every(planned, paths, (data, *plan), s.most, s.max_pixels)
@@ -220,8 +251,8 @@ def _loader(table, s):
     def from_cache(rows, seeds):
         cache = s.cache
 
-        def decode(path, row, ticket):
-            image, ratio = s.decode(tf.io.read_file(path))
+        def decode(path, file, row, ticket):
+            image, ratio = s.decode(tf.io.read_file(file))
             return tf.ensure_shape(
                 tf.numpy_function(cache.add, [ticket, row, image, ratio], tf.int32), [3]
             )
@@ -239,9 +270,8 @@ def _loader(table, s):
         new = tf.where(tf.equal(sizes[:, 0], 0))
         missing = tf.gather_nd(rows, new)
         tickets = tf.fill(tf.shape(missing), ticket)
-        found = _every(
-            decode, look_up(table.paths, missing), (missing, tickets), s.most, s.max_pixels
-        )
+        paths, opened = _files(table, missing)
+        found = _every(decode, paths, (opened, missing, tickets), s.most, s.max_pixels)
         sizes = tf.tensor_scatter_nd_update(sizes, new, found)
         given = placed(rows, seeds)
         if table.boxes is None and hasattr(s.crop, "place"):
@@ -278,12 +308,12 @@ def _loader(table, s):
 def _readable(table, rows, s):
     """(rows that can be decoded, their images, what is wrong with the others, string [M])."""
 
-    def one(path, box=None):
-        data, numbers = tf.io.read_file(path), tf.zeros([2], tf.int64)
+    def one(file, box=None):
+        data, numbers = tf.io.read_file(file), tf.zeros([2], tf.int64)
         return images.resize(s.decode(data, numbers, box)[0], s.size, s.method)
 
-    paths = look_up(table.paths, rows)
-    given = (paths,) if table.boxes is None else (paths, look_up(table.boxes, rows))
+    paths, opened = _files(table, rows)
+    given = (opened,) if table.boxes is None else (opened, look_up(table.boxes, rows))
     places, found = _each(one, given, s.most)
     bad = tf.sets.difference(tf.range(tf.size(rows, out_type=tf.int64))[None], places[None]).values
     return tf.gather(rows, places), found, _complaints(tf.gather(paths, bad), s.max_pixels)
@@ -345,15 +375,15 @@ def train_batches(
       image_size: pixels, one number or (height, width).
       channels: 3 or 1.
       crop: None, or a function (height, width, box int32 [4], seed int64 [2]) -> int32 [4] as
-        y, x, h, w, the window that is kept before the resize (`augment.random_window`, ...). For
+        y, x, h, w, the window to keep before the resize (`augment.random_window`, ...). For
         JPEG only the window is decoded.
       augment: None, or a function (uint8 [H, W, C], seed int64 [2]) -> uint8 [H, W, C], stateless.
-        The seed is another for every (seed, step, place in the batch). It is run on whole batches
+        Each (seed, step, place in the batch) has its own seed. It runs on whole batches
         (`augment.batched`).
       seed: an integer.
       method: of `tf.image.resize`.
       cache: None, or a DecodedCache. Batches do not depend on what it holds. Against those made
-        without it, a value may differ by one grey level (see `images.resize_windows`).
+        without it, a value may differ by one gray level (see `images.resize_windows`).
       prefetch: batches made ahead.
 
     Returns:
@@ -361,13 +391,15 @@ def train_batches(
       category string [B].
 
     Raises:
-      ValueError: an empty table, a sampler of unknown batch size, a size that is none. When it
+      ValueError: an empty table, a sampler of unknown batch size, an invalid size. When it
         runs, tf.errors.InvalidArgumentError names a file that cannot be read or decoded.
     """
     if not len(table):
         raise ValueError("the table of training images is empty")
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max >> 24)
-    shape = steps.map(sample).element_spec.shape
+    # Not by `steps.map`, which would add the sampler's constants to the graph once more.
+    traced = tf.function(sample).get_concrete_function(tf.TensorSpec([], tf.int64))
+    shape = traced.structured_outputs.shape
     if shape.rank != 1 or shape[0] is None:
         raise ValueError(f"sample(step) must return row indices of static shape [B], not {shape}")
     size = _check_size(image_size)
@@ -430,7 +462,7 @@ def _check_policy(on_bad_image):
 
 
 def unreadable_images(table, max_pixels=images.MAX_PIXELS):
-    """Decodes every file once, as cheaply as it goes, and finds those that fail.
+    """Decodes every file once, as cheaply as possible, and finds those that fail.
 
     Returns:
       int64 [M] rows of the table whose file cannot be read or decoded.
@@ -439,7 +471,7 @@ def unreadable_images(table, max_pixels=images.MAX_PIXELS):
         return np.zeros(0, np.int64)
 
     def attempt(row):
-        data = tf.io.read_file(look_up(table.paths, row))
+        data = tf.io.read_file(_files(table, row[None])[1][0])
         image, _ = images.decode(data, least=(1, 1), max_pixels=max_pixels)
         # Return one pixel so that the decode is not pruned.
         return row, image[0, 0, 0]
@@ -459,12 +491,12 @@ def unreadable_images(table, max_pixels=images.MAX_PIXELS):
 
 
 def usable_images(table, on_bad_image="error", max_pixels=images.MAX_PIXELS):
-    """The table as `on_bad_image` wants it; call it before the sampler is made.
+    """Applies `on_bad_image` to a table; call it before making the sampler.
 
     Args:
-      on_bad_image: 'error' returns the table untouched and at no cost: a bad file ends the run when
-        its turn comes, with its name. 'skip' decodes every file once, leaves out the rows that fail
-        and warns with their number and the first names.
+      on_bad_image: 'error' returns the table unchanged: a bad file ends the run when it is read,
+        with its name. 'skip' decodes every file once, drops the rows that fail and warns with their
+        number and the first names.
 
     Raises:
       ValueError: another policy, or no image is left.

@@ -1,5 +1,5 @@
 """Stanford Online Products (Oh Song et al. 2016, "Deep Metric Learning via Lifted Structured
-Feature Embedding"): 120,053 eBay pictures of 22,634 products in 12 categories.
+Feature Embedding"): 120,053 eBay images of 22,634 products in 12 categories.
 
     Ebay_train.txt  Ebay_test.txt     header `image_id class_id super_class_id path`
     bicycle_final/111085122871_0.JPG ...
@@ -19,11 +19,11 @@ def load(root, check_files=True):
     """The official split: the products of Ebay_train.txt train, those of Ebay_test.txt test.
 
     Products are 'class_id', categories the folders without '_final' ('bicycle'). There are no
-    roles: the usual protocol is leave-one-out among the test pictures.
+    roles: the usual protocol is leave-one-out among the test images.
 
     Args:
       root: folder of the lists.
-      check_files: whether to look for every picture (120,053 look-ups).
+      check_files: whether to look for every image (120,053 look-ups).
 
     Raises:
       ValueError: what is missing or damaged, with file and line.

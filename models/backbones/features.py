@@ -105,18 +105,18 @@ def embed(
     }
     name = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
     folder = os.path.join(cache or cache_folder(), "features", name)
-    picture = {"image_size": size, "channels": 3, "max_pixels": max_pixels}
+    image = {"image_size": size, "channels": 3, "max_pixels": max_pixels}
 
     def plain(start_batch):
         return pipeline.eval_batches(
-            table, batch_size=batch_size, crop=crop, start_batch=start_batch, **picture
+            table, batch_size=batch_size, crop=crop, start_batch=start_batch, **image
         )
 
     def disturbed(start_step):
         def rows(step):
             return (step * batch_size + tf.range(batch_size, dtype=tf.int64)) % len(table)
 
-        options = {"crop": random_crop, "augment": augment, "seed": seed, **picture}
+        options = {"crop": random_crop, "augment": augment, "seed": seed, **image}
         batches = pipeline.train_batches(table, rows, start_step=start_step, **options)
         return batches.take(-(-(views - 1) * len(table) // batch_size) - start_step)
 
@@ -166,7 +166,9 @@ def _embedded(embedder, make, table, row, views=1):
                 for v, p in zip(view, place, strict=True)
             ]
             row += len(found)
-            products, categories = table.products[place], table.categories[place]
+            products, categories = (
+                c[place].astype(str) for c in (table.products, table.categories)
+            )
             yield store.Embedded(found, np.array(ids, str), products, categories), []
 
 

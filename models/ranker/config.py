@@ -29,7 +29,7 @@ config.declare(
     "model.hub_address",
     "pretrained:efficientnet_lite0",
     "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
-    "module or SavedModel, or resnet18, mobilenet or convnet to train from nothing.",
+    "module or SavedModel, or resnet18, mobilenet or convnet to train from scratch.",
     fixed=True,
 )
 config.declare(
@@ -43,7 +43,7 @@ config.declare(
 config.declare(
     "model.default_image_dimensions",
     [224, 224, 3],
-    "Height, width and channels that pictures are resized to.",
+    "Height, width and channels that images are resized to.",
     fixed=True,
 )
 config.declare(
@@ -120,7 +120,7 @@ config.declare(
 config.declare(
     "dataset.image_path",
     "",
-    "Folder that the pictures' listed paths are relative to, where it is not that of the lists.",
+    "Folder that the images' listed paths are relative to, where it is not that of the lists.",
 )
 config.declare(
     "dataset.columns", "", "Names of a manifest's columns, if others: path=file,label=sku."
@@ -143,15 +143,15 @@ config.declare(
     "dataset.validation.holdout",
     "",
     "What vld is. Empty: the data set's own validation split or, without one, products. products: "
-    "a share of the products, with all their pictures. photos: a share of each product's "
-    "pictures. both: the two together.",
+    "a share of the products, with all their images. photos: a share of each product's "
+    "images. both: the two together.",
     choices=("", "products", "photos", "both"),
 )
-config.declare("dataset.validation.share", 0.1, "Share of the products or pictures held out.")
+config.declare("dataset.validation.share", 0.1, "Share of the products or images held out.")
 config.declare(
     "dataset.domains",
     False,
-    "Queries and catalogue are of different kinds (customers' and shop pictures): a training batch "
+    "Queries and catalogue are of different kinds (customers' and shop images): a training batch "
     "holds both kinds of each product.",
 )
 config.declare(
@@ -165,11 +165,11 @@ config.declare(
 config.declare(
     "dataset.sampler",
     "pk",
-    "What a batch is. pk: products with some pictures each. pairs: a query and a positive of each "
-    "product. hierarchical: categories, products of each, pictures of each.",
+    "What a batch is. pk: products with some images each. pairs: a query and a positive of each "
+    "product. hierarchical: categories, products of each, images of each.",
     choices=("pk", "pairs", "hierarchical"),
 )
-config.declare("dataset.images_per_product", 4, "Pictures of each product in a batch.")
+config.declare("dataset.images_per_product", 4, "Images of each product in a batch.")
 config.declare(
     "dataset.catalogue_images_per_product", 1, "How many of them, with domains, the catalogue's."
 )
@@ -179,18 +179,18 @@ config.declare(
 config.declare(
     "dataset.augment",
     ["crop", "flip", "colour", "noise", "erasing"],
-    "Random changes of training pictures: a crop before all others, then any of blur, colour, "
+    "Random changes of training images: a crop before all others, then any of blur, colour, "
     "erasing, flip and noise, in the order given.",
 )
 config.declare(
     "dataset.augment.smallest_crop",
     0.5,
-    "Smallest share of a picture's sides that crop keeps, where there is no box to crop near.",
+    "Smallest share of an image's sides that crop keeps, where there is no box to crop near.",
 )
 config.declare(
     "dataset.cached_views",
     1,
-    "With cached features, how often each picture is embedded: once as it is, and else augmented.",
+    "With cached features, how often each image is embedded: once as it is, and else augmented.",
 )
 config.declare(
     "dataset.on_bad_image",
@@ -204,7 +204,7 @@ config.declare(
     "Images of more pixels than this are not decoded and count as unreadable.",
 )
 config.declare(
-    "dataset.cache_mb", 0, "Memory for decoded training pictures, in MiB (0: decode each time)."
+    "dataset.cache_mb", 0, "Memory for decoded training images, in MiB (0: decode each time)."
 )
 
 # ---------------------------------------------------------------------------- evaluation, export
@@ -212,7 +212,7 @@ config.declare(
 config.declare(
     "evaluation.precision@k.feature_key",
     "embeddings",
-    "Output that pictures are compared by: embeddings, or features of the backbone.",
+    "Output that images are compared by: embeddings, or features of the backbone.",
     choices=("embeddings", "features"),
 )
 config.declare(

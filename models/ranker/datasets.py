@@ -31,7 +31,7 @@ AUGMENTATIONS = {
     "flip": augment.random_flip,
     "noise": augment.random_noise(),
 }
-# Readers whose pictures can lie elsewhere than their lists.
+# Readers whose images can lie elsewhere than their lists.
 LISTED = ("cars196", "cub200", "deepfashion_c2s", "grocery", "in_shop", "sop")
 
 
@@ -79,34 +79,46 @@ def training_tables():
     """What is trained on, and what is held out of it.
 
     Returns:
-      (the ProductTable of training pictures; None, or the one to validate on and, bool [N], which
-      of its pictures are the catalogue: where none is, each is searched among the others).
+      (the ProductTable of training images; None, or the one to validate on and, bool [N], which
+      of its images are the catalogue: where none is, each is searched among the others).
     """
     table = _where(_table(), "dataset.train_where")
     shop, pool = table.splits == "catalogue", np.isin(table.splits, ("train", "val"))
     held = _held_out(table, pool)
     train = pool & ~held
     if config["dataset.domains"]:
-        train |= shop & np.isin(table.products, table.products[train])
+        train |= shop & np.isin(table.labels, table.labels[train])
     shown = _of_catalogue(table)
     asked = held & ~shown
-    shown &= np.isin(table.products, table.products[asked])
+    shown &= np.isin(table.labels, table.labels[asked])
     if config["dataset.validation.holdout"] not in ("photos", "both"):
         shown &= held | shop  # of other products than those trained on
     if config["dataset.validation"] and not asked.any():
         raise UserError(
-            "dataset.validation: no picture is held out; raise dataset.validation.share, or give "
+            "dataset.validation: no image is held out; raise dataset.validation.share, or give "
             "--nodataset.validation."
         )
     rows = np.flatnonzero(asked | (shown & (pool | shop)))
     validation = (table.select(rows), shown[rows]) if asked.any() else None
+    if validation and not _answerable(*validation):
+        raise UserError(
+            "dataset.validation: no product that is held out has an image to find (two images or, "
+            "where there is a catalogue, one in it); choose another dataset.validation.holdout, or "
+            "give --nodataset.validation."
+        )
     return _with_positives(table.select(train)), validation
 
 
-def _with_positives(train):
-    """The rows of products that make a pair: of one picture there is none.
+def _answerable(table, shown):
+    """Whether any query, an image that is not shown, has an image of its product to find."""
+    answers = np.bincount(table.labels, shown) if shown.any() else np.bincount(table.labels) - 1
+    return bool((answers[table.labels[~shown]] > 0).any())
 
-    With `dataset.domains` a product needs pictures of both kinds, unless its pairs may be of one. A
+
+def _with_positives(train):
+    """The rows of products that make a pair: of one image there is none.
+
+    With `dataset.domains` a product needs images of both kinds, unless its pairs may be of one. A
     loss against proxies needs no pair.
     """
     counts = np.bincount(train.labels)
@@ -117,19 +129,18 @@ def _with_positives(train):
         kept = (of_catalogue > 0) & (of_catalogue < counts)
         if not kept.any():
             raise UserError(
-                f"dataset.domains: no product of {config['dataset.name']} has pictures of both "
-                "kinds to train on (catalogue pictures have the role catalogue or the domain shop)."
+                f"dataset.domains: no product of {config['dataset.name']} has images of both "
+                "kinds to train on (catalogue images have the role catalogue or the domain shop)."
             )
     if not kept.any():
         raise UserError(
-            f"{config['dataset.name']}: no training product has two pictures, and one makes no "
-            "pair."
+            f"{config['dataset.name']}: no training product has two images, and one makes no pair."
         )
     return train.select(kept[train.labels])
 
 
 def _of_catalogue(table):
-    """bool [N]: the pictures that a query is looked up in."""
+    """bool [N]: the images that a query is looked up in."""
     found = (table.roles == "catalogue") | (table.splits == "catalogue")
     return found | (table.domains == "shop") if config["dataset.domains"] else found
 
@@ -156,7 +167,7 @@ def _held_out(table, pool):
 
 
 def _share_of_each(products, ids, share):
-    """bool [N]: a share of each product's pictures, those whose ids' hashes come first."""
+    """bool [N]: a share of each product's images, those whose ids' hashes come first."""
     keys = np.array([hashlib.sha256(name.encode()).hexdigest() for name in ids.tolist()])
     codes = np.unique(products, return_inverse=True)[1]
     order, counts = np.lexsort((keys, codes)), np.bincount(codes)
@@ -179,27 +190,25 @@ def _table():
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name, base, pictures, columns, on_bad_image, max_pixels):
+def _load(name, base, images, columns, on_bad_image, max_pixels):
     name = ALIASES.get(name, name)
-    base, pictures = os.path.expanduser(base), os.path.expanduser(pictures)
+    base, images = os.path.expanduser(base), os.path.expanduser(images)
     if not base and name != "glyphs":
         raise UserError(f"dataset.base_path is empty: give the folder of the data set {name!r}.")
     options = {}
     if columns and name != "manifest":
         raise UserError(f"dataset.columns: the data set {name!r} has its own columns.")
     if name == "manifest":
-        options = {"root": pictures or None, "columns": columns}
+        options = {"root": images or None, "columns": columns}
         base = os.path.join(base, "manifest.csv") if os.path.isdir(base) else base
-    elif pictures and name not in LISTED:
-        raise UserError(
-            f"dataset.image_path: the data set {name!r} has no other place of pictures."
-        )
-    elif pictures:
+    elif images and name not in LISTED:
+        raise UserError(f"dataset.image_path: the data set {name!r} has no other place of images.")
+    elif images:
         options = {"check_files": False}
     table = READERS[name](*([] if name == "glyphs" else [base]), **options)
-    if pictures and name in LISTED:
-        paths = [os.path.join(pictures, *path.split("/")) for path in table.ids.tolist()]
-        layout.check_files(paths, f"dataset.image_path={pictures}")
+    if images and name in LISTED:
+        paths = [os.path.join(images, *path.split("/")) for path in table.ids.tolist()]
+        layout.check_files(paths, f"dataset.image_path={images}")
         table = dataclasses.replace(table, paths=paths)
     if table.images is not None and table.images.shape[-1] == 1:
         table = dataclasses.replace(table, images=np.repeat(table.images, 3, axis=-1))
@@ -209,8 +218,8 @@ def _load(name, base, pictures, columns, on_bad_image, max_pixels):
 # ---------------------------------------------------------------------------- batches
 
 
-def picture_options(table):
-    """How a table's pictures are read when nothing about them is random."""
+def image_options(table):
+    """How a table's images are read when nothing about them is random."""
     height, width, channels = image_dimensions()
     boxes = config["dataset.bounding_boxes"] and table.boxes is not None
     crop = augment.box_window() if boxes else None
@@ -219,12 +228,12 @@ def picture_options(table):
 
 
 def image_dimensions():
-    """(height, width, channels) of the model's pictures."""
+    """(height, width, channels) of the model's images."""
     dimensions = config["model.default_image_dimensions"]
     if len(dimensions) != 3 or min(dimensions[:2]) < 1 or dimensions[2] != 3:
         raise UserError(
             f"model.default_image_dimensions={dimensions}: give height, width and 3 channels "
-            "(grey pictures are made RGB)."
+            "(gray images are made RGB)."
         )
     return tuple(dimensions)
 
@@ -240,7 +249,7 @@ def load_backbone(address):
 
 def _every(table):
     batch = config["model.batch_size"]
-    return pipeline.eval_batches(table, batch_size=batch, **picture_options(table))
+    return pipeline.eval_batches(table, batch_size=batch, **image_options(table))
 
 
 def _train_batches(table, start_step):
@@ -255,14 +264,14 @@ def _train_batches(table, start_step):
         sample,
         augment=augmentation,
         cache=pipeline.DecodedCache(budget) if budget else None,
-        **(picture_options(table) | {"crop": crop}),
+        **(image_options(table) | {"crop": crop}),
         **options,
     )
 
 
 def _augmentation(table):
-    """(crop, augment) of training pictures, as `pipeline.train_batches` takes them."""
-    names, crop = config["dataset.augment"], picture_options(table)["crop"]
+    """(crop, augment) of training images, as `pipeline.train_batches` takes them."""
+    names, crop = config["dataset.augment"], image_options(table)["crop"]
     unknown = [name for name in names if name not in ("crop", *AUGMENTATIONS)]
     if unknown:
         known = ", ".join(("crop", *sorted(AUGMENTATIONS)))
@@ -277,13 +286,13 @@ def _augmentation(table):
 
 
 def _cached(table):
-    """The backbone's features of a table, out of those of all pictures that are not tested on.
+    """The backbone's features of a table, out of those of all images that are not tested on.
 
     So that another choice of what is held out finds them made.
     """
     whole = _table()
     whole = whole.select(whole.splits != "test")
-    options, views = picture_options(whole), config["dataset.cached_views"]
+    options, views = image_options(whole), config["dataset.cached_views"]
     height, width = options["image_size"]
     recipe = "boxes" if options["crop"] else ""
     disturbed = {}
@@ -311,7 +320,7 @@ def _cached(table):
 
 
 def _validation_batches(table, of_catalogue):
-    """Batches that also say, in `catalogue`, which pictures are looked up in."""
+    """Batches that also say, in `catalogue`, which images are looked up in."""
     batch_size = config["model.batch_size"]
     shown = tf.data.Dataset.from_tensor_slices(of_catalogue).batch(batch_size)
     if config["model.cached_features"]:

@@ -27,7 +27,7 @@ def build(inputs=None, train_phase=False):
     if inputs is None:
         names = config["actions.export.inputs"]
         if len(names) != 1:
-            raise UserError(f"actions.export.inputs={','.join(names)}: the input is one, pictures.")
+            raise UserError(f"actions.export.inputs={','.join(names)}: the input is one, images.")
         inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], names[0])}
     model = ModelDict(train_phase=train_phase)
     backbone = load_backbone(config["model.hub_address"])
@@ -176,7 +176,7 @@ def read_options(key, function):
 
 
 def metrics(outputs):
-    """Recall on the held-out pictures: in their catalogue or, without one, each in the others."""
+    """Recall on the held-out images: in their catalogue or, without one, each in the others."""
     embeddings, labels, shown = (outputs[key] for key in ("embeddings", "labels", "catalogue"))
     ks = (1, 5)
     if shown.any():

@@ -1,4 +1,4 @@
-"""Which pictures make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
+"""Which images make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +12,8 @@ def create(table, of_catalogue):
     """Returns `sample(step) -> int64 [model.batch_size]` rows of a table.
 
     Args:
-      table: the ProductTable of training pictures.
-      of_catalogue: bool [N]: the pictures of the catalogue's kind.
+      table: the ProductTable of training images.
+      of_catalogue: bool [N]: the images of the catalogue's kind.
 
     Raises:
       UserError: what the keys ask for cannot be had from this table.
@@ -43,18 +43,29 @@ def _seed():
     return seed_of(config["trainer.random_seed"])
 
 
-def _products(pictures_each):
-    """How many products of so many pictures fill a batch."""
+def _products(images_each, have=None):
+    """How many products of so many images fill a batch, of `have` that there are."""
     batch = config["model.batch_size"]
-    if pictures_each < 1 or batch % pictures_each:
-        raise UserError(f"model.batch_size={batch} is not a multiple of {pictures_each} pictures.")
-    return batch // pictures_each
+    if images_each < 1 or batch % images_each:
+        raise UserError(f"model.batch_size={batch} is not a multiple of {images_each} images.")
+    if have is not None and batch // images_each > have:
+        raise UserError(
+            f"model.batch_size={batch} needs {batch // images_each} products of {images_each} "
+            f"images; {have} can be trained on: lower model.batch_size to {have * images_each}, "
+            "or raise dataset.images_per_product."
+        )
+    return batch // images_each
+
+
+def _number_of_products(table):
+    return len(set(table.products.tolist()))
 
 
 def _pk(table, of_catalogue, share):
-    """Products of K pictures; with domains, of each kind a fixed number."""
+    """Products of K images; with domains, of each kind a fixed number."""
     images = config["dataset.images_per_product"]
-    options = {"products": _products(images), "seed": _seed(), "single_category": share}
+    count = _products(images, _number_of_products(table))
+    options = {"products": count, "seed": _seed(), "single_category": share}
     categories = _categories_of_products(table)
     if not config["dataset.domains"]:
         return pk_sampler(table.labels, images=images, categories=categories, **options)
@@ -89,7 +100,7 @@ def _pairs(table, of_catalogue, share):
     return pair_sampler(
         table.labels,
         kinds,
-        pairs=_products(2),
+        pairs=_products(2, _number_of_products(table)),
         query="query" if across else "any",
         positive="catalogue" if across else "any",
         seed=_seed(),
@@ -99,7 +110,7 @@ def _pairs(table, of_catalogue, share):
 
 
 def _hierarchical(table, of_catalogue, share):
-    """Categories, products of each, pictures of each."""
+    """Categories, products of each, images of each."""
     groups, images = config["dataset.categories_per_batch"], config["dataset.images_per_product"]
     return hierarchical_sampler(
         table.labels,
@@ -115,7 +126,7 @@ _KINDS = {"pk": _pk, "pairs": _pairs, "hierarchical": _hierarchical}
 
 
 def _categories_of_products(table):
-    """[N] the category of each row's product: that of its first picture."""
+    """[N] the category of each row's product: that of its first image."""
     first = np.unique(table.labels, return_index=True)[1]
     return table.categories[first][table.labels]
 

@@ -17,7 +17,7 @@ config = Config(
         "model.lr_schedule.cosine.value": 2e-3,
     }
 )
-config.declare("model.image_size", 32, "Height and width that pictures are resized to, in pixels.")
+config.declare("model.image_size", 32, "Height and width that images are resized to, in pixels.")
 config.declare(
     "model.filters", [32, 64, 128], "Channels of each convolution; each halves the size."
 )
@@ -27,7 +27,7 @@ config.declare("model.margin", 0.2, "How much nearer the positive must be than t
 config.declare(
     "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
 )
-config.declare("dataset.manifest", "", "CSV of product pictures; glyphs of typefaces when empty.")
+config.declare("dataset.manifest", "", "CSV of product images; glyphs of typefaces when empty.")
 config.declare(
     "dataset.columns", "", "Names of the manifest's columns, if others: path=file,label=sku."
 )
@@ -36,5 +36,5 @@ config.declare(
     100_000_000,
     "Images of more pixels than this are not decoded and count as unreadable.",
 )
-config.declare("dataset.augment", False, "Crop and disturb training pictures at random.")
-config.declare("dataset.images_per_product", 4, "Pictures of each product in a training batch.")
+config.declare("dataset.augment", False, "Crop and disturb training images at random.")
+config.declare("dataset.images_per_product", 4, "Images of each product in a training batch.")

@@ -48,7 +48,7 @@ def loss(outputs):
 
 
 def metrics(outputs):
-    """Recall@1 on the validation split; each product's first picture is the catalogue."""
+    """Recall@1 on the validation split; each product's first image is the catalogue."""
     embeddings, labels = outputs["embeddings"], outputs["labels"]
     first = np.unique(labels, return_index=True)[1]
     query = np.setdiff1d(np.arange(len(labels)), first)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def photo(seed):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Ten different photos, an exact copy, three near copies, two flat pictures, a link."""
+    """Ten different photos, an exact copy, three near copies, two flat images, a link."""
     folder = tmp_path_factory.mktemp("photos")
     rows = ["path,label,split,role"]
     exif = Image.Exif()
@@ -62,10 +63,12 @@ def test_finds_exact_and_near_duplicates_and_nothing_else(table):
     }
     group = found["0.jpg", "copy.jpg"]
     assert group.exact and group.leaks and not group.conflicts
-    assert group.parts == ("query", "train")
+    assert group.parts == ("test query", "train")
+    assert group.findings == ("test images are trained on",)
     group = found["1.jpg", "recompressed.jpg"]
     assert not group.exact and not group.leaks and group.products == ("other", "p1")
-    assert found["2.jpg", "smaller.png"].parts == ("catalogue", "train")
+    assert found["2.jpg", "smaller.png"].parts == ("test catalogue", "train")
+    assert found["2.jpg", "smaller.png"].findings == ("catalogue images are trained on",)
     exact = names(table, audit.find_duplicates(table, max_bits=-1))
     assert set(exact) == {("0.jpg", "copy.jpg"), ("4.jpg", "link.jpg")}
 
@@ -78,19 +81,77 @@ def test_worst_groups_come_first(table):
 
 def test_summary_counts_what_parts_share(table):
     text = "\n".join(audit.summary(table, audit.find_duplicates(table)))
-    assert "5 groups of duplicates (2 exact), 5 pictures too many" in text
-    assert "  catalogue + train: 1" in text and "  query + train: 2" in text
+    assert "5 groups of duplicates (2 exact), 5 superfluous images" in text
+    assert "  test catalogue + train: 1 (catalogue images are trained on)" in text
+    assert "  test query + train: 2 (test images are trained on)" in text
+    assert "  train + val: 1 (validation images are trained on)" in text
     assert "1 files are in the table under several ids" in text
-    assert "1 products are both in catalogue and in train" in text
-    assert audit.shared_products(table)["query", "train"] == 1
-    assert "1 files are to be turned (EXIF orientation), which" in text and "first: 9.jpg" in text
+    assert "1 products are both in test catalogue and in train" in text
+    assert audit.shared_products(table)["test query", "train"] == 1
 
 
 def test_pairs_do_not_depend_on_the_blocks():
     pixels = np.random.default_rng(0).normal(120, 40, (30, 32, 32)).astype(np.float32)
     pixels[20:] = pixels[:10] + 1
-    pairs = [sorted(map(tuple, audit.near_pairs(pixels, block=b).tolist())) for b in (4, 30)]
+    pairs = [
+        sorted(map(tuple, np.concatenate([*audit.near_pairs(pixels, block=b)]).tolist()))
+        for b in (4, 30)
+    ]
     assert pairs[0] == pairs[1] == [(i, i + 20) for i in range(10)]
+
+
+TRAIN, VAL = "images are trained on", "images are validated on"
+TEST = "queries are in the catalogue"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meaning"),
+    [
+        (("train", "train"), ("test", "query"), f"test {TRAIN}"),
+        (("train", "query"), ("test", "query"), f"test {TRAIN}"),
+        (("train", "catalogue"), ("test", ""), f"test {TRAIN}"),
+        (("", "train"), ("test", ""), f"test {TRAIN}"),
+        (("train", ""), ("val", ""), f"validation {TRAIN}"),
+        (("train", ""), ("test", "catalogue"), f"catalogue {TRAIN}"),
+        (("train", ""), ("catalogue", ""), f"catalogue {TRAIN}"),
+        (("val", "query"), ("test", "query"), f"test {VAL}"),
+        (("val", ""), ("test", "catalogue"), f"test {VAL}"),
+        (("test", "query"), ("test", "catalogue"), TEST),
+        (("test", "query"), ("catalogue", "catalogue"), TEST),
+        (("test", ""), ("catalogue", ""), TEST),
+        (("val", ""), ("val", "catalogue"), TEST),
+        (("", "query"), ("", "catalogue"), TEST),
+        (("train", ""), ("train", "query"), ""),
+        (("test", "query"), ("test", "query"), ""),
+        (("test", "catalogue"), ("catalogue", ""), ""),
+        (("", ""), ("", ""), ""),
+    ],
+)
+def test_every_pair_of_splits_and_roles_means_something(one, other, meaning):
+    assert audit.finding(one, other) == audit.finding(other, one) == meaning
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    splits, roles = zip(one, other, strict=True)
+    table = ProductTable(
+        products=["a", "a"], ids=["x", "y"], splits=splits, roles=roles, images=images
+    )
+    (group,) = audit.find_duplicates(table)
+    assert group.leaks == bool(meaning) and group.findings == ((meaning,) if meaning else ())
+
+
+@pytest.mark.parametrize("change", (0, 1), ids=("identical", "nearly identical"))
+def test_thousands_of_the_same_image_take_little_memory(change):
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.integers(1, 255, (1, 32, 32, 1), np.uint8), 2000, axis=0)
+    images += (change * rng.integers(0, 2, images.shape)).astype(np.uint8)
+    count = np.arange(2000)
+    table = ProductTable(products=["a"] * 2000, ids=[str(i) for i in count], images=images)
+    audit.find_duplicates(table.select([0, 1]))  # TensorFlow is loaded
+    tracemalloc.start()
+    (group,) = audit.find_duplicates(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert group.rows == tuple(count) and group.exact != bool(change)
+    assert peak < 400 << 20
 
 
 def test_hash_ignores_brightness_and_contrast():

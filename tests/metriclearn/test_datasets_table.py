@@ -89,8 +89,32 @@ def test_queries_and_catalogue():
     alone = table(splits=["test"] * 4)
     queries, catalogue = queries_and_catalogue(alone)
     assert queries.ids.tolist() == catalogue.ids.tolist() == ["1", "2", "3", "4"]
-    with pytest.raises(ValueError, match="no picture in split 'train'"):
+    with pytest.raises(ValueError, match="no image in split 'train'"):
         queries_and_catalogue(alone, "train")
+
+
+def test_columns_are_text_however_they_are_given():
+    arrays = np.array(["b", "a"]), np.array(["b", "a"], object), np.array([b"b", b"a"])
+    for products in (["b", "a"], ("b", "a"), [b"b", b"a"], *arrays, arrays[0][:, None]):
+        t = ProductTable(products=products, ids=[7, 8], categories=np.array([[1], [1]]))
+        assert t.products.tolist() == ["b", "a"] and t.ids.tolist() == ["7", "8"]
+        assert t.categories.tolist() == ["1", "1"] and t.labels.tolist() == [1, 0]
+        assert t.categories[0] is t.categories[1] and type(t.products[0]) is str
+    for column in (np.zeros((2, 2), "U1"), [["x", "y"], ["z", "w"]], [[["x"]], [["y"]]]):
+        with pytest.raises(ValueError, match="column 'categories' has shape"):
+            ProductTable(products=["a", "b"], ids=["1", "2"], categories=column)
+
+
+def test_selected_rows_are_checked():
+    assert table().select([-1]).ids.tolist() == ["4"]
+    with pytest.raises(ValueError, match="the id '2' occurs twice"):
+        table().select([0, 1, 1])
+    with pytest.raises(IndexError):
+        table().select([4])
+    t = ProductTable(products=["a", "b"], paths=["x", "y"])
+    picked = t.select([1])
+    assert picked.ids is picked.paths and picked.ids.tolist() == ["y"]
+    assert t.where(path="y", product=["b", "c"]).ids.tolist() == ["y"]
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,18 @@
 
 import base64
 import importlib.metadata
-import io
 import json
 import os
 import pathlib
-import pickle
 import shutil
 import sys
-import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from models import backbones
-from models.backbones import pretrained, pth
+from models.backbones import pretrained
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import rounding
@@ -30,110 +27,6 @@ LITE0 = "efficientnet_lite0"
 def picture(height, width):
     y, x, c = np.ogrid[:height, :width, :3]
     return ((2 * y + x + 70 * c + x * y // 40) % 256).astype(np.uint8)[None]
-
-
-# ------------------------------------------------------------------------------ PyTorch's files
-
-
-@pytest.fixture(params=ORACLE["files"])
-def torch_file(request, tmp_path):
-    path = tmp_path / f"{request.param}.pth"
-    path.write_bytes(base64.b64decode(ORACLE["files"][request.param]))
-    return path
-
-
-def test_tensors_that_pytorch_saved_are_read(torch_file):
-    found = pth.load(torch_file)
-    assert {name: array.tolist() for name, array in found.items()} == ORACLE["tensors"]
-    assert [found[n].dtype.name for n in ("float", "count", "half")] == [
-        "float32", "int64", "float16",
-    ]  # fmt: skip
-    assert found["empty"].shape == (0, 4)
-
-
-@pytest.mark.parametrize("kept", (0.2, 0.5, 0.9))
-def test_a_file_that_is_cut_short_is_refused(torch_file, kept):
-    data = torch_file.read_bytes()
-    torch_file.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(ValueError, match=f"{torch_file.name}: not PyTorch weights"):
-        pth.load(torch_file)
-
-
-class Malicious:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-def zipped(path, payload):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", payload)
-        archive.writestr("archive/byteorder", "little")
-
-
-def legacy(path, payload):
-    numbers = (pickle.dumps(number, 2) for number in (pth._MAGIC, pth._PROTOCOL, {}))
-    path.write_bytes(b"".join(numbers) + payload + pickle.dumps([], 2))
-
-
-@pytest.mark.parametrize("write", (zipped, legacy))
-def test_a_file_that_wants_something_called_is_refused_and_calls_nothing(tmp_path, write):
-    path, marker = tmp_path / "weights.pth", tmp_path / "called"
-    write(path, pickle.dumps({"weight": Malicious(marker)}, 2))
-    with pytest.raises(ValueError, match=r"weights\.pth.*asks for posix\.mkdir, which no tensor"):
-        pth.load(path)
-    assert not marker.exists()
-
-
-class Call:
-    """Pickles as a call of a function that the reader knows, with any arguments."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-
-class Named(pickle._Pickler):
-    """A pickler that can name functions of modules that are not there, and storages."""
-
-    def persistent_id(self, value):
-        return ("storage", *value[1:]) if isinstance(value, tuple) and value[:1] == ("S",) else None
-
-    def save(self, value, save_persistent_id=True):
-        if isinstance(value, Call):
-            self.write(b"ctorch._utils\n" + value.name.encode() + b"\n")
-            self.save(value.arguments)
-            return self.write(b"R")
-        return super().save(value, save_persistent_id)
-
-
-@pytest.mark.parametrize(
-    ("offset", "shape", "strides"),
-    [(0, (5,), (1,)), (3, (2,), (1,)), (0, (1 << 40,), (0,)), (0, (2, 2), (-1, 1))],
-    ids=("too long", "too far", "unfolded to terabytes", "backwards"),
-)
-def test_a_view_beyond_its_storage_is_refused(tmp_path, offset, shape, strides):
-    stream = io.BytesIO()
-    storage = ("S", "<f4", "0", "cpu", 4)
-    call = Call("_rebuild_tensor_v2", storage, offset, shape, strides, False, {})
-    Named(stream, 2).dump({"weight": call})
-    path = tmp_path / "weights.pth"
-    zipped(path, stream.getvalue())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/data/0", bytes(16))
-    with pytest.raises(ValueError, match="'weight' (reaches beyond its storage|has no sizes)"):
-        pth.load(path)
-
-
-@pytest.mark.parametrize("content", (b"", b"\x80\x02]q\x00.", b"PK\x05\x06" + bytes(18), b"text"))
-def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pth: not PyTorch weights"):
-        pth.load(path)
-    with pytest.raises(ValueError, match=r"none\.pth: cannot be read"):
-        pth.load(tmp_path / "none.pth")
 
 
 # ------------------------------------------------------------------------------ the converted net
@@ -231,25 +124,39 @@ def test_what_is_in_the_cache_needs_no_package_and_what_is_damaged_is_made_again
     assert not written
     with open(folder / "saved_model" / "saved_model.pb", "ab") as file:
         file.write(b"x")
-    killed, working = (tmp_path / "pretrained" / f".{LITE0}-{name}" for name in ("old", "new"))
-    killed.mkdir()
-    os.utime(killed, (0, 0))
-    working.mkdir()
+    litter, mine = folder / "checkpoint" / "model-0.data.tempstate", folder / "mine.txt"
+    litter.touch()  # of a conversion that was killed
+    mine.touch()
     pretrained.ready(LITE0, tmp_path)
     assert len(written) == 1
-    working.rmdir()
-    assert os.listdir(tmp_path / "pretrained") == [LITE0]  # nothing temporary is left
+    assert sorted(os.listdir(folder)) == [".lock", ".prototrain", "mine.txt", "note.json"]
+
+
+def test_nothing_is_removed_from_a_folder_that_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_write", lambda *arguments: None)
+    mine = tmp_path / "pretrained" / LITE0 / "checkpoint" / "model-0.index"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(ValueError, match="holds 'checkpoint' and is not .* move this one away"):
+        pretrained.ready(LITE0, tmp_path)
+    assert mine.exists()
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(name, arrays, folder):
-        pathlib.Path(folder, "half").touch()
+        pathlib.Path(folder, "checkpoint").mkdir()
+        pathlib.Path(folder, "checkpoint", "half").touch()
         raise OSError("disk full")
 
-    monkeypatch.setattr(pretrained, "_write", fail)
-    with pytest.raises(ValueError, match="efficientnet_lite0 cannot be written: disk full"):
-        pretrained.ready(LITE0, tmp_path)
-    assert os.listdir(tmp_path / "pretrained") == []
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrained, "_write", fail)
+        with pytest.raises(ValueError, match="efficientnet_lite0 cannot be written: disk full"):
+            pretrained.ready(LITE0, tmp_path)
+    folder = tmp_path / "pretrained" / LITE0
+    assert sorted(os.listdir(folder)) == [".lock", ".prototrain"]
+    monkeypatch.setattr(pretrained, "_write", lambda *arguments: None)
+    pretrained.ready(LITE0, tmp_path)
+    assert (folder / "note.json").exists()
 
 
 def test_the_program_says_where_things_are(cache, monkeypatch, capsys):

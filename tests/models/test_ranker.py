@@ -12,6 +12,7 @@ from absl import flags
 from PIL import Image
 
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from metriclearn.datasets import parse_conditions
 from models import ranker
 from trainer import checkpoints, export, loop, meters
 from trainer.config import UserError, from_flags
@@ -112,6 +113,7 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     places = [
         f"--dataset.base_path={tmp_path / 'data'}",
         f"--model.hub_address={tmp_path / 'small'}",
+        "--model.hub_input_range=0,1",
     ]
     arguments = [flags, *places, *SMALL]
     code, out, err = program("trainer.main", *arguments)
@@ -145,8 +147,8 @@ def test_grocery_recipe_sets_known_keys(config, recipe):
     assert config["dataset.name"] == "grocery" and config["dataset.domains"]
     assert config["model.cached_features"] == (recipe in ("grocery_head", "grocery_unseen"))
     if recipe == "grocery_unseen":
-        (train,), (test,) = config["dataset.train_where"], config["dataset.test_where"]
-        names = [set(text.removeprefix("product=").split("|")) for text in (train, test)]
+        keys = "dataset.train_where", "dataset.test_where"
+        names = [set(parse_conditions(config[key])["product"]) for key in keys]
         assert [len(part) for part in names] == [54, 27] and not names[0] & names[1]
 
 

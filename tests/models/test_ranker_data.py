@@ -124,7 +124,7 @@ def test_without_validation_all_but_test_is_trained_on(monkeypatch, config):
 
 def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, config):
     shop(monkeypatch)
-    config.update({"dataset.train_where": ["seen=yes"], "dataset.test_where": ["product=p0|p1"]})
+    config.update({"dataset.train_where": "seen=yes", "dataset.test_where": "product=p0|p1"})
     train, (held, _) = datasets.training_tables()
     assert not {"p0", "p1", "p2", "p3"} & (set(train.products) | set(held.products))
     found = ranker.datasets()
@@ -136,14 +136,17 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"dataset.train_where": ["sene=yes"]}, "dataset.train_where.*did you mean 'seen'"),
-        ({"dataset.train_where": ["seen=maybe"]}, "'seen=maybe': no picture has 'maybe'"),
-        ({"dataset.test_where": ["seen=no|yess"]}, "no picture has 'yess'.*did you mean 'yes'"),
-        ({"dataset.train_where": ["seen"]}, "column=value"),
+        ({"dataset.train_where": "sene=yes"}, "dataset.train_where.*did you mean 'seen'"),
+        ({"dataset.train_where": "seen=maybe"}, "seen=maybe: no row has this seen"),
+        (
+            {"dataset.test_where": "seen=no|yess"},
+            "no row has this seen.*did you mean 'yes'",
+        ),
+        ({"dataset.train_where": "seen"}, "'seen' is not column=value"),
         ({"dataset.validation.share": 1.0}, "validation.share=1.0"),
         (
             {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
-            "no picture is held out; raise dataset.validation.share",
+            "no image is held out; raise dataset.validation.share",
         ),
         ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
         (
@@ -153,7 +156,14 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
         ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
         ({"model.batch_size": 9}, "model.batch_size=9 is not a multiple of 4"),
-        ({"model.batch_size": 64}, "a batch of 16 products"),
+        (
+            {"model.batch_size": 64},
+            "needs 16 products of 4 images; 11 can be trained on: lower model.batch_size to 44, or",
+        ),
+        (
+            {"model.batch_size": 64, "dataset.sampler": "pairs"},
+            "needs 32 products of 2 images; 11 can be trained on: lower model.batch_size to 22",
+        ),
         ({"model.random_within_class": 1.0, "model.batch_size": 20}, "no category holds 5"),
         (
             {
@@ -175,6 +185,18 @@ def test_what_cannot_be_had_is_said(monkeypatch, config, values, words):
     config.update(values)
     with pytest.raises(UserError, match=words):
         dict(ranker.datasets())
+
+
+def test_held_out_products_of_one_image_cannot_be_found(monkeypatch, config):
+    rows = [(f"p{p}", split) for p in range(9) for split in ("train", "train", "train", "val")]
+    products, splits = zip(*rows, strict=True)
+    ids, pixels = [str(i) for i in range(len(rows))], np.zeros((len(rows), 16, 16, 3), np.uint8)
+    table = ProductTable(products=products, splits=splits, ids=ids, images=pixels)
+    monkeypatch.setattr(datasets, "_table", lambda: table)
+    with pytest.raises(UserError, match="dataset.validation: no product .* give --nodataset.val"):
+        ranker.datasets()
+    config["dataset.validation"] = False
+    assert set(ranker.datasets()) == {"trn"}
 
 
 def test_categories_are_needed_where_batches_go_by_them(monkeypatch, config):
@@ -233,7 +255,7 @@ def test_domains_without_two_kinds_of_pictures_are_refused(monkeypatch, config):
     table = shop(monkeypatch)
     monkeypatch.setattr(datasets, "_table", lambda: table.where(split=("train", "test")))
     config["dataset.domains"] = True
-    with pytest.raises(UserError, match="pictures of both kinds"):
+    with pytest.raises(UserError, match="images of both kinds"):
         ranker.datasets()
 
 
@@ -290,7 +312,7 @@ def test_products_of_one_picture_are_left_out_of_pairs(monkeypatch, config):
     config["model.loss"] = "triplet"
     lonely = table.select([1, 20, 40])
     monkeypatch.setattr(datasets, "_table", lambda: lonely)
-    with pytest.raises(UserError, match="no training product has two pictures"):
+    with pytest.raises(UserError, match="no training product has two images"):
         datasets.training_tables()
 
 
@@ -356,7 +378,7 @@ def test_a_data_set_is_found_by_name_and_its_pictures_elsewhere(tmp_path, config
             "dataset.validation": False,
         }
     )
-    with pytest.raises(ValueError, match="image_path.*16 of 16 listed pictures do not exist"):
+    with pytest.raises(ValueError, match="image_path.*16 of 16 listed images do not exist"):
         ranker.datasets()
     (pictures / "mug_final").mkdir(parents=True)
     for name in names:

@@ -167,6 +167,47 @@ def test_bad_pictures_are_named(program, shop, damage, words):
         assert word in last
 
 
+def rewrite(shop, change):
+    path = shop / "products.csv"
+    header, *rows = path.read_text().splitlines()
+    rows = [row for row in map(change, rows) if row]
+    path.write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: "" if ",val," in row else row,
+        lambda row: "" if ",val," in row and "-0.jpg" not in row else row,
+        lambda row: "" if ",test," in row or ",val," in row else row,
+    ],
+    ids=["no val", "one image per product of val", "train alone"],
+)
+def test_without_anything_to_validate_on_it_trains(program, shop, change):
+    rewrite(shop, change)
+    code, out, err = program("trainer.main", *on_manifest(shop, "--trainer.evaluation_interval=2"))
+    assert code == 0 and "Traceback" not in err, err
+    assert "no product of the split val has two images: no validation" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, change, words",
+    [
+        (["--model.batch_size=14"], str, "needs 7 products of dataset.images_per_product=2 images;"
+         " the split train has 6: lower model.batch_size to 12"),
+        (["--model.batch_size=9"], str, "model.batch_size=9 is not a multiple of"),
+        (["--dataset.images_per_product=0"], str, "dataset.images_per_product=0"),
+        ([], lambda row: "" if ",train," in row else row, "no row has the split train"),
+    ],
+    ids=["too few products", "no multiple", "no images", "no train"],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_filled_names_the_key(program, shop, arguments, change, words):
+    rewrite(shop, change)
+    code, out, err = program("trainer.main", *on_manifest(shop, *arguments))
+    assert code == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: ") and words in err.splitlines()[-1]
+
+
 def test_evaluation_without_a_checkpoint_says_how_to_train(program):
     code, out, err = program("retrieval.eval", "--model=models.simple")
     assert code == 1 and "Traceback" not in err

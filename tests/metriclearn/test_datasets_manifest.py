@@ -74,6 +74,7 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("path,label\na.jpg,x,y\n", ":2: 3 cells"),
         ("path,label\na.jpg,x\n\nb.png, \n", ":4: the label is empty"),
         ("path,label\n,x\n", ":2: the path is empty"),
+        ('path,label\n"a\nb\x1b.jpg",x\n', r":2: no such file: .*a\\nb\\x1b\.jpg"),
         ("path,label\nnone.jpg,x\n", ":2: no such file: .*none.jpg"),
         ("path,label\nsub,x\n", ":2: sub is not an image"),
         ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* occurs already on line 2"),
@@ -83,7 +84,7 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ("path,label,x1,y1,x2,y2\na.jpg,x,1,1,one,4\n", ":2: the box .* four whole numbers"),
         ("path,label,x1,y1,x2,y2\na.jpg,x,3,1,3,4\n", ":2: the box 3,1,3,4 must have"),
         ('path,label\na.jpg,"x\nb.png,y\n', ":2: not valid CSV"),
-        ("path,label\na.jpg,x\n", "1 products cannot be split"),
+        ("path,label\na.jpg,x\n", "1 product cannot be split"),
     ],
 )
 def test_faults_name_file_and_line(folder, text, message):
