@@ -1,36 +1,41 @@
-"""Does a model train on N towers as on one? `--check_towers` compares loss and gradients."""
+"""`--check_towers`: compares loss and gradients on N towers with those on one."""
+
+from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
 
 from trainer import layers, towers
-from trainer.config import UserError, seed_of
+from trainer.config import Config, UserError, seed_of
+from trainer.data import check_batch, data_errors, load_datasets
 
 v1 = tf.compat.v1
 
 TOLERANCE = 1e-4  # of each gradient's largest entry; float32 sums in another order differ by 1e-6
 
 
-def check_towers(model, config):
+def check_towers(model: ModuleType, config: Config) -> list[str]:
     """Compares one real batch's loss and gradients between one tower and several.
 
-    The weights are the initial ones. A tower's batch norm sees its own slice of the batch, so a
-    model with `trainer.layers.batch_norm` is compared with it frozen.
+    The weights are the initial ones. A tower's batch norm sees its own slice of the batch, so
+    `trainer.layers.batch_norm` is frozen for the comparison.
 
     Args:
       model: the model module.
-      config: its `Config`; `trainer.num_towers` says how many towers, 2 unless it is more.
+      config: its `Config`; `trainer.num_towers` sets the number of towers, at least 2.
 
     Returns:
       Lines of text: what was compared, the worst variable, the verdict.
 
     Raises:
-      UserError: where they differ by more than TOLERANCE.
+      UserError: they differ by more than TOLERANCE.
     """
     count = max(len(towers.devices(config["trainer.num_towers"])), 2)
-    with tf.Graph().as_default(), v1.Session() as session:
-        iterator = v1.data.make_initializable_iterator(model.datasets()["trn"])
-        inputs = iterator.get_next()
+    with tf.Graph().as_default(), v1.Session() as session, data_errors():
+        datasets, _ = load_datasets(model, v1.placeholder_with_default(np.int64(0), []))
+        iterator = v1.data.make_initializable_iterator(datasets["trn"])
+        inputs = iterator.get_next("next_batch")
+        check_batch(inputs, config)
         session.run([iterator.initializer, v1.tables_initializer()])
         batch = session.run(inputs)
         types = {name: tensor.dtype for name, tensor in inputs.items()}
@@ -46,7 +51,7 @@ def check_towers(model, config):
             _run(model, config, batch, types, n) for n in (1, count)
         )
     if left:
-        lines.append(f"{left} updates are not of trainer.layers.batch_norm and stay as they are")
+        lines.append(f"{left} updates are not from trainer.layers.batch_norm and are not frozen")
     errors = {
         name: np.abs(grads_many[name] - g).max() / max(np.abs(g).max(), 1e-12)
         for name, g in grads_one.items()
@@ -57,8 +62,8 @@ def check_towers(model, config):
     lines.append(f"worst of {len(errors)}: {worst}, relative difference {errors[worst]:.2g}")
     if not errors[worst] <= TOLERANCE:
         raise UserError(
-            f"{count} towers do not train as one: {'; '.join(lines)}. Look for what mixes examples "
-            "of a batch inside build(): move it to loss(outputs), which sees the whole batch."
+            f"{count} towers do not train as one: {'; '.join(lines)}. Find the code in build() "
+            "that mixes examples of a batch; move it to loss(outputs), which sees the whole batch."
         )
     return [*lines, f"{count} towers train as one"]
 

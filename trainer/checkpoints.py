@@ -1,86 +1,210 @@
 """Checkpoints: `<folder>/model-<step>`, written beside the running loop and published by rename."""
 
+import contextlib
 import os
 import re
-import shutil
+import tempfile
 import threading
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
+from trainer import files
 from trainer.config import UserError
 from trainer.files import sync, write_text
 
 v1 = tf.compat.v1
 
 _AVERAGE = "/ExponentialMovingAverage"
+_PARTS = r"(index|data-\d+-of-\d+)"
+
+_KIND = "set of checkpoints"
+
+# The paths in a folder of checkpoints that this module writes.
+_WRITTEN = (
+    rf"checkpoint|(best/)?(model|input)-\d+\.{_PARTS}(\.damaged)?|\.writing-\d+/.*"
+    r"|(best/)?\.[^/]*\.tmp"
+)
 
 
-def steps(folder):
+def claim(folder: str) -> None:
+    """Creates a folder of checkpoints and marks it as ours.
+
+    Raises:
+      ValueError: the folder holds something else.
+    """
+    files.claim(folder, _KIND, earlier=all_ours)
+
+
+def discard(folder: str) -> list[str]:
+    """Removes a folder's checkpoints, and the folder if nothing else is in it.
+
+    Returns:
+      Paths within the folder of the files that stayed.
+    """
+    return files.discard(folder, _KIND, _WRITTEN)
+
+
+def all_ours(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder exists and holds only what this module writes."""
+    return os.path.isdir(folder) and all(
+        re.fullmatch(_WRITTEN, os.path.relpath(os.path.join(at, name), folder))
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name not in (files.MARK, files.LOCK)
+    )
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
     """Returns the steps of the complete checkpoints in a folder, ascending."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = (re.fullmatch(r"model-(\d+)\.index", name) for name in names)
     return sorted(int(match[1]) for match in found if match)
 
 
-def latest(folder):
+def latest(folder: str | os.PathLike) -> str | None:
     """Returns the newest checkpoint's prefix, `<folder>/model-<step>`, or None."""
     found = steps(folder)
     return os.path.join(folder, f"model-{found[-1]}") if found else None
 
 
-def find(path):
-    """Returns the prefix of the checkpoint that `path` means: a prefix, one of its files, a folder
-    of checkpoints or an experiment.
+def find(path: str | os.PathLike) -> str:
+    """Returns the prefix of the checkpoint that a path means.
+
+    Args:
+      path: a prefix, one of the checkpoint's files, a folder of checkpoints or an experiment.
 
     Raises:
-      UserError: where there is none.
+      UserError: there is none.
     """
-    path = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", os.fspath(path))
+    path = os.path.expanduser(os.fspath(path))
+    path = re.sub(rf"\.(meta|{_PARTS})$", "", path)
     if os.path.exists(f"{path}.index"):
         return path
     for folder in (path, os.path.join(path, "checkpoint")):
-        prefix = latest(folder) or tf.train.latest_checkpoint(folder)
+        prefix = latest(folder) or _named_otherwise(folder)
         if prefix:
             return prefix
     raise UserError(f"No checkpoint at {path!r}: name one as <folder>/model-<step>, or its folder.")
 
 
-def step_of(prefix):
+def _named_otherwise(folder):
+    """The newest checkpoint that TensorFlow's own Saver noted in a folder, or None.
+
+    `tf.train.latest_checkpoint` would read the folder's name as a glob.
+    """
+    state = tf.train.get_checkpoint_state(folder)
+    prefix = state and state.model_checkpoint_path
+    return prefix if prefix and os.path.exists(f"{prefix}.index") else None
+
+
+def step_of(prefix: str) -> int:
     """Returns the number of completed updates that a prefix's name gives, or 0."""
     match = re.search(r"-(\d+)$", prefix)
     return int(match[1]) if match else 0
 
 
-def shapes(prefix):
-    """Returns {variable name: shape} of a checkpoint.
+@contextlib.contextmanager
+def literal(prefix: str) -> Iterator[str]:
+    """Yields a name for a checkpoint that TensorFlow does not take as a pattern.
 
-    Raises:
-      UserError: where it cannot be read.
+    Its readers match `[`, `*` and `?` in a prefix; such a checkpoint is linked to in a temporary
+    folder.
     """
+    if not re.search(r"[\[*?\\]", os.path.abspath(prefix)):
+        yield prefix
+        return
+    folder, name = os.path.split(os.path.abspath(prefix))
+    with tempfile.TemporaryDirectory() as safe:
+        for file in os.listdir(folder):
+            if file.startswith(f"{name}."):
+                os.symlink(os.path.join(folder, file), os.path.join(safe, file))
+        yield os.path.join(safe, name)
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _reader(prefix):
+    """Yields the `tf.train.CheckpointReader` of a checkpoint; damage becomes a `UserError`."""
     try:
-        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        with literal(prefix) as path:
+            yield tf.train.load_checkpoint(path)
+    except Exception as error:  # TensorFlow's reader raises many kinds, IndexError among them
         raise UserError(
-            f"Checkpoint {prefix} cannot be read ({str(error).splitlines()[0]}). Move its files "
-            "away to fall back on an older one."
+            f"Checkpoint {prefix} is damaged and cannot be read ({_first_line(error)}). "
+            "Train on from the one before with --fallback, or name another with --checkpoint."
         ) from None
 
 
-def restore(session, prefix, variables, *, averages=False):
+def shapes(prefix: str) -> dict[str, list[int]]:
+    """Returns {variable name: shape} of a checkpoint.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    with _reader(prefix) as reader:
+        return reader.get_variable_to_shape_map()
+
+
+def fall_back(folder: str) -> list[str]:
+    """Sets damaged checkpoints aside, newest first, until one is whole.
+
+    Args:
+      folder: the folder of checkpoints.
+
+    Returns:
+      Prefixes of the damaged ones; their files get the ending `.damaged`.
+
+    Raises:
+      UserError: no checkpoint is whole; nothing was renamed.
+    """
+    damaged = []
+    for step in reversed(steps(folder)):
+        prefix = os.path.join(folder, f"model-{step}")
+        try:
+            with _reader(prefix) as reader:
+                for name in reader.get_variable_to_shape_map():
+                    reader.get_tensor(name)  # compares checksums
+            break
+        except UserError:
+            damaged.append(prefix)
+    else:
+        if damaged:
+            raise UserError(f"No checkpoint in {folder} can be read; start over with --fresh.")
+    for prefix in damaged:
+        # The index first: without it, the others are no checkpoint.
+        for name in sorted(os.listdir(folder), key=lambda name: not name.endswith(".index")):
+            if re.fullmatch(rf"(model|input)-{step_of(prefix)}\.{_PARTS}", name):
+                path = os.path.join(folder, name)
+                os.replace(path, f"{path}.damaged")
+    return damaged
+
+
+def restore(
+    session: v1.Session,
+    prefix: str,
+    variables: Iterable[tf.Variable],
+    *,
+    averages: bool = False,
+) -> None:
     """Loads variables from a checkpoint, after checking every name and shape.
 
     Args:
       session: a `tf.compat.v1.Session`.
       prefix: checkpoint prefix.
       variables: the variables to load.
-      averages: take a variable's moving average instead where the checkpoint holds one.
+      averages: load a variable's moving average instead if the checkpoint holds one.
 
     Raises:
-      UserError: listing what is missing or has another shape; nothing is loaded then. (TensorFlow
-        itself restores a wrong shape into a resource variable without a word.)
+      UserError: variables are missing or have another shape, or the data are damaged; nothing is
+        loaded then. (TensorFlow itself silently restores a wrong shape into a resource variable.)
     """
     saved = shapes(prefix)
     names = {}
@@ -102,15 +226,22 @@ def restore(session, prefix, variables, *, averages=False):
     _load(session, prefix, names)
 
 
-def load_matching(session, prefix, variables):
+def load_matching(
+    session: v1.Session, prefix: str, variables: Iterable[tf.Variable]
+) -> dict[str, list[str]]:
     """Loads what fits from another model's checkpoint.
+
+    Args:
+      session: a `tf.compat.v1.Session`.
+      prefix: checkpoint prefix.
+      variables: the variables to load.
 
     Returns:
       {"loaded" | "missing" | "mismatched" | "ignored": [names]}: what was loaded, what the
       checkpoint lacks, what has another shape there, and what only the checkpoint has.
 
     Raises:
-      UserError: where nothing fits.
+      UserError: nothing fits, or the checkpoint is damaged.
     """
     saved = shapes(prefix)
     ours = {v.op.name: v for v in variables}
@@ -127,9 +258,12 @@ def load_matching(session, prefix, variables):
 
 
 def _load(session, prefix, names):
-    # In as few runs as can be: TensorFlow looks through the whole graph for each new one. Variables
-    # that share the tensor of their initial value, through which they are loaded, take turns.
-    values, turns = tf.train.load_checkpoint(prefix), []
+    # In as few runs as possible: TensorFlow looks through the whole graph for each new one.
+    # Variables that share the tensor of their initial value, through which they are loaded, take
+    # turns.
+    with _reader(prefix) as reader:
+        values = {name: reader.get_tensor(name) for name in names}
+    turns = []
     with session.graph.as_default():
         for name, variable in names.items():
             entry = variable.initializer.inputs[1]
@@ -139,7 +273,7 @@ def _load(session, prefix, names):
             turn[entry] = name
         for turn in turns:
             initializers = [names[name].initializer for name in turn.values()]
-            feed = {entry: values.get_tensor(name) for entry, name in turn.items()}
+            feed = {entry: values.pop(name) for entry, name in turn.items()}
             session.run(initializers, feed)
 
 
@@ -147,25 +281,37 @@ class Writer:
     """Writes checkpoints of one session in the background.
 
     `save` stalls the loop only for a copy of the variables: a thread writes them under a temporary
-    name and renames, so that what has a final name is whole. Build it before the loop starts; it
-    adds its operation to the graph.
+    name and renames, so what has a final name is complete. Create it before the loop starts, since
+    it adds operations to the graph, and close it at the end.
 
     Args:
       session: the session whose variables are saved.
       variables: the variables to save.
-      folder: where; created by the caller.
+      folder: an existing folder of checkpoints, or an empty one. What a kill left there half
+        written or half removed is cleaned up.
       max_to_keep: how many of the newest stay.
       input_saver: `tf.compat.v1.train.Saver` of the input's state, saved beside the variables as
-        `input-<step>`, or None.
+        `input-<step>`; None if the step is all the state there is.
+
+    Raises:
+      ValueError: the folder holds something else.
     """
 
-    def __init__(self, session, variables, folder, max_to_keep, input_saver=None):
+    def __init__(
+        self,
+        session: v1.Session,
+        variables: list[tf.Variable],
+        folder: str,
+        max_to_keep: int,
+        input_saver: v1.train.Saver | None = None,
+    ):
+        self._session, self._folder, self._max_to_keep = session, folder, max_to_keep
         self._input_saver = input_saver
-        self._session, self._folder, self._max_to_keep = session, folder, max(max_to_keep, 1)
         self._thread, self._error = None, None
-        for name in os.listdir(folder):  # what a kill in the middle of a save has left
-            if name.startswith(".writing-"):
-                shutil.rmtree(os.path.join(folder, name))
+        claim(folder)
+        # Held open, so that no other folder gets this one's inode.
+        self._opened = os.open(folder, os.O_RDONLY)
+        self._clean_up()
         names = [v.op.name for v in variables]
         with session.graph.as_default(), v1.device("/device:CPU:0"), v1.name_scope("save"):
             values = [v.read_value() for v in variables]
@@ -181,7 +327,15 @@ class Writer:
         self._snapshot()  # the first call prepares the graph, which would stall the loop later
         self._write = session.make_callable(save, [prefix, *inputs])
 
-    def save(self, step, *, wait=False, best=False):
+    def _clean_up(self):
+        """Removes temporary folders, and files of checkpoints that have no index."""
+        whole = "|".join(map(str, steps(self._folder))) or "x"
+        self._remove(rf"\.writing-\d+/.*|\..*\.tmp|(model|input)-(?!({whole})\.)\d+\.{_PARTS}")
+
+    def _remove(self, pattern):
+        files.remove(self._folder, _KIND, pattern)
+
+    def save(self, step: int, *, wait: bool = False, best: bool = False) -> None:
         """Saves the variables as they are now, as `model-<step>`.
 
         Args:
@@ -190,12 +344,14 @@ class Writer:
           best: keep it in `best/` too, in place of the one there.
 
         Raises:
-          UserError: where this or the previous save failed; earlier checkpoints are untouched.
+          UserError: this or the previous save failed; earlier checkpoints are untouched.
         """
         self.wait()
+        self._check_folder()
+        if not os.path.isdir(self._temporary(step)):
+            os.mkdir(self._temporary(step))  # not makedirs: a deleted experiment stays deleted
         values = self._snapshot()
         if self._input_saver:  # small, and must be of this very moment
-            os.makedirs(self._temporary(step), exist_ok=True)
             self._input_saver.save(
                 self._session,
                 os.path.join(self._temporary(step), f"input-{step}"),
@@ -207,19 +363,51 @@ class Writer:
         if wait:
             self.wait()
 
-    def wait(self):
-        """Waits until the last save is published; raises `UserError` where it failed."""
+    def wait(self) -> None:
+        """Waits until the last save is published; raises `UserError` if it failed."""
         if self._thread:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if error and not isinstance(error, OSError | tf.errors.OpError):
+        if error and not isinstance(error, OSError | ValueError | tf.errors.OpError):
             raise error
         if error:
             raise UserError(
-                f"Cannot write a checkpoint to {self._folder}: {str(error).splitlines()[0]}. "
-                f"The last complete one is {latest(self._folder)}. Free space or mend the folder, "
-                "then run the same command to resume."
+                f"Cannot write a checkpoint to {self._folder}: {_first_line(error)}. "
+                f"The last complete one is {latest(self._folder)}. Free space or repair the "
+                "folder, then run the same command to resume."
+            )
+
+    def close(self) -> None:
+        """Waits as `wait` does, and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            os.close(self._opened)
+
+    def finite(self) -> bool:
+        """Returns whether every variable is finite."""
+        return all(v.dtype.kind not in "fc" or np.isfinite(v).all() for v in self._snapshot())
+
+    def keep_best(self, step: int | None) -> None:
+        """Repairs `best/` after a kill between publishing the best checkpoint and keeping it.
+
+        Args:
+          step: the step of the best checkpoint so far, None without one.
+        """
+        folder = os.path.join(self._folder, "best")
+        if step in steps(self._folder) and steps(folder)[-1:] != [step]:
+            self._keep_best(step)
+
+    def _check_folder(self):
+        """Raises `UserError` if the folder was deleted, or moved away and made anew by others."""
+        try:
+            same = os.path.samestat(os.stat(self._folder), os.fstat(self._opened))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self._folder} was removed or replaced during the run. Nothing more is saved."
             )
 
     def _temporary(self, step):
@@ -229,45 +417,41 @@ class Writer:
         name = f"model-{step}"
         temporary = self._temporary(step)
         try:
-            os.makedirs(temporary, exist_ok=True)
-            self._write(os.path.join(temporary, name), *values)
-            # The index last: its presence is what makes a checkpoint exist.
-            files = sorted(os.listdir(temporary))
-            for file in files:
-                sync(os.path.join(temporary, file))
-            for file in files:
-                os.replace(os.path.join(temporary, file), os.path.join(self._folder, file))
-            sync(self._folder)
-            if best:
-                self._keep_best(name, files)
-            self._forget_old()
+            try:
+                self._write(os.path.join(temporary, name), *values)
+                # The index last: its presence is what makes a checkpoint exist.
+                names = sorted(os.listdir(temporary))
+                for file in names:
+                    sync(os.path.join(temporary, file))
+                for file in names:
+                    os.replace(os.path.join(temporary, file), os.path.join(self._folder, file))
+                sync(self._folder)
+                if best:
+                    self._keep_best(step)
+                self._forget_old()
+            finally:
+                self._remove(rf"\.writing-{step}/.*")
         except Exception as error:  # raised by the next wait(), in the loop's thread
             self._error = error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
-    def _keep_best(self, name, files):
+    def _keep_best(self, step):
+        """Gives the files of a checkpoint a second name in `best/`, then removes the older ones."""
         folder = os.path.join(self._folder, "best")
         os.makedirs(folder, exist_ok=True)
-        for file in files:
-            target = os.path.join(folder, file)
-            if os.path.exists(target):
-                os.remove(target)
-            os.link(os.path.join(self._folder, file), target)
-        for file in os.listdir(folder):
-            if file not in files:
-                os.remove(os.path.join(folder, file))
+        for file in sorted(os.listdir(self._folder)):
+            if re.fullmatch(rf"(model|input)-{step}\.{_PARTS}", file):
+                files.link(os.path.join(self._folder, file), os.path.join(folder, file))
+        sync(folder)
+        self._remove(rf"best/(model|input)-(?!{step}\.)\d+\.{_PARTS}|best/\..*\.tmp")
 
     def _forget_old(self):
         kept = steps(self._folder)
-        for step in kept[: -self._max_to_keep]:
-            prefixes = (f"model-{step}.", f"input-{step}.")
-            names = [n for n in os.listdir(self._folder) if n.startswith(prefixes)]
-            # The index first: what is left of a half-removed checkpoint must not look whole.
-            for name in sorted(names, reverse=True):
-                os.remove(os.path.join(self._folder, name))
         newest = [f"model-{s}" for s in kept[-self._max_to_keep :]]
         # What tf.train.latest_checkpoint reads; relative, so that the folder can be moved.
         state = f'model_checkpoint_path: "{newest[-1]}"\n'
         state += "".join(f'all_model_checkpoint_paths: "{name}"\n' for name in newest)
         write_text(os.path.join(self._folder, "checkpoint"), state)
+        if old := "|".join(map(str, kept[: -self._max_to_keep])):
+            # The index first: what is left of a half-removed checkpoint must not look whole.
+            self._remove(rf"model-({old})\.index")
+            self._remove(rf"(model|input)-({old})\.{_PARTS}")

@@ -3,62 +3,113 @@
 import contextlib
 import difflib
 import importlib
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import sys
+import traceback
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import flags
 
-from trainer import schema
+from trainer import helptext, schema
 
 TYPES = ("bool", "int", "float", "str", "func", "list(int)", "list(float)", "list(str)")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; shown as one line, without a traceback."""
+    """An error the user can fix; shown as one line, without a traceback."""
 
 
-def did_you_mean(name, known):
-    """Returns ` Did you mean …?` for the nearest known names, or an empty string."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean …?` with the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Runs something that must not stop the program: an error becomes a warning on stderr.
+
+    Args:
+      what: what is lost then, such as 'the plots'.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        print(f"warning: without {what} ({type(error).__name__}: {text})", file=sys.stderr)
 
 
 class Config:
     """A dictionary of declared keys.
 
-    `config[key]` returns the value, and a function for keys of type `func`. Reading or setting an
-    undeclared key, or setting a value of another type, raises `UserError`.
+    `config[key]` returns the value; a key of type `func` gives the function, a path has its `~`
+    expanded. Reading or setting an undeclared key raises `UserError`, and so does a value of
+    another type or outside the key's range.
+
+    Attributes:
+      given: names of the keys that the command line set.
 
     Args:
       values: {key: value} for keys of `trainer.schema`; a model declares its own with `declare`.
     """
 
-    def __init__(self, values=()):
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
         self._keys = dict(schema.KEYS)
         self._values = {key.name: key.default for key in self._keys.values()}
+        self.given: set[str] = set()
         self.update(values)
 
-    def declare(self, key, default, doc, type=None, choices=(), fixed=False):
+    def declare(
+        self,
+        key: str,
+        default: Any,
+        doc: str,
+        type: str | None = None,
+        choices: Collection[Any] = (),
+        fixed: bool = False,
+        *,
+        within: str = "",
+        path: bool = False,
+        essential: bool | None = None,
+        needs: str = "",
+    ) -> None:
         """Adds a key of the model's own.
 
         Args:
           key: flat dotted name, such as `model.margin`.
           default: its value unless set.
-          doc: one line that explains it in `--help`.
-          type: one of `TYPES`; taken from the default when not given.
+          doc: one line that explains it in `--helpfull`.
+          type: one of `TYPES`; taken from the default if absent.
           choices: allowed values, if only some are.
-          fixed: a change makes a different run, so that resuming with it is refused.
+          fixed: a change makes a different run, so resuming with it is refused.
+          within: the range of a number, or of a list's numbers, such as '[0, 1)' or '(0, inf)'.
+          path: a file or folder; a leading `~` is expanded when the key is read.
+          essential: `--help` lists the key first; by default only where the data are.
+          needs: what must hold for the key to have an effect: 'model.xent', 'model.loss=proxy' or
+            'model.loss!=proxy'.
+
+        Raises:
+          UserError: the key exists already, or the default does not fit its type or range.
         """
         if key in self._keys:
             raise UserError(f"Config key {key!r} is declared twice.")
         type = type or _type_of(key, default)
-        self._keys[key] = schema.Key(key, type, default, doc, tuple(choices), fixed)
+        if essential is None:
+            essential = key in ("dataset.name", "dataset.base_path", "dataset.manifest")
+        self._keys[key] = schema.Key(
+            key, type, default, doc, tuple(choices), fixed, within, path, essential, needs
+        )
         self[key] = default
         self._keys[key] = self._keys[key]._replace(default=self._values[key])
 
-    def key(self, name):
+    def key(self, name: str) -> schema.Key:
         """Returns the `schema.Key` of a declared name."""
         if name not in self._keys:
             raise UserError(
@@ -67,67 +118,94 @@ class Config:
             )
         return self._keys[name]
 
-    def __getitem__(self, name):
-        value = self._values[self.key(name).name]
-        if self._keys[name].type == "func" and isinstance(value, str):
+    def __getitem__(self, name: str) -> Any:
+        key = self.key(name)
+        value = self._values[name]
+        if key.type == "func" and isinstance(value, str):
             return _load_function(name, value)
-        return value
+        return os.path.expanduser(value) if key.path and isinstance(value, str) else value
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Any) -> None:
         self._values[name] = _check(self.key(name), value)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._keys
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._keys)
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
+        """Returns the declared names."""
         return self._keys.keys()
 
-    def update(self, values):
+    def update(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        """Sets several keys."""
         for name, value in dict(values).items():
             self[name] = value
 
-    def copy(self):
+    def copy(self) -> "Config":
+        """Returns an independent configuration with the same keys and values."""
         other = Config()
         other._keys, other._values = dict(self._keys), dict(self._values)
+        other.given = set(self.given)
         return other
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Returns {key: JSON value}; functions become `package.module:function`."""
         return {name: _plain(self._values[name]) for name in sorted(self._keys)}
 
-    def to_text(self):
-        """Returns the configuration for people: one `key = value` a line."""
+    def to_text(self) -> str:
+        """Returns the configuration for people: one `key = value` per line."""
         values = self.to_dict()
         width = max(map(len, values))
         return "".join(f"{k:<{width}} = {json.dumps(v)}\n" for k, v in values.items())
 
-    def to_json(self):
+    def to_json(self) -> str:
         """Returns the configuration for machines; `update(json.loads(…))` restores it exactly."""
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
-    def restore(self, values):
-        """Takes over saved values; a function that has no importable name keeps its own."""
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Sets saved values; a function without an importable name keeps the model's own."""
         for name, value in values.items():
             if name in self._keys and _plain(self._values[name]) != value:
                 self[name] = value
 
+    def without_effect(self) -> list[str]:
+        """Returns a sentence for each key that was set but cannot take effect.
 
-def diff(old, new):
+        These are keys of the command line, and filters wherever they were set.
+        """
+        found = []
+        for name, key in self._keys.items():
+            value = self._values[name]
+            asked = name in self.given or re.search(r"\.filter_(fn|regex)$", name)
+            if asked and value != key.default and not self.holds(key.needs):
+                found.append(f"{name} has no effect without {key.needs}.")
+        return found
+
+    def holds(self, needs: str) -> bool:
+        """Returns whether the condition of a `schema.Key` holds: 'key', 'key=value', 'key!=value'.
+
+        A key alone must not be empty, 0 or false.
+        """
+        name, operator, text = re.fullmatch(r"([^=!]*)(!?=)?(.*)", needs).groups()  # type: ignore[union-attr]
+        if not name:
+            return True
+        value = self._values[name]
+        return (to_text(value) == text) == (operator == "=") if operator else bool(value)
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {key: (old value, new value)} of two `to_dict()` results, `None` where absent."""
     names = sorted(set(old) | set(new))
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
 
-def seed_of(text):
+def seed_of(text: str) -> int:
     """Returns the seed that `trainer.random_seed` stands for: an int in [0, 2**31)."""
-    import zlib
-
     try:
         return int(text) % 2**31
     except ValueError:
@@ -137,7 +215,7 @@ def seed_of(text):
 # ---------------------------------------------------------------------------- values and types
 
 
-def _type_of(key, value):
+def _type_of(key: str, value: Any) -> str:
     names = {bool: "bool", int: "int", float: "float", str: "str"}
     if type(value) in names:
         return names[type(value)]
@@ -148,26 +226,24 @@ def _type_of(key, value):
     raise UserError(f"Config key {key!r}: give type= one of {', '.join(TYPES)}.")
 
 
-def _check(key, value):
+def _check(key: schema.Key, value: Any) -> Any:
     """Returns `value` in the key's own type, or raises `UserError`."""
-    element = {"int": int, "float": (int, float), "str": str, "bool": bool}
-    kind = key.type
-    ok = False
-    if kind == "func":
+    if key.type == "func":
         ok = value is None or callable(value) or isinstance(value, str)
         value = value or None
         if isinstance(value, str) and not re.fullmatch(r"[\w.]+:[\w.<>]+", value):
             ok = False
-    elif kind.startswith("list("):
-        kind = kind[5:-1]
-        if isinstance(value, list | tuple):
-            ok = all(isinstance(v, element[kind]) and _not_bool(v, kind) for v in value)
-            value = [float(v) for v in value] if ok and kind == "float" else list(value)
+    elif key.type.startswith("list("):
+        kind = key.type[5:-1]
+        ok = isinstance(value, list | tuple) and all(_is(v, kind) for v in value)
+        value = (
+            [float(v) for v in value] if ok and kind == "float" else list(value) if ok else value
+        )
     else:
-        if key.name == "trainer.random_seed" and _not_bool(value, "int"):
+        if key.name == "trainer.random_seed" and _is(value, "int"):
             value = str(value)
-        ok = isinstance(value, element[kind]) and _not_bool(value, kind)
-        value = float(value) if ok and kind == "float" else value
+        ok = _is(value, key.type)
+        value = float(value) if ok and key.type == "float" else value
     if not ok:
         hint = " (a function, or 'package.module:function')" if key.type == "func" else ""
         raise UserError(f"Config key {key.name!r} takes {key.type}{hint}, not {value!r}.")
@@ -176,35 +252,68 @@ def _check(key, value):
             f"Config key {key.name!r} takes one of {', '.join(map(repr, key.choices))}, "
             f"not {value!r}.{did_you_mean(str(value), map(str, key.choices))}"
         )
+    for number in value if isinstance(value, list) else [value]:
+        if not schema.inside(number, key.within):
+            raise UserError(f"Config key {key.name!r} must be in {key.within}, not {number!r}.")
     return value
 
 
-def _not_bool(value, kind):
-    return kind == "bool" or not isinstance(value, bool)
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of a kind of number or text; a bool is no number."""
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if isinstance(value, int):
+        # As many bits as TensorFlow's int64 has, or as a float holds.
+        return kind in ("int", "float") and abs(value) < 2**63
+    return isinstance(value, {"float": float, "str": str}.get(kind, ()))
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
 
 
-def _load_function(name, dotted):
+def _load_function(name: str, dotted: str) -> Any:
     module, _, attribute = dotted.partition(":")
     try:
         function = importlib.import_module(module)
         for part in attribute.split("."):
             function = getattr(function, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"Config key {name!r}: cannot load {dotted!r} as 'package.module:function': {error}."
         ) from None
     return function
 
 
+def foreign_code(config: Config, values: Mapping[str, Any], trusted: str) -> list[str]:
+    """Returns the functions in saved values that reading them would import, as `key=function`.
+
+    Excluded are the configuration's own and those that live in the trusted package.
+
+    Args:
+      config: a `Config`.
+      values: saved values, as in config.json.
+      trusted: the name of the model's module.
+    """
+    found = []
+    for name, value in values.items():
+        if name in config and config.key(name).type == "func" and isinstance(value, str):
+            module, _, attribute = value.partition(":")
+            package = module == trusted or module.startswith(f"{trusted}.")
+            if _plain(config._values[name]) != value and not (package and "." not in attribute):
+                found.append(f"{name}={value}")
+    return found
+
+
 # ---------------------------------------------------------------------------- models and flags
 
 
-def load_model(name):
-    """Returns the model module of that name, after checking `config`, `datasets` and `build`."""
+def load_model(name: str) -> Any:
+    """Returns the model module of that name, after checking `config`, `datasets` and `build`.
+
+    Raises:
+      UserError: there is no such module, or it is no model.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = load_module(name, "--model")
@@ -219,12 +328,31 @@ def load_model(name):
     return module
 
 
-def load_module(name, flag):
-    """Imports the module that a flag names."""
+def load_module(name: str, flag: str) -> ModuleType:
+    """Imports the module that a flag names.
+
+    Args:
+      name: dotted name of the module.
+      flag: the flag, such as '--model', for messages.
+
+    Raises:
+      UserError: there is no such module, the name is a path, or the file does not parse.
+    """
+    if "/" in name or os.sep in name or name.endswith(".py"):
+        path = re.sub(r"(/__init__)?\.py$", "", os.path.normpath(os.path.expanduser(name)))
+        folder, module = os.path.split(path)
+        if not os.path.isabs(path) and ".." not in path.split(os.sep):
+            folder, module = "", path.replace(os.sep, ".")
+        where = f", in the folder {folder}" if folder else ""
+        raise UserError(f"{flag}={name} is a path; give the module's name: {flag}={module}{where}.")
+    if not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise UserError(f"{flag}={name!r} is no module name; write it as models.simple.")
     try:
         return importlib.import_module(name)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     except ModuleNotFoundError as error:
-        # Only the name itself missing is the user's typo; a missing import inside it is a bug.
+        # Only a missing `name` is the user's typo; a missing import inside the module is a bug.
         if not (name == error.name or name.startswith(f"{error.name}.")):
             raise
         parent = name.rpartition(".")[0]
@@ -237,16 +365,16 @@ def load_module(name, flag):
         ) from None
 
 
-def from_text(key, text):
+def from_text(key: schema.Key, text: str) -> Any:
     """Returns the value of a `schema.Key` that the text of its flag stands for.
 
     Raises:
-      ValueError: where it is no value of the key's type.
+      ValueError: the text is no value of the key's type.
     """
     try:
         if key.type.startswith("list("):
             parts = [part.strip() for part in text.split(",") if part.strip()]
-            value = [_number(part, key.type[5:-1]) for part in parts]
+            value: Any = [_number(part, key.type[5:-1]) for part in parts]
         elif key.type == "bool":
             value = flags.BooleanParser().parse(text)
         else:
@@ -256,7 +384,7 @@ def from_text(key, text):
     return _check(key, value)
 
 
-def to_text(value):
+def to_text(value: Any) -> str:
     """Returns the text that a flag takes for a value; `from_text` reads it back."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(_plain(value))
 
@@ -264,49 +392,84 @@ def to_text(value):
 class _Parser(flags.ArgumentParser):
     """Reads one flag's text as a value of its key."""
 
-    def __init__(self, key):
+    def __init__(self, key: schema.Key) -> None:
         self.key = key
         self.syntactic_help = ""
 
-    def parse(self, argument):
+    def parse(self, argument: Any) -> Any:
         return from_text(self.key, argument) if isinstance(argument, str) else argument
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return self.key.type
 
 
 class _Serializer(flags.ArgumentSerializer):
-    def serialize(self, value):
+    def serialize(self, value: Any) -> str:
         return to_text(value)
 
 
-def _number(text, kind):
+class _PathParser(flags.ArgumentParser):
+    """Reads a path; a leading `~` is the home folder."""
+
+    syntactic_help = ""
+
+    def parse(self, argument: Any) -> Any:
+        return os.path.expanduser(argument) if isinstance(argument, str) else argument
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+def _number(text: str, kind: str) -> Any:
     return {"int": int, "float": float}.get(kind, str)(text)
 
 
-def define_flags(config, module_name, flag_values=flags.FLAGS):
-    """Defines one absl flag a key, of the key's name and type, in `--help` of the main module."""
+def define_path(
+    name: str, default: str | None, doc: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines the flag of a file or folder, in which a leading `~` is expanded."""
+    flags.DEFINE(
+        _PathParser(), name, default, doc, flag_values, flags.ArgumentSerializer(),
+        module_name=sys._getframe(1).f_globals["__name__"],
+    )  # fmt: skip
+
+
+def define_flags(
+    config: Config, module_name: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines one absl flag per key, of the key's name and type."""
     for name in config:
         key = config.key(name)
         default = _plain(config._values[name])
-        doc = key.doc + (
-            f" One of: {', '.join(c or repr(c) for c in key.choices)}." * bool(key.choices)
-        )
-        make = flags.BooleanFlag if key.type == "bool" else flags.Flag
         if key.type == "bool":
-            flag = make(name, default, f"[bool] {doc}")
+            flag: flags.Flag = flags.BooleanFlag(name, default, key.doc)
         else:
             default = default if default not in (None, []) else None
-            flag = make(_Parser(key), _Serializer(), name, default, f"[{key.type}] {doc}")
+            flag = flags.Flag(_Parser(key), _Serializer(), name, default, key.doc)
         flags.DEFINE_flag(flag, flag_values, module_name=module_name)
-        flag_values.register_key_flag_for_module(sys.argv[0], flag)
+    if "allow_code" not in flag_values:
+        flags.DEFINE_bool(
+            "allow_code",
+            False,
+            "Import functions that an experiment's config.json names, if you trust its origin.",
+            flag_values,
+            module_name=__name__,
+        )
 
 
-def from_flags(argv, flag_values=flags.FLAGS):
+def code_allowed() -> bool:
+    """Returns whether `--allow_code` was given to this program."""
+    return "allow_code" in flags.FLAGS and flags.FLAGS.is_parsed() and flags.FLAGS.allow_code
+
+
+def from_flags(
+    argv: list[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> tuple[Any, set[str], list[str]]:
     """Parses a command line in two stages: `--model`, then every key of that model.
 
     Args:
       argv: the command line, program name first. `--model` must have been defined.
+      flag_values: where the flags are defined.
 
     Returns:
       (model module with the flags' values in its config, the names of the keys that were set,
@@ -314,55 +477,210 @@ def from_flags(argv, flag_values=flags.FLAGS):
 
     Raises:
       UserError: for any mistake in the command line, with the flag's name.
+      HelpWanted: `--help` or `--helpfull` was given.
     """
-    wants_help = [a for a in argv[1:] if a.lstrip("-").split("=")[0] in _HELP]
+    argv, wanted = _without_help(expand_flag_files(argv))
     try:
-        flag_values([a for a in argv if a not in wants_help], known_only=True)
+        flag_values(argv, known_only=True)
         if flag_values["model"].value is None:
-            if wants_help:
-                flag_values(argv)
+            if wanted:
+                raise helptext.Wanted(helptext.render(flag_values, Config(), wanted))
             raise UserError("Give a model: --model=models.simple (a module name).")
         model = load_model(flag_values["model"].value)
         define_flags(model.config, model.__name__, flag_values)
+        if wanted:
+            raise helptext.Wanted(helptext.render(flag_values, model.config, wanted))
         flag_values.unparse_flags()
         rest = flag_values(argv)
     except flags.Error as error:
-        text = " ".join(str(error).split())
-        raise UserError(text.replace(" ?", "?")) from None
+        raise UserError(_one_line(error)) from None
     given = {name for name in model.config if flag_values[name].present}
     for name in given:
         model.config[name] = flag_values[name].value
+    model.config.given = given
     return model, given, rest[1:]
 
 
-_HELP = ("help", "helpfull", "helpshort", "helpxml", "?")
+def no_arguments(rest: Collection[str]) -> None:
+    """Raises `UserError` if there are positional arguments, such as a flag without its dashes."""
+    for word in rest:
+        raise UserError(f"Unexpected argument {word!r}: flags are --name=value.")
 
 
-def run(main, argv=None):
-    """Runs `main(model, given, rest)` as a program: flags, `--help`, one-line errors, exit code.
+def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
+    """Returns a command line with each `--flagfile=F` replaced by the flags in that UTF-8 file.
 
-    A `UserError` prints one line and exits 1; `--debug` shows its traceback.
+    A file has one flag per line; empty lines and lines that begin with `#` or `//` are skipped. It
+    may name further files. A byte-order mark is skipped too, which absl's own reader does not.
+
+    Raises:
+      UserError: a file cannot be read; the message names it.
     """
+    expanded, left = [], list(argv)
+    while left:
+        word = left.pop(0)
+        name, _, path = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name != "flagfile":
+            expanded.append(word)
+            continue
+        path = os.path.expanduser(path or (left.pop(0) if left else ""))
+        if path in seen:
+            continue
+        try:
+            with open(path, encoding="utf-8-sig") as text:
+                lines = [line.strip() for line in text]
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise UserError(f"--flagfile={path}: cannot be read: {reason}.") from None
+        lines = [line for line in lines if line and not line.startswith(("#", "//"))]
+        expanded += expand_flag_files(lines, (*seen, path))
+    return expanded
+
+
+def _without_help(argv: list[str]) -> tuple[list[str], str]:
+    """Returns the command line without help flags, and the one that was there or ''."""
+    helps = [a for a in argv[1:] if a.lstrip("-") in helptext.FLAGS and a.startswith("-")]
+    return [a for a in argv if a not in helps], helps[-1].lstrip("-") if helps else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).replace(" ?", "?")
+
+
+# ---------------------------------------------------------------------------- programs
+
+
+def run(
+    main: Callable[[Any, set[str], list[str]], int | None],
+    argv: list[str] | None = None,
+    stopped: str | None = None,
+) -> NoReturn:
+    """Runs `main(model, given, rest)` as a program: flags, help, one-line errors, exit code.
+
+    What the user can fix becomes one line on stderr and exit code 1; `--debug` adds its traceback.
+    Any other error is a bug: its traceback is followed by a line that asks for a report.
+
+    Args:
+      main: gets what `from_flags` returns; what it returns is the exit code.
+      argv: the command line; `sys.argv` if None.
+      stopped: a line for Ctrl-C, exit code 130; with None, KeyboardInterrupt is raised.
+    """
+    _guarded(lambda argv: main(*from_flags(argv)), argv, stopped)
+
+
+def run_without_model(
+    main: Callable[..., int | None],
+    argv: list[str] | None = None,
+    stopped: str | None = None,
+    arguments: Sequence[str] = (),
+) -> NoReturn:
+    """Runs `main(*rest)` as a program whose flags are all defined already; otherwise as `run`.
+
+    Args:
+      main: gets the positional arguments.
+      argv: the command line; `sys.argv` if None.
+      stopped: see `run`.
+      arguments: names of the positional arguments that the program needs, in order.
+    """
+
+    def work(argv: list[str]) -> int | None:
+        argv, wanted = _without_help(expand_flag_files(argv))
+        if wanted:
+            raise helptext.Wanted(helptext.render(flags.FLAGS, None, wanted, arguments))
+        rest = flags.FLAGS(argv)[1:]
+        if len(rest) > len(arguments):
+            raise UserError(f"unexpected argument {rest[len(arguments)]!r}")
+        if len(rest) < len(arguments):
+            raise UserError(f"give {' '.join(arguments)}; {arguments[len(rest)]} is missing")
+        return main(*rest)
+
+    _guarded(work, argv, stopped)
+
+
+def _guarded(
+    work: Callable[[list[str]], int | None], argv: list[str] | None, stopped: str | None
+) -> NoReturn:
     argv = sys.argv if argv is None else argv
-    app.define_help_flags()
+    for stream in ("stdout", "stderr"):
+        setattr(sys, stream, _Tolerant(getattr(sys, stream)))
     try:
-        sys.exit(main(*from_flags(argv)))
-    except UserError as error:
+        sys.exit(work(argv))
+    except helptext.Wanted as wanted:
+        print(wanted)
+        sys.exit(0)
+    except (UserError, flags.Error, OSError, MemoryError) as error:
+        # An OSError without a file's name comes from no file of the user: it is a bug.
+        if isinstance(error, OSError) and not error.filename:
+            _report_bug()
         if any(a in ("--debug", "-d", "-debug") for a in argv):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = _one_line(error)
+        if isinstance(error, OSError):
+            line = f"{error.filename}: {error.strerror or error}"
+        if isinstance(error, MemoryError):
+            line = f"out of memory{': ' * bool(line)}{line}"
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if stopped is None:
+            raise
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        _report_bug()
 
 
-def run_without_model(main, argv=None):
-    """Runs `main()` as a program whose flags are all defined already; otherwise as `run`."""
-    argv = sys.argv if argv is None else argv
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(argv)[1:]
-        if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}")
-        main()
-    except (UserError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+def _report_bug() -> NoReturn:
+    traceback.print_exc()
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("prototrain", "tensorflow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.insert(0, f"{name} {importlib.metadata.version(name)}")
+    print(
+        "This is a bug, in your own code or in prototrain. In prototrain: please report the lines "
+        f"above with your command, and {', '.join(versions)}.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+class _Tolerant:
+    """A text stream that stays usable when its reader goes away: further text is dropped.
+
+    Characters that its encoding lacks are escaped. Closed streams, which Python shows as None, are
+    dropped too.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream.stream if isinstance(stream, _Tolerant) else stream
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    @property
+    def stream(self) -> Any:
+        return self._stream
+
+    def write(self, text: str) -> int:
+        return self._try("write", text) or len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *arguments: Any) -> Any:
+        if self._stream is None:
+            return None
+        try:
+            return getattr(self._stream, method)(*arguments)
+        except OSError:
+            # Python flushes the stream again at exit: what is buffered must go somewhere.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except ValueError:  # closed
+            pass
+        return None
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -4,11 +4,9 @@ A and B are experiments' folders. Compared are their configurations, the code an
 last starts, the data they were trained on, and metrics.jsonl up to the first figure that differs.
 """
 
-import argparse
 import difflib
 import os
 import subprocess
-import sys
 
 from trainer import quiet
 
@@ -22,18 +20,18 @@ _NAMES = ("trainer.experiment_base_dir", "trainer.experiment_name")
 SHOWN = 40  # lines of a difference of code
 
 
-def compare(a, b):
+def compare(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, list[str]]:
     """Compares two experiments.
 
     Args:
       a, b: their folders.
 
     Returns:
-      {section: list of lines}, empty where there is no difference: config, code, data, packages,
+      {section: list of lines}, empty if there is no difference: config, code, data, packages,
       start (command, host, devices, python, model) and metrics.
 
     Raises:
-      UserError: where a folder is no experiment.
+      UserError: a folder is no experiment.
     """
     folders = [_experiment(path) for path in (a, b)]
     configs = [experiment.read_config(folder) for folder in folders]
@@ -49,6 +47,7 @@ def compare(a, b):
 
 
 def _experiment(path):
+    path = os.path.expanduser(path)
     if experiment.read_config(path) is None:
         raise UserError(f"{path} is no experiment: there is no config.json in it.")
     return path
@@ -63,7 +62,7 @@ def _start(starts):
     names = ("model", "python", "host", "devices")
     lines = _changes(*({name: start.get(name) for name in names} for start in starts))
     a, b = (start.get("command", [])[1:] for start in starts)
-    # The experiment's own place always differs.
+    # The experiment's own folder always differs.
     for words, others, which in ((a, b, "first"), (b, a, "second")):
         own = [w for w in words if w not in others and not w.lstrip("-").startswith(_NAMES)]
         lines += [f"only the {which} command has {' '.join(own)}"] if own else []
@@ -97,19 +96,20 @@ def _uncommitted(folder, start):
     if not start.get("git_diff"):
         return []
     try:
-        with open(os.path.join(folder, start["git_diff"]), encoding="utf-8") as file:
+        path = os.path.join(folder, os.path.basename(start["git_diff"]))
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().splitlines()
     except FileNotFoundError:
         return [f"({start['git_diff']} is missing)"]
 
 
 def _git(*arguments):
-    """Lines of git's answer, none where this folder's repository does not know the commits."""
+    """Lines that git prints; none if the current folder's repository lacks the commits."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *arguments], capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return done.stdout.decode(errors="replace").splitlines() if done.returncode == 0 else []
 
 
 def _data(configs, starts):
@@ -124,12 +124,12 @@ def _data(configs, starts):
 
 
 def _metrics(a, b):
-    """Where two metrics.jsonl part: the first step with a figure that both have and differs."""
+    """The first step with a figure that both metrics.jsonl have and that differs."""
     a, b = _by_step(a), _by_step(b)
     common = [key for key in a if key in b]
     lines = []
     if not common:
-        return ["no step of the one is in the other's metrics.jsonl"] if a or b else []
+        return ["the two metrics.jsonl have no step in common"] if a or b else []
     equal = None
     for key in common:
         names = [n for n in a[key] if n in b[key] and not _same(a[key][n], b[key][n])]
@@ -163,19 +163,9 @@ def _same(x, y):
 # ---------------------------------------------------------------------------- the program
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.diff", description="How two experiments differ."
-    )
-    parser.add_argument("A", help="folder of an experiment")
-    parser.add_argument("B", help="folder of another")
-    options = parser.parse_args(argv)
-    try:
-        found = compare(options.A, options.B)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for section, lines in found.items():
+def main(a: str, b: str) -> int:
+    """The program, for `trainer.config.run_without_model`."""
+    for section, lines in compare(a, b).items():
         print(f"{section}: " + ("" if lines else "no difference"))
         for line in lines:
             print(f"  {line}")
@@ -183,4 +173,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config_lib.run_without_model(main, stopped="stopped", arguments=("A", "B"))

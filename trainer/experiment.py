@@ -2,37 +2,59 @@
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Iterator
+from types import ModuleType
+from typing import Any
 
-from trainer import checkpoints
+from trainer import checkpoints, files
 from trainer import config as config_lib
-from trainer.config import UserError
+from trainer.config import Config, UserError, optional
 from trainer.files import write_text
 
 _PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "absl-py", "faiss-cpu", "prototrain")
 
+# What `--fresh` first renames the checkpoints' folder to: from then on nothing resumes from it.
+_OLD = "checkpoint.old"
 
-def directory(config):
-    """Returns `<trainer.experiment_base_dir>/<trainer.experiment_name>`."""
-    return os.path.join(
-        os.path.expanduser(config["trainer.experiment_base_dir"]), config["trainer.experiment_name"]
-    )
+# What training writes beside the checkpoints, and --fresh removes.
+_WRITTEN = (
+    r"(config\.txt|config\.json|provenance\.json|metrics\.jsonl|code-\d+\.diff"
+    r"|flight/step-\d+\.npz|summaries/(trn|vld)/(events\.out\.tfevents\..*|plugins/profile/.*))"
+)
+_TEMPORARY = r"((flight|checkpoint)/)?\.[^/]*\.tmp"
+
+
+def directory(config: Config) -> str:
+    """Returns `<trainer.experiment_base_dir>/<trainer.experiment_name>`.
+
+    Raises:
+      UserError: the name is not the name of one folder.
+    """
+    base, name = config["trainer.experiment_base_dir"], config["trainer.experiment_name"]
+    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in base + name:
+        raise UserError(
+            f"trainer.experiment_name={name!r} must be the name of a folder in "
+            "trainer.experiment_base_dir, without separators."
+        )
+    return os.path.join(base, name)
 
 
 @contextlib.contextmanager
-def opened(config, *, fresh=False, yes=False, ask=input):
-    """Makes the experiment's folder and holds its lock.
+def opened(
+    config: Config, *, fresh: bool = False, yes: bool = False, ask: Callable[[str], str] = input
+) -> Iterator[str]:
+    """Creates the experiment's folder, marks it as ours and holds its lock.
 
     Args:
       config: the `Config` that names the folder.
-      fresh: delete what an earlier run left there, after asking.
+      fresh: first remove what an earlier run wrote there, after asking.
       yes: do not ask.
       ask: reads the answer to a question.
 
@@ -40,102 +62,168 @@ def opened(config, *, fresh=False, yes=False, ask=input):
       The folder's path.
 
     Raises:
-      UserError: where the folder cannot be written, or another trainer holds it.
+      UserError: the folder cannot be written, holds something else, or another trainer holds it.
     """
     folder = directory(config)
     try:
-        os.makedirs(os.path.join(folder, "checkpoint"), exist_ok=True)
-        lock = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held while training)
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(files.only_writer(folder))
+            lock.write(f" on {platform.node()}")
+            lock.flush()
+            files.claim(folder, "experiment", earlier=_of_an_earlier_version)
+            _finish_clearing(folder)
+            checkpoints.claim(os.path.join(folder, "checkpoint"))
+            files.remove(folder, "experiment", _TEMPORARY)  # what a kill has left
+            if fresh:
+                _clear(folder, yes, ask)
+                checkpoints.claim(os.path.join(folder, "checkpoint"))
+            stack = held.pop_all()
+    except UserError:
+        raise
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}, or stop it, or choose another --trainer.experiment_name."
+        ) from None
     except OSError as error:
         raise UserError(
             f"Cannot write to the experiment folder {folder}: {error.strerror}. Choose another "
             "with --trainer.experiment_base_dir or --trainer.experiment_name."
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(
-                f"Another trainer ({lock.read().strip() or 'unknown'}) writes to {folder}. Stop "
-                "it, or choose another --trainer.experiment_name."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
-        if fresh:
-            _clear(folder, yes, ask)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    with stack:
         yield folder
 
 
+def _of_an_earlier_version(folder):
+    """Whether a folder without a mark certainly holds an experiment, or nothing at all."""
+    if not any(names for _, _, names in os.walk(folder) if set(names) - {files.LOCK}):
+        return True
+    try:
+        saved = files.read_json(os.path.join(folder, "config.json"))
+    except ValueError:
+        return False
+    ours = {"trainer.experiment_name", "model.num_steps", "model.batch_size"}
+    return (
+        isinstance(saved, dict)
+        and ours <= saved.keys()
+        and checkpoints.all_ours(os.path.join(folder, "checkpoint"))
+    )
+
+
 def _clear(folder, yes, ask):
-    left = [name for name in os.listdir(folder) if name != ".lock"]
-    step = checkpoints.latest(os.path.join(folder, "checkpoint"))
+    """Removes what an earlier run wrote; after the rename, nothing can resume from it."""
+    checkpoint_folder = os.path.join(folder, "checkpoint")
+    step = checkpoints.latest(checkpoint_folder)
     if step and not yes:
         question = f"--fresh deletes {folder} (its last checkpoint is {step}). Delete? [y/N] "
         try:
             answer = ask(question)
-        except EOFError:
+        except (EOFError, OSError, RuntimeError, ValueError):  # no terminal, or stdin is closed
             raise UserError(f"--fresh would delete {folder}: confirm with --yes.") from None
         if answer.strip().lower() not in ("y", "yes"):
             raise UserError(f"Kept {folder}: nothing was deleted.")
-    for name in left:
-        path = os.path.join(folder, name)
-        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-    os.makedirs(os.path.join(folder, "checkpoint"))
+    os.rename(checkpoint_folder, os.path.join(folder, _OLD))
+    _finish_clearing(folder)
 
 
-def read_config(folder):
-    """Returns the configuration of an experiment as a dict of JSON values, or None."""
-    return _read_json(os.path.join(folder, "config.json"))
+def _finish_clearing(folder):
+    """Removes an earlier run whose checkpoints were renamed, also after a kill on the way."""
+    old = os.path.join(folder, _OLD)
+    if not os.path.isdir(old):
+        return
+    stayed = files.remove(folder, "experiment", _WRITTEN)
+    stayed = [name for name in stayed if not name.startswith(f"{_OLD}/")]
+    if os.listdir(old):
+        stayed += checkpoints.discard(old)
+    else:
+        os.rmdir(old)
+    if os.path.isdir(old):  # what is not ours goes back to where it was
+        os.rename(old, os.path.join(folder, "checkpoint"))
+    if stayed:
+        shown = ", ".join(stayed[:5]) + (" …" if len(stayed) > 5 else "")
+        print(f"--fresh kept {len(stayed)} files that training does not write: {shown}")
 
 
-def _read_json(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
+def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the configuration of an experiment as a dict of JSON values; None if it has none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return _read_json(os.path.join(folder, "config.json"), dict)
+
+
+def _read_json(path, kind):
+    if not os.path.exists(path):
         return None
+    try:
+        value = files.read_json(path)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend it or move it away.") from None
+        raise UserError(f"{error}; repair the file or move it away.") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds no {kind.__name__}; repair the file or move it away.")
+    return value
 
 
-def last_start(folder):
-    """Returns the newest entry of an experiment's provenance.json, a dict, or None."""
-    starts = _read_json(os.path.join(folder, "provenance.json"))
-    return starts[-1] if starts else None
+def last_start(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the newest entry of an experiment's provenance.json, or None."""
+    starts = _read_json(os.path.join(folder, "provenance.json"), list)
+    return starts[-1] if starts and isinstance(starts[-1], dict) else None
 
 
-def restore_config(model, given, folder=None):
-    """Makes the configuration that an experiment was trained with the model's own.
+def restore_config(
+    model: ModuleType,
+    given: Collection[str],
+    folder: str | None = None,
+    allow_code: bool | None = None,
+) -> str:
+    """Gives a model the configuration that an experiment was trained with.
 
     Args:
       model: a model module.
       given: names of the keys that the command line set; they keep their values.
-      folder: the experiment's; the one that the model's configuration names if None.
+      folder: the experiment's; by default the one that the model's configuration names.
+      allow_code: whether functions of other packages that config.json names may be imported; by
+        default, whether `--allow_code` was given.
 
     Returns:
       The experiment's folder. Without a config.json in it, the configuration stays as it is.
+
+    Raises:
+      UserError: config.json names a function of another package and code is not allowed.
     """
     folder = folder or directory(model.config)
-    saved = read_config(folder) or {}
-    model.config.restore({key: value for key, value in saved.items() if key not in given})
+    saved = {k: v for k, v in (read_config(folder) or {}).items() if k not in given}
+    foreign = config_lib.foreign_code(model.config, saved, model.__name__)
+    if foreign and not (config_lib.code_allowed() if allow_code is None else allow_code):
+        raise UserError(
+            f"{folder}/config.json names code to import and run: {', '.join(foreign)}. If you "
+            "trust it, add --allow_code, or set the key yourself."
+        )
+    model.config.restore(saved)
     return folder
 
 
-def locate(model, given, checkpoint=None):
+def locate(
+    model: ModuleType,
+    given: Collection[str],
+    checkpoint: str | None = None,
+    allow_code: bool | None = None,
+) -> tuple[str, str]:
     """Finds a trained model: its experiment, and the checkpoint to use.
 
     Args:
-      model: a model module; takes over the experiment's configuration.
+      model: a model module; it gets the experiment's configuration.
       given: names of the keys that the command line set; they override it.
       checkpoint: what `checkpoints.find` accepts; the experiment's newest if None.
+      allow_code: see `restore_config`.
 
     Returns:
       (the experiment's folder, the checkpoint's prefix).
 
     Raises:
-      UserError: where there is no checkpoint.
+      UserError: there is no checkpoint.
     """
     if checkpoint is None:
         folder = directory(model.config)
@@ -150,11 +238,24 @@ def locate(model, given, checkpoint=None):
         folder = os.path.dirname(os.path.abspath(prefix))
         while os.path.basename(folder) in ("best", "checkpoint"):
             folder = os.path.dirname(folder)
-    return restore_config(model, given, folder), prefix
+    return restore_config(model, given, folder, allow_code), prefix
 
 
-def check_resume(folder, config, allow_change=False):
+def arguments(model: ModuleType, folder: str) -> str:
+    """Returns the flags that name a model and its experiment, quoted for a shell."""
+    base, name = os.path.split(folder)
+    words = [f"--model={model.__name__}", f"--trainer.experiment_name={name}"]
+    words += [f"--trainer.experiment_base_dir={base}"] if base != "experiments" else []
+    return shlex.join(words)
+
+
+def check_resume(folder: str, config: Config, allow_change: bool = False) -> list[str]:
     """Compares the configuration with the one that this experiment began with.
+
+    Args:
+      folder: the experiment's.
+      config: the `Config` of this start.
+      allow_change: accept a change that makes a different run.
 
     Returns:
       Lines that say what changed.
@@ -175,14 +276,20 @@ def check_resume(folder, config, allow_change=False):
     if fixed and not allow_change:
         raise UserError(
             f"{folder} was trained with another configuration ({'; '.join(fixed)}), so this would "
-            "not be the same run. Use another --trainer.experiment_name, start over with --fresh, "
+            "be a different run. Use another --trainer.experiment_name, start over with --fresh, "
             "or insist with --allow_config_change."
         )
     return lines
 
 
-def check_data(folder, fingerprint, allow_change=False):
-    """Raises `UserError` where the experiment's last start read other data than this one."""
+def check_data(folder: str, fingerprint: str, allow_change: bool = False) -> None:
+    """Raises `UserError` if the experiment's last start read other data than this one.
+
+    Args:
+      folder: the experiment's.
+      fingerprint: `input_state.fingerprint` of this start's data.
+      allow_change: accept other data.
+    """
     before = (last_start(folder) or {}).get("data_fingerprint", fingerprint)
     if before != fingerprint and not allow_change:
         raise UserError(
@@ -192,52 +299,56 @@ def check_data(folder, fingerprint, allow_change=False):
         )
 
 
-def write_config(folder, config):
+def write_config(folder: str, config: Config) -> None:
     """Writes config.txt for people and config.json for machines."""
     write_text(os.path.join(folder, "config.txt"), config.to_text())
     write_text(os.path.join(folder, "config.json"), config.to_json())
 
 
-def write_provenance(folder, model, start_step, devices, data_fingerprint):
+def write_provenance(
+    folder: str, model: ModuleType, start_step: int, devices: list[str], data_fingerprint: str
+) -> None:
     """Adds this start to provenance.json: code, command line, versions, host, devices, data.
 
-    Uncommitted changes of the code are kept beside it as code-<start>.diff.
+    Uncommitted changes of the code are kept beside it as code-<start>.diff, byte for byte. If any
+    of it fails, a warning says so.
     """
-    path = os.path.join(folder, "provenance.json")
-    starts = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            starts = json.load(file)
-    where = os.path.dirname(os.path.abspath(model.__file__))
-    changes = _git(where, "diff", "HEAD")
-    if changes:
-        write_text(os.path.join(folder, f"code-{len(starts)}.diff"), changes + "\n")
-    starts.append(
-        {
-            "model": model.__name__,
-            "start_step": start_step,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": [sys.executable, *sys.orig_argv[1:]],
-            "git_commit": _git(where, "rev-parse", "HEAD"),
-            "git_diff": f"code-{len(starts)}.diff" if changes else None,
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in _PACKAGES},
-            "host": platform.node(),
-            "devices": devices,
-            "data_fingerprint": data_fingerprint,
-        }
-    )
-    write_text(path, json.dumps(starts, indent=1) + "\n")
+    with optional("provenance.json"):
+        path = os.path.join(folder, "provenance.json")
+        starts = _read_json(path, list) or []
+        # A model that was made in a notebook has no file.
+        where = os.path.dirname(os.path.abspath(getattr(model, "__file__", None) or "x"))
+        changes = _git(where, "diff", "HEAD")
+        files.remove(folder, "experiment", rf"code-{len(starts)}\.diff")  # of a start that failed
+        if changes:
+            with files.published(os.path.join(folder, f"code-{len(starts)}.diff")) as out:
+                out.write(changes)
+        commit = _git(where, "rev-parse", "HEAD")
+        starts.append(
+            {
+                "model": model.__name__,
+                "start_step": start_step,
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": [sys.executable, *sys.orig_argv[1:]],
+                "git_commit": commit.decode().strip() if commit else None,
+                "git_diff": f"code-{len(starts)}.diff" if changes else None,
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in _PACKAGES},
+                "host": platform.node(),
+                "devices": devices,
+                "data_fingerprint": data_fingerprint,
+            }
+        )
+        write_text(path, json.dumps(starts, indent=1) + "\n")
 
 
 def _git(folder, *arguments):
+    """The bytes that git prints, None if it fails."""
     try:
-        done = subprocess.run(
-            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=20
-        )
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def _version(name):

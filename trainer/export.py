@@ -2,14 +2,17 @@
 
     python -m trainer.export --model=M [--checkpoint=PREFIX] [--output=DIR] [--outputs=a,b]
 
-takes the experiment's newest checkpoint unless told, with the moving averages of the weights where
-it holds them. The experiment's own config.json is the configuration; flags given here override it.
-A model that declares `actions.export.outputs` names its outputs there.
+exports the experiment's newest checkpoint by default, with the moving averages of the weights if
+the checkpoint holds them. The configuration is the experiment's config.json; flags given here
+override it. A model may declare `actions.export.outputs` to name its outputs.
 """
 
 import json
 import os
-import shutil
+import re
+from collections.abc import Collection, Iterable
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -19,17 +22,26 @@ quiet.import_tensorflow()
 
 import tensorflow as tf  # noqa: E402 (after the quiet import)
 
-from trainer import checkpoints, experiment, layers  # noqa: E402
+from trainer import checkpoints, experiment, files, layers, towers  # noqa: E402
 from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 from trainer.files import sync, write_text  # noqa: E402
 
 v1 = tf.compat.v1
 
-NOTE = os.path.join("assets.extra", "prototrain.json")  # the place SavedModel has for such files
+NOTE = os.path.join("assets.extra", "prototrain.json")  # SavedModel's own place for such files
+_WRITTEN = r"(saved_model\.pb(\.tmp.*)?|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
 
 
-def export(model, checkpoint, output, *, outputs=(), overwrite=False, code=None):
+def export(
+    model: ModuleType,
+    checkpoint: str,
+    output: str | os.PathLike,
+    *,
+    outputs: Collection[str] = (),
+    overwrite: bool = False,
+    code: Any = None,
+) -> dict[str, Any]:
     """Writes a SavedModel with one signature, `serving_default`.
 
     Its inputs are the placeholders that `model.build(None, False)` makes, as far as the outputs
@@ -37,26 +49,22 @@ def export(model, checkpoint, output, *, outputs=(), overwrite=False, code=None)
 
     Args:
       model: a model module, configured as it was trained.
-      checkpoint: prefix of the checkpoint; moving averages are used where it has them.
+      checkpoint: prefix of the checkpoint; moving averages are used if it has them.
       output: folder to create.
-      outputs: names of the outputs; by default `embeddings` where the model sets them, otherwise
+      outputs: names of the outputs; by default `embeddings` if the model sets them, otherwise
         the last output with a batch dimension that depends on a variable.
       overwrite: replace an earlier export.
-      code: what the note says of the code that trained it, a JSON value.
+      code: what the note says about the code that trained it, a JSON value.
 
     Returns:
       The note that the SavedModel carries in assets.extra/prototrain.json, a dict.
 
     Raises:
-      UserError: where the model cannot be served, or the folder is taken.
+      UserError: the model cannot be served, or the folder holds something else.
     """
-    output = os.path.abspath(output)
-    if os.path.exists(output) and not overwrite:
-        raise UserError(
-            f"{output} exists: replace it with --overwrite, or choose another --output."
-        )
-    if os.path.exists(output) and not os.path.exists(os.path.join(output, "saved_model.pb")):
-        raise UserError(f"--overwrite: {output} is no SavedModel; it is left alone.")
+    output = os.path.abspath(os.path.expanduser(output))
+    temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.writing")
+    _check_place(output, overwrite)
     with tf.Graph().as_default(), v1.Session() as session:
         built = build(model)
         chosen = choose(model, built, outputs)
@@ -76,18 +84,39 @@ def export(model, checkpoint, output, *, outputs=(), overwrite=False, code=None)
             "config": model.config.to_dict(),
             "code": code,
         }
-        temporary = f"{output}.writing-{os.getpid()}"
         try:
-            _write(session, temporary, inputs, chosen, note)
-            _publish(temporary, output)
-        except (OSError, tf.errors.OpError) as error:
+            os.makedirs(os.path.dirname(output), exist_ok=True)
+            _heal(temporary, output)
+            files.claim(temporary, "unfinished export")
+            try:
+                _write(session, os.path.join(temporary, "model"), inputs, chosen, note)
+                _publish(temporary, output)
+            finally:
+                _heal(temporary, output)
+        except (OSError, ValueError, tf.errors.OpError) as error:
             raise UserError(f"Cannot write {output}: {str(error).splitlines()[0]}.") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return note
 
 
-def build(model):
+def _check_place(output, overwrite):
+    """Raises `UserError` unless a folder may be written: new, or an export to be replaced."""
+    if not os.path.lexists(output):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{output} exists: replace it with --overwrite, or choose another --output."
+        )
+    if not os.path.exists(os.path.join(output, NOTE)) or os.path.islink(output):
+        raise UserError(f"--overwrite: {output} holds no export; it is left alone.")
+    found = (
+        os.path.relpath(os.path.join(at, n), output) for at, _, ns in os.walk(output) for n in ns
+    )
+    foreign = [name for name in found if name != files.MARK and not re.fullmatch(_WRITTEN, name)]
+    if foreign:
+        raise UserError(f"--overwrite: {output} also holds {foreign[0]!r}; move it away first.")
+
+
+def build(model: ModuleType) -> layers.ModelDict:
     """Builds `model.build(None, False)` into the default graph; returns its ModelDict."""
     try:
         return layers.ModelDict(model.build(None, False))
@@ -98,7 +127,7 @@ def build(model):
         ) from error
 
 
-def choose(model, built, names=()):
+def choose(model: ModuleType, built: layers.ModelDict, names: Collection[str] = ()) -> dict:
     """Returns {name: tensor} of the outputs to serve; see `export`."""
     tensors = {k: t for k, t in built.items() if tf.is_tensor(t) and t.shape.rank != 0}
     if not tensors:
@@ -115,33 +144,21 @@ def choose(model, built, names=()):
     return {name: tensors[name] for name in names}
 
 
-def ancestors(tensors):
-    """Returns the operations that tensors depend on, their own included, as a list."""
-    found, left = {}, [tensor.op for tensor in tensors]
-    while left:
-        op = left.pop()
-        if op.name not in found:
-            found[op.name] = op
-            left.extend(tensor.op for tensor in op.inputs)
-            left.extend(op.control_inputs)
-    return list(found.values())
-
-
 def _has_weights(tensor):
-    return any(op.type == "VarHandleOp" for op in ancestors([tensor]))
+    return any(op.type == "VarHandleOp" for op in towers.ancestors([tensor]))
 
 
-def placeholders(tensors):
+def placeholders(tensors: Iterable[tf.Tensor]) -> list[tf.Tensor]:
     """Returns the placeholders that tensors depend on, by name."""
-    ops = (op for op in ancestors(tensors) if op.type == "Placeholder")
+    ops = (op for op in towers.ancestors(tensors) if op.type == "Placeholder")
     return [op.outputs[0] for op in sorted(ops, key=lambda op: op.name)]
 
 
 def _check_batch(model, inputs, outputs):
     if not inputs:
         raise UserError(
-            f"{model.__name__}: {', '.join(outputs)} depend on no placeholder, so that there is "
-            "nothing to feed."
+            f"{model.__name__}: {', '.join(outputs)} depend on no placeholder, so there is nothing "
+            "to feed."
         )
     for name, tensor in {**inputs, **outputs}.items():
         if tensor.shape.rank is not None and (
@@ -177,33 +194,46 @@ def _write(session, folder, inputs, outputs, note):
     path = os.path.join(folder, NOTE)
     os.makedirs(os.path.dirname(path))
     write_text(path, json.dumps(note, indent=1) + "\n")
-    for parent, _, files in os.walk(folder):
-        for name in files:
+    for parent, _, names in os.walk(folder):
+        for name in names:
             sync(os.path.join(parent, name))
 
 
 def _publish(temporary, output):
-    """Renames, so that a reader meets the whole old export, the whole new one, or none."""
-    old = f"{temporary}.old"
+    """Gives the complete export its name; a reader sees the whole old one or the whole new one."""
+    made = os.path.join(temporary, "model")
+    files.claim(made, "export", earlier=lambda folder: True)
     if os.path.exists(output):
-        os.rename(output, old)
-    os.rename(temporary, output)
-    shutil.rmtree(old, ignore_errors=True)
+        files.exchange(made, output)
+    else:
+        os.rename(made, output)
 
 
-def define_flags():
+def _heal(temporary, output):
+    """Removes what this or an interrupted export left beside its output."""
+    if not os.path.isdir(temporary):
+        return
+    aside = os.path.join(temporary, "model.old")  # where `files.exchange` may keep the old one
+    if os.path.isdir(aside) and not os.path.exists(output):
+        os.rename(aside, output)
+    files.claim(temporary, "unfinished export")
+    written = rf"model(\.old)?/({_WRITTEN}|\.prototrain)|(.*/)?\.[^/]*\.tmp"
+    files.discard(temporary, "unfinished export", written)
+
+
+def define_flags() -> None:
+    """Defines the program's flags."""
     flags.DEFINE_string("model", None, "Model to export: a module name.", short_name="m")
-    flags.DEFINE_string("checkpoint", None, "Checkpoint; the experiment's newest if absent.")
-    flags.DEFINE_string(
-        "output", None, "Folder to write; <experiment>/export/model-<step> if absent."
-    )
-    flags.DEFINE_list("outputs", [], "Outputs to serve; embeddings, or else the last, if absent.")
+    path = config_lib.define_path
+    path("checkpoint", None, "Checkpoint; by default the experiment's newest.")
+    path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
+    flags.DEFINE_list("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
     flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
 
 
-def main(model, given, rest):
-    if rest:
-        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+    """The program, for `trainer.config.run`."""
+    config_lib.no_arguments(rest)
     options = flags.FLAGS
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
@@ -228,4 +258,4 @@ def main(model, given, rest):
 
 if __name__ == "__main__":
     define_flags()
-    config_lib.run(main)
+    config_lib.run(main, stopped="stopped: nothing was written")

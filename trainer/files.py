@@ -6,20 +6,24 @@ that this project made carries a mark (`claim`), and nothing is removed from a f
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
 
 MARK = ".prototrain"  # names the kind of folder; the first thing written into a new one
 LOCK = ".lock"
+_TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 
 
 # ---------------------------------------------------------------------------- writing
@@ -48,7 +52,8 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             yield out
             out.flush()
             os.fsync(out.fileno())
-            os.chmod(out.name, 0o666 & ~_umask())
+            with contextlib.suppress(OSError):  # some network disks have no modes
+                os.chmod(out.name, 0o666 & ~_umask())
             os.replace(out.name, path)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -81,8 +86,45 @@ def sync(path: str | os.PathLike) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
+
+
+# What disks without hard links, locks or folder syncs answer.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def link(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Gives a file a second name, replacing that name; copies where hard links are unavailable."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        os.link(source, target)
+    except OSError:
+        with open(source, "rb") as data, published(target) as out:
+            shutil.copyfileobj(data, out)
+
+
+def exchange(new: str | os.PathLike, old: str | os.PathLike) -> None:
+    """Swaps two folders in one step where the system can; otherwise in three renames.
+
+    Args:
+      new: a folder; afterwards it holds what `old` held.
+      old: the other folder. A kill between the three renames leaves it as `<new>.old`.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.renameat2(-100, os.fsencode(new), -100, os.fsencode(old), 2) == 0:
+            return
+    except (AttributeError, OSError):
+        pass
+    aside = f"{os.fspath(new)}.old"
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
 
 
 # ---------------------------------------------------------------------------- reading
@@ -181,18 +223,41 @@ def only_writer(folder: str | os.PathLike, wait: str = "") -> Iterator[IO]:
                 ) from None
             print(wait, file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            print(
+                f"warning: {folder}: this disk has no locks; start no second writer there",
+                file=sys.stderr,
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
         yield lock
 
 
-def claim(folder: str | os.PathLike, kind: str) -> None:
+def locked(folder: str | os.PathLike) -> bool:
+    """Returns whether a writer holds the lock of a folder (see `only_writer`)."""
+    try:
+        with open(os.path.join(folder, LOCK)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def claim(
+    folder: str | os.PathLike, kind: str, earlier: Callable[[str], bool] | None = None
+) -> None:
     """Makes a folder ours: creates it and writes its mark.
 
     Args:
       folder: a folder that is new, empty, or marked as this kind.
       kind: what the folder holds, such as 'experiment', 'store' or 'index'.
+      earlier: returns whether an unmarked folder was certainly written by an earlier version of
+        this project; such a folder is marked too.
 
     Raises:
       ValueError: the folder holds something else; nothing was changed.
@@ -201,8 +266,8 @@ def claim(folder: str | os.PathLike, kind: str) -> None:
     found = kind_of(folder)
     if found == kind:
         return
-    inside = sorted(name for name in os.listdir(folder) if name != LOCK)
-    if found or inside:
+    inside = sorted(n for n in os.listdir(folder) if n != LOCK and not re.fullmatch(_TEMPORARY, n))
+    if found or (inside and not (earlier and earlier(os.fspath(folder)))):
         what = f"is the folder of {_a(found)}" if found else f"holds {inside[0]!r}"
         raise ValueError(
             f"{folder}: {what} and is not the folder of {_a(kind)}; name a new or empty folder"
@@ -265,3 +330,26 @@ def remove(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
             with contextlib.suppress(OSError):
                 os.rmdir(at)
     return sorted(stayed)
+
+
+def discard(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
+    """Removes the files of a marked folder like `remove`, and the folder itself once it is empty.
+
+    Args:
+      folder: a folder that `claim` marked.
+      kind: the kind that its mark must name.
+      pattern: regular expression of the paths to remove, as for `remove`.
+
+    Returns:
+      Paths within the folder of all files that stayed.
+
+    Raises:
+      ValueError: the folder does not carry the mark; nothing was removed.
+    """
+    stayed = remove(folder, kind, pattern)
+    if set(os.listdir(folder)) <= {MARK, LOCK}:
+        for name in (LOCK, MARK):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+    return stayed

@@ -3,57 +3,113 @@
 import os
 import shlex
 import sys
+import zipfile
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import UserError
+from trainer import files
+from trainer.config import UserError, optional
 
 v1 = tf.compat.v1
 
 NOT_FINITE = "The loss or a gradient is not finite"
 
 
-def fetches(inputs, outputs, reported, gradients):
-    """What the record of a step that is not finite holds: {name: tensor}."""
+def found_in(error: tf.errors.OpError) -> bool:
+    """Returns whether an error of the graph reports a value that is not finite."""
+    return NOT_FINITE in error.message or " in summary histogram" in error.message
+
+
+def fetches(inputs, outputs, reported, gradients) -> dict[str, tf.Tensor]:
+    """Returns what the record of a step that is not finite holds: {name: tensor}.
+
+    Args:
+      inputs: the batch; entries of one dimension (ids, labels) are recorded.
+      outputs: the joined outputs; entries of one or two dimensions are recorded.
+      reported: {name: scalar tensor}, all recorded.
+      gradients: [(gradient, variable)]; their norms are recorded.
+    """
     small = {k: v for k, v in inputs.items() if v.shape.rank == 1}
     terms = {k: v for k, v in outputs.items() if tf.is_tensor(v) and v.shape.rank in (1, 2)}
     norms = {f"gradient_norm/{v.op.name}": tf.norm(tf.convert_to_tensor(g)) for g, v in gradients}
     return {**small, **terms, **reported, **norms}
 
 
-def record(folder, step, session, batch, tensors):
+def record(
+    folder: str,
+    step: int,
+    session: v1.Session,
+    batch: Callable[[], object] | None,
+    tensors: dict[str, tf.Tensor],
+    saved: bool = True,
+) -> UserError:
     """Writes `flight/step-<n>.npz` from the session whose update was refused.
 
     Args:
-      folder: the experiment.
-      step: the update that could not be done.
+      folder: the experiment's folder.
+      step: the update that was refused.
       session: the session; its weights are those before that update.
-      batch: a function that makes the step's batch current again, or None where the data cannot be
-        read a second time.
+      batch: a function that makes the step's batch current again; None if the data cannot be read
+        a second time.
       tensors: {name: tensor} to record, as `fetches` returns them.
+      saved: whether the weights before that update are saved.
 
     Returns:
-      A `UserError` that says what was found, where it is, and how to replay the step.
+      A `UserError` that says what is not finite, where the record is and how to replay the step.
     """
     path = os.path.join(folder, "flight", f"step-{step}.npz")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    what = "this model's data cannot be read a second time, so only the step is recorded"
-    values = {}
-    if batch:
-        batch()
-        values = session.run(tensors)
-        bad = [name for name, value in values.items() if not _finite(value)]
-        what = f"not finite: {', '.join(bad[:8])}"
-    temporary = path.replace(".npz", ".writing.npz")
-    np.savez(temporary, step=step, **{k.replace("/", "."): _array(v) for k, v in values.items()})
-    os.replace(temporary, path)
-    again = ["python", *sys.orig_argv[1:], "--debug", f"--replay_step={step}"]
+    what = "its values could not be read again"
+    with optional(f"the record {path}"):
+        values = {}
+        if not batch:
+            what = "this model's data cannot be read a second time, so only the step is recorded"
+        if batch:
+            batch()
+            values = session.run(tensors)
+            bad = [name for name, value in values.items() if not _finite(value)]
+            what = f"not finite: {', '.join(bad[:8])}"
+        if not os.path.isdir(os.path.dirname(path)):
+            os.mkdir(os.path.dirname(path))  # not makedirs: a deleted experiment stays deleted
+        _write(path, {"step": np.asarray(step)}, values)
+    kept = "the weights before it are saved" if saved else "the last checkpoint is unchanged"
     return UserError(
-        f"{NOT_FINITE} in step {step} ({what}). The update was not made and nothing was saved "
-        f"over the last good checkpoint; the step's record is {path}. A lower learning rate or "
-        f"clipped gradients may help. To replay the step: {shlex.join(again)}"
+        f"{NOT_FINITE} in step {step} ({what}). The update was not made, {kept}, "
+        f"and the step's record is {path}. A lower learning rate or clipped gradients may "
+        f"help. To replay the step: {replay_command(step)}"
     )
+
+
+def replay_command(step: int) -> str:
+    """Returns this process's command line, quoted for a shell, changed to replay a step.
+
+    It deletes nothing: `--fresh` and `--yes` are dropped, and switched off if a flag file may set
+    them.
+    """
+    words, program = [], list(sys.orig_argv[1:])
+    for word in program:
+        name = word.lstrip("-").split("=")[0] if word.startswith("-") else ""
+        if name not in ("fresh", "f", "yes", "debug", "d", "replay_step"):
+            words.append(word)
+    if any("flagfile" in word for word in words):
+        words += ["--nofresh", "--noyes"]
+    return shlex.join([sys.executable, *words, "--debug", f"--replay_step={step}"])
+
+
+def _write(path, first, values):
+    """Writes an .npz file; a name that is taken already gets a `batch.` in front.
+
+    `numpy.savez` takes names as keyword arguments, which fails for an entry called `file`.
+    """
+    named = dict(first)
+    for name, value in values.items():
+        name = name.replace("/", ".")
+        named[f"batch.{name}" if name in named else name] = _array(value)
+    with files.published(path) as out, zipfile.ZipFile(out, "w") as archive:
+        for name, value in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, value, allow_pickle=False)
 
 
 def _array(value):

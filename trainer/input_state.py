@@ -1,7 +1,7 @@
 """The place in a user's own tf.data pipeline, for models whose data cannot start at a step.
 
 A dataset that is a pure function of the step needs none of this. Otherwise the iterator's state
-goes into the checkpoint, unless the pipeline keeps state where TensorFlow cannot see it.
+is saved with the checkpoint, unless the pipeline has state that TensorFlow cannot see.
 """
 
 import hashlib
@@ -10,6 +10,9 @@ import os
 import re
 
 import tensorflow as tf
+
+from trainer import checkpoints
+from trainer.config import Config
 
 v1 = tf.compat.v1
 
@@ -20,34 +23,34 @@ _STATEFUL = re.compile(
 )
 
 
-def track(dataset):
+def track(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[str]]:
     """Prepares a dataset for `saver`, if its state can be saved.
 
     Returns:
-      (dataset, hidden): `hidden` names what keeps state that no iterator holds; [] if it can be
-      saved. (TensorFlow saves a hidden state without a word, and resumes with another one.)
+      (dataset, operations with hidden state); the list is empty if all state can be saved.
+      (TensorFlow silently omits hidden state when it saves.)
     """
     hidden = hidden_state(dataset)
     if not hidden:
         options = tf.data.Options()
-        # Saves where the elements in buffers come from instead of the elements.
+        # Saves the origin of buffered elements instead of the elements.
         options.experimental_symbolic_checkpoint = True
         dataset = dataset.with_options(options)
     return dataset, hidden
 
 
-def path(prefix):
-    """Returns the prefix of the input state that belongs to a checkpoint's."""
+def path(prefix: str) -> str:
+    """Returns the prefix of the input state that belongs to a checkpoint's prefix."""
     folder, name = os.path.split(prefix)
     return os.path.join(folder, name.replace("model-", "input-"))
 
 
-def saved(prefix):
-    """Whether a checkpoint has an input state beside it."""
+def saved(prefix: str) -> bool:
+    """Returns whether a checkpoint has an input state beside it."""
     return os.path.exists(f"{path(prefix)}.index")
 
 
-def hidden_state(dataset):
+def hidden_state(dataset: tf.data.Dataset) -> list[str]:
     """Returns the names of the operations that keep state outside the iterator, sorted.
 
     Args:
@@ -80,15 +83,21 @@ def _inspect(node, library, found, functions):
                 _inspect(inner, library, found, functions)
 
 
-def saver(iterator):
+def saver(iterator: tf.data.Iterator) -> v1.train.Saver:
     """Returns the `tf.compat.v1.train.Saver` of an iterator's state."""
     return v1.train.Saver([tf.data.experimental.make_saveable_from_iterator(iterator)])
 
 
-def fingerprint(dataset, config):
+def restore(saver: v1.train.Saver, session: v1.Session, prefix: str) -> None:
+    """Restores an iterator from the state beside a checkpoint."""
+    with checkpoints.literal(path(prefix)) as name:
+        saver.restore(session, name)
+
+
+def fingerprint(dataset: tf.data.Dataset, config: Config) -> str:
     """Returns 16 hex digits that change with the data: element shapes, types and `dataset.*` keys.
 
-    A saved iterator restores into another pipeline without an error; this tells them apart.
+    A saved iterator restores into another pipeline without an error; this detects it.
     """
     keys = {name: value for name, value in config.to_dict().items() if name.startswith("dataset.")}
     text = json.dumps([str(dataset.element_spec), keys], sort_keys=True)

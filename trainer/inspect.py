@@ -5,6 +5,8 @@ floating-point operations of one example's forward pass, and the devices that wo
 """
 
 import sys
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -18,18 +20,18 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from trainer import config as config_lib  # noqa: E402
-from trainer import export, loop, towers  # noqa: E402
-from trainer.config import UserError, seed_of  # noqa: E402
+from trainer import data, towers  # noqa: E402
+from trainer.config import Config, seed_of  # noqa: E402
 
 v1 = tf.compat.v1
 
 COUNTED = (
-    "FLOPs: forward pass of one example, 2 for each multiply-add of convolutions and matrix "
-    "products that build() needs; biases, normalisation, activations and pooling are not counted."
+    "FLOPs: forward pass of one example, 2 per multiply-add of convolutions and matrix products "
+    "that build() needs; biases, normalization, activations and pooling are not counted."
 )
 
 
-def inspect(model, config):
+def inspect(model: ModuleType, config: Config) -> dict[str, Any]:
     """Builds a model as the trainer does, without a session.
 
     Args:
@@ -39,18 +41,18 @@ def inspect(model, config):
     Returns:
       A dict:
         variables: list of dicts of `name`, `shape` (list), `dtype`, `parameters`, `trained`,
-          `decayed` and `flops` (of the products that this variable is a factor of, one example);
-        flops: of one example's forward pass, the products without a variable included;
-        uncounted: names of operations that have products which cannot be counted;
-        devices: one name a tower.
+          `decayed` and `flops` (of the products with this variable as a factor, one example);
+        flops: of one example's forward pass, including products without a variable;
+        uncounted: names of operations whose products cannot be counted;
+        devices: one name per tower.
 
     Raises:
-      UserError: where the trainer would refuse the model.
+      UserError: the trainer would refuse the model.
     """
     with tf.Graph().as_default():
-        datasets, _ = loop.load_datasets(model, v1.placeholder_with_default(np.int64(0), []))
+        datasets, _ = data.load_datasets(model, v1.placeholder_with_default(np.int64(0), []))
         spec = datasets["trn"].element_spec
-        loop.check_batch(spec, config)
+        data.check_batch(spec, config)
         devices = towers.devices(config["trainer.num_towers"])
         batch = {name: v1.placeholder(s.dtype, s.shape) for name, s in spec.items()}
         replicas = towers.replicate(
@@ -93,15 +95,15 @@ def inspect(model, config):
 # ---------------------------------------------------------------------------- counting
 
 
-def count_flops(tensors):
+def count_flops(tensors: list[tf.Tensor]) -> tuple[dict[str, int], list[str]]:
     """Counts the multiply-adds, times 2, that tensors of a graph with known shapes need.
 
     Returns:
-      ({name of the variable that is a factor, or '': operations}, names of the products whose
-      shapes are unknown and of calls of functions, whose inside is not looked at).
+      ({name of the variable that is a factor, or '': operations}, names of products with unknown
+      shapes and of function calls, which are not counted).
     """
     flops, uncounted = {}, []
-    for op in export.ancestors(tensors):
+    for op in towers.ancestors(tensors):
         if op.type in ("PartitionedCall", "StatefulPartitionedCall", "XlaLaunch"):
             uncounted.append(op.name)
         if op.type not in _PRODUCTS:
@@ -125,7 +127,7 @@ def _times(*factors):
 
 
 def _convolution(op):
-    """Each output takes one filter's worth: the kernel's elements over its output channels."""
+    """Each output needs one filter: the kernel's elements over its output channels."""
     kernel = op.inputs[1].shape
     channels = kernel[-1]
     return _times(_size(op.outputs[0]), _size(op.inputs[1]) // channels if channels else None)
@@ -136,7 +138,7 @@ def _depthwise(op):
 
 
 def _transposed(op):
-    """Each input value meets one filter: inputs are (shape, kernel [.., out, in], values)."""
+    """Each input value needs one filter; inputs are (shape, kernel [.., out, in], values)."""
     kernel = op.inputs[1].shape
     channels = kernel[-1]
     return _times(_size(op.inputs[2]), _size(op.inputs[1]) // channels if channels else None)
@@ -177,18 +179,18 @@ _PRODUCTS = {
 
 
 def _variable(tensor):
-    """The name of the variable that a tensor is, however it was cast or reshaped, or ''."""
+    """The name of the variable that a tensor is, also if cast or reshaped; '' if it is none."""
     op = tensor.op
     while op.type in ("Cast", "Identity", "Reshape", "Transpose", "ReadVariableOp"):
         op = op.inputs[0].op
     return op.name if op.type == "VarHandleOp" else ""
 
 
-# ---------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------- the report
 
 
-def report(model, config, found, console):
-    """Prints what `inspect` found."""
+def report(model: ModuleType, config: Config, found: dict[str, Any], console: Console) -> None:
+    """Prints what `inspect` returned."""
     rows = found["variables"]
     table = Table(title=model.__name__)
     table.add_column("variable", overflow="fold")
@@ -214,20 +216,19 @@ def report(model, config, found, console):
     say = console.out
     say(COUNTED)
     if found["uncounted"]:
-        say(f"Not counted, shapes or insides unknown: {', '.join(found['uncounted'][:8])}")
+        say(f"Not counted, of unknown shape or content: {', '.join(found['uncounted'][:8])}")
     weight = config["model.weight_decay"]
     say(
-        f"Weight decay: {weight:g} (model.weight_decay)"
-        + ("" if weight else ", so none is decayed")
+        f"Weight decay: {weight:g} (model.weight_decay)" + ("" if weight else ", so nothing decays")
     )
     size, devices = config["model.batch_size"], found["devices"]
     each = size / len(devices)
     say(f"Towers: {len(devices)}, {each:g} of {size} examples on each: {', '.join(devices)}")
 
 
-def main(model, given, rest):
-    if rest:
-        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+    """The program, for `trainer.config.run`."""
+    config_lib.no_arguments(rest)
     found = inspect(model, model.config)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     report(model, model.config, found, console)
@@ -236,4 +237,4 @@ def main(model, given, rest):
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", None, "Model to look at: a module name.", short_name="m")
-    config_lib.run(main)
+    config_lib.run(main, stopped="stopped")

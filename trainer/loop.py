@@ -4,9 +4,8 @@ Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
 """
 
 import contextlib
-import inspect
 import os
-import re
+import shlex
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +23,7 @@ from trainer import (
     towers,
 )
 from trainer.config import UserError, seed_of
+from trainer.data import check_batch, data_errors, load_datasets
 from trainer.validation import Validation
 
 v1 = tf.compat.v1
@@ -38,35 +38,49 @@ def train(
     debug=False,
     replay_step=None,
     allow_config_change=False,
+    fallback=False,
 ):
     """Trains a model to `model.num_steps` completed updates, from its last checkpoint if any.
+
+    It may run in any thread, and any number of times in one process.
 
     Args:
       model: a module with `config`, `datasets()`, `build(inputs, train_phase)`, and optionally
         `loss(outputs)` and `metrics(outputs)`.
       config: its `Config`.
       fresh: delete an earlier run of this experiment first, after asking unless `yes`.
-      debug: open IPython after set-up instead of training.
+      debug: open IPython after set-up instead of training; nothing is written.
       replay_step: with `debug`, train from the last checkpoint up to just before this step first.
       allow_config_change: resume even though the configuration makes a different run.
+      fallback: set damaged checkpoints aside and resume from the newest one that is whole.
 
     Returns:
       The number of completed updates.
 
     Raises:
-      UserError: for anything the user can mend.
+      UserError: for any error the user can fix.
     """
-    with experiment.opened(config, fresh=fresh, yes=yes) as folder, tf.Graph().as_default():
+    if debug and (fresh or fallback):
+        raise UserError("--debug changes no experiment: leave out --fresh and --fallback.")
+    with (
+        experiment.opened(config, fresh=fresh, yes=yes) as folder,
+        tf.Graph().as_default(),
+        contextlib.ExitStack() as at_end,
+    ):
         # ---------------------------------------------------------------- what ran before
         checkpoint_folder = os.path.join(folder, "checkpoint")
+        damaged = checkpoints.fall_back(checkpoint_folder) if fallback else []
         resumed = checkpoints.latest(checkpoint_folder)
         start_step = checkpoints.step_of(resumed) if resumed else 0
         changes = experiment.check_resume(folder, config, allow_config_change) if resumed else []
         num_steps = config["model.num_steps"]
-        per_step = config["model.gradient_accumulation_steps"]  # batches a step
+        per_step = config["model.gradient_accumulation_steps"]  # batches per step
         seed = seed_of(config["trainer.random_seed"])
         v1.set_random_seed(seed)
         np.random.seed(seed)
+        notes = [f"set aside as damaged: {prefix}" for prefix in damaged]
+        notes += [f"resumed with {change}" for change in changes]
+        warnings = config.without_effect() + towers.set_threads(config)
 
         # ---------------------------------------------------------------- data
         step = v1.train.create_global_step()  # completed updates
@@ -104,8 +118,9 @@ def train(
         penalty = towers.l2_loss(decayed, config) if decay_in_loss else None
         gradients = towers.gradients(model, replicas, loss, trained, devices, penalty)
         norm = tf.linalg.global_norm([g for g, _ in gradients])
-        # An update with a NaN in it must not happen: this check comes before every assignment.
+        # An update with a NaN in it must not happen: this check precedes every assignment.
         finite = v1.check_numerics(loss + norm, flight.NOT_FINITE)
+        before_update = towers.guard(v1.get_collection(v1.GraphKeys.UPDATE_OPS), finite)
         learning_rate = schedules.create(config, step)
         optimizer = optimizers.create(config, learning_rate, decayed)
         with tf.control_dependencies([finite, *v1.get_collection(v1.GraphKeys.UPDATE_OPS)]):
@@ -129,14 +144,17 @@ def train(
         if "vld" in datasets:
             batches_done = start_step // validate_every if validate_every else 0
             validation = Validation(model, datasets["vld"], devices, averages, batches_done)
-        summary = summaries.merged(reported, inputs, outputs, gradients, config)
+        elif evaluate_every:
+            warnings.append("trainer.evaluation_interval has no effect: there is no 'vld' dataset.")
+        with tf.control_dependencies([finite]):  # a histogram of a NaN is an error of its own
+            summary = summaries.merged(reported, inputs, outputs, gradients, config)
 
         # ---------------------------------------------------------------- session: start or resume
         session = v1.Session(config=towers.session_config(config, devices))
+        at_end.callback(session.close)
         session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
         session.run(v1.tables_initializer())
         variables = v1.global_variables()
-        notes = [f"resumed with {change}" for change in changes]
         if resumed:
             checkpoints.restore(session, resumed, variables)
         elif config["model.weights_load_path"]:
@@ -152,21 +170,12 @@ def train(
         with data_errors():
             session.run(iterator.initializer)
             if resumed and input_saver and input_state.saved(resumed):
-                input_saver.restore(session, input_state.path(resumed))
+                input_state.restore(input_saver, session, resumed)
             if validation:
                 validation.start(session)
-        saver = checkpoints.Writer(
-            session,
-            variables,
-            checkpoint_folder,
-            config["trainer.max_checkpoints_to_keep"],
-            input_saver,
-        )
         run_step = session.make_callable([reported, update])
         run_summary_step = session.make_callable([reported, update, summary])
         run_accumulate = session.make_callable([loss, accumulate]) if accumulate else None
-        experiment.write_config(folder, config)
-        experiment.write_provenance(folder, model, start_step, devices, data_fingerprint)
 
         if debug:
             for _ in range(start_step, (replay_step or 0) - 1):
@@ -187,19 +196,28 @@ def train(
             )
 
         # ---------------------------------------------------------------- the loop
+        experiment.write_config(folder, config)
+        experiment.write_provenance(folder, model, start_step, devices, data_fingerprint)
+        keep = config["trainer.max_checkpoints_to_keep"]
+        saver = checkpoints.Writer(session, variables, checkpoint_folder, keep, input_saver)
+        at_end.callback(saver.close)
         batch_size = per_step * config["model.batch_size"]
         print_every = config["trainer.print_interval"]
         summary_every = config["trainer.summary_save_interval"]
         save_every = config["trainer.checkpoint_save_interval"]
-        log = meters.MetricsLog(folder, start_step)
+        log = at_end.enter_context(contextlib.closing(meters.MetricsLog(folder, start_step)))
         best = meters.Best(folder, config)
+        saver.keep_best(best.step)
         collapse = meters.Collapse()
         profile_first, profile_last = profile_steps(config)
-        writers = summaries.open_writers(folder, start_step)
+        events = at_end.enter_context(contextlib.closing(summaries.Events(folder, start_step)))
         progress = meters.Progress(start_step, num_steps, batch_size)
+        at_end.callback(progress.close)
         progress.say(opening(model, folder, trained, devices, start_step, num_steps))
         for note in notes:
             progress.say(note)
+        for warning in warnings:
+            progress.warn(warning)
         done, saved, stop = start_step, start_step if resumed else None, None
         try:
             with signals.graceful() as stop_requested, data_errors():
@@ -209,7 +227,7 @@ def train(
                         tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
                     if due(done + 1, summary_every):
                         values, _, event = run_summary_step()
-                        writers["trn"].add_summary(event, done + 1)
+                        events.write("trn", done + 1, event)
                     else:
                         values, _ = run_step()
                     done += 1
@@ -226,7 +244,7 @@ def train(
                         with progress.paused():
                             values = validation.batch()
                         log.write("vld", done, **values)
-                        summaries.write_scalars(writers["vld"], done, values)
+                        events.write("vld", done, values)
                     if (
                         validation
                         and evaluate_every
@@ -235,7 +253,7 @@ def train(
                         with progress.paused():
                             values = validation.full(session)
                         log.write("vld", done, **values)
-                        summaries.write_scalars(writers["vld"], done, values)
+                        events.write("vld", done, values)
                         progress.say(describe(done, values))
                         if best.improved(done, values):
                             saver.save(saved := done, best=True)
@@ -246,32 +264,29 @@ def train(
                     stop = stop or stop_requested()
             if saved != done:
                 saver.save(saved := done)
-        except tf.errors.InvalidArgumentError as error:
-            if flight.NOT_FINITE not in error.message:
+        except tf.errors.OpError as error:
+            # The weights are those of step `done` if the update, which comes last, did not begin.
+            sound = towers.failed_before(error, before_update) and saver.finite()
+            saved = saved if sound else done
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                first = error.message.split("\n")[0]
+                raise UserError(f"Out of memory; lower model.batch_size ({first}).") from None
+            if not flight.found_in(error):
                 raise
-            saved = done  # the weights are sound but the step that failed is no place to resume
             rewind = {first_batch: done * per_step}
             again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
             fetches = flight.fetches(inputs, outputs, reported, gradients)
-            raise flight.record(folder, done + 1, session, again, fetches) from None
-        except tf.errors.OpError:
-            saved = done  # it may have stopped half-way through an update: not worth saving
-            raise
+            raise flight.record(folder, done + 1, session, again, fetches, sound) from None
         finally:
             if saved != done:
                 saver.save(done)
-            saver.wait()
-            progress.close()
-            log.close()
-            for writer in writers.values():
-                writer.close()
-            session.close()
-        print(closing(model, folder, done, num_steps, stop), flush=True)
+        saver.wait()
+        progress.say(closing(model, folder, done, num_steps, stop, fresh))
         return done
 
 
 def due(step, interval):
-    """Whether something that happens every `interval` steps happens at this one; 0 means never."""
+    """Returns whether an event of every `interval` steps is due at this one; 0 means never."""
     return interval > 0 and step % interval == 0
 
 
@@ -283,61 +298,7 @@ def profile_steps(config):
     return steps or (None, None)
 
 
-# ---------------------------------------------------------------------------- data
-
-
-def load_datasets(model, first_batch, seed=0, resumed=None):
-    """Returns the model's datasets, and whether they can start at any batch.
-
-    A model whose `datasets` takes `start_step` is given the number of batches consumed so far, a
-    scalar int64 tensor: then the step is all the state that its input has.
-    """
-    restartable = "start_step" in inspect.signature(model.datasets).parameters
-    if resumed and not restartable and not input_state.saved(resumed):
-        # Its random numbers cannot go on where they were; at least they must not start over.
-        v1.set_random_seed(seed + checkpoints.step_of(resumed))
-    try:
-        known = model.datasets(first_batch) if restartable else model.datasets()
-        # Only these: a model may make each when it is asked for.
-        datasets = {name: known[name] for name in ("trn", "vld") if name in known}
-    except (ValueError, OSError) as error:
-        raise UserError(f"{model.__name__}.datasets(): {error}") from error
-    v1.set_random_seed(seed)
-    if "trn" not in datasets:
-        raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(known)}.")
-    return datasets, restartable
-
-
-def check_batch(inputs, config):
-    """Raises `UserError` unless the batches are dicts of `model.batch_size` examples."""
-    if not isinstance(inputs, dict):
-        raise UserError(f"datasets()['trn'] yields {type(inputs).__name__}; it must yield dicts.")
-    for name, tensor in inputs.items():
-        size, expected = tensor.shape[0], config["model.batch_size"]
-        if size is not None and size != expected:
-            raise UserError(
-                f"datasets()['trn'] yields {size} examples of {name!r} a batch, but "
-                f"model.batch_size={expected}."
-            )
-
-
-@contextlib.contextmanager
-def data_errors():
-    """Turns an error inside the input pipeline, which leaves the weights alone, into one line."""
-    try:
-        yield
-    except tf.errors.OutOfRangeError:
-        raise UserError("datasets()['trn'] ended: .repeat() it, num_steps ends training.") from None
-    except tf.errors.OpError as error:
-        if not re.search(r"\[\[(\{\{node )?next_batch|MakeIterator", error.message):
-            raise
-        # TensorFlow says first which of its datasets failed, and after the text what was compared.
-        text = re.sub(r"^Error in user-defined .*?iterator: \S+: ", "", error.message)
-        text = re.sub(r"^assertion failed: \[(.*?)\]( \[.*)?$", r"\1", text.split("\n")[0])
-        raise UserError(text.replace("\\'", "'")) from error
-
-
-# ---------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------- messages
 
 
 def opening(model, folder, trained, devices, start_step, num_steps):
@@ -349,15 +310,14 @@ def opening(model, folder, trained, devices, start_step, num_steps):
     )
 
 
-def closing(model, folder, done, num_steps, stop):
+def closing(model, folder, done, num_steps, stop, fresh):
     if stop and done < num_steps:
-        return f"stopped at step {done} ({stop}): saved in {folder}; the same command resumes"
-    again = f"--model={model.__name__} --trainer.experiment_name={os.path.basename(folder)}"
-    if os.path.dirname(folder) != "experiments":
-        again += f" --trainer.experiment_base_dir={os.path.dirname(folder)}"
+        command = "the same command without --fresh" if fresh else "the same command"
+        return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
+    logs = shlex.quote(f"{folder}/summaries")
     return (
-        f"done: step {done} in {folder}; see `tensorboard --logdir={folder}/summaries`, "
-        f"then run `python -m retrieval.eval {again}`"
+        f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
+        f"then run `python -m retrieval.eval {experiment.arguments(model, folder)}`"
     )
 
 

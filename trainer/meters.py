@@ -1,78 +1,101 @@
-"""What a run says of itself: a progress line for people, metrics.jsonl for programs."""
+"""Run reporting: a progress line for people, metrics.jsonl for programs."""
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
 import time
+from typing import Any
 
 import rich.console
 import rich.progress
 
-from trainer.config import UserError, did_you_mean
+from trainer.config import Config, UserError, did_you_mean
 from trainer.files import write_text
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl: one object a line, `{"split": …, "step": …, "loss": …, …}`.
+    """Appends to metrics.jsonl: one object per line, `{"split": …, "step": …, "loss": …, …}`.
 
-    Lines beyond `start_step`, which an interrupted run wrote after its last checkpoint, are
-    removed first, so that a resumed run's file equals an uninterrupted one's.
+    Lines beyond `start_step`, written by an interrupted run after its last checkpoint, are removed
+    first, so that a resumed run's file equals an uninterrupted one's.
     """
 
-    def __init__(self, folder, start_step):
-        path = os.path.join(folder, "metrics.jsonl")
-        lines = read_metrics(folder)
-        kept = [line for line in lines if line["step"] <= start_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open while training)
+    def __init__(self, folder: str, start_step: int):
+        self._path = os.path.join(folder, "metrics.jsonl")
+        kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open while training)
 
-    def write(self, split, step, **values):
+    def write(self, split: str, step: int, **values) -> None:
+        """Appends one line; `UserError` if the disk is full."""
         line = {"split": split, "step": step} | {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"Cannot write {self._path}: {error.strerror}.") from None
 
-    def close(self):
-        self._file.close()
+    def close(self) -> None:
+        """Closes the file; what a full disk refused was reported by `write`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
-def read_metrics(folder):
-    """Returns the lines of an experiment's metrics.jsonl as dicts; a torn last line is left out."""
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns the lines of an experiment's metrics.jsonl as dicts, up to the first damaged line."""
     lines = []
-    try:
-        with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
-            for text in file:
-                try:
-                    lines.append(json.loads(text))
-                except ValueError:
-                    break
-    except FileNotFoundError:
-        pass
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError),
+        open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8", errors="replace") as file,
+    ):
+        for text in file:
+            line = json.loads(text)
+            line["step"] + 0, line["split"].lower()  # a line of ours has both
+            lines.append(line)
     return lines
 
 
-def lower_is_better(metric):
-    """Whether a figure falls as a model gets better: a loss, an error or a rank."""
-    return re.search(r"loss|error|rank", metric) is not None
+def direction(metric: str) -> tuple[str, bool]:
+    """Returns the name of a figure, and whether lower is better.
+
+    Args:
+      metric: `max:name` or `min:name`, or only a name: a loss, an error or a rank is better when
+        lower, anything else when higher.
+    """
+    stated, colon, name = metric.partition(":")
+    if colon and stated in ("max", "min"):
+        return name, stated == "min"
+    return metric, re.search(r"loss|error|rank", metric) is not None
 
 
 class Best:
-    """Follows `trainer.best_metric` over the full validation passes, also those before a resume."""
+    """Follows `trainer.best_metric` over the full validation passes, also those before a resume.
 
-    def __init__(self, folder, config):
-        self.metric = config["trainer.best_metric"]
-        self.value, self.step, self._since = None, None, 0
+    A NaN is never the best.
+
+    Args:
+      folder: the experiment's folder, for earlier passes.
+      config: a `Config`.
+    """
+
+    def __init__(self, folder: str | os.PathLike, config: Config):
+        self.metric, lower = direction(config["trainer.best_metric"])
+        self._sign = -1 if lower else 1
+        self.value: float | None = None
+        self.step: int | None = None
+        self._since = 0
         self._patience = config["trainer.early_stopping_patience"]
         if self._patience and not self.metric:
             raise UserError("trainer.early_stopping_patience needs trainer.best_metric.")
-        self._sign = -1 if lower_is_better(self.metric) else 1
         for line in read_metrics(folder):
             if "examples" in line and self.metric in line:
                 self.improved(line["step"], line)
 
-    def improved(self, step, values):
-        """Takes in one full pass; returns whether it is the best so far."""
+    def improved(self, step: int, values: dict[str, float]) -> bool:
+        """Adds one full validation pass; returns whether it is the best so far."""
         if not self.metric:
             return False
         if self.metric not in values:
@@ -81,27 +104,28 @@ class Best:
                 f"{', '.join(values)}.{did_you_mean(self.metric, values)}"
             )
         value = values[self.metric]
-        if self.value is None or self._sign * value > self._sign * self.value:
+        better = self.value is None or self._sign * value > self._sign * self.value
+        if better and not math.isnan(value):
             self.value, self.step, self._since = value, step, 0
             return True
         self._since += 1
         return False
 
-    def stalled(self):
-        """Whether `trainer.early_stopping_patience` passes went by without a better one."""
+    def stalled(self) -> bool:
+        """Returns whether `trainer.early_stopping_patience` passes went by without a better one."""
         return 0 < self._patience <= self._since
 
 
 class Collapse:
-    """Notices embeddings that collapsed to one point, where a triplet loss equals its margin."""
+    """Detects embeddings that collapsed to one point, where a triplet loss equals its margin."""
 
     LIMIT, REPORTS = 1e-3, 3
 
     def __init__(self):
         self._reports = 0
 
-    def check(self, values):
-        """Returns a warning when `embedding_spread` has been near 0 for some reports, else None."""
+    def check(self, values: dict[str, float]) -> str | None:
+        """Returns a warning once `embedding_spread` is near 0 in three reports, else None."""
         low = values.get("embedding_spread", 1.0) < self.LIMIT
         self._reports = self._reports + 1 if low else 0
         if self._reports == self.REPORTS:
@@ -119,7 +143,7 @@ class Progress:
     Args:
       start: completed steps.
       total: the step at which training ends.
-      batch_size: images a step.
+      batch_size: images per step.
     """
 
     def __init__(self, start, total, batch_size):
@@ -140,13 +164,13 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self):
-        """Leaves the time spent within (validation, say) out of the speed."""
+        """Excludes the time spent within, such as validation, from the speed."""
         before = time.monotonic()
         yield
         self._time += time.monotonic() - before
 
     def report(self, step, loss, learning_rate):
-        """Shows where training stands; returns images/s since the last report."""
+        """Shows the progress of training; returns images/s since the last report."""
         now = time.monotonic()
         speed = (step - self._step) / max(now - self._time, 1e-9)
         self._rate = speed if self._rate is None else 0.7 * self._rate + 0.3 * speed
@@ -168,10 +192,11 @@ class Progress:
             print(text, flush=True)
 
     def warn(self, text):
-        """Prints a warning where warnings are expected."""
+        """Prints a warning to stderr."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def close(self):
+        """Ends the progress line."""
         if self._bar:
             self._bar.stop()
 

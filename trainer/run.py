@@ -1,13 +1,14 @@
 """`python -m trainer.run --model=M --action=package.module`: your own action on a model.
 
 An action is a module with `run(model, config)`. It gets the model module and its configuration:
-that of the experiment where there is one, overridden by the flags given here. Flags that the module
-defines with absl when it is imported are flags of the program. A whole number that `run` returns is
-the exit code.
+that of the experiment if there is one, overridden by the flags given here. Flags that the module
+defines with absl when it is imported are flags of the program. If `run` returns a whole number, it
+is the exit code.
 """
 
 import contextlib
 import sys
+from types import ModuleType
 
 from absl import flags
 
@@ -22,8 +23,12 @@ from trainer.config import UserError, did_you_mean  # noqa: E402
 FLAGS = flags.FLAGS
 
 
-def load_action(name):
-    """Returns the module that `--action` names, after checking that it has `run`."""
+def load_action(name: str | None) -> ModuleType:
+    """Returns the module that `--action` names.
+
+    Raises:
+      UserError: there is no such module, or it has no `run`.
+    """
     if not name:
         raise UserError("Give an action: --action=package.module, with run(model, config) in it.")
     action = config_lib.load_module(name, "--action")
@@ -34,25 +39,26 @@ def load_action(name):
     return action
 
 
-def main(model, given, rest):
-    if rest:
-        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+    """The program, for `trainer.config.run`."""
+    config_lib.no_arguments(rest)
     action = load_action(FLAGS.action)
     experiment.restore_config(model, given)
     code = action.run(model, model.config)
     return code if isinstance(code, int) else 0
 
 
-def define_flags():
+def define_flags() -> None:
+    """Defines the program's flags."""
     flags.DEFINE_string("model", None, "Model to act on: a module name.", short_name="m")
     flags.DEFINE_string("action", None, "Module whose run(model, config) runs.", short_name="a")
 
 
 if __name__ == "__main__":
     define_flags()
-    # Imported before the flags are parsed, so that the action's own flags are known; what is wrong
-    # with the name is said by main().
+    # Import the action before the flags are parsed, so that its own flags are known. main() reports
+    # a name that is wrong.
     with contextlib.suppress(flags.Error, UserError):
-        FLAGS(sys.argv, known_only=True)
+        FLAGS(config_lib.expand_flag_files(sys.argv), known_only=True)
         load_action(FLAGS.action)
-    config_lib.run(main)
+    config_lib.run(main, stopped="stopped")

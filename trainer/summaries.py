@@ -1,13 +1,15 @@
-"""What goes to TensorBoard: scalars always, histograms and pictures as configured."""
+"""What goes to TensorBoard: scalars always, histograms and images as configured."""
 
 import os
 
 import tensorflow as tf
 
+from trainer.config import optional
+
 v1 = tf.compat.v1
 
 
-def merged(reported, inputs, outputs, grads_and_vars, config):
+def merged(reported, inputs, outputs, grads_and_vars, config) -> tf.Tensor:
     """Returns the one summary op of the training graph, a string scalar tensor.
 
     Args:
@@ -27,7 +29,7 @@ def merged(reported, inputs, outputs, grads_and_vars, config):
                 own.append(v1.summary.histogram(f"weights/{name}", variable))
                 own.append(v1.summary.histogram(f"gradients/{name}", gradient))
         image = inputs.get("image")
-        if config["trainer.summary_images"] and _is_picture(image):
+        if config["trainer.summary_images"] and _is_image(image):
             own.append(v1.summary.image("input", image, max_outputs=4))
             triplet = outputs.get("hardest_triplet")
             if triplet is not None:
@@ -35,7 +37,7 @@ def merged(reported, inputs, outputs, grads_and_vars, config):
         return v1.summary.merge([*own, *model_summaries])
 
 
-def _is_picture(tensor):
+def _is_image(tensor):
     return tensor is not None and tensor.shape.rank == 4 and tensor.shape[-1] in (1, 3, 4)
 
 
@@ -43,23 +45,42 @@ def _side_by_side(image, rows):
     return tf.concat(tf.unstack(tf.gather(image, rows)), 1)[None]
 
 
-def open_writers(folder, start_step):
-    """Returns {"trn", "vld"} of event writers under `summaries/`.
+class Events:
+    """Event files of the splits `trn` and `vld` under `summaries/`.
 
-    The restart mark makes TensorBoard drop what an interrupted run wrote after its checkpoint.
+    If they cannot be written, one warning says so and the run continues without them.
+
+    Args:
+      folder: the experiment's folder.
+      start_step: completed steps. A restart mark there makes TensorBoard drop what an interrupted
+        run wrote after its checkpoint.
     """
-    writers = {}
-    for split in ("trn", "vld"):
-        writers[split] = v1.summary.FileWriter(os.path.join(folder, "summaries", split))
-        restart = v1.SessionLog(status=v1.SessionLog.START)
-        writers[split].add_session_log(restart, start_step + 1)
-    return writers
 
+    def __init__(self, folder: str, start_step: int):
+        self._writers: dict[str, v1.summary.FileWriter] = {}
+        with optional("TensorBoard's summaries"):
+            for split in ("trn", "vld"):
+                writer = v1.summary.FileWriter(os.path.join(folder, "summaries", split))
+                restart = v1.SessionLog(status=v1.SessionLog.START)
+                writer.add_session_log(restart, start_step + 1)
+                self._writers[split] = writer
 
-def write_scalars(writer, step, values):
-    """Writes {name: float} for one step."""
-    summary = v1.Summary(
-        value=[v1.Summary.Value(tag=name, simple_value=float(v)) for name, v in values.items()]
-    )
-    writer.add_summary(summary, step)
-    writer.flush()
+    def write(self, split: str, step: int, summary) -> None:
+        """Writes a step's summary: serialized, or a dict {name: float}."""
+        if split not in self._writers:
+            return
+        if isinstance(summary, dict):
+            values = [v1.Summary.Value(tag=n, simple_value=float(v)) for n, v in summary.items()]
+            summary = v1.Summary(value=values)
+        writer = self._writers.pop(split)
+        with optional("TensorBoard's summaries"):
+            writer.add_summary(summary, step)
+            if split == "vld":
+                writer.flush()
+            self._writers[split] = writer
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        while self._writers:
+            with optional("TensorBoard's summaries"):
+                self._writers.popitem()[1].close()

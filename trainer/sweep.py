@@ -1,20 +1,23 @@
 """`python -m trainer.sweep --model=M --grid='key=a,b' --search='key=log:1e-4:1e-2'`: tries values.
 
 Every trial is an ordinary experiment, `<base_dir>/<experiment_name>-sweep/trial-<n>`, trained by
-`python -m trainer.main`. Optuna chooses what is searched and prunes what is hopeless, from the full
-validation passes that each trial writes to its metrics.jsonl. What it knows is in sweep.db (SQLite)
-beside them: the same command goes on after a stop or a kill, half-trained trials included.
+`python -m trainer.main`. Optuna chooses the values to search and prunes hopeless trials, from the
+full validation passes in each trial's metrics.jsonl. Its study is in sweep.db (SQLite) beside them:
+the same command resumes after a stop or a kill, half-trained trials included.
 """
 
 import contextlib
-import fcntl
 import itertools
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -22,25 +25,25 @@ from trainer import quiet
 
 quiet.import_tensorflow()
 
-from trainer import checkpoints, experiment, flight, meters, signals, sweep_report  # noqa: E402
+from trainer import checkpoints, experiment, files, flight, meters, signals, sweep_report  # noqa: E402
 from trainer import config as config_lib  # noqa: E402 (after the quiet import)
-from trainer.config import UserError, seed_of  # noqa: E402
+from trainer.config import Config, UserError, optional, seed_of  # noqa: E402
 
 PRUNERS = ("median", "halving", "none")
-SECONDS = 0.2  # between two looks at the trials
+SECONDS = 0.2  # between two checks of the trials
 _OWN = ("trainer.experiment_base_dir", "trainer.experiment_name", "trainer.best_metric")
 
 
 def run(
-    model,
+    model: ModuleType,
     *,
-    keys=None,
-    grid=None,
-    search=None,
-    trials=None,
-    jobs=1,
-    metric=None,
-    pruner="median",
+    keys: dict[str, Any] | None = None,
+    grid: dict[str, list[Any]] | None = None,
+    search: dict[str, str] | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    metric: str | None = None,
+    pruner: str = "median",
 ):
     """Trains a model with many configurations, each an experiment of its own.
 
@@ -49,30 +52,31 @@ def run(
       keys: {key: value} that all trials share.
       grid: {key: list of values}: trials take every combination in turn.
       search: {key: what `parse_search` reads, such as 'log:1e-4:1e-2'}: values that Optuna chooses.
-      trials: how many in all, those of an earlier start included; by default one a combination.
+      trials: how many in all, including those of an earlier start; by default one per combination.
       jobs: how many train side by side.
-      metric: figure of the full validation pass; `trainer.best_metric`, or loss, if None. A loss,
-        an error or a rank is minimised, anything else is maximised.
+      metric: figure of the full validation pass, with `min:` or `max:` in front to state what is
+        better (see `meters.direction`); by default `trainer.best_metric`, or else loss.
       pruner: one of `PRUNERS`.
 
     Returns:
       The `optuna.Study`; a trial's value is its best full validation pass.
 
     Raises:
-      UserError: naming the key, or quoting the first trial's error where none could train.
+      UserError: a key cannot be swept, or no trial could train; it quotes the first one's error.
     """
     optuna = _optuna()
     config = model.config.copy()
     config.update(keys or {})
     points, space = _space(optuna, config, grid or {}, search or {}, set(keys or ()))
     if trials is None and search:
-        raise UserError("Give --trials: a search has no end of its own.")
+        raise UserError("Give --trials: a search does not end by itself.")
     trials = trials or len(points)
     metric = metric or config["trainer.best_metric"] or "loss"
     shared = {key: config_lib.to_text(config.to_dict()[key]) for key in sorted(keys or ())}
     shared["trainer.best_metric"] = metric
     if not config["trainer.evaluation_interval"] and "trainer.evaluation_interval" not in space:
         shared["trainer.evaluation_interval"] = str(max(config["model.num_steps"] // 10, 1))
+    metric, lower = meters.direction(metric)
     folder = f"{os.path.abspath(experiment.directory(config))}-sweep"
     spec = {
         "model": model.__name__,
@@ -80,8 +84,9 @@ def run(
         "space": {key: optuna.distributions.distribution_to_json(d) for key, d in space.items()},
         "metric": metric,
     }
-    with _only_one(folder), signals.graceful() as stop_requested:
-        study = _open(optuna, folder, spec, seed_of(config["trainer.random_seed"]), pruner)
+    with _opened(folder), signals.graceful() as stop_requested:
+        seed = seed_of(config["trainer.random_seed"])
+        study = _open_study(optuna, folder, spec, seed, pruner, lower)
         running, waiting = {}, [t for t in study.get_trials() if t.state.name == "RUNNING"]
         try:
             while not stop_requested():
@@ -105,15 +110,16 @@ def run(
                 trial.wait()
         if stop_requested():
             print(f"stopped ({stop_requested()}): the same command resumes {folder}", flush=True)
-        sweep_report.write(study, folder, config, spec)
+        with optional("the report of the sweep"):
+            sweep_report.write(study, folder, config, spec)
         return study
 
 
 # ---------------------------------------------------------------------------- what to try
 
 
-def parse_grid(config, items):
-    """Reads `key=value,value` texts; values of a list key are parted by `;`.
+def parse_grid(config: Config, items: Iterable[str]) -> dict[str, list[Any]]:
+    """Reads `key=value,value` texts; values of a list key are separated by `;`.
 
     Returns:
       {key: list of values}.
@@ -124,11 +130,11 @@ def parse_grid(config, items):
     }
 
 
-def parse_search(config, name, text):
-    """Reads what to search for one key: `[log:]low:high[:step]` of a number, else `value,value`.
+def parse_search(config: Config, name: str, text: str):
+    """Reads the search space of a key: `[log:]low:high[:step]` of a number, else `value,value`.
 
     Returns:
-      An Optuna distribution. Choices are held as the text of a flag.
+      An Optuna distribution. Choices are kept as the text of a flag.
     """
     distributions = _optuna().distributions
     key = config.key(name)
@@ -176,12 +182,12 @@ def _choices(key, text, flag):
 
 
 def _space(optuna, config, grid, search, fixed):
-    """Returns ([{key: text}: one a combination of the grid], {key: distribution})."""
+    """Returns ([{key: text} per combination of the grid], {key: distribution})."""
     for name in (*grid, *search):
         config.key(name)
         if name in _OWN or name in fixed or (name in grid and name in search):
             why = "is set by the sweep" if name in _OWN else "is given twice"
-            raise UserError(f"Config key {name!r} {why}: it cannot be swept too.")
+            raise UserError(f"Config key {name!r} {why}: it cannot be swept.")
     texts = {}
     for name, values in grid.items():
         probe = config.copy()
@@ -213,32 +219,36 @@ def _optuna():
 
 
 @contextlib.contextmanager
-def _only_one(folder):
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = open(os.path.join(folder, ".lock"), "a")  # noqa: SIM115 (held while sweeping)
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
-    with lock:
-        if not _free(lock):
-            raise UserError(f"Another sweep writes to {folder}: stop it first.")
+def _opened(folder):
+    """Creates and marks the sweep's folder, and holds its lock."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.only_writer(folder))
+            files.claim(folder, "sweep", earlier=_of_an_earlier_version)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: {error.strerror}, or stop it.") from None
+        except OSError as error:
+            raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
         yield
 
 
-def _free(lock):
+def _of_an_earlier_version(folder):
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(os.path.join(folder, "sweep.db"), "rb") as database:
+            return database.read(15) == b"SQLite format 3"
     except OSError:
         return False
-    return True
 
 
-def _open(optuna, folder, spec, seed, pruner):
-    """Makes or continues the study in <folder>/sweep.db."""
-    storage = f"sqlite:///{os.path.join(folder, 'sweep.db')}"
-    lower = meters.lower_is_better(spec["metric"])
+def _open_study(optuna, folder, spec, seed, pruner, lower):
+    """Creates or continues the study in <folder>/sweep.db."""
+    path = os.path.join(folder, "sweep.db")
+    # The path goes to SQLite as it is: in a URL, `?` and `%` would mean something else.
+    connect = {"creator": lambda: sqlite3.connect(path, check_same_thread=False)}
     study = optuna.create_study(
-        storage=storage,
+        storage=optuna.storages.RDBStorage("sqlite:///sweep.db", engine_kwargs=connect),
         study_name="sweep",
         direction="minimize" if lower else "maximize",
         load_if_exists=True,
@@ -262,7 +272,7 @@ def _open(optuna, folder, spec, seed, pruner):
             f"The sweep in {folder} began differently ({lines}). Use another "
             "--trainer.experiment_name, or delete that folder."
         )
-    # A resumed search must not draw its first values a second time.
+    # A resumed search must not draw its first values again.
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**31)
     return study
 
@@ -272,14 +282,14 @@ def _begun(study):
 
 
 def _ask(optuna, study, space, points, running=None):
-    """Returns an `optuna.Trial` with all its values: a new one, or one that a kill cut short."""
+    """Returns an `optuna.Trial` with all its values: a new one, or one that was interrupted."""
     if running is None:
         known = study.get_trials(deepcopy=False)
         if points[0] and not any(t.state.name == "WAITING" for t in known):
             study.enqueue_trial(points[len(known) % len(points)])
         return study.ask(space)
     trial = optuna.Trial(study, running._trial_id)
-    for name, d in space.items():  # gives back what is stored; a kill may have come before
+    for name, d in space.items():  # returns stored values; a kill may have prevented that
         if isinstance(d, optuna.distributions.CategoricalDistribution):
             trial.suggest_categorical(name, d.choices)
         else:
@@ -289,7 +299,7 @@ def _ask(optuna, study, space, points, running=None):
 
 
 def _devices(slot, jobs):
-    """Parts the GPUs that CUDA_VISIBLE_DEVICES names among the jobs."""
+    """Divides the GPUs that CUDA_VISIBLE_DEVICES names among the jobs."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot::jobs])} if len(names) >= jobs > 1 else {}
 
@@ -303,7 +313,7 @@ def _command(model, keys):
 
 
 class _Trial:
-    """The process of one trial, and what was read of it so far."""
+    """The process of one trial, and the figures read from it so far."""
 
     def __init__(self, trial, model, config, shared, folder, environment):
         self._trial, self._name = trial, f"trial-{trial.number:03}"
@@ -321,8 +331,8 @@ class _Trial:
     def look(self, study, metric):
         """Reports new figures, prunes; returns whether the trial has ended."""
         if self._process is None:
-            # A trainer that outlived a killed sweep goes on; what it leaves is then continued.
-            if not self._held():
+            # A trainer that outlived a killed sweep continues; its trial is resumed afterwards.
+            if not files.locked(self._folder):
                 with open(self._log, "a", encoding="utf-8") as log:
                     # A session of its own: Ctrl-C reaches it once, through stop().
                     self._process = subprocess.Popen(
@@ -341,14 +351,14 @@ class _Trial:
                 self._pruned = True
                 self._process.send_signal(signal.SIGTERM)
             return False
-        if code and self._held():
+        if code and files.locked(self._folder):
             self._process = None
             return False
         self._tell(study, metric, code)
         return True
 
     def known(self, values):
-        """Takes over {step: value} that an earlier start has reported."""
+        """Adds {step: value} that an earlier start has reported."""
         self._values.update(values)
 
     def stop(self):
@@ -360,15 +370,8 @@ class _Trial:
         if self._process:
             self._process.wait()
 
-    def _held(self):
-        try:
-            with open(os.path.join(self._folder, ".lock")) as lock:
-                return not _free(lock)
-        except FileNotFoundError:
-            return False
-
     def _read(self, metric):
-        """Reports the full passes that were written since the last look; whether there were any."""
+        """Reports full passes written since the last check; returns whether there were any."""
         path, known = os.path.join(self._folder, "metrics.jsonl"), len(self._values)
         size = os.path.getsize(path) if os.path.exists(path) else -1
         if size == self._size:
@@ -383,7 +386,7 @@ class _Trial:
         return len(self._values) > known
 
     def _tell(self, study, metric, code):
-        best = self._best(metric)
+        best = self._best(study)
         if code == 0 and best is not None and self._finished():
             study.tell(self._trial, best)
             return self._say(f"done, {metric} {best:.4g}")
@@ -392,8 +395,8 @@ class _Trial:
             return self._say(f"pruned at step {max(self._values)}, {metric} {best:.4g}")
         if code == 0 and self._finished():
             raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
-        if code == 0:  # somebody stopped this trainer: the next start of the sweep continues it
-            return self._say("was stopped; the next start of the sweep continues it")
+        if code == 0:  # this trainer was stopped: the next start of the sweep resumes it
+            return self._say("was stopped; the next start of the sweep resumes it")
         error = self._error() if code > 0 else f"killed by signal {-code}"
         self._trial.set_user_attr("error", error)
         study.tell(self._trial, state=_state("FAIL"))
@@ -402,8 +405,8 @@ class _Trial:
         if not worked and flight.NOT_FINITE not in error:
             raise UserError(f"No trial could train; the log is {self._log}. {error}")
 
-    def _best(self, metric):
-        better = min if meters.lower_is_better(metric) else max
+    def _best(self, study):
+        better = min if study.direction.name == "MINIMIZE" else max
         return better(self._values.values(), default=None)
 
     def _finished(self):
@@ -432,10 +435,11 @@ def _state(name):
 # ---------------------------------------------------------------------------- the program
 
 
-def define_flags():
+def define_flags() -> None:
+    """Defines the program's flags."""
     flags.DEFINE_string("model", None, "Model to train: a module name.", short_name="m")
     flags.DEFINE_multi_string(
-        "grid", [], "key=value,value (value;value where the key is a list): every combination."
+        "grid", [], "key=value,value (value;value if the key is a list): every combination."
     )
     flags.DEFINE_multi_string(
         "search", [], "key=low:high, key=low:high:step, key=log:low:high or key=value,value."
@@ -443,14 +447,17 @@ def define_flags():
     flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1)
     flags.DEFINE_integer("jobs", 1, "Trials that train side by side.", lower_bound=1)
     flags.DEFINE_string(
-        "metric", None, "Validation figure to improve; trainer.best_metric, or loss, if absent."
+        "metric",
+        None,
+        "Validation figure to improve, min:NAME or max:NAME to state what is better; by default "
+        "trainer.best_metric, or else loss.",
     )
     flags.DEFINE_enum("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
 
 
-def main(model, given, rest):
-    if rest:
-        raise UserError(f"Unexpected argument {rest[0]!r}: flags are --name=value.")
+def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+    """The program, for `trainer.config.run`."""
+    config_lib.no_arguments(rest)
     options = flags.FLAGS
     study = run(
         model,
@@ -468,4 +475,4 @@ def main(model, given, rest):
 
 if __name__ == "__main__":
     define_flags()
-    config_lib.run(main)
+    config_lib.run(main, stopped="stopped: the same command resumes")

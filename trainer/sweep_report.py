@@ -1,19 +1,23 @@
-"""What a sweep found: a table, and sweep.html with sweep.png in it."""
+"""The results of a sweep: a table, and sweep.html with sweep.png in it."""
 
 import base64
 import html
+import io
 import json
 import math
 import os
 import sys
+from typing import Any
 
 import rich.console
+import rich.markup
 import rich.table
 
-from trainer.files import write_text
+from trainer.config import Config
+from trainer.files import published, write_text
 
 
-def rows(study):
+def rows(study) -> list[dict[str, Any]]:
     """Returns the trials, best first: dicts of trial, state, value, params and experiment."""
     spec = study.user_attrs["spec"]
     found = []
@@ -33,7 +37,7 @@ def rows(study):
     sign = 1 if study.direction.name == "MINIMIZE" else -1
 
     def order(row):
-        # A pruned trial's figure is of another step: it does not rank among the finished.
+        # A pruned trial's figure belongs to another step: it is not ranked with finished ones.
         value = math.inf if row["value"] is None else sign * row["value"]
         return row["state"] != "complete", value, row["trial"]
 
@@ -46,28 +50,28 @@ def _cells(row):
     return [str(row["trial"]), row["state"], value, *params]
 
 
-def show(study):
+def show(study) -> None:
     """Prints the table, best trial first."""
     spec = study.user_attrs["spec"]
     table = rich.table.Table()
     for name in ("trial", "state", spec["metric"], *spec["space"]):
-        table.add_column(name, overflow="fold")
+        table.add_column(rich.markup.escape(name), overflow="fold")
     found = rows(study)
     for row in found:
-        table.add_row(*_cells(row))
+        table.add_row(*map(rich.markup.escape, _cells(row)))
     rich.console.Console(width=None if sys.stdout.isatty() else 100).print(table)
     if found and found[0]["state"] == "complete":
         print(f"best: {found[0]['experiment']} (its checkpoint is in checkpoint/best)")
         print(f"all: {os.path.dirname(found[0]['experiment'])}/sweep.html")
 
 
-def write(study, folder, config, spec):
+def write(study, folder: str, config: Config, spec: dict[str, Any]) -> None:
     """Writes sweep.png and sweep.html, which needs no other file."""
-    picture = os.path.join(folder, "sweep.png")
-    _draw(study, config, spec).savefig(f"{picture}.writing", format="png", dpi=100)
-    os.replace(f"{picture}.writing", picture)
-    with open(picture, "rb") as file:
-        image = base64.b64encode(file.read()).decode()
+    plots = io.BytesIO()
+    _draw(study, config, spec).savefig(plots, format="png", dpi=100)
+    with published(os.path.join(folder, "sweep.png")) as out:
+        out.write(plots.getvalue())
+    image = base64.b64encode(plots.getvalue()).decode()
     head = ["trial", "state", spec["metric"], *spec["space"], ""]
     body = ""
     for row in rows(study):
@@ -85,9 +89,9 @@ td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
 img {{ max-width: 100% }}
 </style>
 <h1>Sweep of {html.escape(spec["model"])}</h1>
-<p>{html.escape(folder)}; all trials with <code>{html.escape(shared)}</code>. A figure is the best
-full validation pass of its trial.</p>
-<img alt="What was tried, and how it went" src="data:image/png;base64,{image}">
+<p>{html.escape(folder)}; all trials with <code>{html.escape(shared)}</code>. Each figure is
+the best full validation pass of its trial.</p>
+<img alt="Curves of all trials, and the figure by each key" src="data:image/png;base64,{image}">
 <table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>
 {body}</table>
 """,
@@ -95,7 +99,7 @@ full validation pass of its trial.</p>
 
 
 def _draw(study, config, spec):
-    """One panel of curves by step, one of values by trial, one a key."""
+    """Draws one panel of curves by step, one of values by trial, and one per key."""
     from matplotlib.figure import Figure
 
     panels = 2 + len(spec["space"])

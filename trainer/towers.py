@@ -1,7 +1,7 @@
 """One model on several devices: shared variables, split batches, one averaged gradient.
 
 A tower is a copy of the model's graph on one device. Every tower reads the same variables and sees
-its own slice of each batch; what the towers return is joined again in the order of the batch.
+its own slice of each batch. The towers' outputs are joined again in the order of the batch.
 """
 
 import contextlib
@@ -16,15 +16,18 @@ from trainer.config import UserError
 
 v1 = tf.compat.v1
 
-# What building a second tower must not add again: its batch-norm updates, its summaries.
+# Only the first tower adds to these: batch-norm updates, summaries, penalties.
 _ONCE = (v1.GraphKeys.UPDATE_OPS, v1.GraphKeys.SUMMARIES, v1.GraphKeys.REGULARIZATION_LOSSES)
 
 
 def devices(num_towers=0):
-    """Returns one device name a tower: GPUs where there are any, else virtual CPU devices.
+    """Returns one device name per tower: GPUs if there are any, else virtual CPU devices.
 
     Args:
       num_towers: how many; 0 means every visible GPU, or one CPU.
+
+    Raises:
+      UserError: there are GPUs, but fewer than asked for.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
@@ -63,19 +66,85 @@ def session_config(config, tower_devices):
     return proto
 
 
-# The CPU kernels of these gradients take many times as long in bfloat16, up to 70 times for the
-# input of a strided depthwise convolution: a MobileNet would train slower than in float32.
+# The CPU kernels of these gradients are up to 70 times slower in bfloat16 (the input of a strided
+# depthwise convolution): a MobileNet would train slower than in float32.
 _KEEP_FLOAT32 = (
     "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_ALLOWLIST_REMOVE",
     "DepthwiseConv2dNativeBackpropFilter,DepthwiseConv2dNativeBackpropInput",
 )
 
 
+_threads_in_use = []
+
+
+def set_threads(config):
+    """Sets the process-wide numbers of threads, before TensorFlow creates its thread pools.
+
+    Returns:
+      One sentence for each key that cannot take effect, because the process has its pools already.
+    """
+    keys = "trainer.intra_op_threads", "trainer.inter_op_threads"
+    threading = tf.config.threading
+    setters = threading.set_intra_op_parallelism_threads, threading.set_inter_op_parallelism_threads
+    wanted = [config[key] for key in keys]
+    late = []
+    for key, count, setter, used in zip(
+        keys, wanted, setters, _threads_in_use or wanted, strict=True
+    ):
+        try:
+            if count != used:
+                raise RuntimeError
+            setter(count)
+        except RuntimeError:
+            late.append(
+                f"{key}={count} has no effect: this process has started its threads already."
+            )
+    _threads_in_use[:] = _threads_in_use or wanted
+    return late
+
+
+def ancestors(tensors):
+    """Returns the operations that tensors depend on, their own included, as a list."""
+    found, left = {}, [tensor.op for tensor in tensors]
+    while left:
+        op = left.pop()
+        if op.name not in found:
+            found[op.name] = op
+            left.extend(tensor.op for tensor in op.inputs)
+            left.extend(op.control_inputs)
+    return list(found.values())
+
+
+def guard(updates, finite):
+    """Makes updates that the model added, such as batch norm's averages, wait for a check.
+
+    Args:
+      updates: operations or tensors of UPDATE_OPS.
+      finite: tensor of the check that loss and gradients are finite.
+
+    Returns:
+      The names of the operations that the check depends on: while these run, nothing is assigned.
+    """
+    before = {op.name for op in ancestors([finite])}
+    for update in updates:
+        op = getattr(update, "op", update)
+        if op.name not in before:
+            op._add_control_input(finite.op)
+    return before
+
+
+def failed_before(error, names):
+    """Returns whether an error of a step came only from operations among `names`."""
+    known = {op.name for op in v1.get_default_graph().get_operations()}
+    failed = known & set(re.findall(r"\[\[(?:\{\{node )?([^\]}]+)", error.message))
+    return bool(failed) and failed <= names
+
+
 def split(inputs, count):
     """Splits a batch, a dict of tensors [B, …], into `count` dicts of consecutive examples.
 
     Raises:
-      UserError: where a known B is not a multiple of `count`.
+      UserError: a known B is not a multiple of `count`.
     """
     if count == 1:
         return [dict(inputs)]
@@ -99,12 +168,12 @@ def split(inputs, count):
 
 
 def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, averages=None):
-    """Builds one tower a device over shared variables.
+    """Builds one tower per device over shared variables.
 
     Args:
       build: the model's `build(inputs, train_phase)`.
       inputs: a batch: dict of tensors [B, …].
-      tower_devices: device names, one a tower.
+      tower_devices: device names, one per tower.
       train_phase: Python bool given to `build`.
       seed, step: what random layers are keyed by, an int and an int64 scalar tensor.
       averages: a `tf.compat.v1.train.ExponentialMovingAverage`: read its averages instead of the
@@ -157,7 +226,7 @@ def _with_variables_on(variable_device, tower_device):
 
 @contextlib.contextmanager
 def keep_collections():
-    """Within it nothing is added to the collections of updates, summaries and penalties."""
+    """Within this context nothing is added to the collections of updates, summaries, penalties."""
     graph = v1.get_default_graph()
     kept = {key: list(graph.get_collection_ref(key)) for key in _ONCE}
     try:
@@ -168,7 +237,7 @@ def keep_collections():
 
 
 def _getter(averages):
-    """Seeds initializers by variable name, and reads moving averages where asked to.
+    """Seeds initializers by variable name, and reads moving averages if asked to.
 
     TensorFlow derives an unseeded initializer's seed from the number of operations before it, so
     the initial weights would change with the number of towers or with an edit elsewhere.
@@ -191,7 +260,7 @@ def _getter(averages):
 def gather(towers):
     """Joins the towers' outputs: tensors [b, …] are concatenated in batch order, scalars averaged.
 
-    Scalars of other types than floating point, and what is no tensor, come from the first tower.
+    Scalars that are not floating point, and values that are not tensors, come from the first tower.
     """
     if len(towers) == 1:
         return towers[0]
@@ -209,13 +278,13 @@ def gather(towers):
 
 
 def embedding_spread(embeddings):
-    """Mean squared distance of embeddings [B, D] to their centre, over their mean squared length.
+    """Mean squared distance of embeddings [B, D] to their center, over their mean squared length.
 
-    1 where they point all ways, 0 where they have collapsed to one point.
+    1 if they point in all directions, 0 if they have collapsed to one point.
     """
-    centred = embeddings - tf.reduce_mean(embeddings, 0, keepdims=True)
+    centered = embeddings - tf.reduce_mean(embeddings, 0, keepdims=True)
     return tf.math.divide_no_nan(
-        tf.reduce_mean(tf.square(centred)), tf.reduce_mean(tf.square(embeddings))
+        tf.reduce_mean(tf.square(centered)), tf.reduce_mean(tf.square(embeddings))
     )
 
 
@@ -223,10 +292,10 @@ def loss_of(model, towers, outputs):
     """Returns the loss to differentiate, and named scalars to report.
 
     The model's `loss(outputs)`, if it has one, is called once on the joined outputs of all towers:
-    negatives are mined over the whole batch. Otherwise it is the mean of the towers' `loss`.
+    negatives are mined over the whole batch. Otherwise the loss is the mean of the towers' `loss`.
 
-    Where `loss(outputs)` returns a dict, its other entries join `outputs`: scalars to report,
-    `hardest_triplet` to show, mined indices for the record of a step that fails.
+    If `loss(outputs)` returns a dict, its other entries are added to `outputs`: scalars to report,
+    `hardest_triplet` to show, mined indices for the record of a step that is not finite.
 
     Returns:
       (float scalar tensor, dict of scalar tensors: every other scalar float output).
@@ -265,9 +334,9 @@ def gradients(model, towers, loss, variables, tower_devices, penalty=None):
     """Returns [(gradient, variable)] of the loss, averaged over towers, plus that of the penalty.
 
     A model-level loss is differentiated once through the join, each op's gradient on that op's own
-    device: without colocation all back-propagation would land on one device, and one call a tower
+    device: without colocation all back-propagation would run on one device, and one call per tower
     would cost N squared passes. Otherwise each tower differentiates its own loss, and the mean is
-    taken where the variable lives; sparse gradients stay sparse.
+    taken on the variable's device; sparse gradients stay sparse.
     """
     if hasattr(model, "loss") or len(towers) == 1:
         grads = v1.gradients(loss, variables, colocate_gradients_with_ops=True)
@@ -290,7 +359,7 @@ def gradients(model, towers, loss, variables, tower_devices, penalty=None):
 
 
 def _mean(parts, count):
-    """The mean of one variable's gradients over towers; one that does not use it counts as 0."""
+    """The mean of one variable's gradients; a tower that does not use the variable counts as 0."""
     parts = [p for p in parts if p is not None]
     if not parts:
         return None
@@ -316,19 +385,19 @@ def accumulate(grads_and_vars, count, micro_step):
 
     Args:
       grads_and_vars: [(gradient, variable)] of one batch.
-      count: batches a step.
-      micro_step: int64 variable that counts the batches of the step under way.
+      count: batches per step.
+      micro_step: int64 variable that counts the batches of the current step.
 
     Returns:
-      (op that only adds one batch's gradients, or None where count is 1; [(mean gradient,
-      variable)] over the step's last batch and those that were added; reading it empties the sums).
+      (op that only adds one batch's gradients, or None if count is 1; [(mean gradient, variable)]
+      over the step's last batch and those added before; reading it resets the sums).
     """
     if count == 1:
         return None, grads_and_vars
     add, means = [], []
     for gradient, variable in grads_and_vars:
         with v1.device(variable.device):
-            with tf.control_dependencies(None):  # its initial value waits for no gradient
+            with tf.control_dependencies(None):  # the initial value must not wait for a gradient
                 total = v1.Variable(
                     tf.zeros(variable.shape),
                     trainable=False,
@@ -350,7 +419,7 @@ def accumulate(grads_and_vars, count, micro_step):
 
 
 def clip(grads_and_vars, config):
-    """Clips averaged gradients by value, then by global norm, as `model.clip_gradients*` say."""
+    """Clips averaged gradients by value, then by global norm (keys `model.clip_gradients*`)."""
     low, high = (config[f"model.clip_gradients.{k}val"] for k in ("min", "max"))
     limit = config["model.clip_gradients.global_norm"]
     grads, variables = zip(*grads_and_vars, strict=True)
@@ -367,7 +436,7 @@ def select(variables, config, prefix):
     """Returns the variables that `<prefix>.filter_fn` and `<prefix>.filter_regex` both choose.
 
     Raises:
-      UserError: where a filter is set and chooses nothing, or the regular expression is malformed.
+      UserError: the filters choose nothing, or the regular expression is malformed.
     """
     fn, regex = config[f"{prefix}.filter_fn"], config[f"{prefix}.filter_regex"]
     try:
@@ -382,7 +451,7 @@ def select(variables, config, prefix):
 
 
 def decayed(variables, config):
-    """Returns the variables under weight decay: the filters' choice, or else all kernels."""
+    """Returns the variables that decay: those that the filters choose, or else all kernels."""
     prefix = "model.weight_decay"
     if config[prefix] == 0:
         return []

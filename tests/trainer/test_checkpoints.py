@@ -1,15 +1,18 @@
 """Checkpoints: nothing half-written, nothing restored into the wrong shape."""
 
+import errno
 import os
 import resource
 import subprocess
 import sys
+import threading
 
+import crash
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoints
+from trainer import checkpoints, files
 from trainer.config import UserError
 
 v1 = tf.compat.v1
@@ -119,7 +122,7 @@ def test_a_damaged_checkpoint_is_named(session, tmp_path):
     v = variable(session, "v", np.zeros(1000, np.float32))
     checkpoints.Writer(session, [v], str(tmp_path), 1).save(1, wait=True)
     (tmp_path / "model-1.index").write_bytes(b"")
-    with pytest.raises(UserError, match="model-1 cannot be read"):
+    with pytest.raises(UserError, match="model-1 is damaged and cannot be read"):
         checkpoints.restore(session, checkpoints.latest(tmp_path), [v])
 
 
@@ -195,3 +198,139 @@ def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(tmp_path, session
     assert not any(n.startswith(".writing-") for n in os.listdir(tmp_path))
     writer.save(3, wait=True)
     assert checkpoints.steps(tmp_path) == [1, 3]
+
+
+# ---------------------------------------------------------------------------- kills and odd disks
+
+
+def listing(folder):
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return sorted(found - {".prototrain"})
+
+
+def values(prefix):
+    return tf.train.load_checkpoint(prefix).get_tensor("v").tolist()
+
+
+def parts(folder, *steps):
+    names = [f"model-{s}.{e}" for s in steps for e in ("data-00000-of-00001", "index")]
+    return [f"{folder}{name}" for name in names]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard_links", "no_hard_links"])
+def test_a_kill_between_any_two_steps_of_a_save_leaves_old_or_new_and_no_litter(
+    session, tmp_path, monkeypatch, links
+):
+    """Publishing, keeping the best and forgetting the oldest, killed before each change."""
+    if not links:
+        refused = OSError(errno.EOPNOTSUPP, "no hard links")
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(threading, "excepthook", lambda failure: None)
+    v = variable(session, "v", [0.0])
+
+    def writer(folder):
+        return checkpoints.Writer(session, [v], str(folder), max_to_keep=2)
+
+    def prepared(folder):
+        folder.mkdir()
+        first = writer(folder)
+        for step, best in ((10, True), (20, False), (30, False)):
+            v.load([step], session)
+            first.save(step, wait=True, best=best)
+        v.load([40], session)
+        return first
+
+    folder = tmp_path / "0"
+    writers = [prepared(folder)]
+    for count in crash.points(lambda: writers[-1].save(40, wait=True, best=True), monkeypatch):
+        writers[-1]._thread = writers[-1]._error = None
+        newest = checkpoints.latest(folder)
+        step = checkpoints.step_of(newest)
+        assert step in (30, 40) and values(newest) == [step]
+        best = checkpoints.latest(folder / "best")
+        assert values(best) == [checkpoints.step_of(best)]
+        again = writer(folder)  # the next run: as the loop starts
+        again.keep_best(40 if step == 40 else 10)
+        best = checkpoints.latest(folder / "best")
+        assert checkpoints.step_of(best) == (40 if step == 40 else 10)
+        v.load([50], session)
+        again.save(50, wait=True, best=True)
+        kept = (30, 50) if step == 30 else (40, 50)
+        assert listing(folder) == sorted(["checkpoint", *parts("best/", 50), *parts("", *kept)])
+        again.close(), writers[-1].close()
+        folder = tmp_path / str(count + 1)
+        writers.append(prepared(folder))
+    assert count >= 12
+
+
+def test_what_a_full_disk_leaves_of_each_step_is_repaired(session, tmp_path, monkeypatch):
+    v = variable(session, "v", [1.0])
+    writer = checkpoints.Writer(session, [v], str(tmp_path), max_to_keep=1)
+    writer.save(1, wait=True, best=True)
+    step = 1
+    for name in ("replace", "link", "mkdir"):
+        with monkeypatch.context() as patch:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            patch.setattr(os, name, lambda *a, full=full, **k: (_ for _ in ()).throw(full))
+            if name == "link":  # then the copy fails too
+                patch.setattr(files.shutil, "copyfileobj", os.link)
+            with pytest.raises((UserError, OSError), match="No space left"):
+                writer.save(step + 1, wait=True, best=True)
+        assert values(checkpoints.latest(tmp_path)) == [1.0]
+        step += 1
+    writer.save(9, wait=True, best=True)
+    assert listing(tmp_path) == sorted(["checkpoint", *parts("", 9), *parts("best/", 9)])
+
+
+def test_damage_is_one_line_whichever_part_is_cut(session, tmp_path):
+    v = variable(session, "v", np.arange(5000, dtype=np.float32))
+    checkpoints.Writer(session, [v], str(tmp_path), 1).save(1, wait=True)
+    for name in parts("", 1):
+        whole = (tmp_path / name).read_bytes()
+        for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+            (tmp_path / name).write_bytes(whole[:cut])
+            with pytest.raises(UserError, match="model-1 is damaged .*--fallback"):
+                checkpoints.restore(session, str(tmp_path / "model-1"), [v])
+        (tmp_path / name).write_bytes(bytes([*whole[:-1], whole[-1] ^ 255]))
+        with pytest.raises(UserError, match="model-1 is damaged"):
+            checkpoints.restore(session, str(tmp_path / "model-1"), [v])
+        (tmp_path / name).write_bytes(whole)
+    checkpoints.restore(session, str(tmp_path / "model-1"), [v])
+
+
+def test_falling_back_sets_damaged_checkpoints_aside(session, tmp_path):
+    writer = checkpoints.Writer(session, [variable(session, "v", [1.0])], str(tmp_path), 5)
+    for step in (1, 2, 3):
+        writer.save(step, wait=True)
+    for name in (*parts("", 2)[:1], *parts("", 3)[1:]):
+        (tmp_path / name).write_bytes(b"")
+    found = checkpoints.fall_back(str(tmp_path))
+    assert found == [str(tmp_path / "model-3"), str(tmp_path / "model-2")]
+    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoints.fall_back(str(tmp_path)) == []
+    (tmp_path / parts("", 1)[0]).write_bytes(b"")
+    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+        checkpoints.fall_back(str(tmp_path))
+    assert checkpoints.steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "100%s", "{x}", "what?", "back\\slash"])
+def test_names_are_never_patterns(session, tmp_path, name):
+    v = variable(session, "v", [3.0])
+    folder = tmp_path / name
+    folder.mkdir()
+    writer = checkpoints.Writer(session, [v], str(folder), 2)
+    for step in (1, 2, 3):
+        writer.save(step, wait=True, best=True)
+    assert checkpoints.steps(folder) == [2, 3]
+    prefix = checkpoints.find(folder)
+    assert checkpoints.shapes(prefix) == {"v": [1]}
+    v.load([0.0], session)
+    checkpoints.restore(session, prefix, [v])
+    assert session.run(v) == [3.0]
+    # A checkpoint of TensorFlow's own Saver, under a name of its choice.
+    other = tmp_path / f"{name}-saver"
+    other.mkdir()
+    v1.train.Saver([v]).save(session, str(other / "mine"))
+    assert checkpoints.find(other) == str(other / "mine")
+    assert checkpoints.load_matching(session, str(other / "mine"), [v])["loaded"] == ["v"]

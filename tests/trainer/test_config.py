@@ -155,13 +155,36 @@ def test_mistakes_on_the_command_line(config, arguments, message):
         parse(*arguments)
 
 
-def test_help_explains_every_key(program):
-    code, out, err = program("trainer.main", "--model=toy", "--help")
+def test_full_help_explains_every_key(program):
+    code, out, err = program("trainer.main", "--model=toy", "--helpfull")
     words = " ".join(out.split())
     for key in schema.KEYS.values():
-        assert f"{key.name}: [{key.type}] {key.doc}" in words, key.name
-    assert "toy.dropout: [float] Share of hidden units to drop. (default: '0.2')" in words
-    assert "Traceback" not in err
+        assert f"--{key.name}: [{key.type}] {key.doc}" in words, key.name
+    assert "--toy.dropout: [float] Share of hidden units to drop. (default: 0.2)" in words
+    assert code == 0 and "Traceback" not in err
+
+
+def test_help_shows_the_essentials_first_and_the_rest_under_headings(program):
+    code, out, err = program("trainer.main", "--model=toy", "--help")
+    assert code == 0 and err == ""
+    own, essential, rest = (
+        out.index(text) for text in ("Flags of this program:", "Essential keys:", "\ntrainer:\n")
+    )
+    explained, listed = out[essential:rest], out[rest:]
+    assert own < essential and 8 <= explained.count("\n  --") <= 14
+    for name in ("trainer.experiment_name", "model.batch_size", "model.lr_schedule.constant.value"):
+        assert f"--{name}: [" in explained
+    assert "model.lr_schedule.cosine.value" not in explained
+    for line in ("model.optimizer:\n", "  --model.optimizer.adam.beta1=0.9\n", "toy:\n"):
+        assert line in listed
+    assert "--fresh" in out[own:essential] and "absl" not in out and "verbosity" not in out
+    code, out, err = program("trainer.main", "--help")
+    assert code == 0 and "--model.batch_size: [" in out and "the model's own keys" in out
+
+
+def test_help_of_a_program_without_a_model(program):
+    code, out, err = program("trainer.diff", "--help")
+    assert (code, err) == (0, "") and "Usage: python -m trainer.diff A B" in out
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(program):
@@ -171,3 +194,140 @@ def test_a_mistake_is_one_line_and_exit_code_1(program):
         err
         == "error: Unknown command line flag 'model.batch_sice'. Did you mean: model.batch_size?\n"
     )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "../mine.py",
+            "--model=../mine.py is a path; give the module's name: --model=mine, in the",
+        ),
+        ("/data/mine.py", "--model=mine, in the folder /data"),
+        ("models/simple", r"--model=models\.simple\."),
+        ("models/simple/__init__.py", r"--model=models\.simple\."),
+        ("mine.py", r"--model=mine\."),
+        (".mine", "'.mine' is no module name"),
+        ("", "'' is no module name"),
+        ("a..b", "'a..b' is no module name"),
+        ("a b", "'a b' is no module name"),
+    ],
+)
+def test_a_model_is_a_module_name(name, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.load_module(name, "--model")
+
+
+def test_a_module_that_does_not_parse_is_named(tmp_path, monkeypatch):
+    (tmp_path / "unparsed.py").write_text("x = 1\nif x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"unparsed\.py, line 2: expected ':'"):
+        config_lib.load_module("unparsed", "--model")
+
+
+def test_flag_files_are_read_as_written(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "more.flags").write_text("--model.num_steps=7\n--flagfile=~/a.flags\n")
+    text = "\ufeff--model=toy\n# a comment\n\n// another\n--flagfile=~/more.flags\n--toy.norm=batch"
+    (tmp_path / "a.flags").write_text(text, encoding="utf-8")
+    model, given, rest = parse("--flagfile=~/a.flags", "--model.batch_size=4")
+    assert given == model.config.given == {"model.num_steps", "toy.norm", "model.batch_size"}
+    assert config["model.num_steps"] == 7 and config["toy.norm"] == "batch" and rest == []
+    assert parse("--flagfile", str(tmp_path / "a.flags"))[1] == {"model.num_steps", "toy.norm"}
+
+
+@pytest.mark.parametrize("content", [None, b"--model=\xff\xfe", "folder"])
+def test_a_flag_file_that_cannot_be_read_is_named(config, tmp_path, content):
+    path = tmp_path / "bad.flags"
+    if content == "folder":
+        path.mkdir()
+    elif content:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"--flagfile=.*bad\.flags: cannot be read"):
+        parse(f"--flagfile={path}")
+
+
+def test_paths_are_expanded_and_stored_as_given(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    mine = Config({"model.weights_load_path": "~/runs/a"})
+    mine.declare("dataset.manifest", "~/shop.csv", "List of images.", path=True)
+    mine.declare("dataset.title", "~ shop", "Text.")
+    assert mine["model.weights_load_path"] == "/home/me/runs/a"
+    assert mine["dataset.manifest"] == "/home/me/shop.csv" and mine["dataset.title"] == "~ shop"
+    assert mine.to_dict()["model.weights_load_path"] == "~/runs/a"
+    values = flags.FlagValues()
+    config_lib.define_path("output", None, "Where to.", values)
+    values(["program", "--output=~/out"])
+    assert values.output == "/home/me/out"
+
+
+def test_a_declared_range_holds_for_the_default_and_every_value():
+    mine = Config()
+    mine.declare("model.margins", [0.1], "Margins.", within="[0, 1]")
+    with pytest.raises(UserError, match=r"'model.margins' must be in \[0, 1\], not 1.5"):
+        mine["model.margins"] = [0.5, 1.5]
+    with pytest.raises(UserError, match=r"'model.rate' must be in \(0, inf\), not 0.0"):
+        mine.declare("model.rate", 0.0, "Rate.", within="(0, inf)")
+    with pytest.raises(ValueError, match=r"'0 to 1' is no range"):
+        mine.declare("model.share", 0.5, "Share.", within="0 to 1")
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), 2**63])
+def test_numbers_beyond_64_bits_are_refused(value):
+    with pytest.raises(UserError, match="takes int"):
+        Config()["model.num_steps"] = value
+    with pytest.raises(UserError, match="takes float"):
+        Config()["model.weight_decay"] = value
+
+
+# ---------------------------------------------------------------------------- programs
+
+
+GUARDED = """
+import sys
+from absl import flags
+from trainer import config
+def main():
+    {body}
+config.run_without_model(main, stopped="stopped: nothing was written")
+"""
+
+
+@pytest.mark.parametrize(
+    "body, code, message",
+    [
+        ("raise config.UserError('a\\n  b')", 1, "error: a b\n"),
+        ("open('missing.csv')", 1, "error: missing.csv: No such file or directory\n"),
+        ("open('.')", 1, "error: .: Is a directory\n"),
+        ("raise MemoryError", 1, "error: out of memory\n"),
+        ("raise KeyboardInterrupt", 130, "stopped: nothing was written\n"),
+        ("return 3", 3, ""),
+        ("print('\\udcff')", 0, ""),
+    ],
+)
+def test_what_a_user_can_fix_is_one_line(program, body, code, message):
+    (program.folder / "guarded.py").write_text(GUARDED.replace("{body}", body))
+    found, out, err = program("guarded")
+    assert (found, err) == (code, message)
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "raise OSError('no file')", "raise KeyError('x')"])
+def test_a_bug_keeps_its_traceback_and_asks_for_a_report(program, body):
+    (program.folder / "guarded.py").write_text(GUARDED.replace("{body}", body))
+    code, out, err = program("guarded")
+    assert code == 1 and err.startswith("Traceback") and body.split("(")[0] in err
+    assert "please report the lines above" in err.splitlines()[-1]
+
+
+def test_positional_arguments_are_refused(program):
+    (program.folder / "guarded.py").write_text(GUARDED.replace("{body}", "pass"))
+    assert program("guarded", "x") == (1, "", "error: unexpected argument 'x'\n")
+    assert program("guarded", "--nope") == (1, "", "error: Unknown command line flag 'nope'\n")
+
+
+def test_an_optional_part_warns_and_does_not_stop(capsys):
+    with config_lib.optional("the plots"):
+        raise RuntimeError("no\n display")
+    assert capsys.readouterr().err == "warning: without the plots (RuntimeError: no display)\n"
+    with pytest.raises(KeyboardInterrupt), config_lib.optional("the plots"):
+        raise KeyboardInterrupt

@@ -1,7 +1,6 @@
 """How two experiments differ."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -86,7 +85,7 @@ def test_metrics_at_other_intervals_are_compared_where_both_have_them(tmp_path):
     b = made(tmp_path / "b", metrics=lines(4, 8, loss=nan))
     assert diff.compare(a, b)["metrics"] == []
     c = made(tmp_path / "c", metrics=lines(3, 5))
-    assert diff.compare(a, c)["metrics"] == ["no step of the one is in the other's metrics.jsonl"]
+    assert diff.compare(a, c)["metrics"] == ["the two metrics.jsonl have no step in common"]
     d = made(tmp_path / "d", metrics=lines(4, 6, loss=2.0))
     assert diff.compare(a, d)["metrics"] == [
         "first differ at step 6 (trn; equal up to step 4):",
@@ -95,11 +94,13 @@ def test_metrics_at_other_intervals_are_compared_where_both_have_them(tmp_path):
     ]
 
 
-def test_what_is_no_experiment_is_named(tmp_path, capsys):
+def test_what_is_no_experiment_is_named(tmp_path, program):
     a = str(made(tmp_path / "a"))
     with pytest.raises(UserError, match="elsewhere is no experiment"):
         diff.compare(a, tmp_path / "elsewhere")
-    assert diff.main([a, str(pathlib.Path(tmp_path, "elsewhere"))]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-    assert diff.main([a, a]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "config: no difference"
+    code, out, err = program("trainer.diff", a, "elsewhere")
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
+    code, out, err = program("trainer.diff", a, a)
+    assert code == 0 and out.splitlines()[0] == "config: no difference"
+    code, out, err = program("trainer.diff", a)
+    assert (code, err) == (1, "error: give A B; B is missing\n")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import types
 
+import crash
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ import tensorflow_hub as hub
 import toy
 import toy_served
 
-from trainer import checkpoints, export
+from trainer import checkpoints, export, files
 from trainer.config import UserError
 
 v1 = tf.compat.v1
@@ -75,7 +76,7 @@ def test_an_export_is_replaced_only_when_told(train, tmp_path):
     note = json.loads((output / export.NOTE).read_text())
     assert list(note["outputs"]) == ["hidden"]
     assert sorted(os.listdir(tmp_path)) == ["experiments", "served"]
-    with pytest.raises(UserError, match="experiments is no SavedModel; it is left alone"):
+    with pytest.raises(UserError, match="experiments holds no export; it is left alone"):
         export.export(toy_served, prefix, tmp_path / "experiments", overwrite=True)
     assert checkpoints.latest(f"{folder}/checkpoint") == prefix
 
@@ -119,4 +120,47 @@ def test_a_failed_write_leaves_the_old_export(train, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"Cannot write .*served: No space left on device"):
         export.export(toy_served, prefix, tmp_path / "served", outputs=["hidden"], overwrite=True)
     assert (tmp_path / "served" / export.NOTE).read_text() == before
+    assert sorted(os.listdir(tmp_path)) == ["experiments", "served"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "renames"])
+def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_export(
+    train, tmp_path, monkeypatch, exchange
+):
+    if not exchange:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *a, **k: (_ for _ in ()).throw(OSError))
+    prefix = checkpoints.latest(train(model=toy_served) + "/checkpoint")
+    folder = tmp_path / "out"
+
+    def outputs():
+        return list(json.loads((folder / "served" / export.NOTE).read_text())["outputs"])
+
+    def export_as(name):
+        export.export(toy_served, prefix, folder / "served", outputs=[name], overwrite=True)
+
+    export_as("prediction")
+    states = []
+    for _ in crash.points(lambda: export_as("hidden"), monkeypatch):
+        if (folder / "served").exists():
+            states.append(outputs())
+        else:
+            assert not exchange  # between two renames; the next run heals it
+        export_as("prediction")
+        assert outputs() == ["prediction"] and os.listdir(folder) == ["served"]
+    assert states[0] == ["prediction"] and states[-1] == ["hidden"] and len(states) > 10
+
+
+def test_an_export_of_an_earlier_version_is_replaced_unless_others_keep_files_in_it(
+    train, tmp_path
+):
+    prefix = checkpoints.latest(train(model=toy_served) + "/checkpoint")
+    output = tmp_path / "served"
+    export.export(toy_served, prefix, output)
+    (output / files.MARK).unlink()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds 'notes\.txt'; move it away first"):
+        export.export(toy_served, prefix, output, overwrite=True)
+    (output / "notes.txt").unlink()
+    export.export(toy_served, prefix, output, outputs=["hidden"], overwrite=True)
+    assert files.kind_of(output) == "export"
     assert sorted(os.listdir(tmp_path)) == ["experiments", "served"]

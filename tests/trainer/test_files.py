@@ -1,7 +1,10 @@
 """Atomic writing, locks, marks, and removing only what this project wrote."""
 
+import errno
 import json
 import os
+import pathlib
+import re
 
 import pytest
 
@@ -75,3 +78,97 @@ def test_nothing_is_removed_without_the_mark(tmp_path):
     with pytest.raises(ValueError, match="does not carry the mark of an experiment"):
         files.remove(tmp_path, "experiment", ".*")
     assert os.listdir(tmp_path) == ["model-1.index"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_replaces_and_is_a_copy_without_hard_links(tmp_path, monkeypatch, links):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("new")
+    b.write_text("old")
+    if not links:
+        refused = OSError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(refused))
+    files.link(a, b)
+    files.link(a, b)
+    assert b.read_text() == "new" and os.path.samefile(a, b) == links
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("system", [True, False], ids=["one_step", "renames"])
+def test_folders_are_exchanged(tmp_path, monkeypatch, system):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    if not system:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *a, **k: (_ for _ in ()).throw(OSError))
+    files.exchange(tmp_path / "a", tmp_path / "b")
+    assert os.listdir(tmp_path / "a") == ["b"] and os.listdir(tmp_path / "b") == ["a"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_disk_without_locks_or_syncs_is_usable(tmp_path, monkeypatch, capsys):
+    unsupported = OSError(errno.ENOTSUP, "Operation not supported")
+    monkeypatch.setattr(files.fcntl, "flock", lambda *a: (_ for _ in ()).throw(unsupported))
+    with files.only_writer(tmp_path):
+        assert not files.locked(tmp_path)
+    assert "warning" in capsys.readouterr().err
+    monkeypatch.setattr(os, "fsync", lambda *a: (_ for _ in ()).throw(unsupported))
+    files.sync(tmp_path)
+
+
+def test_a_lock_is_seen_from_outside(tmp_path):
+    assert not files.locked(tmp_path)
+    with files.only_writer(tmp_path):
+        assert files.locked(tmp_path)
+    assert not files.locked(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_claimed_if_recognized(tmp_path):
+    (tmp_path / "model-1.index").write_text("")
+    with pytest.raises(ValueError, match=r"holds 'model-1\.index'"):
+        files.claim(tmp_path, "index", earlier=lambda folder: False)
+    files.claim(tmp_path, "index", earlier=lambda folder: True)
+    assert files.kind_of(tmp_path) == "index"
+
+
+def test_what_a_kill_left_of_a_mark_does_not_stop_the_next_claim(tmp_path):
+    (tmp_path / ".x1y2.tmp").write_text("")
+    files.claim(tmp_path, "store")
+    assert files.kind_of(tmp_path) == "store"
+
+
+def test_discarding_removes_the_folder_once_it_is_empty(tmp_path):
+    folder = tmp_path / "f"
+    files.claim(folder, "export")
+    (folder / "a").write_text("")
+    (folder / "mine").write_text("")
+    assert files.discard(folder, "export", "a") == ["mine"] and os.listdir(folder)
+    (folder / "mine").unlink()
+    assert files.discard(folder, "export", "a") == [] and not folder.exists()
+
+
+REMOVALS = re.compile(
+    r"\brmtree\(|\bos\.(remove|unlink|rmdir|removedirs)\(|\bshutil\.move\(|\.unlink\(|\.rmdir\("
+    r"|gfile\.(remove|rmtree)\(|\bsubprocess\b.*\brm\b"
+)
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+# To be joined by models and retrieval once their removals go through trainer.files.
+@pytest.mark.parametrize("package", ["trainer"])
+def test_nothing_else_removes_files(package):
+    allowed = {"trainer/files.py"}
+    # Folders that are known to be empty, or their emptiness is what is asked for.
+    empty = re.compile(r"\bos\.rmdir\(")
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if name not in allowed and REMOVALS.search(line) and not empty.search(line):
+                found.append(f"{name}:{number}: {line.strip()}")
+    assert not found, "remove through trainer.files.remove: " + "; ".join(found)
+
+
+def test_the_search_for_removals_finds_them():
+    lines = "shutil.rmtree(x); os.remove(a); path.unlink(); os.unlink(p); tf.io.gfile.rmtree(d)"
+    assert all(REMOVALS.search(line) for line in lines.split("; "))

@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import signal
-import time
+import threading
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import toy
+from runs import assert_equal_runs, weights
 
 from trainer import checkpoints, loop, meters
 from trainer.config import UserError
@@ -18,26 +20,8 @@ from trainer.config import UserError
 v1 = tf.compat.v1
 
 
-def weights(folder, step=None):
-    """Every variable of a checkpoint, slots and step included."""
-    prefix = checkpoints.latest(f"{folder}/checkpoint")
-    if step is not None:
-        prefix = f"{folder}/checkpoint/model-{step}"
-    reader = tf.train.load_checkpoint(prefix)
-    return {name: reader.get_tensor(name) for name in checkpoints.shapes(prefix)}
-
-
 def read_json(folder, name):
     return json.loads(pathlib.Path(folder, name).read_text())
-
-
-def assert_equal_runs(a, b):
-    """Bit for bit the same weights, slots and metrics."""
-    x, y = weights(a), weights(b)
-    assert x.keys() == y.keys()
-    for name in x:
-        np.testing.assert_array_equal(x[name], y[name], err_msg=name)
-    assert meters.read_metrics(a) == meters.read_metrics(b)
 
 
 OPTIONS = {
@@ -107,27 +91,6 @@ def test_accumulated_batches_train_like_one_large_batch(train):
     np.testing.assert_allclose(second, expected - start, rtol=1e-4, atol=1e-7)
 
 
-def test_interrupted_by_sigterm_and_resumed_equals_uninterrupted(program, tmp_path):
-    arguments = ["trainer.main", "--model=toy", "--model.num_steps=200", "--toy.seconds=0.01"]
-    code, out, err = program(*arguments, "--trainer.experiment_name=whole")
-    assert code == 0, err
-    halves = tmp_path / "experiments" / "halves"
-
-    def at_100():
-        lines = meters.read_metrics(halves)
-        return bool(lines) and lines[-1]["step"] >= 100
-
-    arguments.append("--trainer.experiment_name=halves")
-    code, out, err = program.interrupt(at_100, *arguments)
-    assert code == 0, err
-    stopped = checkpoints.step_of(checkpoints.latest(halves / "checkpoint"))
-    assert 100 <= stopped < 200
-    assert f"stopped at step {stopped} (SIGTERM)" in out and "the same command resumes" in out
-    code, out, err = program(*arguments)
-    assert code == 0 and f"resuming at step {stopped}" in out, err
-    assert_equal_runs(tmp_path / "experiments" / "whole", halves)
-
-
 def test_killed_and_resumed_equals_uninterrupted(program, tmp_path, train):
     arguments = ["trainer.main", "--model=toy", "--model.num_steps=40", "--toy.seconds=0.1"]
     arguments += ["--trainer.checkpoint_save_interval=10"]
@@ -153,58 +116,13 @@ def test_a_second_trainer_is_refused(program, tmp_path, train):
     try:
         while not meters.read_metrics(folder):
             assert process.poll() is None
-        with pytest.raises(UserError, match=f"Another trainer .process {process.pid}"):
+        with pytest.raises(UserError, match=f"toy: process {process.pid} on .* is writing"):
             train()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and "(SIGINT)" in out, err
     finally:
         process.kill()
-
-
-def test_a_second_signal_leaves_at_once_with_the_last_checkpoint(program):
-    folder = program.folder / "experiments" / "toy"
-    program("trainer.main", "--model=toy", "--model.num_steps=3")
-    process = program.start(
-        "trainer.main",
-        "--model=toy",
-        "--model.num_steps=9",
-        "--toy.seconds=60",
-        "--toy.dropout=0.1",
-    )
-    try:
-        while "resuming at step 3" not in process.stdout.readline():
-            assert process.poll() is None
-        time.sleep(0.5)  # into the first step, which waits a minute for its batch
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGINT
-    assert checkpoints.steps(folder / "checkpoint") == [3]
-
-
-def test_fresh_asks_before_it_deletes(train, config):
-    folder = train()
-    ask = iter(["no"])
-    with pytest.raises(UserError, match="nothing was deleted"):
-        from trainer import experiment
-
-        with experiment.opened(config, fresh=True, ask=lambda question: next(ask)):
-            pass
-    assert checkpoints.steps(f"{folder}/checkpoint") == [20]
-    train(fresh=True, yes=True, keys={"model.num_steps": 3})
-    assert checkpoints.steps(f"{folder}/checkpoint") == [3]
-    assert len(read_json(folder, "provenance.json")) == 1
-
-
-def test_fresh_without_a_terminal_needs_yes(program, tmp_path, train):
-    train()
-    code, out, err = program("trainer.main", "--model=toy", "--fresh")
-    assert code == 1 and "confirm with --yes" in err
-    assert checkpoints.steps(tmp_path / "experiments" / "toy" / "checkpoint") == [20]
 
 
 def test_what_a_run_writes(train):
@@ -302,29 +220,6 @@ def test_weight_decay_shrinks_what_it_chooses(train):
     np.testing.assert_array_equal(decayed["hidden/kernel"], plain["hidden/kernel"])
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded(train):
-    keys = {"toy.nan_at": 12, "trainer.checkpoint_save_interval": 10}
-    with pytest.raises(UserError) as error:
-        train(keys=keys)
-    message = str(error.value)
-    folder = toy.config["trainer.experiment_base_dir"] + "/toy"
-    assert "not finite in step 13" in message and "--replay_step=13" in message
-    assert checkpoints.steps(f"{folder}/checkpoint") == [10]
-    record = np.load(f"{folder}/flight/step-13.npz")
-    assert record["step"] == 13 and record["id"][3] == b"12/3"
-    assert np.isnan(record["loss"]) and np.isfinite(record["lr"])
-    assert np.isnan(record["gradient_norm.out.kernel"])
-
-
-def test_an_unreadable_picture_is_named_and_loses_nothing(program, tmp_path):
-    code, out, err = program("trainer.main", "--model=toy", "--toy.bad_at=8")
-    assert code == 1
-    assert err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
-    assert "cannot read image 'shelf/42.jpg' (truncated): mend or remove it" in err
-    folder = tmp_path / "experiments" / "toy"
-    assert weights(folder)["global_step"] == 8
-
-
 def test_a_checkpoint_of_another_shape(train, monkeypatch):
     train()
     small = toy.layers.dense
@@ -341,91 +236,12 @@ def test_a_folder_that_cannot_be_written(program, tmp_path):
     assert "--trainer.experiment_base_dir" in err
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"datasets": lambda: {"vld": None}}, "has no 'trn' among vld"),
-        ({"build": lambda inputs, train_phase: None}, "must return a ModelDict"),
-        ({"build": lambda inputs, train_phase: {"x": inputs["x"]}}, "must set a scalar `loss`"),
-        (
-            {"datasets": lambda: {"trn": tf.data.Dataset.from_tensors({"x": np.zeros([3, 4])})}},
-            "3 examples of 'x' a batch, but model.batch_size=16",
-        ),
-        (
-            {"datasets": lambda: {"trn": tf.data.Dataset.from_tensors(np.zeros([16, 4]))}},
-            "must yield dicts",
-        ),
-        (
-            {"datasets": lambda: {"trn": toy._datasets(0)["trn"].take(3)}},
-            "ended: ",
-        ),
-    ],
-)
-def test_a_model_that_breaks_its_contract(train, monkeypatch, change, message):
-    monkeypatch.setattr(toy, "_datasets", toy.datasets, raising=False)
-    for name, value in change.items():
-        monkeypatch.setattr(toy, name, value)
-    with pytest.raises(UserError, match=message):
-        train()
-
-
-def own_pipeline(stateful=False):
-    """Datasets without a start_step: shuffled, repeated, decoded in parallel."""
-
-    def batch(number):
-        values = toy._batch(number)
-        if stateful:
-            values["x"] += tf.random.normal(values["x"].shape, seed=3)
-        return values
-
-    data = tf.data.Dataset.range(50).shuffle(20, seed=1).repeat()
-    return {"trn": data.map(batch, num_parallel_calls=2)}
-
-
-def test_a_users_own_iterator_is_resumed_where_it_was(train, monkeypatch):
-    monkeypatch.setattr(toy, "datasets", lambda: own_pipeline())
-    whole = train("whole")
-    halves = train("halves", keys={"trainer.checkpoint_save_interval": 10})
-    for path in glob.glob(f"{halves}/checkpoint/*-20.*"):
-        os.remove(path)
-    train("halves")
-    assert_equal_runs(whole, halves)
-
-
-def test_state_that_cannot_be_saved_is_said_and_never_repeated(train, monkeypatch, capsys):
-    monkeypatch.setattr(toy, "datasets", lambda: own_pipeline(stateful=True))
-    train(keys={"model.num_steps": 5})
-    said = capsys.readouterr().out
-    assert "cannot be saved (RandomStandardNormal)" in said and "start_step" in said
-    folder = train(keys={"model.num_steps": 10})
-    losses = [line["loss"] for line in meters.read_metrics(folder)]
-    assert len(losses) == 10 and not np.allclose(losses[:5], losses[5:], rtol=0.01)
-
-
-def test_changed_data_is_refused(train, monkeypatch):
-    train()
-    batch = toy._batch
-    monkeypatch.setattr(toy, "_batch", lambda n: {**batch(n), "extra": tf.zeros([16])})
-    with pytest.raises(UserError, match="other shapes or types.*--allow_config_change"):
-        train(keys={"model.num_steps": 30})
-    train(allow_config_change=True)
-
-
 def test_a_profile_of_some_steps_is_written_for_tensorboard(train):
     folder = train(keys={"trainer.profile_steps": [5, 7]})
     (trace,) = glob.glob(f"{folder}/summaries/trn/plugins/profile/*/*.xplane.pb")
     assert b"MatMul" in pathlib.Path(trace).read_bytes()
     with pytest.raises(UserError, match=r"trainer.profile_steps.*\[7, 5\]"):
         train("other", keys={"trainer.profile_steps": [7, 5]})
-
-
-def test_a_collapse_is_warned_of_once():
-    collapse = meters.Collapse()
-    spreads = [0.5, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4]
-    said = [collapse.check({"embedding_spread": s, "loss": 0.2}) for s in spreads]
-    assert [bool(text) for text in said] == [False, False, False, True, False, False]
-    assert "loss 0.2" in said[3] and "collapsed" in said[3]
-    assert collapse.check({"loss": 1.0}) is None
 
 
 @pytest.mark.parametrize("keys", [{"trainer.xla": True}, {"trainer.mixed_precision": "bfloat16"}])
@@ -443,9 +259,156 @@ def test_a_copied_loop_runs(program, tmp_path):
     assert code == 0 and "my loop is done: step 20" in out, err
 
 
-def test_debug_opens_ipython_with_the_names_it_promises(program):
-    typed = "print([type(x).__name__ for x in (sess, towers, datasets, config)])\n"
-    code, out, err = program("trainer.main", "--model=toy", "--debug", text=typed)
+def test_an_interval_of_0_means_never(train, capsys):
+    names = ("print", "validation_step", "summary_save", "checkpoint_save")
+    folder = train(keys={f"trainer.{name}_interval": 0 for name in names})
+    lines = meters.read_metrics(folder)
+    assert [(line["split"], line["step"]) for line in lines] == [("trn", 20)]
+    assert checkpoints.steps(f"{folder}/checkpoint") == [20]
+    assert capsys.readouterr().out.count("\nstep ") == 1
+    (path,) = glob.glob(f"{folder}/summaries/trn/*")
+    assert not any(event.summary.value for event in v1.train.summary_iterator(path))
+
+
+@pytest.mark.parametrize("name", ["RuntimeError", "KeyError", "MemoryError", "ValueError"])
+def test_an_error_of_the_models_own_code_loses_nothing(train, name):
+    keys = {"toy.raise_at": 7, "toy.raises": name}
+    expected = UserError if name == "MemoryError" else tf.errors.OpError
+    with pytest.raises(expected, match="in the model"):
+        train("failed", keys=keys)
+    folder = toy.config["trainer.experiment_base_dir"] + "/failed"
+    assert weights(folder)["global_step"] == 7
+    whole = train("whole", keys={"toy.raise_at": 1000})
+    assert_equal_runs(whole, train("failed"))
+
+
+def test_an_error_in_the_middle_of_an_update_saves_nothing(train, monkeypatch):
+    def create(config, rate, decayed):
+        class Failing(v1.train.GradientDescentOptimizer):
+            def _resource_apply_dense(self, grad, var):
+                check = v1.assert_less(v1.train.get_global_step(), np.int64(12))
+                with tf.control_dependencies([check]):
+                    return super()._resource_apply_dense(tf.identity(grad), var)
+
+        return Failing(rate)
+
+    monkeypatch.setattr(loop.optimizers, "create", create)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        train(keys={"trainer.checkpoint_save_interval": 10})
+    folder = toy.config["trainer.experiment_base_dir"] + "/toy"
+    assert checkpoints.steps(f"{folder}/checkpoint") == [10]
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_a_folder_that_goes_away_is_noticed_and_stays_away(train, monkeypatch, tmp_path, replaced):
+    folder = pathlib.Path(toy.config["trainer.experiment_base_dir"], "toy")
+
+    def metrics(outputs):
+        os.rename(folder, tmp_path / "moved")
+        if replaced:
+            (folder / "checkpoint").mkdir(parents=True)
+        return {"mean_error": 1.0}
+
+    monkeypatch.setattr(toy, "metrics", metrics)
+    with pytest.raises(UserError, match="was removed or replaced during the run"):
+        train(keys={"trainer.evaluation_interval": 10, "trainer.checkpoint_save_interval": 10})
+    assert os.path.exists(folder) == replaced
+    assert not replaced or os.listdir(folder / "checkpoint") == []
+
+
+def test_training_runs_in_a_thread_with_a_model_that_has_no_file(train):
+    model = types.ModuleType("cell")
+    model.config, model.datasets, model.build = toy.config, toy.datasets, toy.build
+    assert not hasattr(model, "__file__")
+    folders = []
+    thread = threading.Thread(target=lambda: folders.append(train(model=model)))
+    thread.start()
+    thread.join()
+    assert weights(folders[0])["global_step"] == 20
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_stepped_over(train, program, tmp_path):
+    folder = train(keys={"trainer.checkpoint_save_interval": 10, "model.num_steps": 30})
+    (data,) = glob.glob(f"{folder}/checkpoint/model-30.data*")
+    whole = pathlib.Path(data).read_bytes()
+    pathlib.Path(data).write_bytes(whole[: len(whole) // 2])
+    arguments = ["trainer.main", "--model=toy", "--model.num_steps=30"]
+    code, out, err = program(*arguments)
+    assert code == 1 and err.count("\n") == 1
+    assert "checkpoint/model-30 is damaged" in err and "--fallback" in err
+    code, out, err = program(*arguments, "--fallback", "--trainer.checkpoint_save_interval=10")
+    assert code == 0 and "set aside as damaged: experiments/toy/checkpoint/model-30" in out, err
+    assert "resuming at step 20" in out and weights(folder)["global_step"] == 30
+    assert os.path.exists(f"{data}.damaged")
+
+
+MEMORY = """
+import gc, sys
+from trainer import quiet; quiet.import_tensorflow()
+import psutil, toy
+from trainer import loop
+toy.config.update({"trainer.evaluation_interval": 10, "model.num_steps": 20})
+sizes = []
+for i in range(14):
+    toy.config["trainer.experiment_name"] = f"run-{i}"
+    loop.train(toy, toy.config)
+    gc.collect()
+    sizes.append(psutil.Process().memory_info().rss >> 10)
+import tensorflow as tf
+graphs = sum(isinstance(o, tf.Graph) for o in gc.get_objects())
+print("measured", graphs, *sizes)
+"""
+
+
+def test_many_runs_in_one_process_keep_no_graphs_and_no_memory(program, tmp_path):
+    (tmp_path / "many.py").write_text(MEMORY)
+    code, out, err = program("many")
     assert code == 0, err
-    assert "You have: sess, model, towers, datasets, config" in out
-    assert "['Session', 'list', 'dict', 'Config']" in out
+    graphs, *kib = map(int, out.splitlines()[-1].split()[1:])
+    assert graphs <= 2
+    assert kib[-1] - kib[3] < 30 << 10, kib  # ten runs
+
+
+THREADS = """
+import os, sys
+from trainer import quiet; quiet.import_tensorflow()
+import tensorflow as tf, toy
+from trainer import loop
+toy.config["trainer.experiment_name"] = sys.argv[1]
+toy.config["trainer.intra_op_threads"] = int(sys.argv[1])
+plain = toy.datasets
+def datasets(start_step=0):
+    with tf.init_scope():  # starts TensorFlow's threads, as reading a table eagerly does
+        tf.data.Dataset.range(3).cardinality()
+    return plain(start_step)
+toy.datasets = datasets
+def metrics(outputs):
+    print("threads", len(os.listdir("/proc/self/task")))
+    return {"x": 0.0}
+toy.metrics = metrics
+toy.config["trainer.evaluation_interval"] = 20
+loop.train(toy, toy.config)
+"""
+
+
+def test_threads_within_an_operation_are_as_many_as_set(program, tmp_path):
+    (tmp_path / "threads.py").write_text(THREADS)
+
+    def threads(count):
+        code, out, err = program("threads", str(count))
+        assert code == 0 and "no effect" not in err, err
+        return int(out.split("threads ")[1].split()[0])
+
+    assert threads(40) - threads(1) >= 35
+
+
+def test_threads_that_come_too_late_are_warned_of(train, capsys):
+    train("first", keys={"trainer.intra_op_threads": 0})
+    train("second", keys={"trainer.intra_op_threads": 7})
+    assert "warning: trainer.intra_op_threads=7 has no effect" in capsys.readouterr().err
+
+
+def test_a_filter_without_its_key_is_warned_of(train, capsys):
+    train(keys={"model.weight_decay.filter_regex": "kernel"})
+    warned = "warning: model.weight_decay.filter_regex has no effect without model.weight_decay."
+    assert warned in capsys.readouterr().err

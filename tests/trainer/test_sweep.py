@@ -207,7 +207,7 @@ def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     assert trial.value == min(full.values())
 
 
-def test_the_documented_lines_search(config):
+def test_the_documented_lines_search(config, tmp_path, monkeypatch):
     """Runs the guide's own code, on the toy in place of a model that takes a minute."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "sweeping.md"
     (code,) = re.findall(r"```python\n(import optuna\n.*?)```", page.read_text(), re.DOTALL)
@@ -221,8 +221,8 @@ def test_the_documented_lines_search(config):
         code = code.replace(old, new)
     config.update({"trainer.best_metric": "mean_error", "trainer.evaluation_interval": 10})
     names = {}
+    monkeypatch.chdir(tmp_path)
     exec(code, names)
     values = [trial.value for trial in names["study"].trials]
     assert len(set(values)) == 2 and all(value > 0 for value in values)
-    folder = pathlib.Path(config["trainer.experiment_base_dir"], "margins")
-    assert sorted(os.listdir(folder)) == ["trial-0", "trial-1"]
+    assert sorted(os.listdir("experiments/margins")) == ["trial-0", "trial-1"]

@@ -1,5 +1,7 @@
 """A model small enough for tests: regression on random numbers, every trainer feature reachable."""
 
+import builtins
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +25,8 @@ config.declare("toy.norm", "none", "Normalisation.", choices=("none", "batch"))
 config.declare("toy.nan_at", -1, "Batch number whose input is not finite.")
 config.declare("toy.bad_at", -1, "Batch number whose input cannot be read.")
 config.declare("toy.seconds", 0.0, "Seconds that each batch takes to read.")
+config.declare("toy.raise_at", -1, "Batch number at which build's Python code raises an error.")
+config.declare("toy.raises", "RuntimeError", "Name of that error.")
 
 
 def _batch(number):
@@ -51,6 +55,16 @@ def _wait(x):
     return x
 
 
+def _raise(x, batch_id):
+    if int(batch_id.split(b"/")[0]) == config["toy.raise_at"]:
+        raise getattr(builtins, config["toy.raises"])("in the model")
+    return x
+
+
+def is_kernel(variable):
+    return "kernel" in variable.op.name
+
+
 def datasets(start_step=0):
     batches = tf.data.Dataset.range(start_step, 1 << 40).map(_batch)
     return {"trn": batches, "vld": tf.data.Dataset.range(1 << 30, (1 << 30) + 3).map(_batch)}
@@ -58,7 +72,10 @@ def datasets(start_step=0):
 
 def build(inputs=None, train_phase=False):
     m = layers.ModelDict()
-    m.hidden = layers.dense(inputs["x"], 8, "hidden")
+    x = inputs["x"]
+    if config["toy.raise_at"] >= 0:
+        x = tf.ensure_shape(tf.numpy_function(_raise, [x, inputs["id"][0]], tf.float32), x.shape)
+    m.hidden = layers.dense(x, 8, "hidden")
     if config["toy.norm"] == "batch":
         m.hidden = layers.batch_norm(m.hidden[:, None, None], train_phase, "norm")[:, 0, 0]
     m.hidden = layers.dropout(tf.nn.relu(m.hidden), config["toy.dropout"], train_phase)

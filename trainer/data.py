@@ -1,0 +1,90 @@
+"""A model's datasets, checked: what they must yield, and errors while they are read."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+
+from trainer import checkpoints, input_state
+from trainer.config import Config, UserError
+
+v1 = tf.compat.v1
+
+
+def load_datasets(
+    model: ModuleType, first_batch: tf.Tensor, seed: int = 0, resumed: str | None = None
+) -> tuple[dict[str, tf.data.Dataset], bool]:
+    """Returns the model's datasets for training, and whether they can start at any batch.
+
+    A model whose `datasets` takes `start_step` resumes by it alone: the number of batches consumed
+    is then the whole state of its input.
+
+    Args:
+      model: the model module.
+      first_batch: number of batches consumed so far, an int64 scalar tensor.
+      seed: graph-level seed of the run.
+      resumed: prefix of the checkpoint that the run resumes from, or None.
+
+    Returns:
+      ({"trn": dataset, and "vld" if the model has it}, whether `datasets` takes `start_step`).
+
+    Raises:
+      UserError: `datasets()` fails on a file or value, or has no "trn".
+    """
+    restartable = "start_step" in inspect.signature(model.datasets).parameters
+    if resumed and not restartable and not input_state.saved(resumed):
+        # The place in the data is lost. Another seed at least avoids repeating the same batches.
+        v1.set_random_seed(seed + checkpoints.step_of(resumed))
+    try:
+        known = model.datasets(first_batch) if restartable else model.datasets()
+        # Read only these: a model may create each dataset on demand.
+        datasets = {name: known[name] for name in ("trn", "vld") if name in known}
+    except (ValueError, OSError) as error:
+        raise UserError(f"{model.__name__}.datasets(): {error}") from error
+    v1.set_random_seed(seed)
+    if "trn" not in datasets:
+        raise UserError(f"{model.__name__}.datasets() has no 'trn' among {', '.join(known)}.")
+    return datasets, restartable
+
+
+def check_batch(inputs: Any, config: Config) -> None:
+    """Raises `UserError` unless a batch is a dict of `model.batch_size` examples.
+
+    Args:
+      inputs: what `datasets()["trn"]` yields: a dict of tensors or of their specs.
+      config: a `Config`.
+    """
+    if not isinstance(inputs, dict):
+        raise UserError(f"datasets()['trn'] yields {type(inputs).__name__}; it must yield dicts.")
+    for name, tensor in inputs.items():
+        size, expected = tensor.shape[0], config["model.batch_size"]
+        if size is not None and size != expected:
+            raise UserError(
+                f"datasets()['trn'] yields {size} examples of {name!r} per batch, but "
+                f"model.batch_size={expected}."
+            )
+
+
+@contextlib.contextmanager
+def data_errors() -> Iterator[None]:
+    """Turns an error inside the input pipeline into a one-line `UserError`.
+
+    Such an error leaves the weights alone. Errors of other parts of the graph pass unchanged.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not re.search(r"\[\[(\{\{node )?next_batch|MakeIterator", error.message):
+            raise
+        if isinstance(error, tf.errors.OutOfRangeError):
+            raise UserError(
+                "datasets()['trn'] ended. Add .repeat(): model.num_steps ends training."
+            ) from None
+        # TensorFlow first names the dataset that failed, and last the values it compared.
+        text = re.sub(r"^Error in user-defined .*?iterator: \S+: ", "", error.message)
+        text = re.sub(r"^assertion failed: \[(.*?)\]( \[.*)?$", r"\1", text.split("\n")[0])
+        raise UserError(text.replace("\\'", "'")) from error

@@ -1,0 +1,109 @@
+"""What `--help` and `--helpfull` print: the essentials first, the rest under headings."""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection
+from typing import Any
+
+from absl import flags
+
+FLAGS = ("help", "helpfull", "helpshort", "?")
+
+# Flags of these packages are no flags of ours: `--helpfull` lists them last.
+_OTHERS = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
+
+
+class Wanted(Exception):
+    """Help was asked for; the text is the exception's."""
+
+
+def render(
+    flag_values: flags.FlagValues, config: Any, wanted: str, arguments: Collection[str] = ()
+) -> str:
+    """Returns the help of the running program.
+
+    Args:
+      flag_values: the program's flags, all defined.
+      config: the `Config` whose keys are flags too; None for a program without a model.
+      wanted: 'helpfull' explains every flag; anything else only the essential ones.
+      arguments: names of the positional arguments.
+    """
+    full = wanted == "helpfull"
+    program, doc = _program()
+    needs_model = ["--model=MODULE"] if config is not None else []
+    lines = [doc, "", " ".join(["Usage:", program, *arguments, *needs_model, "[--flag=value …]"])]
+    keys = [config.key(name) for name in config] if config is not None else []
+    names = {key.name for key in keys}
+    own, others = [], []
+    for module, defined in sorted(flag_values.flags_by_module_dict().items()):
+        listed = others if module.split(".")[0] in _OTHERS else own
+        listed += [f for f in defined if f.name not in names and f.name not in FLAGS]
+    lines += _explained("Flags of this program", map(_of_flag, own))
+    first = [key for key in keys if key.essential and config.holds(key.needs)]
+    lines += _explained("Essential keys", (_of_key(key, config) for key in first))
+    groups: dict[str, list[Any]] = {}
+    for key in keys:
+        if key not in first:
+            groups.setdefault(_heading(key.name), []).append(key)
+    for heading, group in groups.items():
+        if full:
+            lines += _explained(heading, (_of_key(key, config) for key in group))
+        else:
+            lines += ["", f"{heading}:"]
+            lines += [f"  --{key.name}={_value(key, config)}" for key in group]
+    if full:
+        lines += _explained("Flags of libraries", map(_of_flag, others))
+    else:
+        lines += ["", "--helpfull explains every flag. --flagfile=F reads flags from a file."]
+    if config is not None and flag_values["model"].value is None:
+        lines += ["With --model=MODULE, the model's own keys are listed too."]
+    return "\n".join(lines)
+
+
+def _program():
+    """Returns how the running program is started, and the first paragraph of its docstring."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    program = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])
+    return program, (main.__doc__ or "").strip().split("\n\n")[0]
+
+
+def _heading(name):
+    """`model.batch_size` belongs to `model`, `model.optimizer.adam.beta1` to `model.optimizer`."""
+    return ".".join(name.split(".")[:-1][:2])
+
+
+def _value(key, config):
+    value = config.to_dict()[key.name]
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _of_key(key, config):
+    choices = f" One of: {', '.join(c or repr(c) for c in key.choices)}." if key.choices else ""
+    within = f" In {key.within}." if key.within else ""
+    value = _value(key, config)
+    default = f" (default: {value})" if value != "" else ""
+    return f"--{key.name}: [{key.type}] {key.doc}{choices}{within}{default}"
+
+
+def _of_flag(flag):
+    name = f"-{flag.short_name}, --{flag.name}" if flag.short_name else f"--{flag.name}"
+    default = f" (default: {flag.default_as_str})" if flag.default not in (None, [], False) else ""
+    return f"{name}: {flag.help}{default}"
+
+
+def _explained(heading, texts):
+    width = min(shutil.get_terminal_size().columns, 100)
+    wrapped = [
+        textwrap.fill(
+            " ".join(text.split()), width, initial_indent="  ", subsequent_indent="      ",
+            break_long_words=False, break_on_hyphens=False,
+        )
+        for text in texts
+    ]  # fmt: skip
+    return ["", f"{heading}:", *wrapped] if wrapped else []
