@@ -4,8 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
-from stores import items, write_store
+from stores import items, run_program, write_store
 
 from retrieval import index as index_program
 from retrieval.catalogue import index
@@ -21,7 +20,7 @@ def test_ids_to_remove_are_lines(tmp_path, points, capsys):
     (tmp_path / "gone.txt").write_text(
         "\ufeffa\u2028b1\r\na\u2028b2\r\n", encoding="utf-8", newline=""
     )
-    index_program.run(line)
+    assert run_program(index_program, *line) == 0
     assert "7 items, 2 removed" in capsys.readouterr().out
     for content, said in (
         (b"", "names no ids"),
@@ -29,8 +28,7 @@ def test_ids_to_remove_are_lines(tmp_path, points, capsys):
         (b"\xff", "text"),
     ):
         (tmp_path / "gone.txt").write_bytes(content)
-        with pytest.raises(SystemExit):
-            index_program.run(line)
+        assert run_program(index_program, *line) == 1
         err = capsys.readouterr().err
         assert "gone.txt" in err and said in err
     assert index.manifest_of(tmp_path / "i")["version"] == 2
@@ -39,10 +37,11 @@ def test_ids_to_remove_are_lines(tmp_path, points, capsys):
 def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):
     """FAISS prints, from C, where it finds lists on disk."""
     source = write_store(tmp_path / "s", [items(points)])
-    index_program.run(["build", f"--store={source}", f"--output={tmp_path}/i", "--factory=IVF8,SQ8",
-               "--on_disk"])  # fmt: skip
+    line = ["build", f"--store={source}", f"--output={tmp_path}/i", "--factory=IVF8,SQ8"]
+    assert run_program(index_program, *line, "--on_disk") == 0
     queries = write_store(tmp_path / "q", [items(points[:3])])
     capfd.readouterr()
-    index_program.run(["search", f"--store={queries}", f"--index={tmp_path}/i", "--k=1"])
+    line = ["search", f"--store={queries}", f"--index={tmp_path}/i", "--k=1"]
+    assert run_program(index_program, *line) == 0
     answers = map(json.loads, capfd.readouterr().out.splitlines())
     assert [answer["query"] for answer in answers] == items(points[:3]).ids.tolist()

@@ -6,17 +6,17 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
+from stores import run_program
 
 from metriclearn.datasets import image_files
 from retrieval import embed
 from retrieval.embeddings import embedder, images, store
 from retrieval.reports import page
-from trainer import config, experiment
+from trainer import experiment
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -234,21 +234,16 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     ("asked", "said"),
     [
         ({"saved_model": "m"}, "--checkpoint and --saved_model: give one of them"),
-        ({"image_size": ["64"]}, "--image_size: goes with --saved_model"),
+        ({"image_size": 64}, "--image_size: goes with --saved_model"),
         ({"input_range": "0,1"}, "--input_range: goes with --saved_model"),
     ],
 )
-def test_what_would_be_passed_over_is_refused(pictures, tmp_path, monkeypatch, asked, said):
-    class Options(types.SimpleNamespace):
-        def __getitem__(self, name):
-            return types.SimpleNamespace(present=name in asked)
-
-    given = {"output": f"{tmp_path}/s", "checkpoint": "c", "saved_model": None, "manifest": None}
-    options = Options(**given | {"folder": str(pictures)} | asked)
-    monkeypatch.setattr(embed.flags, "FLAGS", options)
+def test_what_would_be_passed_over_is_refused(pictures, tmp_path, monkeypatch, capsys, asked, said):
     monkeypatch.setattr(experiment, "locate", lambda *arguments: ("", "c"))
-    with pytest.raises(config.UserError, match=said):
-        embed.main(None, (), [])
+    given = {"output": f"{tmp_path}/s", "checkpoint": "c", "folder": pictures} | asked
+    asking = ["--model=models.simple", *(f"--{k}={v}" for k, v in given.items())]
+    assert run_program(embed, *asking) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
