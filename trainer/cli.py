@@ -7,8 +7,9 @@ or `retrieval.py` does not replace the packages of that name. `--model=mine` sti
 import os
 import runpy
 import sys
+from typing import NoReturn
 
-from trainer import config, helptext
+from trainer import config, helptext, quiet
 
 # {verb: (module, what it does)}; the modules are imported only when they run.
 VERBS = {
@@ -42,20 +43,26 @@ def usage() -> str:
     )
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The console script."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    config._guarded(_run, sys.argv, "Interrupted.")
+
+
+def _run(argv):
+    verb = argv[1] if len(argv) > 1 else "--help"
     if verb.lstrip("-") in helptext.FLAGS:
         print(usage())
         return
     if verb not in VERBS:
         near = config.did_you_mean(verb, VERBS)
-        print(f"error: {verb!r} is not a verb of prototrain.{near} `prototrain --help` lists them.",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        raise config.UserError(
+            f"{verb!r} is not a verb of prototrain.{near} `prototrain --help` lists them."
+        )
     _search_current_folder_last()
+    if verb == "audit":  # a program of a library, which leaves TensorFlow's banner alone
+        quiet.import_tensorflow()
     helptext.started_as = f"prototrain {verb}"
-    sys.argv[:2] = [helptext.started_as]
+    sys.argv = [helptext.started_as, *argv[2:]]
     runpy.run_module(VERBS[verb][0], run_name="__main__", alter_sys=True)
 
 
