@@ -10,6 +10,6 @@ if sys.argv[:1] == ["-m"]:
     ours = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "trainer")
     if found is None or found.origin != os.path.join(ours, "__init__.py"):
         sys.exit(
-            f"error: {found and found.origin} hides prototrain's package trainer: rename it, or run "
-            "`prototrain` instead of `python -m`"
+            f"error: {found and found.origin} hides prototrain's package trainer: rename it, or "
+            "run `prototrain` instead of `python -m`"
         )

@@ -306,6 +306,7 @@ class Writer:
         input_saver: v1.train.Saver | None = None,
     ):
         self._session, self._folder, self._max_to_keep = session, folder, max_to_keep
+        self._variables = variables
         self._input_saver = input_saver
         self._thread, self._error = None, None
         claim(folder)
@@ -385,9 +386,28 @@ class Writer:
         finally:
             os.close(self._opened)
 
-    def finite(self) -> bool:
-        """Returns whether every variable is finite."""
-        return all(v.dtype.kind not in "fc" or np.isfinite(v).all() for v in self._snapshot())
+    def finite(self, own_state: Iterable[str] = ()) -> bool:
+        """Returns whether every variable is finite, once the model's own state is repaired.
+
+        Args:
+          own_state: names of variables that the model itself changes in each step, such as a memory
+            of embeddings. If one of them is not finite, all of them are set to their values in
+            the newest checkpoint, or else to their initial values.
+        """
+        ours = {v.op.name: v for v in self._variables}
+        wrong = {
+            name
+            for name, value in zip(ours, self._snapshot(), strict=True)
+            if value.dtype.kind in "fc" and not np.isfinite(value).all()
+        }
+        state = {name: ours[name] for name in own_state if name in ours}
+        if wrong and wrong <= state.keys():
+            if prefix := latest(self._folder):
+                _load(self._session, prefix, state)
+            else:
+                self._session.run([v.initializer for v in state.values()])
+            return True
+        return not wrong
 
     def keep_best(self, step: int | None) -> None:
         """Repairs `best/` after a kill between publishing the best checkpoint and keeping it.
@@ -400,7 +420,7 @@ class Writer:
             self._keep_best(step)
 
     def _check_folder(self):
-        """Raises `UserError` if the folder was deleted, or moved away and made anew by others."""
+        """Raises `UserError` if the folder was deleted, or replaced by another one."""
         try:
             same = os.path.samestat(os.stat(self._folder), os.fstat(self._opened))
         except FileNotFoundError:

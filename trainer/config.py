@@ -228,7 +228,7 @@ def seed_of(text: str) -> int:
     try:
         return int(text) % 2**31
     except ValueError:
-        return zlib.crc32(text.encode()) % 2**31
+        return zlib.crc32(text.encode(errors="surrogatepass")) % 2**31
 
 
 # ---------------------------------------------------------------------------- values and types
@@ -278,7 +278,7 @@ def _check(key: schema.Key, value: Any) -> Any:
 
 
 def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind of number or text; a bool is no number."""
+    """Whether a value is of a kind of number or text; a bool is not a number."""
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     if isinstance(value, int):
@@ -331,7 +331,7 @@ def load_model(name: str) -> Any:
     """Returns the model module of that name, after checking `config`, `datasets` and `build`.
 
     Raises:
-      UserError: there is no such module, or it is no model.
+      UserError: there is no such module, or it is not a model.
     """
     quiet.import_tensorflow()  # before the module does, with its banner
     if os.getcwd() not in sys.path:
@@ -366,7 +366,7 @@ def load_module(name: str, flag: str) -> ModuleType:
         where = f", in the folder {folder}" if folder else ""
         raise UserError(f"{flag}={name} is a path; give the module's name: {flag}={module}{where}.")
     if not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise UserError(f"{flag}={name!r} is no module name; write it as models.simple.")
+        raise UserError(f"{flag}={name!r} is not a module name; write it as models.simple.")
     try:
         return importlib.import_module(name)
     except SyntaxError as error:
@@ -390,7 +390,7 @@ def from_text(key: schema.Key, text: str) -> Any:
     """Returns the value of a `schema.Key` that the text of its flag stands for.
 
     Raises:
-      ValueError: the text is no value of the key's type.
+      ValueError: the text is not a value of the key's type.
     """
     try:
         if key.type.startswith("list("):
@@ -485,6 +485,11 @@ def define_flags(
             default = default if default not in (None, []) else None
             flag = flags.Flag(_Parser(key), _Serializer(), name, default, key.doc)
         flags.DEFINE_flag(flag, flag_values, module_name=module_name)
+    define_allow_code(flag_values)
+
+
+def define_allow_code(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines `--allow_code`; programs with a model have it already."""
     if "allow_code" not in flag_values:
         flags.DEFINE_bool(
             "allow_code",
@@ -572,7 +577,7 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
             with open(path, encoding="utf-8-sig") as text:
                 lines = [line.strip() for line in text]
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise UserError(f"--flagfile={path}: cannot be read: {reason}.") from None
         lines = [line for line in lines if line and not line.startswith(("#", "//"))]
         expanded += expand_flag_files(lines, (*seen, path))
@@ -675,7 +680,7 @@ def _guarded(
         print(wanted)
         sys.exit(0)
     except (UserError, flags.Error, OSError, MemoryError) as error:
-        # An OSError without a file's name comes from no file of the user: it is a bug.
+        # An OSError without the name of a file is not about a file of the user: it is a bug.
         if isinstance(error, OSError) and not error.filename:
             _report_bug()
         if any(a in ("--debug", "-d", "-debug") for a in argv):

@@ -31,7 +31,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, list[str]]:
       start (command, host, devices, python, model) and metrics.
 
     Raises:
-      UserError: a folder is no experiment.
+      UserError: a folder is not an experiment.
     """
     folders = [_experiment(path) for path in (a, b)]
     configs = [experiment.read_config(folder) for folder in folders]
@@ -49,7 +49,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, list[str]]:
 def _experiment(path):
     path = os.path.expanduser(path)
     if experiment.read_config(path) is None:
-        raise UserError(f"{path} is no experiment: there is no config.json in it.")
+        raise UserError(f"{path} is not an experiment: it has no config.json.")
     return path
 
 

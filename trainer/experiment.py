@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,12 +39,17 @@ def directory(config: Config) -> str:
       UserError: the name is not the name of one folder.
     """
     base, name = config["trainer.experiment_base_dir"], config["trainer.experiment_name"]
-    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in base + name:
+    if name in ("", ".", "..") or "/" in name or os.sep in name:
         raise UserError(
             f"trainer.experiment_name={name!r} must be the name of a folder in "
             "trainer.experiment_base_dir, without separators."
         )
-    return os.path.join(base, name)
+    folder = os.path.join(base, name)
+    if "\0" in folder or re.search("[\ud800-\udfff]", folder):
+        raise UserError(
+            f"{folder!r} must be UTF-8 without a null byte to be an experiment's folder."
+        )
+    return folder
 
 
 @contextlib.contextmanager
@@ -67,10 +73,11 @@ def opened(
     folder = directory(config)
     try:
         with contextlib.ExitStack() as held:
+            # First the mark: in a folder of others, not even the lock file is touched.
+            files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             lock = held.enter_context(files.only_writer(folder))
             lock.write(f" on {platform.node()}")
             lock.flush()
-            files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             _finish_clearing(folder)
             checkpoints.claim(os.path.join(folder, "checkpoint"))
             files.remove(folder, "experiment", _TEMPORARY)  # what a kill has left

@@ -280,7 +280,7 @@ def _a(kind):
 
 
 def kind_of(folder: str | os.PathLike) -> str | None:
-    """Returns the kind that a folder's mark names; None for a folder without a mark."""
+    """Returns the kind that a folder's mark names; None without a mark."""
     try:
         with open(os.path.join(folder, MARK), encoding="utf-8") as text:
             kind = json.load(text)["kind"]

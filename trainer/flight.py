@@ -43,9 +43,10 @@ def record(
     session: v1.Session,
     batch: Callable[[], object] | None,
     tensors: dict[str, tf.Tensor],
-    saved: bool = True,
-) -> UserError:
+) -> str:
     """Writes `flight/step-<n>.npz` from the session whose update was refused.
+
+    It runs the step's forward pass once more, with what that changes of the model's own state.
 
     Args:
       folder: the experiment's folder.
@@ -54,31 +55,45 @@ def record(
       batch: a function that makes the step's batch current again; None if the data cannot be read
         a second time.
       tensors: {name: tensor} to record, as `fetches` returns them.
-      saved: whether the weights before that update are saved.
 
     Returns:
-      A `UserError` that says what is not finite, where the record is and how to replay the step.
+      A phrase that names the values that are not finite.
     """
-    path = os.path.join(folder, "flight", f"step-{step}.npz")
+    path, values = _path(folder, step), {}
     what = "its values could not be read again"
     with optional(f"the record {path}"):
-        values = {}
-        if not batch:
-            what = "this model's data cannot be read a second time, so only the step is recorded"
         if batch:
             batch()
             values = session.run(tensors)
             bad = [name for name, value in values.items() if not _finite(value)]
             what = f"not finite: {', '.join(bad[:8])}"
+        else:
+            what = "this model's data cannot be read a second time, so only the step is recorded"
         if not os.path.isdir(os.path.dirname(path)):
             os.mkdir(os.path.dirname(path))  # not makedirs: a deleted experiment stays deleted
         _write(path, {"step": np.asarray(step)}, values)
+    return what
+
+
+def refusal(folder: str, step: int, what: str, saved: bool) -> UserError:
+    """Returns the error that ends the run.
+
+    Args:
+      folder: the experiment's folder.
+      step: the update that was refused.
+      what: what `record` returned.
+      saved: whether the weights before that update are saved.
+    """
     kept = "the weights before it are saved" if saved else "the last checkpoint is unchanged"
     return UserError(
-        f"{NOT_FINITE} in step {step} ({what}). The update was not made, {kept}, "
-        f"and the step's record is {path}. A lower learning rate or clipped gradients may "
-        f"help. To replay the step: {replay_command(step)}"
+        f"{NOT_FINITE} in step {step} ({what}). The update was not made, {kept}, and the step's "
+        f"record is {_path(folder, step)}. A lower learning rate or clipped gradients may help. To "
+        f"replay the step: {replay_command(step)}"
     )
+
+
+def _path(folder, step):
+    return os.path.join(folder, "flight", f"step-{step}.npz")
 
 
 def replay_command(step: int) -> str:

@@ -17,7 +17,7 @@ MANY = 12  # of a program's own flags, in the order of definition, that `--help`
 # How the running program was started, if not by `python -m`; `trainer.cli` sets it.
 started_as = ""
 
-# Flags of these packages are no flags of ours: `--helpfull` lists them last.
+# Flags of these packages are not ours: `--helpfull` lists them last.
 _OTHERS = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
 
 
@@ -42,7 +42,8 @@ def render(
     lines = [doc, "", " ".join(["Usage:", program, *arguments, *needs_model, "[--flag=value …]"])]
     keys = [config.key(name) for name in config] if config is not None else []
     names = {key.name for key in keys}
-    own, others = [], []
+    own: list[flags.Flag] = []
+    others: list[flags.Flag] = []
     for module, defined in sorted(flag_values.flags_by_module_dict().items()):
         listed = others if module.split(".")[0] in _OTHERS else own
         listed += [f for f in defined if f.name not in names and f.name not in FLAGS]

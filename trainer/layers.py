@@ -1,4 +1,4 @@
-"""What a model's `build` needs: an output dictionary and thin layers over variables and tf.nn.
+"""Building blocks of a model: an output dictionary and thin layers over variables and tf.nn.
 
 The layers are functions of (tensor, sizes, name). Their variables come from `get_variable`, so
 towers share them, and their initial values depend only on the run's seed and their own names.
@@ -43,7 +43,7 @@ def conv2d(x, filters, size, name, *, strides=1, padding="SAME", use_bias=True, 
 
 
 def depthwise_conv2d(x, size, name, *, strides=1, padding="SAME", use_bias=True, initializer=None):
-    """One filter a channel: [B, H, W, C] -> [B, H', W', C], kernel [size, size, C, 1]."""
+    """One filter per channel: [B, H, W, C] -> [B, H', W', C], kernel [size, size, C, 1]."""
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
         kernel = v1.get_variable("kernel", [size, size, channels, 1], initializer=initializer)
@@ -72,9 +72,9 @@ def _scale_and_offset(channels):
 
 
 def batch_norm(x, train_phase, name, *, momentum=0.99, epsilon=1e-3):
-    """Batch normalisation over [B, H, W, C] (Ioffe and Szegedy 2015, arXiv 1502.03167).
+    """Batch normalization over [B, H, W, C] (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    With `train_phase` (a Python bool) a tower normalises by its own slice of the batch and adds the
+    With `train_phase` (a Python bool) a tower normalizes by its own slice of the batch and adds the
     updates of the moving averages to UPDATE_OPS, which the trainer runs for the first tower only.
     """
     with v1.variable_scope(name):
@@ -112,9 +112,9 @@ class frozen_batch_norm(contextlib.ContextDecorator):
 
 
 def group_norm(x, groups, name, *, epsilon=1e-5):
-    """Group normalisation over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494).
+    """Group normalization over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494).
 
-    Uses no batch statistics, so towers do not change it. C must be a multiple of `groups`.
+    It has no batch statistics, so towers do not change it. C must be a multiple of `groups`.
     """
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
@@ -131,7 +131,7 @@ def group_norm(x, groups, name, *, epsilon=1e-5):
 
 
 def dropout(x, rate, train_phase):
-    """Zeroes a share `rate` of `x` [B, …] in training and scales the rest by 1 / (1 - rate)."""
+    """Zeroes a fraction `rate` of `x` [B, …] in training and scales the rest by 1 / (1 - rate)."""
     if not train_phase or not rate:
         return x
     keep = random_uniform(x.shape[1:].as_list(), tf.shape(x)[0]) >= rate
@@ -142,7 +142,7 @@ def dropout(x, rate, train_phase):
 
 
 class Replica(NamedTuple):
-    """The copy of the model that is being built, and what keys its random numbers."""
+    """The tower that is being built, and the keys of its random numbers."""
 
     seed: int
     step: Any  # int64 scalar tensor
@@ -155,7 +155,7 @@ _replicas = []
 
 @contextlib.contextmanager
 def replica(seed, step, offset):
-    """Within it `random_uniform` draws for the examples `offset`, `offset + 1`, … of `step`."""
+    """Makes `random_uniform` draw for the examples `offset`, `offset + 1`, … of `step`."""
     _replicas.append(Replica(seed, step, offset, iter(range(1 << 30))))
     try:
         yield
@@ -164,13 +164,16 @@ def replica(seed, step, offset):
 
 
 def random_uniform(shape, batch):
-    """Uniform float32 numbers in [0, 1), [batch, *shape], the same however the batch is split.
+    """Returns uniform float32 numbers in [0, 1), [batch, *shape], however the batch is split.
 
     Example i of the global batch draws from the Philox stream keyed by (seed, call, step), starting
-    at counter i * ceil(size / 4): a tower reads its own stretch without drawing the others'.
+    at counter i * ceil(size / 4), so a tower computes only its own numbers.
+
+    Raises:
+      ValueError: no training tower is being built.
     """
     if not _replicas:
-        raise ValueError("Random layers draw only while the trainer builds a training tower.")
+        raise ValueError("Random layers work only while the trainer builds a training tower.")
     r = _replicas[-1]
     size = 1
     for n in shape:

@@ -61,7 +61,9 @@ def train(
       UserError: for any error the user can fix.
     """
     if debug and (fresh or fallback):
-        raise UserError("--debug changes no experiment: leave out --fresh and --fallback.")
+        raise UserError("--debug changes no experiment: drop --fresh and --fallback.")
+    if replay_step and not debug:
+        raise UserError("--replay_step needs --debug.")
     with (
         experiment.opened(config, fresh=fresh, yes=yes) as folder,
         tf.Graph().as_default(),
@@ -81,6 +83,15 @@ def train(
         notes = [f"set aside as damaged: {prefix}" for prefix in damaged]
         notes += [f"resumed with {change}" for change in changes]
         warnings = config.without_effect() + towers.set_threads(config)
+        if any(change.startswith("model.weights_load_path:") for change in changes):
+            warnings.append("model.weights_load_path has no effect: this run has its own weights.")
+        profile_first, profile_last = profile_steps(config)
+        if profile_first and not start_step < profile_first <= num_steps:
+            warnings.append(
+                f"trainer.profile_steps has no effect: there is no step {profile_first}."
+            )
+        if replay_step and replay_step <= start_step:
+            raise UserError(f"--replay_step={replay_step}: the newest checkpoint is {resumed}.")
 
         # ---------------------------------------------------------------- data
         step = v1.train.create_global_step()  # completed updates
@@ -209,7 +220,7 @@ def train(
         best = meters.Best(folder, config)
         saver.keep_best(best.step)
         collapse = meters.Collapse()
-        profile_first, profile_last = profile_steps(config)
+        at_end.callback(stop_profile)
         events = at_end.enter_context(contextlib.closing(summaries.Events(folder, start_step)))
         progress = meters.Progress(start_step, num_steps, batch_size)
         at_end.callback(progress.close)
@@ -219,21 +230,23 @@ def train(
         for warning in warnings:
             progress.warn(warning)
         done, saved, stop = start_step, start_step if resumed else None, None
+        updating = False
         try:
             with signals.graceful() as stop_requested, data_errors():
                 while done < num_steps and not stop:
                     losses = [run_accumulate()[0] for _ in range(per_step - 1)]
                     if done + 1 == profile_first:
                         tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
+                    updating = True
                     if due(done + 1, summary_every):
                         values, _, event = run_summary_step()
                         events.write("trn", done + 1, event)
                     else:
                         values, _ = run_step()
-                    done += 1
+                    updating, done = False, done + 1
                     values["loss"] = np.mean([*losses, values["loss"]])
                     if done == profile_last:
-                        tf.profiler.experimental.stop()
+                        stop_profile()
 
                     if due(done, print_every) or done == num_steps:
                         progress.report(done, values["loss"], values["lr"])
@@ -265,18 +278,22 @@ def train(
             if saved != done:
                 saver.save(saved := done)
         except tf.errors.OpError as error:
+            not_finite, what = flight.found_in(error), ""
+            if not_finite:
+                rewind = {first_batch: done * per_step}
+                again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
+                fetches = flight.fetches(inputs, outputs, reported, gradients)
+                what = flight.record(folder, done + 1, session, again, fetches)
             # The weights are those of step `done` if the update, which comes last, did not begin.
-            sound = towers.failed_before(error, before_update) and saver.finite()
-            saved = saved if sound else done
+            sound = not updating or towers.failed_before(error, before_update)
+            if not (sound and saver.finite(towers.written_by(before_update))):
+                saved = done
+            if not_finite:
+                raise flight.refusal(folder, done + 1, what, saved != done) from None
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 first = error.message.split("\n")[0]
                 raise UserError(f"Out of memory; lower model.batch_size ({first}).") from None
-            if not flight.found_in(error):
-                raise
-            rewind = {first_batch: done * per_step}
-            again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
-            fetches = flight.fetches(inputs, outputs, reported, gradients)
-            raise flight.record(folder, done + 1, session, again, fetches, sound) from None
+            raise
         finally:
             if saved != done:
                 saver.save(done)
@@ -296,6 +313,12 @@ def profile_steps(config):
     if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
         raise UserError(f"trainer.profile_steps takes the first and the last step, not {steps}.")
     return steps or (None, None)
+
+
+def stop_profile():
+    """Writes the profile that is being traced, if any."""
+    with contextlib.suppress(tf.errors.UnavailableError):  # none is
+        tf.profiler.experimental.stop()
 
 
 # ---------------------------------------------------------------------------- messages

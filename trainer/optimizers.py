@@ -1,17 +1,19 @@
 """Optimizers by name, from configuration."""
 
+from collections.abc import Iterable
+
 import tensorflow as tf
 
 from trainer import towers
-from trainer.config import UserError
+from trainer.config import Config, UserError
 
 v1 = tf.compat.v1
 
-# These decay the weights themselves, beside the gradient step; the others see an L2 loss.
+# These decay the weights directly, next to the gradient step; the others get an L2 loss.
 DECOUPLED = ("adamw", "lamb")
 
 
-def create(config, learning_rate, decayed=()):
+def create(config: Config, learning_rate: tf.Tensor, decayed: Iterable[tf.Variable] = ()):
     """Returns the optimizer that `model.optimizer.method` names.
 
     Args:
@@ -20,13 +22,16 @@ def create(config, learning_rate, decayed=()):
       decayed: variables whose weights adamw and lamb decay by `model.weight_decay`.
 
     Returns:
-      An object with `apply_gradients`, as `tf.compat.v1.train.Optimizer` has it.
+      An object with the `apply_gradients` of `tf.compat.v1.train.Optimizer`.
+
+    Raises:
+      UserError: `model.learning_rate_factor` is 0.
     """
     factor = config["model.learning_rate_factor"]
     if factor <= 0:
         raise UserError(
-            f"model.learning_rate_factor={factor} must be above 0; to freeze variables, leave them "
-            "out of model.trainable_variables.filter_regex."
+            f"model.learning_rate_factor={factor} must be above 0; to freeze variables, exclude "
+            "them by model.trainable_variables.filter_regex."
         )
     if factor == 1:
         return _create(config, learning_rate, decayed)
@@ -60,9 +65,9 @@ def _create(config, learning_rate, decayed):
 
 
 class TwoRates:
-    """One optimizer for the variables that `model.learning_rate_factor` is for, one for the rest.
+    """Two optimizers: for the variables that `model.learning_rate_factor` chooses, and the rest.
 
-    Scaling gradients instead would do nothing under Adam, which divides by their size.
+    Scaling gradients instead would have no effect under Adam, which divides by their size.
     """
 
     def __init__(self, rest, chosen, config):
@@ -81,11 +86,11 @@ class TwoRates:
 
 
 class DecoupledAdam(v1.train.Optimizer):
-    """Adam whose weight decay is not part of the gradient.
+    """Adam with weight decay outside the gradient.
 
     AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2, the decay scaled by the
     learning rate); with `layerwise`, LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2): each
-    variable's update is scaled by |v| / |update|, and by 1 where either is 0.
+    variable's update is scaled by |v| / |update|, or by 1 if either is 0.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class DecoupledAdam(v1.train.Optimizer):
         return var.assign_sub(self._rate * update).op
 
     def _resource_apply_sparse(self, grad, var, indices):
-        # The moments of rows without a gradient decay too, so the update is dense anyway.
+        # The moments of rows without a gradient decay too, so the update must be dense.
         dense = tf.IndexedSlices(grad, indices, tf.shape(var, out_type=indices.dtype))
         return self._resource_apply_dense(tf.convert_to_tensor(dense), var)
 

@@ -4,12 +4,12 @@ import math
 
 import tensorflow as tf
 
-from trainer.config import UserError
+from trainer.config import Config, UserError
 
 v1 = tf.compat.v1
 
 
-def create(config, step):
+def create(config: Config, step: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate of the next update, a float32 scalar tensor.
 
     Args:
@@ -17,7 +17,7 @@ def create(config, step):
       step: int64 scalar tensor of completed updates.
 
     Raises:
-      UserError: where the schedule's options do not fit together.
+      UserError: the schedule's options do not fit together.
     """
     method = config["model.lr_schedule.method"]
     option = lambda name: config[f"model.lr_schedule.{method}.{name}"]  # noqa: E731
@@ -63,6 +63,6 @@ def create(config, step):
             )
     warmup = config["model.lr_schedule.warmup_steps"]
     if warmup:
-        # The first update already moves: step 0 trains at 1 / warmup of the rate.
+        # Step 0 trains at 1 / warmup of the rate, not at 0.
         rate *= tf.minimum(tf.cast(step + 1, tf.float32) / warmup, 1.0)
     return rate

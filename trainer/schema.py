@@ -32,14 +32,14 @@ def inside(value: Any, within: str) -> bool:
         return True
     match = re.fullmatch(r"([\[(])(.+), (.+)([\])])", within)
     if match is None:
-        raise ValueError(f"{within!r} is no range; write it as '[0, 1)' or '(0, inf)'.")
+        raise ValueError(f"{within!r} is not a range; write it as '[0, 1)' or '(0, inf)'.")
     low, high = float(match[2]), float(match[3])
     above = value >= low if match[1] == "[" else value > low
     below = value <= high if match[4] == "]" else value < high
     return above and below
 
 
-def _of(method, name, default, doc, within=""):
+def _of(method: str, name: str, default: Any, doc: str, within: str = "") -> Key:
     """The key of an option that only one optimizer or schedule has."""
     group = "optimizer" if method in OPTIMIZERS else "lr_schedule"
     return Key(
@@ -55,363 +55,157 @@ def _of(method, name, default, doc, within=""):
 
 OPTIMIZERS = ("msgd", "adam", "rmsprop", "sgd", "adamw", "lamb")
 SCHEDULES = ("step", "exp", "constant", "custom", "cosine", "polynomial")
-COUNT = "[0, inf)"  # of whole numbers that may be 0
-SHARE = "[0, 1)"  # of decays and momenta
+FROM_0, FROM_1, BELOW_1 = "[0, inf)", "[1, inf)", "[0, 1)"
+
+# fmt: off
+# Tables of data: name, type, default, meaning, then the other fields that are set.
 
 TRAINER = (
-    Key(
-        "trainer.experiment_base_dir",
-        "str",
-        "experiments",
-        "Folder that holds all experiments.",
-        path=True,
-        essential=True,
-    ),
-    Key(
-        "trainer.experiment_name",
-        "str",
-        "exp-default",
+    Key("trainer.experiment_base_dir", "str", "experiments",
+        "Folder that holds all experiments.", path=True, essential=True),
+    Key("trainer.experiment_name", "str", "exp-default",
         "Name of this experiment: its logs, checkpoints and summaries go to <base_dir>/<name>. "
-        "Suggested form: exp-<initials>-<descriptive_name>-<run_number>.",
-        essential=True,
-    ),
-    Key(
-        "trainer.validation_step_interval",
-        "int",
-        10,
-        "Steps between single batches of validation data (0: never).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.evaluation_interval",
-        "int",
-        0,
+        "Suggested form: exp-<initials>-<descriptive_name>-<run_number>.", essential=True),
+    Key("trainer.validation_step_interval", "int", 10,
+        "Steps between single batches of validation data (0: never).", within=FROM_0),
+    Key("trainer.evaluation_interval", "int", 0,
         "Steps between full passes over the validation data, which also call the model's "
-        "metrics(outputs) (0: never).",
-        within=COUNT,
-        essential=True,
-    ),
-    Key(
-        "trainer.summary_save_interval",
-        "int",
-        100,
-        "Steps between TensorBoard summaries (0: never).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.summary_histograms",
-        "bool",
-        False,
+        "metrics(outputs) (0: never).", within=FROM_0, essential=True),
+    Key("trainer.summary_save_interval", "int", 100,
+        "Steps between TensorBoard summaries (0: never).", within=FROM_0),
+    Key("trainer.summary_histograms", "bool", False,
         "Add histograms of every trained variable and of its gradient to the summaries.",
-        needs="trainer.summary_save_interval",
-    ),
-    Key(
-        "trainer.summary_images",
-        "bool",
-        True,
+        needs="trainer.summary_save_interval"),
+    Key("trainer.summary_images", "bool", True,
         "Add input images, and the hardest triplet if the model names one, to the summaries.",
-        needs="trainer.summary_save_interval",
-    ),
-    Key(
-        "trainer.print_interval",
-        "int",
-        10,
-        "Steps between progress reports (0: only at the end).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.checkpoint_save_interval",
-        "int",
-        500,
-        "Steps between checkpoints (0: only at the end).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.max_checkpoints_to_keep",
-        "int",
-        5,
-        "Number of newest checkpoints to keep; the best one is kept beside them.",
-        within="[1, inf)",
-    ),
-    Key(
-        "trainer.best_metric",
-        "str",
-        "",
+        needs="trainer.summary_save_interval"),
+    Key("trainer.print_interval", "int", 10,
+        "Steps between progress reports (0: only at the end).", within=FROM_0),
+    Key("trainer.checkpoint_save_interval", "int", 500,
+        "Steps between checkpoints (0: only at the end).", within=FROM_0),
+    Key("trainer.max_checkpoints_to_keep", "int", 5,
+        "Number of newest checkpoints to keep; the best one is kept beside them.", within=FROM_1),
+    Key("trainer.best_metric", "str", "",
         "Validation figure of the full pass (loss, or a name that metrics(outputs) returns) whose "
         "best checkpoint is kept in checkpoint/best. min:NAME or max:NAME states what is better; "
         "without it, losses, errors and ranks are better when lower, others when higher.",
-        needs="trainer.evaluation_interval",
-    ),
-    Key(
-        "trainer.early_stopping_patience",
-        "int",
-        0,
-        "Stop after this many full validation passes without a better trainer.best_metric "
-        "(0: never).",
-        within=COUNT,
-        needs="trainer.evaluation_interval",
-    ),
-    Key(
-        "trainer.random_seed",
-        "str",
-        "0",
+        needs="trainer.evaluation_interval"),
+    Key("trainer.early_stopping_patience", "int", 0,
+        "Stop after this many full validation passes without a better trainer.best_metric (0: "
+        "never).", within=FROM_0, needs="trainer.evaluation_interval"),
+    Key("trainer.random_seed", "str", "0",
         "Seed of everything random: weights, batches, augmentation, dropout. A whole number or "
-        "any text.",
-        fixed=True,
-    ),
-    Key(
-        "trainer.num_towers",
-        "int",
-        0,
+        "any text.", fixed=True),
+    Key("trainer.num_towers", "int", 0,
         "Copies of the model that share each batch. 0: one tower per visible GPU, or one on the "
-        "CPU. Without GPUs, N towers run on N virtual CPU devices.",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.mixed_precision",
-        "str",
-        "",
+        "CPU. Without GPUs, N towers run on N virtual CPU devices.", within=FROM_0),
+    Key("trainer.mixed_precision", "str", "",
         "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32.",
-        choices=("", "bfloat16", "float16"),
-    ),
+        choices=("", "bfloat16", "float16")),
     Key("trainer.xla", "bool", False, "Compile the graph with XLA (often slower on CPU)."),
-    Key(
-        "trainer.intra_op_threads",
-        "int",
-        0,
-        "Threads within one operation (0: all cores).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.inter_op_threads",
-        "int",
-        0,
-        "Operations that run side by side (0: all cores).",
-        within=COUNT,
-    ),
-    Key(
-        "trainer.profile_steps",
-        "list(int)",
-        [],
+    Key("trainer.intra_op_threads", "int", 0,
+        "Threads within one operation (0: all cores).", within=FROM_0),
+    Key("trainer.inter_op_threads", "int", 0,
+        "Operations that run side by side (0: all cores).", within=FROM_0),
+    Key("trainer.profile_steps", "list(int)", [],
         "First and last step of a profile trace, written for TensorBoard's profiler.",
-        within="[1, inf)",
-    ),
+        within=FROM_1),
 )
 
 MODEL = (
-    Key(
-        "model.weights_load_path",
-        "str",
-        "",
+    Key("model.weights_load_path", "str", "",
         "Checkpoint, or folder of checkpoints, to start a new experiment from: every variable of "
-        "the same name and shape is loaded, the others are listed.",
-        path=True,
-        essential=True,
-    ),
-    Key(
-        "model.batch_size",
-        "int",
-        64,
-        "Full batch size, over all towers.",
-        fixed=True,
-        within="[1, inf)",
-        essential=True,
-    ),
-    Key(
-        "model.num_steps",
-        "int",
-        1000,
-        "Number of steps to train (0: save the initial weights).",
-        within=COUNT,
-        essential=True,
-    ),
-    Key(
-        "model.trainable_variables.filter_fn",
-        "func",
-        None,
-        "fn(v) -> bool: whether gradient descent updates variable v.",
-    ),
-    Key(
-        "model.trainable_variables.filter_regex",
-        "str",
-        "",
-        "Update only variables whose name this regular expression matches somewhere.",
-    ),
-    Key(
-        "model.weight_decay",
-        "float",
-        0.0,
+        "the same name and shape is loaded, the others are listed.", path=True, essential=True),
+    Key("model.batch_size", "int", 64,
+        "Full batch size, over all towers.", fixed=True, within=FROM_1, essential=True),
+    Key("model.num_steps", "int", 1000,
+        "Number of steps to train (0: save the initial weights).", within=FROM_0, essential=True),
+    Key("model.trainable_variables.filter_fn", "func", None,
+        "fn(v) -> bool: whether gradient descent updates variable v."),
+    Key("model.trainable_variables.filter_regex", "str", "",
+        "Update only variables whose name this regular expression matches somewhere."),
+    Key("model.weight_decay", "float", 0.0,
         "Weight of the L2 loss, sum(v ** 2) / 2 over the decayed variables; adamw and lamb decay "
-        "the weights directly instead.",
-        within=COUNT,
-    ),
-    Key(
-        "model.weight_decay.filter_fn",
-        "func",
-        None,
+        "the weights directly instead.", within=FROM_0),
+    Key("model.weight_decay.filter_fn", "func", None,
         "fn(v) -> bool: whether variable v is decayed. Without a filter: trained variables with "
-        "two or more dimensions (kernels, not biases and scales).",
-        needs="model.weight_decay",
-    ),
-    Key(
-        "model.weight_decay.filter_regex",
-        "str",
-        "",
+        "two or more dimensions (kernels, not biases and scales).", needs="model.weight_decay"),
+    Key("model.weight_decay.filter_regex", "str", "",
         "Decay only variables whose name this regular expression matches somewhere.",
-        needs="model.weight_decay",
-    ),
-    Key(
-        "model.learning_rate_factor",
-        "float",
-        1.0,
+        needs="model.weight_decay"),
+    Key("model.learning_rate_factor", "float", 1.0,
         "Factor on the learning rate of the variables that its filters choose (all without one); "
-        "0.1 on a pretrained part is common.",
-        within=COUNT,
-    ),
-    Key(
-        "model.learning_rate_factor.filter_fn",
-        "func",
-        None,
+        "0.1 on a pretrained part is common.", within=FROM_0),
+    Key("model.learning_rate_factor.filter_fn", "func", None,
         "fn(v) -> bool: whether the factor applies to variable v.",
-        needs="model.learning_rate_factor!=1.0",
-    ),
-    Key(
-        "model.learning_rate_factor.filter_regex",
-        "str",
-        "",
+        needs="model.learning_rate_factor!=1.0"),
+    Key("model.learning_rate_factor.filter_regex", "str", "",
         "The factor applies to variables whose name this regular expression matches somewhere.",
-        needs="model.learning_rate_factor!=1.0",
-    ),
-    Key(
-        "model.clip_gradients",
-        "bool",
-        False,
-        "Clip each averaged gradient to [minval, maxval], element by element.",
-    ),
-    Key(
-        "model.clip_gradients.minval",
-        "float",
-        -1.0,
-        "Minimum gradient value.",
-        within="[-inf, inf]",
-        needs="model.clip_gradients",
-    ),
-    Key(
-        "model.clip_gradients.maxval",
-        "float",
-        1.0,
-        "Maximum gradient value.",
-        within="[-inf, inf]",
-        needs="model.clip_gradients",
-    ),
-    Key(
-        "model.clip_gradients.global_norm",
-        "float",
-        0.0,
+        needs="model.learning_rate_factor!=1.0"),
+    Key("model.clip_gradients", "bool", False,
+        "Clip each averaged gradient to [minval, maxval], element by element."),
+    Key("model.clip_gradients.minval", "float", -1.0,
+        "Minimum gradient value.", within="[-inf, inf]", needs="model.clip_gradients"),
+    Key("model.clip_gradients.maxval", "float", 1.0,
+        "Maximum gradient value.", within="[-inf, inf]", needs="model.clip_gradients"),
+    Key("model.clip_gradients.global_norm", "float", 0.0,
         "Scale all averaged gradients so that their joint norm is at most this (0: off).",
-        within=COUNT,
-    ),
-    Key(
-        "model.gradient_accumulation_steps",
-        "int",
-        1,
-        "Batches whose gradients are averaged into one step.",
-        fixed=True,
-        within="[1, inf)",
-    ),
-    Key(
-        "model.ema_decay",
-        "float",
-        0.0,
-        "Decay of a moving average of the weights, used for validation, evaluation and export "
-        "(0: off; 0.999 is common).",
-        fixed=True,
-        within=SHARE,
-    ),
+        within=FROM_0),
+    Key("model.gradient_accumulation_steps", "int", 1,
+        "Batches whose gradients are averaged into one step.", fixed=True, within=FROM_1),
+    Key("model.ema_decay", "float", 0.0,
+        "Decay of a moving average of the weights, used for validation, evaluation and export (0: "
+        "off; 0.999 is common).", fixed=True, within=BELOW_1),
 )
 
 OPTIMIZER = (
-    Key(
-        "model.optimizer.method",
-        "str",
-        "msgd",
-        "Optimizer: msgd is momentum SGD.",
-        choices=OPTIMIZERS,
-        fixed=True,
-        essential=True,
-    ),
-    _of("msgd", "momentum", 0.9, "Momentum of msgd.", SHARE),
+    Key("model.optimizer.method", "str", "msgd",
+        "Optimizer: msgd is momentum SGD.", choices=OPTIMIZERS, fixed=True, essential=True),
+    _of("msgd", "momentum", 0.9, "Momentum of msgd.", BELOW_1),
     _of("msgd", "use_nesterov", False, "Nesterov's momentum in msgd."),
-    _of("adam", "beta1", 0.9, "Decay of the mean, in adam.", SHARE),
-    _of("adam", "beta2", 0.999, "Decay of the uncentered variance, in adam.", SHARE),
-    _of("adam", "epsilon", 1e-8, "Added to the denominator, in adam.", COUNT),
-    _of("rmsprop", "decay", 0.9, "Decay of the squared mean, in rmsprop.", SHARE),
-    _of("rmsprop", "momentum", 0.0, "Momentum of rmsprop.", SHARE),
-    _of("rmsprop", "epsilon", 1e-10, "Added under the root, in rmsprop.", COUNT),
-    _of("adamw", "beta1", 0.9, "Decay of the mean, in adamw.", SHARE),
-    _of("adamw", "beta2", 0.999, "Decay of the variance, in adamw.", SHARE),
-    _of("adamw", "epsilon", 1e-8, "Added to the denominator, in adamw.", COUNT),
-    _of("lamb", "beta1", 0.9, "Decay of the mean, in lamb.", SHARE),
-    _of("lamb", "beta2", 0.999, "Decay of the variance, in lamb.", SHARE),
-    _of("lamb", "epsilon", 1e-6, "Added to the denominator, in lamb.", COUNT),
+    _of("adam", "beta1", 0.9, "Decay of the mean, in adam.", BELOW_1),
+    _of("adam", "beta2", 0.999, "Decay of the uncentered variance, in adam.", BELOW_1),
+    _of("adam", "epsilon", 1e-08, "Added to the denominator, in adam.", FROM_0),
+    _of("rmsprop", "decay", 0.9, "Decay of the squared mean, in rmsprop.", BELOW_1),
+    _of("rmsprop", "momentum", 0.0, "Momentum of rmsprop.", BELOW_1),
+    _of("rmsprop", "epsilon", 1e-10, "Added under the root, in rmsprop.", FROM_0),
+    _of("adamw", "beta1", 0.9, "Decay of the mean, in adamw.", BELOW_1),
+    _of("adamw", "beta2", 0.999, "Decay of the variance, in adamw.", BELOW_1),
+    _of("adamw", "epsilon", 1e-08, "Added to the denominator, in adamw.", FROM_0),
+    _of("lamb", "beta1", 0.9, "Decay of the mean, in lamb.", BELOW_1),
+    _of("lamb", "beta2", 0.999, "Decay of the variance, in lamb.", BELOW_1),
+    _of("lamb", "epsilon", 1e-06, "Added to the denominator, in lamb.", FROM_0),
 )
 
 SCHEDULE = (
-    Key(
-        "model.lr_schedule.method",
-        "str",
-        "constant",
-        "How the learning rate follows the step.",
-        choices=SCHEDULES,
-        essential=True,
-    ),
-    Key(
-        "model.lr_schedule.warmup_steps",
-        "int",
-        0,
+    Key("model.lr_schedule.method", "str", "constant",
+        "How the learning rate follows the step.", choices=SCHEDULES, essential=True),
+    Key("model.lr_schedule.warmup_steps", "int", 0,
         "Steps over which the rate rises linearly from 0 to that of the schedule (0: none).",
-        within=COUNT,
-    ),
-    Key(
-        "model.lr_schedule.step.boundaries",
-        "list(int)",
-        [],
+        within=FROM_0),
+    Key("model.lr_schedule.step.boundaries", "list(int)", [],
         "Completed steps after which the next value takes over.",
-        within=COUNT,
-        needs="model.lr_schedule.method=step",
-    ),
-    Key(
-        "model.lr_schedule.step.values",
-        "list(float)",
-        [],
+        within=FROM_0, needs="model.lr_schedule.method=step"),
+    Key("model.lr_schedule.step.values", "list(float)", [],
         "Learning rates, one more than boundaries; the first is the starting rate.",
-        within=COUNT,
-        essential=True,
-        needs="model.lr_schedule.method=step",
-    ),
-    _of("constant", "value", 0.01, "The learning rate of the whole run.", COUNT),
-    _of("exp", "value", 0.01, "Initial learning rate.", COUNT),
+        within=FROM_0, essential=True, needs="model.lr_schedule.method=step"),
+    _of("constant", "value", 0.01, "The learning rate of the whole run.", FROM_0),
+    _of("exp", "value", 0.01, "Initial learning rate.", FROM_0),
     _of("exp", "decay_rate", 0.95, "Factor of one decay.", "(0, inf)"),
     _of("exp", "decay_steps", 1000.0, "Steps before each decay.", "(0, inf)"),
-    _of(
-        "exp",
-        "staircase",
-        True,
-        "Decay in jumps every decay_steps; otherwise a little at every step.",
-    ),
-    _of("cosine", "value", 0.01, "Initial learning rate.", COUNT),
-    _of("cosine", "end_value", 0.0, "Rate at model.num_steps.", COUNT),
-    _of("polynomial", "value", 0.01, "Initial learning rate.", COUNT),
-    _of("polynomial", "end_value", 0.0, "Rate at model.num_steps.", COUNT),
+    _of("exp", "staircase", True,
+        "Decay in jumps every decay_steps; otherwise a little at every step."),
+    _of("cosine", "value", 0.01, "Initial learning rate.", FROM_0),
+    _of("cosine", "end_value", 0.0, "Rate at model.num_steps.", FROM_0),
+    _of("polynomial", "value", 0.01, "Initial learning rate.", FROM_0),
+    _of("polynomial", "end_value", 0.0, "Rate at model.num_steps.", FROM_0),
     _of("polynomial", "power", 1.0, "Power of the decay; 1 is linear.", "(0, inf)"),
-    Key(
-        "model.lr_schedule.custom.fn",
-        "func",
-        None,
+    Key("model.lr_schedule.custom.fn", "func", None,
         "fn(step) -> float tensor: the learning rate for an int64 tensor of completed steps.",
-        needs="model.lr_schedule.method=custom",
-    ),
+        needs="model.lr_schedule.method=custom"),
 )
+
+# fmt: on
 
 SECTIONS = {
     "Trainer": TRAINER,

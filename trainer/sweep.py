@@ -153,7 +153,7 @@ def parse_search(config: Config, name: str, text: str):
         return make[key.type](low, high, log=log, **options)
     except ValueError as error:
         raise UserError(
-            f"--search: {name}={text} is no range ({str(error).rstrip('.')}); write low:high, "
+            f"--search: {name}={text} is not a range ({str(error).rstrip('.')}); write low:high, "
             "low:high:step or log:low:high."
         ) from None
 
@@ -223,8 +223,8 @@ def _opened(folder):
     """Creates and marks the sweep's folder, and holds its lock."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(files.only_writer(folder))
             files.claim(folder, "sweep", earlier=_of_an_earlier_version)
+            held.enter_context(files.only_writer(folder))
         except BlockingIOError as error:
             raise UserError(f"{folder}: {error.strerror}, or stop it.") from None
         except OSError as error:

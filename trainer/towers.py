@@ -133,6 +133,19 @@ def guard(updates, finite):
     return before
 
 
+def written_by(names):
+    """Returns the names of the variables that operations among `names` assign, a set."""
+    graph = v1.get_default_graph()
+    written = set()
+    for op in map(graph.get_operation_by_name, names):
+        if re.match(r"Assign|ResourceScatter", op.type):
+            handle = op.inputs[0].op
+            while handle.type in ("Identity", "Switch") and handle.inputs:
+                handle = handle.inputs[0].op
+            written.add(handle.name)
+    return written
+
+
 def failed_before(error, names):
     """Returns whether an error of a step came only from operations among `names`."""
     known = {op.name for op in v1.get_default_graph().get_operations()}

@@ -1,4 +1,6 @@
-"""Validation: one batch now and then, or a full pass that also computes the model's own figures."""
+"""Validation: single batches, and full passes that also compute the model's own metrics."""
+
+from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
@@ -20,11 +22,18 @@ class Validation:
       batches_done: single batches that ran before a resume, so that the next one follows them.
     """
 
-    def __init__(self, model, dataset, tower_devices, averages, batches_done=0):
+    def __init__(
+        self,
+        model: ModuleType,
+        dataset: tf.data.Dataset,
+        tower_devices: list[str],
+        averages: v1.train.ExponentialMovingAverage | None,
+        batches_done: int = 0,
+    ):
         self._metrics = getattr(model, "metrics", None)
         length = dataset.cardinality()
         self._once = v1.data.make_initializable_iterator(dataset.prefetch(2))
-        # Where the length is known, the skip is at most one pass.
+        # If the length is known, at most one pass is skipped.
         skip = tf.where(length > 0, batches_done % tf.maximum(length, 1), batches_done)
         self._endless = v1.data.make_initializable_iterator(dataset.repeat().skip(skip).prefetch(1))
         handle = v1.placeholder(tf.string, [])
@@ -40,7 +49,7 @@ class Validation:
             loss, scalars = towers.loss_of(model, replicas, outputs)
         self._values = {"loss": loss, **scalars}
         self._size = tf.shape(next(iter(inputs.values())))[0]
-        # Pictures and feature maps stay on the device: a whole pass of them would fill memory.
+        # Exclude images and feature maps: a whole pass of them would fill the memory.
         self._outputs = {
             name: tensor
             for name, tensor in {**inputs, **outputs}.items()
@@ -48,7 +57,7 @@ class Validation:
         }
         self._strings = [self._once.string_handle(), self._endless.string_handle()]
 
-    def start(self, session):
+    def start(self, session: v1.Session) -> None:
         """Prepares the iterators; call once before the others."""
         session.run(self._endless.initializer)
         self._once_handle, self._endless_handle = session.run(self._strings)
@@ -57,15 +66,18 @@ class Validation:
             [self._values, self._size, self._outputs], [self._handle]
         )
 
-    def batch(self):
+    def batch(self) -> dict[str, float]:
         """Returns {name: float} of the next batch: loss and every scalar output."""
         return self._run(self._endless_handle)
 
-    def full(self, session):
+    def full(self, session: v1.Session) -> dict[str, float]:
         """Returns {name: float} over one full pass.
 
-        Losses are means over examples; `examples` counts them; the model's `metrics(outputs)` gets
-        the NumPy outputs of all batches, joined, and adds what it returns.
+        Losses are means over examples, and `examples` is their number. The model's
+        `metrics(outputs)` gets the joined NumPy outputs of all batches; its results are added.
+
+        Raises:
+          UserError: the split is empty.
         """
         session.run(self._once.initializer)
         values, sizes, outputs = [], [], []

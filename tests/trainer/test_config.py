@@ -207,10 +207,10 @@ def test_a_mistake_is_one_line_and_exit_code_1(program):
         ("models/simple", r"--model=models\.simple\."),
         ("models/simple/__init__.py", r"--model=models\.simple\."),
         ("mine.py", r"--model=mine\."),
-        (".mine", "'.mine' is no module name"),
-        ("", "'' is no module name"),
-        ("a..b", "'a..b' is no module name"),
-        ("a b", "'a b' is no module name"),
+        (".mine", "'.mine' is not a module name"),
+        ("", "'' is not a module name"),
+        ("a..b", "'a..b' is not a module name"),
+        ("a b", "'a b' is not a module name"),
     ],
 )
 def test_a_model_is_a_module_name(name, message):
@@ -268,7 +268,7 @@ def test_a_declared_range_holds_for_the_default_and_every_value():
         mine["model.margins"] = [0.5, 1.5]
     with pytest.raises(UserError, match=r"'model.rate' must be in \(0, inf\), not 0.0"):
         mine.declare("model.rate", 0.0, "Rate.", within="(0, inf)")
-    with pytest.raises(ValueError, match=r"'0 to 1' is no range"):
+    with pytest.raises(ValueError, match=r"'0 to 1' is not a range"):
         mine.declare("model.share", 0.5, "Share.", within="0 to 1")
 
 

@@ -96,7 +96,7 @@ def test_metrics_at_other_intervals_are_compared_where_both_have_them(tmp_path):
 
 def test_what_is_no_experiment_is_named(tmp_path, program):
     a = str(made(tmp_path / "a"))
-    with pytest.raises(UserError, match="elsewhere is no experiment"):
+    with pytest.raises(UserError, match="elsewhere is not an experiment"):
         diff.compare(a, tmp_path / "elsewhere")
     code, out, err = program("trainer.diff", a, "elsewhere")
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1

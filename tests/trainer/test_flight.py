@@ -36,10 +36,38 @@ def test_batch_norm_does_not_average_a_step_that_is_not_finite(train):
     keys = {"toy.norm": "batch", "trainer.checkpoint_save_interval": 12}
     whole = train("whole", keys={**keys, "model.num_steps": 12})
     with pytest.raises(UserError, match="not finite in step 13"):
-        train("nan", keys={**keys, "toy.nan_at": 12, "trainer.checkpoint_save_interval": 0})
+        train("nan", keys={**keys, "toy.nan_at": 12, "model.num_steps": 20})
     saved = weights(os.path.dirname(whole) + "/nan")
     for name, value in weights(whole, 12).items():
         np.testing.assert_array_equal(saved[name], value, err_msg=name)
+
+
+def test_a_memory_that_the_model_writes_before_the_check_is_repaired(train, monkeypatch):
+    build = toy.build
+
+    def remembering(inputs, train_phase):
+        outputs = build(inputs, train_phase)
+        with v1.variable_scope("memory", reuse=tf.compat.v1.AUTO_REUSE):
+            zeros = v1.zeros_initializer()
+            memory = v1.get_variable("values", [16], initializer=zeros, trainable=False)
+            total = v1.get_variable("total", [], tf.int64, initializer=zeros, trainable=False)
+        if train_phase:
+            written = [memory.assign(inputs["y"]).op, total.assign_add(1).op]
+            with tf.control_dependencies(written):
+                outputs.loss += 0.0 * tf.reduce_sum(memory.read_value())
+        return outputs
+
+    monkeypatch.setattr(toy, "build", remembering)
+    with pytest.raises(UserError, match="the weights before it are saved"):
+        train(keys={"toy.nan_at": 12, "trainer.checkpoint_save_interval": 10})
+    folder = toy.config["trainer.experiment_base_dir"] + "/toy"
+    saved, before = weights(folder, 12), weights(folder, 10)
+    assert saved["memory/total"] == before["memory/total"] == 10
+    np.testing.assert_array_equal(saved["memory/values"], before["memory/values"])
+    assert not np.array_equal(saved["out/kernel"], before["out/kernel"])
+    with pytest.raises(UserError, match="the weights before it are saved"):
+        train("first", keys={"toy.nan_at": 2})  # no checkpoint yet: the initial values
+    assert not weights(toy.config["trainer.experiment_base_dir"] + "/first")["memory/values"].any()
 
 
 def test_histograms_do_not_hide_the_step(train):

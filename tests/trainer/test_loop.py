@@ -236,10 +236,14 @@ def test_a_folder_that_cannot_be_written(program, tmp_path):
     assert "--trainer.experiment_base_dir" in err
 
 
-def test_a_profile_of_some_steps_is_written_for_tensorboard(train):
+def test_a_profile_of_some_steps_is_written_for_tensorboard(train, capsys):
     folder = train(keys={"trainer.profile_steps": [5, 7]})
     (trace,) = glob.glob(f"{folder}/summaries/trn/plugins/profile/*/*.xplane.pb")
     assert b"MatMul" in pathlib.Path(trace).read_bytes()
+    train("short", keys={"trainer.profile_steps": [19, 1000]})  # ends before the profile does
+    assert glob.glob(f"{os.path.dirname(folder)}/short/summaries/trn/plugins/profile/*/*.xplane.pb")
+    train("late", keys={"trainer.profile_steps": [21, 30]})
+    assert "profile_steps has no effect: there is no step 21" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"trainer.profile_steps.*\[7, 5\]"):
         train("other", keys={"trainer.profile_steps": [7, 5]})
 
@@ -280,6 +284,24 @@ def test_an_error_of_the_models_own_code_loses_nothing(train, name):
     assert weights(folder)["global_step"] == 7
     whole = train("whole", keys={"toy.raise_at": 1000})
     assert_equal_runs(whole, train("failed"))
+
+
+def test_an_error_in_validation_loses_nothing(train, monkeypatch):
+    def fails(x):
+        raise KeyError("in validation")
+
+    def build(inputs, train_phase):
+        outputs = plain(inputs, train_phase)
+        if not train_phase:
+            failed = tf.numpy_function(fails, [outputs.loss], tf.float32)
+            outputs.loss += tf.ensure_shape(failed, [])
+        return outputs
+
+    plain = toy.build
+    monkeypatch.setattr(toy, "build", build)
+    with pytest.raises(tf.errors.OpError, match="in validation"):
+        train(keys={"trainer.validation_step_interval": 7})
+    assert weights(toy.config["trainer.experiment_base_dir"] + "/toy")["global_step"] == 7
 
 
 def test_an_error_in_the_middle_of_an_update_saves_nothing(train, monkeypatch):

@@ -37,6 +37,7 @@ def test_debug_writes_nothing_to_a_finished_run(program, train, tmp_path):
     [
         (["--model=toy", "--fresh", "yes"], "Unexpected argument 'yes': flags are --name=value"),
         (["--model=toy", "--trainer=json"], "--trainer=json: the module has no train()"),
+        (["--model=toy", "--replay_step=3"], "--replay_step needs --debug"),
         (["--model=../mine.py"], "--model=../mine.py is a path; give the module's name"),
     ],
 )

@@ -136,9 +136,9 @@ def test_nothing_goes_on_where_no_trial_can_train(swept, config, monkeypatch):
         ({"grid": {"model.batch_size": [1.5]}}, "'model.batch_size' takes int"),
         ({"grid": {"model.batch_size": [8, 8]}}, "model.batch_size needs different values"),
         ({"search": {"toy.dropout": "0:1"}}, "Give --trials"),
-        ({"search": {"toy.dropout": "1:0"}, "trials": 1}, "toy.dropout=1:0 is no range"),
-        ({"search": {"toy.dropout": "log:0:1"}, "trials": 1}, "toy.dropout=log:0:1 is no range"),
-        ({"search": {"toy.dropout": "0:x"}, "trials": 1}, "toy.dropout=0:x is no range"),
+        ({"search": {"toy.dropout": "1:0"}, "trials": 1}, "toy.dropout=1:0 is not a range"),
+        ({"search": {"toy.dropout": "log:0:1"}, "trials": 1}, "toy.dropout=log:0:1 is not a range"),
+        ({"search": {"toy.dropout": "0:x"}, "trials": 1}, "toy.dropout=0:x is not a range"),
         ({"search": {"toy.norm": "none,bath"}, "trials": 1}, "'toy.norm'.*mean 'batch'"),
         (
             {"grid": {"toy.dropout": [0.1]}, "keys": {"toy.dropout": 0.2}},
