@@ -23,9 +23,11 @@ SIBLINGS = (
     (r"retrieval/(metrics|progress|__init__)\.py|retrieval/ranking/", ()),
     (
         r"retrieval/embeddings/embedder\.py",
-        ("trainer", "models.backbones.saved_model"),
+        ("trainer", "metriclearn.datasets", "models.backbones.saved_model"),
     ),
     (r"retrieval/embeddings/", ("trainer", "metriclearn.datasets", "metriclearn.augment")),
+    # Pages read image files as everything else does.
+    (r"retrieval/reports/page\.py", ("trainer", "metriclearn.datasets.image_files")),
     (r"retrieval/", ("trainer",)),
     (
         r"models/",
