@@ -2,12 +2,22 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from stores import items, run_program, write_store
 
+from retrieval import compare
+from retrieval import eval as evaluator
 from retrieval import index as index_program
 from retrieval.catalogue import index
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_ids_to_remove_are_lines(tmp_path, points, capsys):
@@ -45,3 +55,38 @@ def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):
     assert run_program(index_program, *line) == 0
     answers = map(json.loads, capfd.readouterr().out.splitlines())
     assert [answer["query"] for answer in answers] == items(points[:3]).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("program", "work", "arguments"),
+    [
+        (index_program, "main", ["info", "--index=i"]),
+        (compare, "main", ["a", "b"]),
+        (evaluator, "stored", ["--queries=q.npy"]),
+    ],
+)
+def test_an_interrupted_program_says_so_and_exits_with_130(
+    program, work, arguments, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, work, interrupted)
+    assert run_program(program, *arguments) == 130
+    assert re.fullmatch(r"Interrupted; .*\n", capsys.readouterr().err)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(tmp_path, points):
+    source = write_store(tmp_path / "s", [items(points)])
+    index.build(source, tmp_path / "i", "Flat")
+    command = [sys.executable, "-m", "retrieval.index", "search", f"--store={source}"]
+    process = subprocess.Popen(
+        [*command, f"--index={tmp_path}/i", "--k=100"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.read(1)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert "Traceback" not in error and "Exception ignored" not in error
+    assert process.wait(60) == 0

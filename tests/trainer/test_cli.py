@@ -205,6 +205,10 @@ def test_files_of_the_user_live_beside_ours(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "8 queries against 16 catalogue items" in done.stdout
     assert (tmp_path / "experiments/exp-mine/analysis/model-2-report.html").exists()
+    grid = ["--grid=model.num_steps=1", "--trainer.summary_save_interval=0"]
+    done = run(installed, tmp_path, "prototrain", "sweep", "--model=models.mine", *grid)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (tmp_path / "experiments/exp-mine-sweep/trial-000/metrics.jsonl").exists()
     # `python -m` searches the current folder first, before any code of ours.
     done = run(installed, tmp_path, "python", "-m", "retrieval.eval", "--model=models.mine")
     assert done.returncode and "the file of the user ran" in done.stderr
