@@ -313,12 +313,11 @@ def main(arguments=None):
     try:
         given = options(["audit", *(sys.argv[1:] if arguments is None else arguments)])[1:]
         if options.help or options.helpfull:
+            from metriclearn import datasets
+
+            print(f"{__doc__}\nDATASET is one of {', '.join(datasets.READERS)}.\n")
             shown = [options[name] for name in ("report", "max_bits")]
-            print(
-                __doc__,
-                *(f"  --{f.name}: {f.help} (default: {f.default})" for f in shown),
-                sep="\n",
-            )
+            print(*(f"  --{f.name}: {f.help} (default: {f.default})" for f in shown), sep="\n")
         elif 1 <= len(given) <= 2:
             _audit(*given, report_to=options.report, max_bits=options.max_bits)
         else:
