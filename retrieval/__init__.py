@@ -1,1 +1,15 @@
 """From embeddings to a catalogue index, and to numbers and pictures about it."""
+
+import importlib.util
+import os
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m retrieval.…` is starting; it searches the current folder first.
+    found = importlib.util.find_spec("trainer")
+    ours = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "trainer")
+    if found is None or found.origin != os.path.join(ours, "__init__.py"):
+        sys.exit(
+            f"error: {found and found.origin} hides prototrain's package trainer: rename it, or "
+            "run `prototrain` instead of `python -m`"
+        )

@@ -19,14 +19,16 @@ output also holds a report of each pair.
 """
 
 import dataclasses
+import functools
 import os
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from retrieval.evaluation import backward, paired
 from retrieval.ranking import vectors
 from retrieval.reports import comparison_page, outputs, page, terminal
+from trainer import config as trainer_config
+from trainer.config import UserError
 
 STORES = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
 
@@ -57,41 +59,45 @@ def _compare(evaluations, output, rates=None, paths=None, with_images=True):
     print(f"Wrote {output}/compare.html and compare.json")
 
 
-def define_flags():
-    flags.DEFINE_string("output", ".", "Folder for compare.json and compare.html.")
-    flags.DEFINE_boolean("pictures", True, "Show the images of the queries won and lost.")
+def define_flags(values):
+    path, flag, choice = trainer_config.definers(values, "path", "bool", "enum")
+    path("output", ".", "Folder for compare.json and compare.html.")
+    flag("images", True, "Show the images of the queries won and lost.")
     for name in STORES:
         model, kind = name.split("_")
         place = "store or index" if kind == "catalogue" else "store"
         say = f"For backward compatibility: folder of the {place} of the {model} model's {kind}."
-        flags.DEFINE_string(name, None, say)
-    flags.DEFINE_enum("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are; "
-                      "for stores only, since evaluations name theirs.")  # fmt: skip
+        path(name, None, say)
+    choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are; for stores "
+           "only, since evaluations name theirs.")  # fmt: skip
+
+
+def _program(options, *evaluations):
+    stores = {name: getattr(options, name) for name in STORES if getattr(options, name)}
+    with trainer_config.user_errors(options.output):
+        if not stores:
+            if len(evaluations) != 2:
+                raise UserError("name two evaluations: python -m retrieval.compare A B")
+            return main(evaluations, options.output, options.images)
+        missing = [name for name in STORES[:3] if name not in stores]
+        if missing or evaluations:
+            what = f"--{missing[0]}" if missing else "no further argument"
+            raise UserError(f"backward compatibility needs {what}: see --help")
+        return stored(stores, options.output, options.similarity, options.images)
 
 
 def run(argv=None):
-    define_flags()
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(sys.argv if argv is None else argv)[1:]
-        options = flags.FLAGS
-        stores = {name: getattr(options, name) for name in STORES if getattr(options, name)}
-        if not stores:
-            if len(rest) != 2:
-                raise ValueError("name two evaluations: python -m retrieval.compare A B")
-            main(rest, options.output, options.pictures)
-            return
-        missing = [name for name in STORES[:3] if name not in stores]
-        if missing or rest:
-            what = f"--{missing[0]}" if missing else "no further argument"
-            raise ValueError(f"backward compatibility needs {what}: see --help")
-        stored(stores, options.output, options.similarity, options.pictures)
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("Interrupted; files that were not complete were not written.", file=sys.stderr)
-        sys.exit(130)
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    trainer_config.run_without_model(
+        functools.partial(_program, options),
+        argv,
+        "Interrupted; files that were not complete were not written.",
+        arguments=("[A]", "[B]"),
+        flag_values=options,
+        renamed={"pictures": "--images, or --noimages"},
+    )
 
 
 if __name__ == "__main__":

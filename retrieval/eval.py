@@ -17,7 +17,7 @@ searched exactly, as the index keeps them). Labels: one product id per line. Ids
 line; equal ids are the same image. Without a catalogue the queries are searched among themselves.
 """
 
-import contextlib
+import functools
 import os
 import sys
 
@@ -28,6 +28,7 @@ from retrieval.evaluation import figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, plots, terminal
 from trainer import config as trainer_config
+from trainer.config import UserError
 
 # The plots, and the config key by which a model can do without one.
 PLOTS = {"recall_at_k": "evaluation.precision@k.plot", "histogram": "evaluation.histogram"}
@@ -36,44 +37,49 @@ STORED = (
     *("query_labels", "query_ids", "query_categories"),
     *("catalogue", "catalogue_labels", "catalogue_ids", "catalogue_categories"),
 )
+SIDES = ("query", "catalogue")
+RENAMED = {"where": "--dataset.test_where, a key of the model"}
 
 
-def define_flags():
-    text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
-    text("model", None, "Model module, such as models.simple.", short_name="m")
-    text("checkpoint", None, "Checkpoint prefix; the experiment's newest by default.")
-    text("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
-         "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
-    text("query_labels", None, "Text file of the queries' product ids, one per line.")
-    text("query_ids", None, "Text file of their item ids, one per line.")
-    text("query_categories", None, "Text file of their categories, one per line.")
-    text("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
-         "store or of an index; the queries themselves by default.")  # fmt: skip
-    text("catalogue_labels", None, "Text file of the catalogue's product ids, one per line.")
-    text("catalogue_ids", None, "Text file of its item ids, one per line.")
-    text("catalogue_categories", None, "Text file of its categories, one per line.")
-    text("output", None, "Folder for the results; <experiment>/analysis for a model.")
-    choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
-    flags.DEFINE_list("ks", list(map(str, metrics.KS)), "Cut-offs k of recall@k and precision@k.")
-    number("top", 20, "Retrieved items to list per query.", lower_bound=plots.TOP)
-    text("index", None, "Also report what an index loses against exact search: a FAISS factory, "
-         "auto, or the folder of an index that retrieval.index built.")  # fmt: skip
-    flags.DEFINE_list(
-        "rerank", [], f"Also evaluate any of {', '.join(rerank.METHODS)} (cosine only)."
+def define_flags(values):
+    text, path, number, many, choice = trainer_config.definers(
+        values, "string", "path", "integer", "list", "enum"
     )
+    text("model", None, "Model module, such as models.simple.", short_name="m")
+    path("checkpoint", None, "Checkpoint prefix; the experiment's newest by default.")
+    path("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
+         "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
+    path("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
+         "store or of an index; the queries themselves by default.")  # fmt: skip
+    path("output", None, "Folder for the results; <experiment>/analysis for a model.")
+    path("index", None, "Folder of an index of the catalogue, built by retrieval.index: also "
+         "report what it loses against exact search.")  # fmt: skip
+    text("factory", None, "The same for an index to build now: a FAISS factory, or auto.")
+    choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
+    many("ks", list(map(str, metrics.KS)), "Cut-offs k of recall@k and precision@k.")
+    number("top", 20, "Retrieved items to list per query.", lower_bound=plots.TOP)
+    many("rerank", [], f"Also evaluate any of {', '.join(rerank.METHODS)} (cosine only).")
+    number("threads", 0, "Number of threads (0: one per core).", lower_bound=0)
     choice("filter", "auto", kernels.FILTERS, "Precision that scores are computed in first: "
            "auto takes the fastest on this processor. Ranks are exact with any.")  # fmt: skip
-    number("threads", 0, "Number of threads (0: one per core).", lower_bound=0)
+    path("query_labels", None, "Text file of the queries' product ids, one per line.")
+    path("query_ids", None, "Text file of their item ids, one per line.")
+    path("query_categories", None, "Text file of their categories, one per line.")
+    path("catalogue_labels", None, "Text file of the catalogue's product ids, one per line.")
+    path("catalogue_ids", None, "Text file of its item ids, one per line.")
+    path("catalogue_categories", None, "Text file of its categories, one per line.")
 
 
-def main(model, given, rest):
-    """Evaluates `model`, a module; `given` are the config keys set on the command line."""
-    if rest:
-        raise trainer_config.UserError(f"unexpected argument {rest[0]!r}")
-    options = flags.FLAGS
+def main(options, model, given, rest):
+    """The program: `--queries` evaluates files, anything else a model."""
+    trainer_config.no_arguments(rest)
+    if options.queries:
+        return stored(options)
     stray = [name for name in STORED if getattr(options, name)]
     if stray:
-        raise trainer_config.UserError(f"--{stray[0]} needs --queries, a file or a store")
+        raise UserError(f"--{stray[0]} needs --queries, a file or a store")
+    if model is None:
+        raise UserError("Give a model (--model=models.simple) or stored embeddings (--queries=…).")
     from retrieval.embeddings import embedder
     from retrieval.embeddings import images as embedded_images
     from trainer import checkpoints, experiment
@@ -90,8 +96,8 @@ def main(model, given, rest):
     def images(which, ids):
         return embedded_images.wanted_of(model, names[which], ids)
 
-    with _errors(prefix):
-        evaluating = _options() | {"title": "this model", "with_baselines": True}
+    with trainer_config.user_errors(prefix):
+        evaluating = _options(options) | {"title": "this model", "with_baselines": True}
         wanted = tuple(names.values())
         found = embedder.embed_datasets(model, wanted, checkpoint, threads=options.threads)
         queries, catalogue = (found[name] for name in wanted)
@@ -103,17 +109,16 @@ def main(model, given, rest):
     return 0
 
 
-def stored():
+def stored(options):
     """Evaluates embeddings from files."""
-    options = flags.FLAGS
     if not options.output:
-        raise trainer_config.UserError("--output=DIR: name the folder for the results")
+        raise UserError("--output=DIR: name the folder for the results")
     for name in ("model", "checkpoint"):
         if getattr(options, name):
-            raise trainer_config.UserError(f"--{name} and --queries: give one of them")
+            raise UserError(f"--{name} and --queries: give one of them")
     paths = [options.queries, options.catalogue]
-    with _errors(options.output):
-        queries, catalogue = _load(paths)
+    with trainer_config.user_errors(options.output):
+        queries, catalogue = _load(options, paths)
         made = {inputs.origin(path)["checkpoint_sha256"] for path in paths if path}
         if len(made - {None}) > 1:
             print(
@@ -121,18 +126,19 @@ def stored():
                 "embeddings can be compared only if the models were trained for that",
                 file=sys.stderr,
             )
-        result = suite.evaluate_files(queries, catalogue, paths, **_options())
+        result = suite.evaluate_files(queries, catalogue, paths, **_options(options))
         prefix = os.path.join(_folder(options.output), "embeddings")
         items = queries if catalogue is None else catalogue
         outputs.write_stored(prefix, result, queries, items)
     terminal.print_evaluation({"embeddings": result}, prefix)
+    return 0
 
 
-def _load(paths):
+def _load(options, paths):
     """Reads the queries and the catalogue; None for the queries against themselves."""
     asking, items = (
-        [getattr(flags.FLAGS, f"{side}_{name}") for name in ("labels", "ids", "categories")]
-        for side in ("query", "catalogue")
+        [getattr(options, f"{side}_{name}") for name in ("labels", "ids", "categories")]
+        for side in SIDES
     )
     if not paths[1] and any(items):
         raise ValueError("--catalogue_labels, _ids and _categories need --catalogue")
@@ -142,9 +148,8 @@ def _load(paths):
     return queries, None if catalogue is queries else catalogue
 
 
-def _options():
+def _options(options):
     """The flags that say how to evaluate, as arguments of `suite.evaluate`."""
-    options = flags.FLAGS
     given = f"--ks={','.join(options.ks)}"
     try:
         ks = tuple(int(k) for k in options.ks)
@@ -152,53 +157,44 @@ def _options():
         raise ValueError(f"{given}: takes whole numbers") from None
     if not ks or min(ks) < 1:
         raise ValueError(f"{given}: takes whole numbers from 1 on")
+    if options.index and options.factory:
+        raise ValueError("--index and --factory: give one of them")
+    if options.index and not os.path.isdir(options.index):
+        raise ValueError(
+            f"--index={options.index}: there is no such folder; a FAISS factory is now "
+            f"--factory={options.index}"
+        )
     return {
         "similarity": options.similarity,
         "ks": ks,
         "top": options.top,
         "filter": options.filter,
         "threads": options.threads or counting.cores(),
-        "index": options.index,
+        "index": options.index or options.factory,
         "reranking": options.rerank,
     }
-
-
-@contextlib.contextmanager
-def _errors(place):
-    """Turns errors that the user can fix into one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise trainer_config.UserError(str(error)) from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise trainer_config.UserError(
-            f"{error.filename or place}: cannot be read or written: {reason}"
-        ) from error
 
 
 def _folder(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise trainer_config.UserError(f"--output={path}: {error.strerror}") from None
+        raise UserError(f"--output={path}: {error.strerror}") from None
     return path
 
 
 def run(argv=None):
-    """The program: `--queries` evaluates files, anything else a model."""
-    argv = sys.argv if argv is None else argv
-    define_flags()
-    try:
-        if not any(a.lstrip("-").split("=")[0] == "queries" for a in argv[1:]):
-            from trainer import quiet
-
-            quiet.import_tensorflow()  # before the model module does, with its banner
-            trainer_config.run(main, argv)
-        trainer_config.run_without_model(stored, argv)
-    except KeyboardInterrupt:
-        print("Interrupted; files that were not complete were not written.", file=sys.stderr)
-        sys.exit(130)
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    trainer_config.run(
+        functools.partial(main, options),
+        argv,
+        "Interrupted; files that were not complete were not written.",
+        flag_values=options,
+        model_needed=False,
+        renamed=RENAMED,
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@
 the nearest items. Every change makes a new version; the last three are kept.
 """
 
+import functools
 import json
-import os
 import sys
 
 from absl import flags
@@ -25,7 +25,8 @@ from retrieval.embeddings import store
 from retrieval.evaluation import inputs
 from retrieval.ranking import vectors
 from retrieval.reports import search_page
-from trainer.config import did_you_mean
+from trainer import config as trainer_config
+from trainer.config import UserError, did_you_mean
 
 # What each action needs.
 NEEDED = {
@@ -128,60 +129,54 @@ def _search(options):
 
 
 def define_flags(values):
-    def text(*given):
-        flags.DEFINE_string(*given, flag_values=values)
-
-    text("store", None, "Folder of a store of embeddings, as retrieval.embed writes it.")
-    text("index", None, "Folder of an index.")
-    text("output", None, "Folder of the index to build.")
-    text("ids", None, "Text file of the ids to remove, one per line.")
+    text, path, decimal, number, choice, flag = trainer_config.definers(
+        values, "string", "path", "float", "integer", "enum", "bool"
+    )
+    path("store", None, "Folder of a store of embeddings, as retrieval.embed writes it.")
+    path("index", None, "Folder of an index.")
+    path("output", None, "Folder of the index to build.")
     text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
-    flags.DEFINE_enum("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are.",
-                      flag_values=values)  # fmt: skip
-    for name, default, doc in (
-        ("memory", None, "GiB that the index may take; half of what is available if absent."),
-        ("recall", 0.95, "Share of the 10 nearest items that a search must find."),
-    ):
-        flags.DEFINE_float(name, default, doc, flag_values=values)
-    text("queries", None, "Folder of a store of real queries, to tune the recall with.")
-    on_disk = "Keep the inverted lists of --factory in a file."
-    flags.DEFINE_bool("on_disk", False, on_disk, flag_values=values)
-    flags.DEFINE_integer("k", 10, "Results per query.", flag_values=values)
+    decimal("recall", 0.95, "Share of the 10 nearest items that a search must find.")
+    path("queries", None, "Folder of a store of real queries, to tune the recall with.")
+    decimal("memory", None, "GiB that the index may take; half of what is available if absent.")
+    choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are.")
+    number("k", 10, "Results per query.")
     text("category", None, "Search only items of this category.")
-    text("page", None, "HTML file to write: the queries and what was found, as images.")
-    flags.DEFINE_integer("to", None, "The version to go back to.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values)
+    path("page", None, "HTML file to write: the queries and what was found, as images.")
+    path("ids", None, "Text file of the ids to remove, one per line.")
+    number("to", None, "The version to go back to.")
+    flag("on_disk", False, "Keep the inverted lists of --factory in a file.")
+
+
+def _program(options, action):
+    if action not in NEEDED:
+        known = f"give one action of {', '.join(NEEDED)}"
+        raise UserError(f"{action!r}: {known}.{did_you_mean(action, NEEDED)}")
+    if action == "build" and options.index:
+        raise UserError(
+            f"--index={options.index}: build writes --output; a FAISS factory is now "
+            f"--factory={options.index}"
+        )
+    if action != "build" and options.output:
+        raise UserError(f"--output: {action} writes no new folder; the index is now --index")
+    for name in NEEDED[action]:
+        if getattr(options, name) is None:
+            raise UserError(f"{action} needs --{name}")
+    with trainer_config.user_errors(options.index or options.output):
+        main(action, options)
 
 
 def run(argv=None):
+    """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    try:
-        rest = options(["retrieval.index", *(sys.argv[1:] if argv is None else argv)])[1:]
-        if options.help:
-            print(__doc__ + options.get_help())
-            return
-        action = rest[0] if rest else ""
-        if action not in NEEDED or len(rest) > 1:
-            known = f"give one action of {', '.join(NEEDED)}"
-            raise ValueError(f"{' '.join(rest)!r}: {known}.{did_you_mean(action, NEEDED)}")
-        if action == "build" and options.index:
-            raise ValueError("--index: names the folder of an index; the kind is --factory")
-        if action != "build" and options.output:
-            raise ValueError(f"--output: {action} changes nothing else; name the index by --index")
-        for name in NEEDED[action]:
-            if getattr(options, name) is None:
-                raise ValueError(f"{action} needs --{name}")
-        main(action, options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the index is unchanged", file=sys.stderr)
-        sys.exit(130)
+    trainer_config.run_without_model(
+        functools.partial(_program, options),
+        argv,
+        "Interrupted; the index is unchanged.",
+        arguments=("ACTION",),
+        flag_values=options,
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share: a quiet TensorFlow, and running the project's programs."""
 
+import json
 import os
 import pathlib
 import signal
@@ -27,7 +28,7 @@ class Program:
 
     def __init__(self, folder):
         self.folder = folder
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "trainer")])
+        path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "trainer")))
         self._environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "100"}
 
     def start(self, *arguments, **options):
@@ -66,3 +67,12 @@ class Program:
 @pytest.fixture
 def program(tmp_path):
     return Program(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def helps(tmp_path_factory):
+    """{verb: {'help', 'helpfull' or the name of a model: what `prototrain VERB` prints then}}."""
+    run = Program(tmp_path_factory.mktemp("helps"))
+    code, out, err = run("helps")
+    assert code == 0, err
+    return json.loads(out)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from trainer import helptext, schema
+from trainer import helptext, quiet, schema
 
 TYPES = ("bool", "int", "float", "str", "func", "list(int)", "list(float)", "list(str)")
 
@@ -46,6 +47,22 @@ def optional(what: str) -> Iterator[None]:
         print(f"warning: without {what} ({type(error).__name__}: {text})", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def user_errors(place: str | None = None) -> Iterator[None]:
+    """Turns a ValueError or an OSError into a `UserError`, around work on the user's files.
+
+    Args:
+      place: the file or folder to name where an OSError names none.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        what = error.filename or place or "a file"
+        raise UserError(f"{what}: cannot be read or written: {error.strerror or error}") from error
+
+
 class Config:
     """A dictionary of declared keys.
 
@@ -55,6 +72,7 @@ class Config:
 
     Attributes:
       given: names of the keys that the command line set.
+      code_allowed: whether the command line has `--allow_code`.
 
     Args:
       values: {key: value} for keys of `trainer.schema`; a model declares its own with `declare`.
@@ -64,6 +82,7 @@ class Config:
         self._keys = dict(schema.KEYS)
         self._values = {key.name: key.default for key in self._keys.values()}
         self.given: set[str] = set()
+        self.code_allowed = False
         self.update(values)
 
     def declare(
@@ -150,7 +169,7 @@ class Config:
         """Returns an independent configuration with the same keys and values."""
         other = Config()
         other._keys, other._values = dict(self._keys), dict(self._values)
-        other.given = set(self.given)
+        other.given, other.code_allowed = set(self.given), self.code_allowed
         return other
 
     def to_dict(self) -> dict[str, Any]:
@@ -314,6 +333,7 @@ def load_model(name: str) -> Any:
     Raises:
       UserError: there is no such module, or it is not a model.
     """
+    quiet.import_tensorflow()  # before the module does, with its banner
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = load_module(name, "--model")
@@ -361,7 +381,8 @@ def load_module(name: str, flag: str) -> ModuleType:
             folders = importlib.import_module(parent).__path__
             known = [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
         raise UserError(
-            f"{flag}={name}: no module named {error.name!r}.{did_you_mean(name, known)}"
+            f"{flag}={name}: no module named {error.name!r}.{did_you_mean(name, known)} "
+            + "; ".join(hidden_packages())
         ) from None
 
 
@@ -428,10 +449,27 @@ def define_path(
     name: str, default: str | None, doc: str, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
     """Defines the flag of a file or folder, in which a leading `~` is expanded."""
+    module = sys._getframe(1).f_globals["__name__"]
     flags.DEFINE(
         _PathParser(), name, default, doc, flag_values, flags.ArgumentSerializer(),
-        module_name=sys._getframe(1).f_globals["__name__"],
+        module_name=sys.argv[0] if module == "__main__" else module,  # as absl names it
     )  # fmt: skip
+
+
+def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
+    """Returns one function per kind that defines a flag in `values`.
+
+    Args:
+      values: where the flags of one program are defined, so that another can run beside it.
+      kinds: 'path', or the end of the name of a function of absl, as in 'integer'.
+    """
+    functions = {"path": define_path}
+    return [
+        functools.partial(
+            functions.get(kind) or getattr(flags, f"DEFINE_{kind}"), flag_values=values
+        )
+        for kind in kinds
+    ]
 
 
 def define_flags(
@@ -462,23 +500,23 @@ def define_allow_code(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         )
 
 
-def code_allowed() -> bool:
-    """Returns whether `--allow_code` was given to this program."""
-    return "allow_code" in flags.FLAGS and flags.FLAGS.is_parsed() and flags.FLAGS.allow_code
-
-
 def from_flags(
-    argv: list[str], flag_values: flags.FlagValues = flags.FLAGS
+    argv: list[str],
+    flag_values: flags.FlagValues = flags.FLAGS,
+    model_needed: bool = True,
+    renamed: Mapping[str, str] = {},
 ) -> tuple[Any, set[str], list[str]]:
     """Parses a command line in two stages: `--model`, then every key of that model.
 
     Args:
       argv: the command line, program name first. `--model` must have been defined.
       flag_values: where the flags are defined.
+      model_needed: whether `--model` must be given.
+      renamed: see `run`.
 
     Returns:
-      (model module with the flags' values in its config, the names of the keys that were set,
-      the remaining positional arguments).
+      (model module with the flags' values in its config or None without one, the names of the keys
+      that were set, the remaining positional arguments).
 
     Raises:
       UserError: for any mistake in the command line, with the flag's name.
@@ -490,7 +528,10 @@ def from_flags(
         if flag_values["model"].value is None:
             if wanted:
                 raise helptext.Wanted(helptext.render(flag_values, Config(), wanted))
-            raise UserError("Give a model: --model=models.simple (a module name).")
+            if model_needed:
+                raise UserError("Give a model: --model=models.simple (a module name).")
+            flag_values.unparse_flags()
+            return None, set(), flag_values(argv)[1:]
         model = load_model(flag_values["model"].value)
         define_flags(model.config, model.__name__, flag_values)
         if wanted:
@@ -498,11 +539,12 @@ def from_flags(
         flag_values.unparse_flags()
         rest = flag_values(argv)
     except flags.Error as error:
-        raise UserError(_one_line(error)) from None
+        raise _flag_error(error, renamed) from None
     given = {name for name in model.config if flag_values[name].present}
     for name in given:
         model.config[name] = flag_values[name].value
     model.config.given = given
+    model.config.code_allowed = flag_values["allow_code"].value
     return model, given, rest[1:]
 
 
@@ -548,6 +590,12 @@ def _without_help(argv: list[str]) -> tuple[list[str], str]:
     return [a for a in argv if a not in helps], helps[-1].lstrip("-") if helps else ""
 
 
+def _flag_error(error, renamed):
+    old = getattr(error, "flagname", None)
+    now = renamed.get(old) or renamed.get(str(old).removeprefix("no"))
+    return UserError(f"--{old} is now {now}" if now else _one_line(error))
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).replace(" ?", "?")
 
@@ -559,6 +607,9 @@ def run(
     main: Callable[[Any, set[str], list[str]], int | None],
     argv: list[str] | None = None,
     stopped: str | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    model_needed: bool = True,
+    renamed: Mapping[str, str] = {},
 ) -> NoReturn:
     """Runs `main(model, given, rest)` as a program: flags, help, one-line errors, exit code.
 
@@ -569,8 +620,15 @@ def run(
       main: gets what `from_flags` returns; what it returns is the exit code.
       argv: the command line; `sys.argv` if None.
       stopped: a line for Ctrl-C, exit code 130; with None, KeyboardInterrupt is raised.
+      flag_values: where the program's flags are defined.
+      model_needed: whether `--model` must be given; without one, `main` gets None.
+      renamed: {name of an earlier flag: what to give now}, for a message.
     """
-    _guarded(lambda argv: main(*from_flags(argv)), argv, stopped)
+
+    def work(argv: list[str]) -> int | None:
+        return main(*from_flags(argv, flag_values, model_needed, renamed))
+
+    _guarded(work, argv, stopped)
 
 
 def run_without_model(
@@ -578,6 +636,8 @@ def run_without_model(
     argv: list[str] | None = None,
     stopped: str | None = None,
     arguments: Sequence[str] = (),
+    flag_values: flags.FlagValues = flags.FLAGS,
+    renamed: Mapping[str, str] = {},
 ) -> NoReturn:
     """Runs `main(*rest)` as a program whose flags are all defined already; otherwise as `run`.
 
@@ -585,18 +645,24 @@ def run_without_model(
       main: gets the positional arguments.
       argv: the command line; `sys.argv` if None.
       stopped: see `run`.
-      arguments: names of the positional arguments that the program needs, in order.
+      arguments: names of the positional arguments, in order; those in brackets may be omitted.
+      flag_values: where the program's flags are defined.
+      renamed: see `run`.
     """
+    needed = [name for name in arguments if not name.startswith("[")]
 
     def work(argv: list[str]) -> int | None:
         argv, wanted = _without_help(expand_flag_files(argv))
         if wanted:
-            raise helptext.Wanted(helptext.render(flags.FLAGS, None, wanted, arguments))
-        rest = flags.FLAGS(argv)[1:]
+            raise helptext.Wanted(helptext.render(flag_values, None, wanted, arguments))
+        try:
+            rest = flag_values(argv)[1:]
+        except flags.Error as error:
+            raise _flag_error(error, renamed) from None
         if len(rest) > len(arguments):
             raise UserError(f"unexpected argument {rest[len(arguments)]!r}")
-        if len(rest) < len(arguments):
-            raise UserError(f"give {' '.join(arguments)}; {arguments[len(rest)]} is missing")
+        if len(rest) < len(needed):
+            raise UserError(f"give {' '.join(arguments)}; {needed[len(rest)]} is missing")
         return main(*rest)
 
     _guarded(work, argv, stopped)
@@ -631,8 +697,28 @@ def _guarded(
             raise
         print(stopped, file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ImportError) and hidden_packages():
+            print(f"error: {hidden_packages()[0]}", file=sys.stderr)
+            sys.exit(1)
         _report_bug()
+
+
+def hidden_packages() -> list[str]:
+    """Returns a line for each package of ours that a file of the user's hides.
+
+    `python -m` searches the current folder first, so that a user's retrieval.py replaces ours.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    remedy = "rename it, or run `prototrain` instead of `python -m`"
+    lines = []
+    for name in ("metriclearn", "retrieval", "models"):
+        file: str | None = getattr(sys.modules.get(name), "__file__", None)
+        if file and os.path.abspath(file) != os.path.join(home, name, "__init__.py"):
+            # Ours has no __init__.py, so that both folders are searched until the user's has one.
+            how = "remove this file" if name == "models" else remedy
+            lines.append(f"{file} hides prototrain's package {name}: {how}")
+    return lines
 
 
 def _report_bug() -> NoReturn:

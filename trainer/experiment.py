@@ -203,7 +203,7 @@ def restore_config(
     folder = folder or directory(model.config)
     saved = {k: v for k, v in (read_config(folder) or {}).items() if k not in given}
     foreign = config_lib.foreign_code(model.config, saved, model.__name__)
-    if foreign and not (config_lib.code_allowed() if allow_code is None else allow_code):
+    if foreign and not (model.config.code_allowed if allow_code is None else allow_code):
         raise UserError(
             f"{folder}/config.json names code to import and run: {', '.join(foreign)}. If you "
             "trust it, add --allow_code, or set the key yourself."

@@ -12,6 +12,11 @@ from absl import flags
 
 FLAGS = ("help", "helpfull", "helpshort", "?")
 
+MANY = 12  # of a program's own flags, in the order of definition, that `--help` explains
+
+# How the running program was started, if not by `python -m`; `trainer.cli` sets it.
+started_as = ""
+
 # Flags of these packages are not ours: `--helpfull` lists them last.
 _OTHERS = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
 
@@ -42,7 +47,12 @@ def render(
     for module, defined in sorted(flag_values.flags_by_module_dict().items()):
         listed = others if module.split(".")[0] in _OTHERS else own
         listed += [f for f in defined if f.name not in names and f.name not in FLAGS]
-    lines += _explained("Flags of this program", map(_of_flag, own))
+    shown = own if full else own[:MANY]
+    lines += _explained("Flags of this program", map(_of_flag, shown))
+    if own[len(shown) :]:
+        lines += ["", "More flags of this program:"]
+        defaults = [(flag, (flag.default_as_str or "").strip("'")) for flag in own[len(shown) :]]
+        lines += [f"  --{flag.name}={default}" for flag, default in defaults]
     first = [key for key in keys if key.essential and config.holds(key.needs)]
     lines += _explained("Essential keys", (_of_key(key, config) for key in first))
     groups: dict[str, list[Any]] = {}
@@ -65,11 +75,12 @@ def render(
 
 
 def _program():
-    """Returns how the running program is started, and the first paragraph of its docstring."""
+    """Returns how the running program is started, and its docstring."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     program = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])
-    return program, (main.__doc__ or "").strip().split("\n\n")[0]
+    doc = (main.__doc__ or "").strip()
+    return (started_as, doc.replace(program, started_as)) if started_as else (program, doc)
 
 
 def _heading(name):

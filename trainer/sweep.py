@@ -308,7 +308,8 @@ def _devices(slot, jobs):
 
 
 def _command(model, keys):
-    program = [sys.executable, "-m", "trainer.main", f"--model={model.__name__}"]
+    # -P: PYTHONPATH is this process's path; the current folder must not come before it.
+    program = [sys.executable, "-P", "-m", "trainer.main", f"--model={model.__name__}"]
     return [*program, *(f"--{name}={text}" for name, text in keys.items())]
 
 

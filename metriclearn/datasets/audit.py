@@ -1,6 +1,7 @@
 """Duplicate audit: images that occur twice, and what the parts of the data share.
 
-    python -m metriclearn.datasets.audit manifest photos/manifest.csv --report=audit.html
+    python -m metriclearn.datasets.audit DATASET [FOLDER] [--report=audit.html] [--max_bits=6]
+    python -m metriclearn.datasets.audit manifest photos/manifest.csv
 
 A test image that is trained on, a query that is in the catalogue, or one image under two products
 changes the meaning of recall@k. Exact duplicates are files of the same bytes. Near duplicates have
@@ -9,7 +10,6 @@ median) and nearly the same 32 x 32 gray pixels; flat images, whose hash is nois
 all match each other.
 """
 
-import argparse
 import base64
 import collections
 import contextlib
@@ -356,36 +356,55 @@ def report(table: ProductTable, groups: list[Group], title: str = "Duplicate aud
 
 
 def main(arguments=None):
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status.
+
+    Args:
+      arguments: without the program's name; those of `sys.argv` by default.
+    """
+    from absl import flags
+
+    options = flags.FlagValues()
+    flags.DEFINE_string("report", "audit.html", "HTML file to write.", flag_values=options)
+    bits = "Bits of the 64-bit hash that may differ between near duplicates; -1: exact ones only."
+    flags.DEFINE_integer("max_bits", MAX_BITS, bits, lower_bound=-1, flag_values=options)
+    for name in ("help", "helpfull"):
+        flags.DEFINE_bool(name, False, "Show this help.", flag_values=options)
+    try:
+        given = options(["audit", *(sys.argv[1:] if arguments is None else arguments)])[1:]
+        if options.help or options.helpfull:
+            from metriclearn import datasets
+
+            print(f"{__doc__}\nDATASET is one of {', '.join(datasets.READERS)}.\n")
+            shown = [options[name] for name in ("report", "max_bits")]
+            print(*(f"  --{f.name}: {f.help} (default: {f.default})" for f in shown), sep="\n")
+        elif 1 <= len(given) <= 2:
+            _audit(*given, report_to=options.report, max_bits=options.max_bits)
+        else:
+            raise ValueError("give a dataset and its folder, or manifest and a CSV: see --help")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; no report was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _audit(dataset, root=None, *, report_to, max_bits):
     from metriclearn import datasets
     from metriclearn.datasets import pipeline
 
-    parser = argparse.ArgumentParser(
-        prog="python -m metriclearn.datasets.audit", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("dataset", help=f"one of {', '.join(datasets.READERS)}")
-    parser.add_argument("root", nargs="?", help="its folder, or the CSV file of a manifest")
-    parser.add_argument("--report", default="audit.html", help="HTML file (default: %(default)s)")
-    parser.add_argument(
-        "--max_bits",
-        type=int,
-        default=MAX_BITS,
-        help="hash bits of 64 that near duplicates may "
-        "differ in; -1 for exact duplicates only (default: %(default)s)",
-    )
-    flags = parser.parse_args(arguments)
-    try:
-        table = datasets.load(flags.dataset, flags.root)
-        usable = pipeline.usable_images(table, "skip")
-        groups = find_duplicates(usable, flags.max_bits)
-        page = report(usable, groups, f"Duplicate audit of {flags.dataset}")
-        files.write(flags.report, page.encode(errors="replace"))
-    except (ValueError, OSError) as error:
-        print(f"audit: {error}", file=sys.stderr)
-        return 1
+    table = datasets.load(dataset, root and os.path.expanduser(root))
+    usable = pipeline.usable_images(table, "skip")
+    groups = find_duplicates(usable, max_bits)
+    path = os.path.expanduser(report_to)
+    page = report(usable, groups, f"Duplicate audit of {dataset}")
+    files.write(path, page.encode(errors="replace"))
     print("\n".join(summary(usable, groups)))
-    print(f"report: {flags.report}")
-    return 0
+    print(f"report: {path}")
 
 
 if __name__ == "__main__":

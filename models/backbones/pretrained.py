@@ -1,4 +1,4 @@
-"""`python -m models.pretrained efficientnet_lite0`: published weights, converted for TensorFlow.
+"""`python -m models.pretrained NAME`: published weights, converted for TensorFlow.
 
     python -m models.pretrained NAME [--weights=FILE.pth]
 
@@ -14,16 +14,17 @@ to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NAME`:
 `models.backbones.load("pretrained:NAME")` does this itself the first time.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import os
 import re
-import sys
 import threading
 from typing import NamedTuple
 
+from absl import flags
+
 from trainer import quiet
+from trainer.config import definers, run_without_model, user_errors
 
 quiet.import_tensorflow()
 
@@ -355,26 +356,26 @@ def reusable(name, arrays):
     return served
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m models.pretrained", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("name", choices=efficientnet.VARIANTS, metavar="NAME", help=", ".join(
-        f"{n} ({v.image_size} px)" for n, v in efficientnet.VARIANTS.items()
-    ))  # fmt: skip
-    parser.add_argument("--weights", help=".pth file, for a network that no package carries")
-    options = parser.parse_args(arguments)
-    try:
-        found = ready(options.name, weights=options.weights)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{options.name}, SHA-256 of its source {found.sha256}:")
+def main(options, name):
+    """The program, for `trainer.config.run_without_model`."""
+    with user_errors():
+        found = ready(name, weights=options.weights)
+    print(f"{name}, SHA-256 of its source {found.sha256}:")
     print(f"  SavedModel  {os.path.join(found.folder, 'saved_model')}")
     print(f"  checkpoint  {found.checkpoint}")
-    print(f"Use it as --model.hub_address=pretrained:{options.name}.")
+    print(f"Use it as --model.hub_address=pretrained:{name}.")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(argv=None):
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    (path,) = definers(options, "path")
+    path("weights", None, "A .pth file, for a network that no package carries.")
+    run_without_model(
+        functools.partial(main, options),
+        argv,
+        "Interrupted; the same command starts again.",
+        arguments=("NAME",),
+        flag_values=options,
+    )

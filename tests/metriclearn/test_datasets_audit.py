@@ -188,5 +188,15 @@ def test_command_writes_a_self_contained_escaped_report(table, tmp_path, capsys)
 def test_faults_are_one_line(tmp_path, capsys):
     assert audit.main(["manifest", str(tmp_path / "none.csv")]) == 1
     assert audit.main(["foldr"]) == 1
-    first, second = capsys.readouterr().err.splitlines()
+    assert audit.main([]) == 1
+    assert audit.main(["folder", "x", "--max_bit=3"]) == 1
+    first, second, third, fourth = capsys.readouterr().err.splitlines()
     assert "none.csv: cannot read the manifest" in first and "did you mean 'folder'" in second
+    assert "give a dataset and its folder" in third
+    assert "max_bit" in fourth and "Did you mean: max_bits" in fourth
+
+
+def test_help_lists_the_flags(capsys):
+    assert audit.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "manifest photos/manifest.csv" in out and "--report" in out and "--max_bits" in out

@@ -161,12 +161,20 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_program_says_where_things_are(cache, monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "cache_folder", lambda: cache)
-    assert pretrained.main([LITE0]) == 0
+    assert ended(LITE0) == 0
     out = capsys.readouterr().out
     for part in ("saved_model", os.path.join("checkpoint", "model-0")):
         assert os.path.join(cache, "pretrained", LITE0, part) in out
-    assert pretrained.main(["efficientnet_lite3"]) == 1
+    assert ended("efficientnet_lite3") == 1
     assert "--weights=FILE.pth" in capsys.readouterr().err
+    assert ended() == 1
+    assert "give NAME; NAME is missing" in capsys.readouterr().err
+
+
+def ended(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        pretrained.run(["pretrained", *arguments])
+    return ended.value.code
 
 
 # ------------------------------------------------------------------------------ bad packages

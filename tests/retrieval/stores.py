@@ -1,6 +1,7 @@
 """Stores of points for tests, with awkward names."""
 
 import numpy as np
+import pytest
 
 from retrieval.embeddings import store
 
@@ -30,3 +31,10 @@ def write_store(folder, parts, weights="w1", dtype="float32"):
         store.append(folder, manifest, part, 1)
     store.finish(folder, manifest)
     return folder
+
+
+def run_program(program, *arguments):
+    """Runs a program in this process, as its command line would; returns the exit code."""
+    with pytest.raises(SystemExit) as ended:
+        program.run([program.__name__, *map(str, arguments)])
+    return ended.value.code or 0

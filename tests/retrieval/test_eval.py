@@ -100,10 +100,19 @@ def test_files_beside_the_report(evaluated_files):
 
 
 MISTAKES = [
-    (["--query_labels=q.txt", "--index=No"], "--index=No: FAISS cannot make it for 4 dimensions"),
-    (["--query_labels=q.txt", "--index=PQ2"], "--index=PQ2: cannot be trained on 4 items"),
+    (["--query_labels=q.txt", "--factory=No"], "--factory=No: FAISS cannot make it for 4 dimen"),
+    (["--query_labels=q.txt", "--factory=PQ2"], "--factory=PQ2: cannot be trained on 4 items"),
+    (
+        ["--query_labels=q.txt", "--index=IVF4,Flat"],
+        "--index=IVF4,Flat: there is no such folder; a FAISS factory is now --factory=IVF4,Flat",
+    ),
+    (
+        ["--query_labels=q.txt", "--index=.", "--factory=Flat"],
+        "--index and --factory: give one of them",
+    ),
+    (["--query_labels=q.txt", "--where=a=b"], "--where is now --dataset.test_where, a key of the"),
     (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
-    (["--query_labels=q.txt", "--model=tiny"], "--model and --queries: give one of them"),
+    (["--query_labels=q.txt", "--model=models.simple"], "--model and --queries: give one of them"),
     (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
     ([], "q.npy: needs --query_labels, a file of one product id a line"),
     (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),
@@ -122,14 +131,10 @@ MISTAKES = [
 
 EACH = """
 import json, sys
-from absl import flags
 from retrieval import eval
-eval.define_flags()
 for arguments in json.loads(sys.argv[1]):
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
     try:
-        eval.trainer_config.run_without_model(eval.stored, ["eval", *arguments])
+        eval.run(["eval", *arguments])
     except SystemExit as ended:
         assert ended.code == 1
 """

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from stores import run_program
 
 from retrieval import embed
 from retrieval import index as index_program
@@ -109,14 +110,12 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
             made.embed([np.zeros((4, 4, 1))])
     # One photo, by the programs.
     index.build(tmp_path / "s", tmp_path / "i", "Flat")
-    line = ["embed", "--model=tiny", f"--folder={tmp_path}/photos/07.png", f"--output={tmp_path}/q"]
-    monkeypatch.setattr(sys, "argv", line)
+    line = ["--model=tiny", f"--folder={tmp_path}/photos/07.png", f"--output={tmp_path}/q"]
     del sys.modules["tiny"]
-    with pytest.raises(SystemExit) as left:
-        embed.run(line)
-    assert left.value.code == 0
+    assert run_program(embed, *line) == 0
     capsys.readouterr()
-    index_program.run(["search", f"--store={tmp_path}/q", f"--index={tmp_path}/i", "--k=2"])
+    line = ["search", f"--store={tmp_path}/q", f"--index={tmp_path}/i", "--k=2"]
+    assert run_program(index_program, *line) == 0
     (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert answer["query"] == "07.png" and len(answer["results"]) == 2
     best = answer["results"][0]

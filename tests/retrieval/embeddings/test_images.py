@@ -4,19 +4,14 @@ import hashlib
 import itertools
 import os
 import pathlib
-import subprocess
-import sys
-import types
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from metriclearn.datasets import image_files
-from retrieval import embed
 from retrieval.embeddings import embedder, images, store
 from retrieval.reports import page
-from trainer import config, experiment
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -228,44 +223,6 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     with of_mean(folder, input_range="", image_size=(5, 7)) as made:
         embedder.embed_table(images.table(str(pictures / "a")), tmp_path / "s", made)
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"saved_model": "m"}, "--checkpoint and --saved_model: give one of them"),
-        ({"image_size": ["64"]}, "--image_size: goes with --saved_model"),
-        ({"input_range": "0,1"}, "--input_range: goes with --saved_model"),
-    ],
-)
-def test_what_would_be_passed_over_is_refused(pictures, tmp_path, monkeypatch, asked, said):
-    class Options(types.SimpleNamespace):
-        def __getitem__(self, name):
-            return types.SimpleNamespace(present=name in asked)
-
-    given = {"output": f"{tmp_path}/s", "checkpoint": "c", "saved_model": None, "manifest": None}
-    options = Options(**given | {"folder": str(pictures)} | asked)
-    monkeypatch.setattr(embed.flags, "FLAGS", options)
-    monkeypatch.setattr(experiment, "locate", lambda *arguments: ("", "c"))
-    with pytest.raises(config.UserError, match=said):
-        embed.main(None, (), [])
-
-
-def test_the_command_line_needs_no_model(pictures, mean, tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "retrieval.embed", f"--saved_model={mean}"),
-            "--input_range=0,1",
-            *(f"--manifest={pictures}/shop.csv", "--where=role=catalogue"),
-            f"--output={tmp_path}/s",
-        ],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 x 3 float32" in done.stdout
-    source = store.manifest_of(tmp_path / "s")["source"]
-    assert source["preprocessing"] == "3 channels, scaled to 0,1"
 
 
 def test_equal_names_in_two_folders_are_two_images_and_a_link_is_one(mean, tmp_path):

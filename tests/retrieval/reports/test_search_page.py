@@ -4,18 +4,18 @@ import json
 import re
 
 import numpy as np
-import pytest
+from stores import run_program
 
 from retrieval import index as index_program
 from retrieval.reports import search_page
 
 
 def search(shop, *more):
-    index_program.run(["search", f"--store={shop}/s", f"--index={shop}/i", *more])
+    return run_program(index_program, "search", f"--store={shop}/s", f"--index={shop}/i", *more)
 
 
 def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
-    search(shop, "--k=3", f"--page={shop}/found.html")
+    assert not search(shop, "--k=3", f"--page={shop}/found.html")
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 12 and all(len(answer["results"]) == 3 for answer in answers)
     page = (shop / "found.html").read_text()
@@ -28,19 +28,18 @@ def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
             assert ("<em>?</em>" if name == "<b>11" else "data:image/") in figure
         assert f"{answer['results'][1]['score']:.3f} shoes &amp; more" in shown[2]
     monkeypatch.setattr(search_page, "QUERIES", 2)
-    search(shop, "--k=3", f"--page={shop}/found.html")
+    assert not search(shop, "--k=3", f"--page={shop}/found.html")
     page = (shop / "found.html").read_text()
     assert "The first 2 of 12 queries." in page and page.count("<figure") == 2 * 4
 
 
 def test_a_page_that_cannot_be_written_is_one_line(shop, capsys):
-    with pytest.raises(SystemExit):
-        search(shop, f"--page={shop}/none/found.html")
+    assert search(shop, f"--page={shop}/none/found.html") == 1
     assert re.fullmatch(r"error: .*none/.*\n", capsys.readouterr().err)
 
 
 def test_the_page_fits_the_screen(shop, looks):
-    search(shop, "--k=8", f"--page={shop}/found.html")
+    assert not search(shop, "--k=8", f"--page={shop}/found.html")
     for width, look in looks(shop / "found.html").items():
         assert look["wide"] <= int(width), "the page is wider than the screen"
         assert (

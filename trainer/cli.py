@@ -1,0 +1,78 @@
+"""The command `prototrain`: `prototrain VERB …` runs the same program as `python -m MODULE …`.
+
+The one difference: modules in the current folder are searched last, so that a user's `trainer.py`
+or `retrieval.py` does not replace the packages of that name. `--model=mine` still finds `mine.py`.
+"""
+
+import os
+import runpy
+import sys
+from typing import NoReturn
+
+from trainer import config, helptext, quiet
+
+# {verb: (module, what it does)}; the modules are imported only when they run.
+VERBS = {
+    "train": ("trainer.main", "Train a model, or resume an interrupted run."),
+    "eval": ("retrieval.eval", "Evaluate an embedding: recall@k, MAP@R, a report with images."),
+    "embed": ("retrieval.embed", "Embed images or a model's dataset into a store."),
+    "index": ("retrieval.index", "Build, change and search a catalogue index."),
+    "compare": ("retrieval.compare", "Compare two evaluations on the same queries."),
+    "export": ("trainer.export", "Export a trained model as a SavedModel."),
+    "inspect": ("trainer.inspect", "List a model's variables, FLOPs and devices."),
+    "sweep": ("trainer.sweep", "Train with many configurations, by grid or search."),
+    "run": ("trainer.run", "Run an action of your own on a model."),
+    "diff": ("trainer.diff", "Show how two experiments differ."),
+    "audit": ("metriclearn.datasets.audit", "Find duplicate images, and leaks between splits."),
+    "pretrained": ("models.pretrained", "Convert published weights for TensorFlow."),
+}
+
+
+def usage() -> str:
+    """Returns the list of verbs, one line each."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: prototrain VERB [--flag=value …]",
+            "",
+            *lines,
+            "",
+            "prototrain VERB --help explains it.",
+        ]
+    )
+
+
+def main() -> NoReturn:
+    """The console script."""
+    config._guarded(_run, sys.argv, "Interrupted.")
+
+
+def _run(argv):
+    verb = argv[1] if len(argv) > 1 else "--help"
+    if verb.lstrip("-") in helptext.FLAGS:
+        print(usage())
+        return
+    if verb not in VERBS:
+        near = config.did_you_mean(verb, VERBS)
+        raise config.UserError(
+            f"{verb!r} is not a verb of prototrain.{near} `prototrain --help` lists them."
+        )
+    _search_current_folder_last()
+    if verb == "audit":  # a program of a library, which leaves TensorFlow's banner alone
+        quiet.import_tensorflow()
+    helptext.started_as = f"prototrain {verb}"
+    sys.argv = [helptext.started_as, *argv[2:]]
+    runpy.run_module(VERBS[verb][0], run_name="__main__", alter_sys=True)
+
+
+def _search_current_folder_last():
+    # In an editable install our own folder may not be on the path: the current one would be first.
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    current = os.getcwd()
+    sys.path[:] = [path for path in sys.path if path not in ("", current) or path == home]
+    sys.path += [path for path in (home, current) if path not in sys.path]
+
+
+if __name__ == "__main__":
+    main()
