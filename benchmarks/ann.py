@@ -2,12 +2,11 @@
 
     python -m benchmarks.ann [--rows=1000000] [--dimensions=128] [--recall=0.95]
 
-For every kind that --factory=auto can choose: recall@10, queries a second, seconds to build, bytes a
-vector, at the effort that `tune` finds. Below each, the same factory in plain FAISS with nprobe or
-efSearch set by hand to powers of two: the seconds of the two settings about our recall, which are
-timed in turn with ours, interpolated to it. The ratio is the median of the turns. Vectors are
-clustered.
-"""
+For every kind that --factory=auto can choose: recall@10, queries per second, seconds to build,
+bytes per vector, at the effort that `tune` finds. Below each, the same factory in plain FAISS with
+nprobe or efSearch set by hand to powers of two: the seconds of the two settings about our recall,
+which are timed in turn with ours, interpolated to it. The ratio is the median of the turns. Vectors
+are clustered."""
 
 import argparse
 import os

@@ -38,16 +38,7 @@ SIBLINGS = (
     ),
 )
 # Modules that have no test file of their name yet: they are tested by a neighbor's.
-LACKING = {
-    *(f"metriclearn/datasets/{name}.py" for name in ("cache", "cars", "cub", "deepfashion")),
-    *(f"metriclearn/datasets/{name}.py" for name in ("folder", "grocery", "sop")),
-    *(f"metriclearn/datasets/{name}.py" for name in ("image_files", "images", "layout")),
-    *(f"metriclearn/losses/{name}.py" for name in ("pairwise", "proxies", "ranking")),
-    *(f"metriclearn/losses/{name}.py" for name in ("reductions", "triplet")),
-    *("metriclearn/pairs.py", "metriclearn/registry.py", "models/backbones/pth.py"),
-    *("retrieval/evaluation/lists.py", "retrieval/progress.py"),
-    *(f"retrieval/ranking/{name}.py" for name in ("counting", "kernels", "vectors")),
-}
+LACKING = set()
 # Cached features are a store.
 EXTRA = {"models/backbones/features.py": ("retrieval.embeddings",)}
 

@@ -30,6 +30,9 @@ HEADER = 1 << 18
 HALF = 0.5 + 2**-9
 # A JPEG as far as the start of its scan, one pixel: read in place of what is no JPEG.
 JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00")
+# The start of a JPEG file of the usual kind: a JFIF segment of 16 bytes, then quantization tables.
+# 0xAA stands for any byte.
+JFIF = bytes.fromhex("ffd8ffe000104a46494600" + "aa" * 9 + "ffdb" + "aa" * 2)
 
 
 def upright_jpegs(data):
@@ -42,9 +45,16 @@ def upright_jpegs(data):
         contents = np.asarray(contents, object)  # bytes alone for a scalar
         return np.array([plain(c) for c in contents.ravel()], bool).reshape(contents.shape)
 
-    head = tf.strings.substr(data, 0, HEADER)  # less to copy out of TensorFlow
-    found = tf.numpy_function(check, [head], tf.bool, stateful=False)
-    return tf.ensure_shape(found, data.shape)
+    def look():
+        head = tf.strings.substr(data, 0, HEADER)  # less to copy out of TensorFlow
+        found = tf.numpy_function(check, [head], tf.bool, stateful=False)
+        return tf.ensure_shape(found, data.shape)
+
+    # Most files: JFIF, then tables. No EXIF comes between, and Python need not look.
+    start = tf.io.decode_raw(tf.strings.substr(data, 0, len(JFIF)), tf.uint8, fixed_length=24)
+    jfif = (start == list(JFIF)) | [byte == 0xAA for byte in JFIF]
+    jfif = tf.reduce_all(jfif, -1)
+    return tf.cond(tf.reduce_all(jfif), lambda: jfif, look)
 
 
 def _ratio(sides, least):
@@ -97,10 +107,10 @@ def _ratios(least):
     return (1,) if least is None else (1, 2, 4, 8)
 
 
-def jpeg_sides(data):
-    """int32 [2]: the height and width in a JPEG file's header; ones for another file."""
+def jpeg_shape(data):
+    """int32 [3]: height, width and components in a JPEG file's header; ones for another file."""
     is_jpeg = tf.equal(tf.strings.substr(data, 0, 3), b"\xff\xd8\xff")
-    return tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))[:2]
+    return tf.io.extract_jpeg_shape(tf.where(is_jpeg, data, JPEG_HEADER))
 
 
 def small_enough(sides, max_pixels):
@@ -151,8 +161,9 @@ def decode(
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
     upright = upright_jpegs(data) if upright is None else upright
-    sides = jpeg_sides(data)
-    direct = upright & small_enough(sides, max_pixels)
+    shape = jpeg_shape(data)
+    sides = shape[:2]
+    direct = upright & (shape[2] < 4) & small_enough(sides, max_pixels)
     level, part, begin, kept = plan_jpeg(sides, least, window, box)
 
     def jpeg(ratio):

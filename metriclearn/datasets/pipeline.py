@@ -227,11 +227,11 @@ def _loader(table, s):
 
         def read(path, file):
             data = tf.io.read_file(file)
-            return data, images.jpeg_sides(data)
+            return data, images.jpeg_shape(data)
 
         (paths, opened), given = _files(table, rows), placed(rows, seeds)
-        data, sides = _every(read, paths, (opened,), s.most, s.max_pixels)
-        upright = images.upright_jpegs(data)
+        data, shapes = _every(read, paths, (opened,), s.most, s.max_pixels)
+        upright, sides = images.upright_jpegs(data) & (shapes[:, 2] < 4), shapes[:, :2]
 
         def one_by_one():
             return _every(one, paths, (data, upright, *given), s.most, s.max_pixels)
