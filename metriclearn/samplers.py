@@ -121,9 +121,9 @@ def balanced_sampler(
         draw = _as_step(step) * batch_size + places  # [B], numbered over all steps
         visit = draw // products
         product = _shuffled(draw % products, products, products, seed, _PRODUCTS, visit)
-        count = tf.gather(table.size, product)
+        count = _take(table.size, product)
         item = _shuffled(visit % count, count, largest, seed, _IMAGES, product, visit // count)
-        return tf.gather(table.order, tf.gather(table.offset, product) + item)
+        return _take(table.order, _take(table.offset, product) + item)
 
     return _with_epoch(sample, -(-products // batch_size))
 
@@ -184,14 +184,14 @@ def hierarchical_sampler(
         product = _Deck(products, largest, places).hand(
             category.cycle[:, None],
             category.repeat[:, None],
-            tf.gather(by_category.size, category.item)[:, None],
+            _take(by_category.size, category.item)[:, None],
             seed,
             _PRODUCTS,
             category.item[:, None],
         )  # [G, P]
-        start = tf.gather(by_category.offset, category.item)[:, None]
+        start = _take(by_category.offset, category.item)[:, None]
         dealt = _Dealt(
-            tf.reshape(tf.gather(by_category.order, start + product.item), [-1]),
+            tf.reshape(_take(by_category.order, start + product.item), [-1]),
             tf.reshape(product.cycle, [-1]),
             tf.reshape(product.repeat, [-1]),
             tf.zeros([], tf.int64),
@@ -294,6 +294,17 @@ def _slice_of_worker(size: int, shard: tuple[int, int], name: str) -> np.ndarray
     return np.arange(size // workers * worker, size // workers * (worker + 1))
 
 
+LARGEST_CONSTANT = 1 << 18  # numbers of an array that is kept in the graph
+
+
+def _take(values: np.ndarray, index: tf.Tensor) -> tf.Tensor:
+    """values[index]; a large array stays outside the graph, which is as small for any table."""
+    if values.size <= LARGEST_CONSTANT:
+        return tf.gather(values, index)
+    found = tf.numpy_function(lambda i: values[i], [index], values.dtype, stateful=False)
+    return tf.ensure_shape(found, index.shape)
+
+
 class _Table(NamedTuple):
     """Rows by product: product p has the rows `order[offset[p] : offset[p] + size[p]]`."""
 
@@ -327,14 +338,14 @@ def _deal_images(table: _Table, dealt: _Dealt, images: int, seed: int, side: int
     item = deck.hand(
         dealt.cycle[:, None],
         dealt.repeat[:, None],
-        tf.gather(table.size, dealt.product)[:, None],
+        _take(table.size, dealt.product)[:, None],
         seed,
         _IMAGES,
         side,
         dealt.history,
         dealt.product[:, None],
     ).item
-    return tf.gather(table.order, tf.gather(table.offset, dealt.product)[:, None] + item)
+    return _take(table.order, _take(table.offset, dealt.product)[:, None] + item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,11 +424,11 @@ class _ProductDealer:
         number_of = np.concatenate([np.arange(n) for n in self.slots])  # [steps]
         epoch = step // steps
         slot = _shuffled(step % steps, steps, steps, self.seed, _SLOTS, epoch)
-        stream = tf.gather(stream_of, slot)
-        visit = epoch * tf.gather(self.slots, stream) + tf.gather(number_of, slot)
-        count = tf.gather(self.count, stream)
+        stream = _take(stream_of, slot)
+        visit = epoch * _take(self.slots, stream) + _take(number_of, slot)
+        count = _take(self.count, stream)
         hand = self.deck.hand(visit, 0, count, self.seed, _PRODUCTS, stream)  # [P]
-        product = tf.gather(self.members, tf.gather(self.start, stream) + hand.item)
+        product = _take(self.members, _take(self.start, stream) + hand.item)
         # A product has a history of images in its category's stream, and another in the mixed one.
         is_mixed = tf.cast(tf.equal(stream, streams - 1), tf.int64)
         return _Dealt(product, hand.cycle, hand.repeat, is_mixed)

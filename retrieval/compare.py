@@ -33,12 +33,12 @@ from trainer.config import UserError
 STORES = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
 
 
-def main(evaluations, output, with_images=True):
+def main(evaluations, output, **images):
     """Compares two evaluations, given by their paths, and writes the result."""
-    _compare(evaluations, output, with_images=with_images)
+    _compare(evaluations, output, **images)
 
 
-def stored(stores, output, similarity="cosine", with_images=True):
+def stored(stores, output, similarity="cosine", **images):
     """Evaluates backward compatibility, see `backward.evaluate`, and writes the result."""
     evaluated, paths = backward.evaluate(stores, similarity), {}
     for name, each in evaluated.items():
@@ -48,19 +48,21 @@ def stored(stores, output, similarity="cosine", with_images=True):
         outputs.write_stored(prefix, each.evaluation, each.queries, each.catalogue)
         paths |= page.paths_of(each.queries) | page.paths_of(each.catalogue)
     pair = [os.path.join(output, name) for name in ("old", "new_on_old")]
-    _compare(pair, output, backward.rates(evaluated), paths, with_images)
+    _compare(pair, output, backward.rates(evaluated), paths, **images)
 
 
-def _compare(evaluations, output, rates=None, paths=None, with_images=True):
+def _compare(evaluations, output, rates=None, paths=None, **images):
+    """images: with_images and allow_code of `comparison_page.write`."""
     a, b = (paired.load(path) for path in evaluations)
     result = dataclasses.replace(paired.compare(a, b), backward=rates or {})
-    comparison_page.write(output, a, b, result, paths, with_images)
+    comparison_page.write(output, a, b, result, paths, **images)
     terminal.print_comparison(result)
     print(f"Wrote {output}/compare.html and compare.json")
 
 
 def define_flags(values):
     path, flag, choice = trainer_config.definers(values, "path", "bool", "enum")
+    trainer_config.define_allow_code(values)
     path("output", ".", "Folder for compare.json and compare.html.")
     flag("images", True, "Show the images of the queries won and lost.")
     for name in STORES:
@@ -73,17 +75,18 @@ def define_flags(values):
 
 
 def _program(options, *evaluations):
+    images = {"with_images": options.images, "allow_code": options.allow_code}
     stores = {name: getattr(options, name) for name in STORES if getattr(options, name)}
     with trainer_config.user_errors(options.output):
         if not stores:
             if len(evaluations) != 2:
                 raise UserError("name two evaluations: python -m retrieval.compare A B")
-            return main(evaluations, options.output, options.images)
+            return main(evaluations, options.output, **images)
         missing = [name for name in STORES[:3] if name not in stores]
         if missing or evaluations:
             what = f"--{missing[0]}" if missing else "no further argument"
             raise UserError(f"backward compatibility needs {what}: see --help")
-        return stored(stores, options.output, options.similarity, options.images)
+        return stored(stores, options.output, options.similarity, **images)
 
 
 def run(argv=None):

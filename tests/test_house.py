@@ -38,7 +38,6 @@ SIBLINGS = (
     ),
 )
 # Modules that have no test file of their name yet: they are tested by a neighbor's.
-LACKING = set()
 # Cached features are a store.
 EXTRA = {"models/backbones/features.py": ("retrieval.embeddings",)}
 
@@ -114,8 +113,6 @@ def test_ranking_catalogue_and_evaluation_never_load_tensorflow():
     "path", [p for p in FILES if p.stem != "__init__"], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_every_module_has_a_test_file_of_its_name(path):
-    if path.relative_to(ROOT).as_posix() in LACKING:
-        return
     tests = {file.stem for file in (ROOT / "tests" / path.relative_to(ROOT).parts[0]).rglob("*.py")}
     name = path.relative_to(ROOT)
     wanted = {f"test_{path.stem}", f"test_{path.parent.name}_{path.stem}"}

@@ -376,10 +376,11 @@ def load_module(name: str, flag: str) -> ModuleType:
         if not (name == error.name or name.startswith(f"{error.name}.")):
             raise
         parent = name.rpartition(".")[0]
-        known = ["models.simple"]
+        known = ["models.simple", "models.ranker"]
         with contextlib.suppress(ImportError, AttributeError, ValueError):
-            folders = importlib.import_module(parent).__path__
-            known = [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
+            # Some entries of the path of an editable install are not folders.
+            folders = filter(os.path.isdir, importlib.import_module(parent).__path__)
+            known += [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
         raise UserError(
             f"{flag}={name}: no module named {error.name!r}.{did_you_mean(name, known)} "
             + "; ".join(hidden_packages())

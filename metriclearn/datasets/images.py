@@ -52,7 +52,8 @@ def upright_jpegs(data):
 
     # Most files: JFIF, then tables. No EXIF comes between, and Python need not look.
     start = tf.io.decode_raw(tf.strings.substr(data, 0, len(JFIF)), tf.uint8, fixed_length=24)
-    jfif = (start == list(JFIF)) | [byte == 0xAA for byte in JFIF]
+    # Not `==`: in a graph outside tf.function it compares objects.
+    jfif = tf.equal(start, list(JFIF)) | [byte == 0xAA for byte in JFIF]
     jfif = tf.reduce_all(jfif, -1)
     return tf.cond(tf.reduce_all(jfif), lambda: jfif, look)
 

@@ -159,7 +159,17 @@ def _reduced(tf, image):
 
 
 def facts(batch):
-    """{field of `Embedded`: [n] or None} of a batch: all but the embeddings."""
+    """{field of `Embedded`: [n] or None} of a batch: all but the embeddings.
+
+    Raises:
+      ValueError: the batch lacks an entry that names its images.
+    """
+    for key in ("id", "product", "category"):
+        if key not in batch:
+            raise ValueError(
+                f"the dataset's batches have no {key!r}: retrieval needs id, product "
+                "and category of each image"
+            )
     ids, products, categories = (text(batch[key]) for key in ("id", "product", "category"))
     found = {"ids": ids, "products": products, "categories": categories}
     found["images"] = batch.get("reduced")

@@ -97,6 +97,8 @@ def _agreement(queries, catalogue, similarity, truth, found):
     An item that scores as the last of them does counts as one of them.
     """
     there = np.unique(found[found >= 0])
+    if not len(there):
+        return 0.0
     items = neighbours.prepare(catalogue.embeddings[there], similarity)
     shares = []
     for start in range(0, len(found), 1024):

@@ -20,7 +20,7 @@ COLUMNS = {
 }
 
 
-def write(folder, a, b, result, paths=None, with_images=True):
+def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     """Writes compare.json and compare.html.
 
     Args:
@@ -29,6 +29,7 @@ def write(folder, a, b, result, paths=None, with_images=True):
       result: their `paired.Comparison`.
       paths: see `images_of`.
       with_images: show images on the page.
+      allow_code: see `images_of`.
     """
     os.makedirs(folder, exist_ok=True)
     sides = {"A": a, "B": b}
@@ -38,7 +39,7 @@ def write(folder, a, b, result, paths=None, with_images=True):
     entries = [entry for of_side in lists.values() for entry in of_side.values()]
     items = {item["media"] for entry in entries for item in entry["results"][:SHOWN]}
     models = {each for side in sides.values() for each in side.figures.models}
-    images = images_of(models, asked, items, paths) if with_images and asked else {}
+    images = images_of(models, asked, items, paths, allow_code) if with_images and asked else {}
     files.write_json(os.path.join(folder, "compare.json"), result.to_json())
 
     def line(side, name):
@@ -90,13 +91,15 @@ def backward_table(rates):
     return ["", *(COLUMNS[name] for name in names)], rows
 
 
-def images_of(models, queries, items, paths=None):
+def images_of(models, queries, items, paths=None, allow_code=False):
     """Finds images by id: in files, else in the data sets of the evaluated models.
 
     Args:
       models: set of `figures.Source`.
       queries, items: sets of ids.
       paths: {id: path of an image file}; an id that it lacks may itself be a path.
+      allow_code: also import models other than this project's own: an evaluation may come from
+        elsewhere and name any module.
 
     Returns:
       {id: uint8 [H, W, C]}, of the images that were found.
@@ -105,6 +108,13 @@ def images_of(models, queries, items, paths=None):
     for source in sorted(models, key=lambda source: (source.model, source.checkpoint or "")):
         if not (queries | items) - images.keys():
             break
+        if not (allow_code or source.model.startswith("models.")):
+            print(
+                f"no images of {source.model}: the evaluation names this module; --allow_code "
+                "imports it",
+                file=sys.stderr,
+            )
+            continue
         quiet.import_tensorflow()  # before other imports, which would show its banner
         from retrieval.embeddings import images as embedded_images
         from trainer import experiment

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from metriclearn import balanced_sampler, hierarchical_sampler, pair_sampler, pk_sampler
+from metriclearn import balanced_sampler, hierarchical_sampler, pair_sampler, pk_sampler, samplers
 
 
 def draw(sample, steps, start=0):
@@ -198,3 +198,23 @@ def test_counts_below_one_are_named(make, name):
     for count in 0, -2:
         with pytest.raises(ValueError, match=f"{name}={count} must be at least 1"):
             make(count)
+
+
+def test_a_large_table_stays_outside_the_graph(monkeypatch):
+    """With the same batches."""
+    labels = np.repeat(np.arange(500), 6)
+    categories = labels // 50
+
+    def run():
+        with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+            sample = pk_sampler(
+                labels, products=4, images=3, seed=1, categories=categories, single_category=0.5
+            )
+            rows = session.run([sample(tf.constant(step, tf.int64)) for step in range(5)])
+            return np.array(rows), graph.as_graph_def().ByteSize()
+
+    rows, size = run()
+    monkeypatch.setattr(samplers, "LARGEST_CONSTANT", 0)
+    outside, smaller = run()
+    np.testing.assert_array_equal(rows, outside)
+    assert smaller < size

@@ -164,7 +164,7 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
             {"model.batch_size": 64, "dataset.sampler": "pairs"},
             "needs 32 products of 2 images; 11 can be trained on: lower model.batch_size to 22",
         ),
-        ({"model.random_within_class": 1.0, "model.batch_size": 20}, "no category holds 5"),
+        ({"model.random_within_class": 1.0, "model.batch_size": 20}, "no category has the 5"),
         (
             {
                 "model.random_within_class": 1.0,

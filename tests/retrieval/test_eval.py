@@ -114,7 +114,7 @@ MISTAKES = [
     (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
     (["--query_labels=q.txt", "--model=models.simple"], "--model and --queries: give one of them"),
     (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
-    ([], "q.npy: needs --query_labels, a file of one product id a line"),
+    ([], "q.npy: needs --query_labels, a file of one product id per line"),
     (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),
     (
         ["--query_labels=q.txt", "--catalogue=q.txt", "--catalogue_labels=q.txt"],

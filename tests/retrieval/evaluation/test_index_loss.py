@@ -16,7 +16,7 @@ def test_agreement_counts_no_query_as_its_own_neighbour(clustered):
 
     def opened(kind, *_):
         about = {"factory": kind, "bytes_per_vector": 0, "tuned": {}}
-        return lambda q, k: only[: len(q), :k], items.ids, items.products, about
+        return lambda q, k: only[: len(q), :k], about
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_loss, "_made", opened)
