@@ -1,4 +1,4 @@
-"""From embeddings to a catalogue index, and to numbers and pictures about it."""
+"""Embeddings, a catalogue index of them, and reports about what it finds."""
 
 import importlib.util
 import os

@@ -37,9 +37,9 @@ class Program:
             cwd=self.folder,
             env=self._environment,
             text=True,
-            # Under nohup, which a test run may be started with, it would ignore a hangup.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             **{
+                # Under nohup, which a test run may be started with, it would ignore a hangup.
+                "preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,

@@ -224,7 +224,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any,
 
 
 def seed_of(text: str) -> int:
-    """Returns the seed that `trainer.random_seed` stands for: an int in [0, 2**31)."""
+    """Returns the seed that `trainer.random_seed` means: an int in [0, 2**31)."""
     try:
         return int(text) % 2**31
     except ValueError:
@@ -388,7 +388,7 @@ def load_module(name: str, flag: str) -> ModuleType:
 
 
 def from_text(key: schema.Key, text: str) -> Any:
-    """Returns the value of a `schema.Key` that the text of its flag stands for.
+    """Returns the value of a `schema.Key` that the text of its flag means.
 
     Raises:
       ValueError: the text is not a value of the key's type.

@@ -23,7 +23,7 @@ from metriclearn.datasets.table import ProductTable, split_by_product
 SIZE = 32  # pixels, width and height of an image
 EM = 22  # pixels, the size at which a face is drawn: capitals are about 16 pixels high
 BASELINE = 0.72  # of the height, where the letters stand
-MIN_FACES = 5  # a character that fewer faces draw is left out
+MIN_FACES = 5  # characters that fewer typefaces contain are skipped
 CATALOGUE_FACE = "DejaVuSans"  # every product has it; in val and test it is the catalogue
 
 # The text faces. matplotlib's mathematical fonts (cmsy10, STIXSizOneSym, ...) keep other glyphs

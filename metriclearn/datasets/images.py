@@ -31,7 +31,7 @@ HALF = 0.5 + 2**-9
 # A JPEG as far as the start of its scan, one pixel: read in place of what is no JPEG.
 JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00")
 # The start of a JPEG file of the usual kind: a JFIF segment of 16 bytes, then quantization tables.
-# 0xAA stands for any byte.
+# 0xAA matches any byte.
 JFIF = bytes.fromhex("ffd8ffe000104a46494600" + "aa" * 9 + "ffdb" + "aa" * 2)
 
 

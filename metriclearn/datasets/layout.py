@@ -10,7 +10,7 @@ def require(root, names, dataset, page, images=True):
 
     Args:
       root: the data set's folder.
-      names: paths relative to it; a tuple stands for alternatives.
+      names: paths relative to it; a tuple lists alternatives.
       dataset: its name, for the message.
       page: the official page it comes from.
       images: False where the last name is that of the images' folder, which may lie elsewhere.
@@ -19,7 +19,7 @@ def require(root, names, dataset, page, images=True):
       The path of each, the first alternative that exists.
 
     Raises:
-      ValueError: all that is missing, and where the data set is to be had.
+      ValueError: names all that is missing, and where to get the data set.
     """
     root = os.fspath(root)
     found, missing = [], []

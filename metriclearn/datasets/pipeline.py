@@ -32,7 +32,7 @@ __all__ = [
 # With a crop, images keep twice the target's size: a window of half a side is still no smaller
 # than the target.
 CROP_RESERVE = 2
-CROP_STREAM = 1 << 40  # tells the seeds of windows from those of `augment`
+CROP_STREAM = 1 << 40  # keeps the seeds of windows apart from those of `augment`
 CANVAS = 1 << 24  # pixels up to which a batch's windows are resized in one piece, in any shape
 COLUMNS = ("label", "id", "product", "category")
 

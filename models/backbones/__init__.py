@@ -39,7 +39,7 @@ class Backbone:
     Attributes:
       name: scope of its variables, as `efficientnet_lite0`.
       image_size: (height, width) it was trained on, or None where that is not known.
-      features: dimensions of its output, or None where only building it tells.
+      features: dimensions of its output, or None if known only after building it.
       fingerprint: SHA-256 of its weights, '' for a network from scratch.
       preprocessing: what it does to pixels, in words.
     """

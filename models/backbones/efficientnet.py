@@ -21,7 +21,7 @@ _EPSILON = 1e-3
 
 
 class Variant(NamedTuple):
-    """Factors on channels and on depth, and the side of the pictures it was trained on."""
+    """Factors on channels and on depth, and the side of the images it was trained on."""
 
     width: float
     depth: float

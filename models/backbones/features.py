@@ -69,8 +69,8 @@ def embed(
       crop: of every image as it is, as in `pipeline.eval_batches`.
       views: how often each image is embedded: once as it is, then at random.
       random_crop, augment: of the further views, as in `pipeline.train_batches`.
-      recipe: any text that tells these functions from others, as 'crop .5, flip'; it is part of the
-        store's hash, functions cannot be.
+      recipe: any text that identifies these functions, such as 'crop .5, flip'. It is part of the
+        store's hash, since functions cannot be.
       seed: of the random views.
       batch_size: images per batch.
       max_pixels: size above which an image is refused.
@@ -88,7 +88,7 @@ def embed(
     if views < 1 or (views > 1) != bool(random_crop or augment):
         raise ValueError(f"views={views}: further views need random_crop or augment, one has none.")
     if (crop or random_crop or augment) and not recipe:
-        raise ValueError("Give a recipe that tells these crops and augmentations from others.")
+        raise ValueError("Give a recipe that identifies these crops and augmentations.")
     height, width = (image_size, image_size) if np.ndim(image_size) == 0 else image_size
     size = int(height), int(width)
     source = {

@@ -1,7 +1,7 @@
 """Imports third-party SavedModels into the current graph: of TF2, and of TF1 as TensorFlow Hub had.
 
-A TF2 SavedModel is loaded once a graph and called once a tower. A TF1 one is a graph: each tower
-imports its own copy of the operations, over variables that are made here once.
+A TF2 SavedModel is loaded once per graph and called once per tower. A TF1 SavedModel is a graph:
+each tower imports its own copy of the operations, over variables that are made here once.
 """
 
 import hashlib
@@ -314,7 +314,7 @@ def _loaded(model):
     kept = v1.get_collection_ref(("saved_model", folder, scope))
     if not kept:
         before = {v.op.name for v in v1.global_variables()}
-        # Not below the tower's name: variables are to be called the same in every graph.
+        # Not below the tower's name: variables must have the same name in every graph.
         with v1.name_scope(f"{scope}/"):
             loaded = tf.saved_model.load(folder)
         own = getattr(loaded, "trainable_variables", None)

@@ -1,4 +1,4 @@
-"""Convolutional networks to train from nothing, from the trainer's thin layers."""
+"""Convolutional networks to train from scratch, built from the trainer's thin layers."""
 
 import tensorflow as tf
 
@@ -58,9 +58,9 @@ def mobilenet(pixels, train_phase, width=1.0):
 
 
 def convnet(pixels, train_phase):
-    """Three convolutions that halve the size, for pictures of some 32 pixels; seconds an epoch.
+    """Three convolutions that halve the size, for images of about 32 pixels; seconds per epoch.
 
-    Normalised within each picture, so that a batch of one category is to it as any other.
+    Normalized within each image, so the categories in a batch make no difference.
 
     Args:
       pixels: float32 [B, H, W, C], normalised.

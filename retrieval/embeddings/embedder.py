@@ -81,7 +81,7 @@ class Embedder:
           model: a model module that has the configuration of its experiment, or a module's name.
           checkpoint: prefix of a checkpoint, its folder or its experiment. With a module's name,
             the configuration is that of the experiment; None is the one that the module names.
-          spec: {name: TensorSpec} of the batches of the model's own datasets, if these are to be
+          spec: {name: TensorSpec} of the batches of the model's own datasets, if these will be
             embedded; None for images, which `model.build(None)` must take.
           threads: for TensorFlow, 0 for all cores.
 

@@ -368,11 +368,17 @@ def shelf_ranks(queries, catalogue, similarity, same=None):
 
 
 def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
-    """How alike pictures of one product, and of different products, are.
+    """Counts how similar images of the same product, and of different products, are.
 
-    Counts over at most 100,000 pairs of each kind, drawn at random: {'edges' [bins + 1],
-    'same_product' [bins], 'different_product' [bins], 'unit'}. The unit is the similarity itself,
-    for euclidean the distance.
+    Args:
+      queries, catalogue: `Embedded`.
+      similarity: 'cosine', 'dot' or 'euclidean'.
+      bins: number of bins.
+      seed: of the choice of at most `SAMPLES` pairs of each kind.
+
+    Returns:
+      {'edges' [bins + 1], 'same_product' [bins], 'different_product' [bins], 'unit'}. The unit is
+      the similarity, or for euclidean the distance.
     """
     random = np.random.default_rng(seed)
     codes = np.unique(np.concatenate([queries.products, catalogue.products]), return_inverse=True)[

@@ -116,7 +116,7 @@ class Counted:
 
 @dataclass
 class Columns:
-    """The catalogue rows to multiply, and the items that each stands for.
+    """The catalogue rows to multiply, and the items that each represents.
 
     Attributes:
       vectors: `Vectors` [C, D], the catalogue itself unless equal rows were merged.

@@ -31,7 +31,7 @@ class Vectors:
       lengths: float64 [N], Euclidean lengths of the rows as given.
       norms: float64 [N], bounds on the lengths of the float32 rows.
       dimensions: the number of columns of the float32 rows.
-      offset: what is to be added to `exact.scores` to get the filter's scores.
+      offset: added to `exact.scores`, it gives the filter's scores.
       has_few_digits: whether float64 scores of this pair of sides have no error (small integers,
         binary codes); set by `pair`.
       squares: float64 [2, N], high and low parts of squared lengths; NaN until `exact.keys` needs

@@ -68,7 +68,7 @@ def test_answers_stand_alone_on_stdout(tmp_path, points, capfd):
 def test_an_interrupted_program_says_so_and_exits_with_130(
     program, work, arguments, monkeypatch, capsys
 ):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(program, work, interrupted)
