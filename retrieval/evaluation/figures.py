@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -222,6 +223,8 @@ def evaluate(
     summary = metrics.summarize(ranking)
     with threadpool_limits(threads, "blas"):
         of_products = product_level(queries, catalogue, ranking, similarity, same)
+    if threads:
+        faiss.omp_set_num_threads(threads)  # leaving the limit may have reset it
     figures = Figures(
         recall=summary.pop("recall@k"),
         precision=summary.pop("precision@k"),

@@ -194,6 +194,7 @@ def test_rows_that_have_collapsed_are_told_apart():
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     x = tf.constant([[300.0], [600.0]], dtype)  # squares are beyond float16

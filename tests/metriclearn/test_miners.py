@@ -132,6 +132,7 @@ def test_collapsed_embeddings_are_still_told_apart(distance):
     assert mined == reference.batch_hard(labels, d)
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_any_float_may_rank(dtype):
     labels, x = batch(10)

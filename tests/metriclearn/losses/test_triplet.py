@@ -111,6 +111,7 @@ def test_a_function_may_be_the_miner():
     assert triplet_loss([0, 0, 1, 1], LINE, miner=bound, margin=5.0) == 3.5
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     loss = triplet_loss([0, 0, 1, 1], tf.cast(LINE, dtype), margin=5.0)
