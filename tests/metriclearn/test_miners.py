@@ -168,6 +168,7 @@ def taking(*names):
     return namespace["miner"]
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("loss", ["triplet", "margin"])
 @pytest.mark.parametrize("miner", [*sorted(metriclearn.MINERS), taking(), taking("distance")])
 def test_an_option_that_a_miner_cannot_honor_is_refused(miner, loss):
@@ -194,6 +195,7 @@ def test_an_option_that_a_miner_cannot_honor_is_refused(miner, loss):
             assert np.isfinite(call())
 
 
+@pytest.mark.bfloat16
 def test_an_option_bound_to_another_value_is_refused():
     labels, x = batch(12)
     bound = functools.partial(metriclearn.mine_batch_hard, mining_dtype="bfloat16")
