@@ -8,6 +8,7 @@ import types
 
 import pytest
 
+import metriclearn
 from trainer import cli
 from trainer.config import expand_flag_files
 
@@ -110,6 +111,14 @@ def test_python_in_documents_names_modules_and_attributes_that_exist(path):
 def _is_ours(node):
     first = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
     return first.split(".")[0] in ("metriclearn", "models", "retrieval", "trainer")
+
+
+def test_the_api_reference_covers_the_public_names_of_metriclearn():
+    page = (ROOT / "docs" / "api" / "metriclearn.md").read_text()
+    for name in metriclearn.__all__:
+        home = getattr(getattr(metriclearn, name), "__module__", None)
+        line = f"::: {home}\n"
+        assert home is None or line in page, f"docs/api/metriclearn.md lacks {line}"
 
 
 def test_readme_model_is_complete_and_builds(tmp_path, program):
