@@ -216,7 +216,8 @@ def train(
         print_every = config["trainer.print_interval"]
         summary_every = config["trainer.summary_save_interval"]
         save_every = config["trainer.checkpoint_save_interval"]
-        log = at_end.enter_context(contextlib.closing(meters.MetricsLog(folder, start_step)))
+        figures = meters.MetricsLog(folder, start_step, config["trainer.log"])
+        log = at_end.enter_context(contextlib.closing(figures))
         best = meters.Best(folder, config)
         saver.keep_best(best.step)
         collapse = meters.Collapse()

@@ -1,12 +1,14 @@
 """Run reporting: a progress line for people, metrics.jsonl for programs."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
@@ -21,9 +23,15 @@ class MetricsLog:
 
     Lines beyond `start_step`, written by an interrupted run after its last checkpoint, are removed
     first, so that a resumed run's file equals an uninterrupted one's.
+
+    Args:
+      folder: the experiment's folder.
+      start_step: completed steps.
+      log: `trainer.log`, also called with every line; an error in it is a warning.
     """
 
-    def __init__(self, folder: str, start_step: int):
+    def __init__(self, folder: str, start_step: int, log: Callable | None = None):
+        self._log, self._warned = log, False
         self._path = os.path.join(folder, "metrics.jsonl")
         kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -31,12 +39,21 @@ class MetricsLog:
 
     def write(self, split: str, step: int, **values) -> None:
         """Appends one line; `UserError` if the disk is full."""
-        line = {"split": split, "step": step} | {k: float(v) for k, v in values.items()}
+        values = {name: float(value) for name, value in values.items()}
+        line = {"split": split, "step": step} | values
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(f"Cannot write {self._path}: {error.strerror}.") from None
+        if self._log:
+            try:
+                self._log(split, step, values)
+            except Exception as error:  # somebody else's server must not end a training
+                if not self._warned:
+                    text = " ".join(f"{type(error).__name__}: {error}".split())
+                    print(f"warning: trainer.log failed at step {step} ({text})", file=sys.stderr)
+                self._warned = True
 
     def close(self) -> None:
         """Closes the file; what a full disk refused was reported by `write`."""
@@ -151,7 +168,7 @@ class Progress:
         self._step, self._time, self._rate = start, time.monotonic(), None
         self._console = rich.console.Console(stderr=False, highlight=False)
         self._bar = None
-        if self._console.is_terminal:
+        if self._console.is_terminal or in_notebook(self._console):
             columns = (
                 rich.progress.TextColumn("step {task.completed}/{task.total}"),
                 rich.progress.BarColumn(bar_width=None),
@@ -199,6 +216,11 @@ class Progress:
         """Ends the progress line."""
         if self._bar:
             self._bar.stop()
+
+
+def in_notebook(console: rich.console.Console) -> bool:
+    """Returns whether rich can show a live bar in a notebook, which takes ipywidgets."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _duration(seconds):
