@@ -34,7 +34,8 @@ _TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file that takes the name `path` when the block ends without an error.
 
-    A reader, a kill or a full disk meets the old file or the new one, never a part.
+    A reader, a kill or a full disk meets the old file or the new one, never a part. A temporary
+    file of a writer that was killed is removed by the next one of the same file.
 
     Args:
       path: the final name.
@@ -44,11 +45,7 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
       OSError: the file cannot be written; its `filename` is set and the old file is unchanged.
     """
     path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
-    encoding = None if "b" in mode else "utf-8"
-    with tempfile.NamedTemporaryFile(
-        mode, dir=folder, prefix=".", suffix=".tmp", delete=False, encoding=encoding
-    ) as out:
+    with _temporary(path, mode) as out:
         try:
             yield out
             out.flush()
@@ -62,6 +59,28 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             if isinstance(error, OSError) and error.errno and not error.filename:
                 error.filename = path  # a full disk does not name the file
             raise
+
+
+def _temporary(path: str, mode: str) -> IO:
+    """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    folder, name = os.path.split(path)
+    start = f".{name[:40]}."
+    for old in os.listdir(folder or "."):
+        if old.startswith(start) and re.fullmatch(r"\w{8}\.tmp", old[len(start) :]):
+            old = os.path.join(folder, old)
+            with contextlib.suppress(OSError), open(old, "rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(old)
+    while True:
+        encoding = None if "b" in mode else "utf-8"
+        out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
+            mode, dir=folder or ".", prefix=start, suffix=".tmp", delete=False, encoding=encoding
+        )
+        with contextlib.suppress(OSError):  # some disks have no locks
+            fcntl.flock(out, fcntl.LOCK_EX)
+        if os.path.exists(out.name):  # not taken for a dead writer's before it was locked
+            return out
+        out.close()
 
 
 def _umask() -> int:

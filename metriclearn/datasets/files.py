@@ -1,12 +1,16 @@
 """How this package writes a file: whole or not at all."""
 
 import contextlib
+import fcntl
 import os
+import re
 import tempfile
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
     """Replaces a file atomically: a reader, a kill or a full disk meets the old file or the new.
+
+    What a killed writer of this file has left is removed.
 
     Args:
       path: the file, in a folder that exists.
@@ -16,9 +20,7 @@ def write(path: str | os.PathLike, data: bytes) -> None:
       OSError: the file cannot be written; the old file is unchanged.
     """
     path = os.path.abspath(path)
-    with tempfile.NamedTemporaryFile(
-        dir=os.path.dirname(path), prefix=".", suffix=".tmp", delete=False
-    ) as file:
+    with _temporary(path) as file:
         try:
             file.write(data)
             file.flush()
@@ -31,3 +33,24 @@ def write(path: str | os.PathLike, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(file.name)
             raise
+
+
+def _temporary(path):
+    """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    folder, name = os.path.split(path)
+    start = f".{name[:40]}."
+    for old in os.listdir(folder):
+        if old.startswith(start) and re.fullmatch(r"\w{8}\.tmp", old[len(start) :]):
+            old = os.path.join(folder, old)
+            with contextlib.suppress(OSError), open(old, "rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(old)
+    while True:
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
+            dir=folder, prefix=start, suffix=".tmp", delete=False
+        )
+        with contextlib.suppress(OSError):  # some disks have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(file.name):  # not taken for a dead writer's before it was locked
+            return file
+        file.close()

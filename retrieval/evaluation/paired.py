@@ -1,5 +1,6 @@
 """Two evaluations of the same queries, compared query by query."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -12,6 +13,7 @@ from retrieval.evaluation import intervals
 from retrieval.evaluation.backward import Rates
 from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
+from trainer import filesets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +104,11 @@ def load(path) -> Written:
       ValueError: there is none, or its files are damaged or do not belong together.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        folder = path if not os.path.isdir(f"{path}/analysis") else f"{path}/analysis"
+    inside = os.path.join(path, "analysis")
+    folder = inside if os.path.isdir(inside) else path if os.path.isdir(path) else ""
+    with contextlib.suppress(OSError):  # what the writer of an evaluation was killed at
+        filesets.settle(folder or os.path.dirname(path) or ".")
+    if folder:
         found = [name for name in os.listdir(folder) if name.endswith("-eval.json")]
         if not found:
             raise ValueError(f"{path}: holds no …-eval.json; run retrieval.eval first")
