@@ -45,24 +45,29 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
       OSError: the file cannot be written; its `filename` is set and the old file is unchanged.
     """
     path = os.fspath(path)
-    with _temporary(path, mode) as out:
-        try:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-            with contextlib.suppress(OSError):  # some network disks have no modes
-                os.chmod(out.name, 0o666 & ~_umask())
-            os.replace(out.name, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(out.name)
-            if isinstance(error, OSError) and error.errno and not error.filename:
-                error.filename = path  # a full disk does not name the file
-            raise
+    out = _temporary(path, mode)
+    try:
+        yield out
+        out.flush()
+        os.fsync(out.fileno())
+        with contextlib.suppress(OSError):  # some network disks have no modes
+            os.chmod(out.name, 0o666 & ~_umask())
+        os.replace(out.name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(out.name)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = path  # a full disk does not name the file
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # tries again to write what a full disk refused
+            out.close()
 
 
 def _temporary(path: str, mode: str) -> IO:
     """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced
+        raise OSError(errno.EINVAL, "is a folder or a device, not a file to write", path)
     folder, name = os.path.split(path)
     start = f".{name[:40]}."
     for old in os.listdir(folder or "."):

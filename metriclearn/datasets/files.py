@@ -1,6 +1,7 @@
 """How this package writes a file: whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -20,23 +21,30 @@ def write(path: str | os.PathLike, data: bytes) -> None:
       OSError: the file cannot be written; the old file is unchanged.
     """
     path = os.path.abspath(path)
-    with _temporary(path) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(file.name, 0o666 & ~mask)
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+    file = _temporary(path)
+    try:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(file.name, 0o666 & ~mask)
+        os.replace(file.name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = path  # a full disk does not name the file
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # tries again to write what a full disk refused
+            file.close()
 
 
 def _temporary(path):
     """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced
+        raise OSError(errno.EINVAL, "is a folder or a device, not a file to write", path)
     folder, name = os.path.split(path)
     start = f".{name[:40]}."
     for old in os.listdir(folder):
