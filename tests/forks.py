@@ -18,6 +18,7 @@ import fcntl
 import functools
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,9 @@ import retrieval.catalogue.index
 import retrieval.embeddings.embedder
 import retrieval.evaluation.suite
 import retrieval.reports.comparison_page
+import retrieval.reports.outputs
 import retrieval.reports.search_page
+import retrieval.reports.terminal
 import trainer.check_towers
 import trainer.loop
 import trainer.sweep_report
@@ -178,11 +181,16 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
     top = tempfile.mkdtemp(prefix="forks-")
+    # What TensorFlow leaves there after a kill goes with it.
+    tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(top, "tmp")
+    os.mkdir(tempfile.tempdir)
     failed = 0
     if options.kills:
         failed += kills.run(options.kills, options.kinds.split(","), options.seed, top)
     if options.lines:
         failed += lines.run(options.lines, options.first, top)
+    if not failed:
+        shutil.rmtree(top)
     return failed > 0
 
 

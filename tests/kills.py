@@ -370,6 +370,7 @@ def run(kills, kinds, seed, top):
         try:
             counts = tried(name, max(1, round(kills * part)), seed, work)
             print(f"{name}: {', '.join(f'{v} x {k}' for k, v in counts.items())}", flush=True)
+            os.chdir(top)
             shutil.rmtree(work)
         except AssertionError as error:
             failed += 1

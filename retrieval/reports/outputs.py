@@ -7,6 +7,7 @@ import numpy as np
 
 from retrieval import progress
 from retrieval.evaluation.figures import similarity_histogram
+from retrieval.evaluation.paired import LISTS
 from retrieval.reports import evaluation_page, page, plots, selection
 from trainer import files, filesets
 
@@ -71,7 +72,13 @@ def _write(prefix, results, queries, catalogue, images, drawn):
         ["id", "product", "suggested_product", "corrected_product"],
         ([queries.ids[q], queries.products[q], product, ""] for q, product in chosen.suspects),
     )
-    files.write_json(f"{prefix}-eval.json", figures)
+    write_figures(prefix, figures)
+
+
+def write_figures(prefix, figures):
+    """Writes `<prefix>-eval.json`, with checksums of itself and of the lists beside it."""
+    sums = {name: files.sha256(f"{prefix}-{name}") for name in LISTS}
+    files.write_sealed(f"{prefix}-eval.json", figures | {"sha256": sums})
 
 
 def write_stored(prefix, result, queries, catalogue):
