@@ -231,7 +231,25 @@ def _opened(folder):
             raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
         except ValueError as error:
             raise UserError(str(error)) from None
+        with _database_errors(os.path.join(folder, "sweep.db")):
+            yield
+
+
+@contextlib.contextmanager
+def _database_errors(path):
+    """Turns an error of the database, such as a full disk or damage, into a `UserError`."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
         yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read or written ({reason}). Free space if the disk is full; if the "
+            "file is damaged, move it away to begin anew."
+        ) from None
 
 
 def _of_an_earlier_version(folder):

@@ -13,11 +13,11 @@ from trainer import files
 
 KIND = "index"  # of folder, in its mark
 KEPT = 3  # versions
-LITTER = r"\.\w+\.tmp"  # what a killed writer of `current` leaves
+LITTER = r"\.[^/]+\.tmp"  # what a killed writer of `current` leaves
 # The files of a version that this program writes.
 FILES = (
     r"(index\.faiss|items\.arrow|manifest\.json|lists\.ivfdata|\.blocks-\w+/(\d+\.faiss)?"
-    r"|\.\w+\.tmp)?"
+    r"|\.[^/]+\.tmp)?"
 )
 
 

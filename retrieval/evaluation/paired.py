@@ -1,5 +1,6 @@
 """Two evaluations of the same queries, compared query by query."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -12,6 +13,10 @@ from retrieval.evaluation import intervals
 from retrieval.evaluation.backward import Rates
 from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
+from trainer import files, filesets
+
+# What lies beside `…-eval.json` and belongs to its figures.
+LISTS = ("queries.csv", "top_retrieved.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +107,11 @@ def load(path) -> Written:
       ValueError: there is none, or its files are damaged or do not belong together.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        folder = path if not os.path.isdir(f"{path}/analysis") else f"{path}/analysis"
+    inside = os.path.join(path, "analysis")
+    folder = inside if os.path.isdir(inside) else path if os.path.isdir(path) else ""
+    with contextlib.suppress(OSError):  # what the writer of an evaluation was killed at
+        filesets.settle(folder or os.path.dirname(path) or ".")
+    if folder:
         found = [name for name in os.listdir(folder) if name.endswith("-eval.json")]
         if not found:
             raise ValueError(f"{path}: holds no …-eval.json; run retrieval.eval first")
@@ -114,9 +122,11 @@ def load(path) -> Written:
         raise ValueError(f"{path}: there is no such file or folder; run retrieval.eval first")
     if prefix == path:
         raise ValueError(f"{path}: is not an …-eval.json of retrieval.eval")
+    data = files.read_sealed(path, set(), "an evaluation")
     try:
-        with open(path, encoding="utf-8") as text:
-            data = json.load(text)
+        for name in LISTS:
+            if files.sha256(f"{prefix}-{name}") != data["sha256"][name]:
+                raise ValueError(f"{prefix}-{name} is not the one that was written with it")
         with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
             queries = {row["id"]: _query(row) for row in csv.DictReader(text)}
         if len(queries) == data["num_queries"]:

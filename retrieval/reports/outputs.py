@@ -1,26 +1,24 @@
 """The files of one evaluation: its figures as JSON and CSV, plots, the report."""
 
-import contextlib
 import csv
 import json
-import os
 
 import numpy as np
 
 from retrieval import progress
 from retrieval.evaluation.figures import similarity_histogram
+from retrieval.evaluation.paired import LISTS
 from retrieval.reports import evaluation_page, page, plots, selection
-from trainer import files
+from trainer import files, filesets
 
 SHOWN = 12  # queries in top_retrieved.png
 PLOTS = ("recall_at_k", "histogram")  # plots that a model can do without
 
 
 def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
-    """Writes `<prefix>-eval.json` and all that lies beside it.
+    """Writes `<prefix>-eval.json` and all that lies beside it, in place of an earlier evaluation.
 
-    An earlier `…-eval.json` is removed first and the new one is written last, so that figures never
-    lie beside the lists of another evaluation.
+    All files appear together, so that figures never lie beside the lists of another evaluation.
 
     Args:
       prefix: path that the names of all files begin with.
@@ -30,10 +28,13 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
         images that are known.
       drawn: which of `PLOTS` to draw.
     """
+    with filesets.together(prefix) as staged:
+        _write(staged, results, queries, catalogue, images, drawn)
+
+
+def _write(prefix, results, queries, catalogue, images, drawn):
     result = next(iter(results.values()))
     figures = result.figures.to_json()
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f"{prefix}-eval.json")
     histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
     _write_table(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
@@ -71,7 +72,13 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
         ["id", "product", "suggested_product", "corrected_product"],
         ([queries.ids[q], queries.products[q], product, ""] for q, product in chosen.suspects),
     )
-    files.write_json(f"{prefix}-eval.json", figures)
+    write_figures(prefix, figures)
+
+
+def write_figures(prefix, figures):
+    """Writes `<prefix>-eval.json`, with checksums of itself and of the lists beside it."""
+    sums = {name: files.sha256(f"{prefix}-{name}") for name in LISTS}
+    files.write_sealed(f"{prefix}-eval.json", figures | {"sha256": sums})
 
 
 def write_stored(prefix, result, queries, catalogue):

@@ -15,7 +15,6 @@ from retrieval.embeddings import store
 from retrieval.evaluation import paired
 from retrieval.evaluation.figures import evaluate
 from retrieval.reports import outputs
-from trainer import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,10 +25,10 @@ def write_evaluation(folder, noise, ids, labels, truth):
     items = store.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
     result = evaluate(items)
     folder.mkdir()
-    files.write_json(folder / "embeddings-eval.json", result.figures.to_json())
     outputs.write_queries(folder / "embeddings-queries.csv", items, items, result)
     lists = outputs.top_retrieved(items, items, result.scores, result.rows)
     outputs.write_json_list(folder / "embeddings-top_retrieved.json", lists)
+    outputs.write_figures(folder / "embeddings", result.figures.to_json())
     return result
 
 
@@ -53,16 +52,18 @@ def test_differences_are_paired(tmp_path, capsys):
     assert "McNemar" in capsys.readouterr().out
     # Another catalogue must not pass for a better model.
     assert result["unlike"] == ""
-    figures = json.loads((tmp_path / "b/embeddings-eval.json").read_text())
-    files.write_json(tmp_path / "b/embeddings-eval.json", figures | {"num_catalogue": 9000})
+    figures = clean.figures.to_json()
+    outputs.write_figures(tmp_path / "b/embeddings", figures | {"num_catalogue": 9000})
     compare.main([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     said = "A searched 80 catalogue items by cosine, B 9,000 catalogue items by cosine"
     assert said in capsys.readouterr().err and said in (tmp_path / "out/compare.html").read_text()
-    files.write_json(tmp_path / "b/embeddings-eval.json", figures)
     table = (tmp_path / "b/embeddings-queries.csv").read_text()
     one = table.splitlines()[1].split(",")
     more = ",".join([*one[:3], str(int(one[3]) + 1), *one[4:]])
     (tmp_path / "b/embeddings-queries.csv").write_text(table.replace(",".join(one), more))
+    with pytest.raises(ValueError, match=r"queries\.csv is not the one that was written with it"):
+        paired.load(tmp_path / "b")
+    outputs.write_figures(tmp_path / "b/embeddings", figures)
     pair = [paired.load(tmp_path / side) for side in "ab"]
     assert paired.compare(*pair).unlike.startswith("A and B searched different catalogues")
     # Against itself nothing differs.
