@@ -60,7 +60,7 @@ def main(options, model, given, rest):
 
 def _embed(options, model, checkpoint, files):
     """Embeds image files or a dataset, with the weights of a checkpoint or a SavedModel."""
-    from retrieval.embeddings import embedder, images
+    from retrieval.embeddings import embedder, images, passes
 
     for name in ("image_size", "input_range"):
         if checkpoint and options[name].present:
@@ -83,7 +83,7 @@ def _embed(options, model, checkpoint, files):
     written = {"dtype": options.dtype, "shard_rows": options.shard_rows}
     with made:
         if files:
-            manifest = embedder.embed_table(
+            manifest = passes.embed_table(
                 rows,
                 options.output,
                 made,
@@ -92,7 +92,7 @@ def _embed(options, model, checkpoint, files):
                 **written,
             )
         else:
-            manifest = embedder.embed_to_store(
+            manifest = passes.embed_to_store(
                 model, options.dataset, options.output, made, **written
             )
     if finished:

@@ -7,9 +7,8 @@ import re
 
 import numpy as np
 
-from metriclearn import augment
 from metriclearn.datasets import folder as image_folder
-from metriclearn.datasets import image_files, manifest, pipeline, select_where
+from metriclearn.datasets import image_files, manifest, select_where
 from retrieval import progress
 
 # An image counts as "raw pixels" at no more than this many pixels per side.
@@ -57,6 +56,9 @@ def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_ba
       boxes: crop to the boxes of the table, if it has any.
       max_pixels: size above which an image is refused.
     """
+    from metriclearn import augment  # with TensorFlow, which lists of images do not need
+    from metriclearn.datasets import pipeline
+
     return pipeline.eval_batches(
         rows,
         batch_size=batch_size,
