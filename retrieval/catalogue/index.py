@@ -1,9 +1,10 @@
 """A catalogue of embeddings in a FAISS index: build, add, remove, search, verify.
 
 INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json, the SavedModel that embeds queries
-(`model`) and, for an index larger than the memory, its inverted lists, lists.ivfdata. Published as
-one, index and model cannot be mixed; see `retrieval.catalogue.versions`. Removed items stay in the FAISS file and are skipped by every search, which works for all
-kinds of index; `build` again to shrink it.
+(`model`) and, for an index larger than the memory, its inverted lists, lists.ivfdata. They are
+published as one, so that index and model cannot be mixed (see `retrieval.catalogue.versions`).
+Removed items stay in the FAISS file and are skipped by every search, which works for all kinds of
+index; `build` again to shrink it.
 
 FAISS trusts the files it reads. Open only indexes that you built: the checksums detect damage and
 mix-ups, not malice.

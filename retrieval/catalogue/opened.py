@@ -157,9 +157,7 @@ class Catalogue:
         rows = np.array([self.row_of(name) for name in ids], np.int64)
         queries = np.empty((len(rows), self.manifest["dimensions"]), np.float32)
         try:
-            if (
-                "RaBitQ" in self.manifest["factory"]
-            ):  # FAISS decodes one bit, but searches with more
+            if "RaBitQ" in self.manifest["factory"]:  # FAISS decodes one bit of more
                 raise RuntimeError("its codes can only be compared")
             for query, row in zip(queries, rows.tolist(), strict=True):
                 self.index.reconstruct_n(row, 1, query[None])
@@ -217,20 +215,19 @@ class Catalogue:
         that is not an image file.
         """
         needed = np.unique(found.rows[found.rows >= 0])
-        names = ("id", "product", "category", "path")
+        names = ["id", "product", "category", "path"]
         items = self.items.select(names).take(pyarrow.array(needed, pyarrow.int64())).to_pylist()
         known = dict(zip(needed.tolist(), items, strict=True))
-        answers = []
-        for scores, rows in zip(found.scores.tolist(), found.rows.tolist(), strict=True):
-            pairs = [(s, known[r]) for s, r in zip(scores, rows, strict=True) if r >= 0]
-            answers.append(
-                [
-                    {"rank": rank, **{name: item[name] for name in names[:3]}, "score": score}
-                    | {"path": item["path"]}
-                    for rank, (score, item) in enumerate(pairs, 1)
-                ]
-            )
-        return answers
+
+        def answer(rank, score, row):
+            *texts, path = (known[row][name] for name in names)
+            values = dict(zip(names, texts, strict=False))
+            return {"rank": rank, **values, "score": score, "path": path}
+
+        return [
+            [answer(n, s, r) for n, (s, r) in enumerate(zip(*pair, strict=True), 1) if r >= 0]
+            for pair in zip(found.scores.tolist(), found.rows.tolist(), strict=True)
+        ]
 
     def row_of(self, name: str) -> int:
         """Returns the row of the item with an id; ValueError names the nearest ids."""

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from metriclearn.datasets import folder as image_folder
-from metriclearn.datasets import image_files, manifest, select_where
+from metriclearn.datasets import image_files, manifest, select_where, whole_catalogue
 from retrieval import progress
 
 # An image counts as "raw pixels" at no more than this many pixels per side.
@@ -36,10 +36,19 @@ def table(folder="", csv="", where="", columns=""):
         rows = image_folder.load(os.path.expanduser(folder), fractions=None)
     else:
         rows = manifest.load(csv, fractions=None, columns=columns)
+    return _where(rows, where)
+
+
+def _where(rows, where):
     try:
         return select_where(rows, where)
     except ValueError as error:
         raise ValueError(f"--where={where}: {error}") from None
+
+
+def catalogue(rows, where=""):
+    """The rows of a ProductTable that a shop searches, or those that conditions choose instead."""
+    return _where(rows, where) if where else whole_catalogue(rows)
 
 
 def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_batch=0, boxes=True,
