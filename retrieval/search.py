@@ -73,8 +73,6 @@ def _search(options, arguments):
 
 def photos(arguments):
     """Returns the paths of image files that arguments mean: files, folders, - for stdin."""
-    from retrieval.embeddings import images
-
     paths = []
     for argument in arguments:
         argument = os.path.expanduser(argument)
@@ -84,6 +82,8 @@ def photos(arguments):
                 raise ValueError("-: standard input names no photo: write one path per line")
             paths += filter(None, lines)
         elif os.path.isdir(argument):
+            from retrieval.embeddings import images  # all readers of data sets
+
             paths += images.table(argument).paths.tolist()
         else:
             paths.append(argument)

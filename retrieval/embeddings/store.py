@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow
 from numpy.lib import format as npy
-from pyarrow import parquet
 
 from trainer import files
 
@@ -196,6 +195,8 @@ def append(folder, manifest, items: Embedded, batches, skipped=()):
 
 def _write_table(path, columns):
     """Writes {name: str [N]} as a Parquet table."""
+    from pyarrow import parquet  # which a search does not need
+
     texts = {name: pyarrow.array(v.tolist(), pyarrow.string()) for name, v in columns.items()}
     with files.published(path) as out:
         parquet.write_table(pyarrow.table(texts), out)
@@ -347,6 +348,8 @@ def _header(path, data):
 
 def _read_table(path):
     """Reads COLUMNS of a Parquet file; ValueError if it is damaged."""
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(path)
         if "sha256" not in table.column_names:  # written before 0.2
