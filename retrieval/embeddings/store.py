@@ -22,14 +22,18 @@ from typing import Any
 import numpy as np
 import pyarrow
 from numpy.lib import format as npy
-from pyarrow import parquet
 
 from trainer import files
 
 COLUMNS = ("id", "product", "category", "path", "sha256")
 LARGEST = 2**40  # rows or columns that are believed of a header
 KIND = "store"  # of folder, in its mark
+FILES = r"\d{5}\.(npy|parquet)|manifest\.json"
 LITTER = r"\..*\.tmp"  # what a killed writer leaves
+
+
+class OtherSource(ValueError):
+    """A store holds embeddings of other images, or by another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,8 @@ def begin(folder, source, dtype="float32") -> dict:
     """Returns the manifest to continue with: a new one, or an interrupted run's of this source.
 
     Raises:
-      ValueError: the folder holds other embeddings, or something else.
+      OtherSource: the folder holds other embeddings.
+      ValueError: it holds something else.
     """
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
@@ -142,7 +147,7 @@ def begin(folder, source, dtype="float32") -> dict:
     if manifest["source"] != source or manifest["dtype"] != dtype:
         changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
         what = "other images" if changed[0] == "images_sha256" else f"another {changed[0]}"
-        raise ValueError(f"{folder} holds embeddings of {what}: name another folder, or delete it")
+        raise OtherSource(f"{folder} holds embeddings of {what}: name another folder, or delete it")
     return manifest
 
 
@@ -190,6 +195,8 @@ def append(folder, manifest, items: Embedded, batches, skipped=()):
 
 def _write_table(path, columns):
     """Writes {name: str [N]} as a Parquet table."""
+    from pyarrow import parquet  # which a search does not need
+
     texts = {name: pyarrow.array(v.tolist(), pyarrow.string()) for name, v in columns.items()}
     with files.published(path) as out:
         parquet.write_table(pyarrow.table(texts), out)
@@ -199,6 +206,11 @@ def finish(folder, manifest):
     """Marks a store as complete."""
     manifest["complete"] = True
     _publish(folder, manifest)
+
+
+def discard(folder) -> None:
+    """Removes a store; what others put into its folder stays."""
+    files.discard(folder, KIND, rf"{FILES}|{LITTER}")
 
 
 def _publish(folder, manifest):
@@ -336,6 +348,8 @@ def _header(path, data):
 
 def _read_table(path):
     """Reads COLUMNS of a Parquet file; ValueError if it is damaged."""
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(path)
         if "sha256" not in table.column_names:  # written before 0.2
