@@ -46,7 +46,8 @@ class Embedder:
 
     def __init__(self, build, *, size, channels, source, threads=0, boxes=True,
                  max_pixels=image_files.MAX_PIXELS):  # fmt: skip
-        """Internal: `build(session)` returns ({name: placeholder}, embeddings [B, D])."""
+        """Internal: `build(session)` returns ({name: placeholder}, embeddings [B, D]) and may add
+        features [B, F] of the backbone before training."""
         import tensorflow as tf
 
         v1 = tf.compat.v1
@@ -57,11 +58,12 @@ class Embedder:
         self._session = v1.Session(graph=self.graph, config=config)
         self._decode = None
         with self.graph.as_default():
-            self._inputs, output = build(self._session)
+            self._inputs, output, *features = build(self._session)
             output = tf.cast(output, tf.float32)
             if output.shape.rank != 2:
                 raise ValueError(f"the embeddings are {output.shape}, not [batch, dimensions]")
-            self._run = self._session.make_callable(output, list(self._inputs.values()))
+            fetched = [output, *(tf.cast(each, tf.float32) for each in features)]
+            self._run = self._session.make_callable(fetched, list(self._inputs.values()))
         self.size, self.channels, self.source = size, channels, source
         self.boxes, self.max_pixels = boxes, max_pixels
         self.dimensions = int(output.shape[1] or 0)
@@ -74,6 +76,7 @@ class Embedder:
         *,
         spec: Mapping | None = None,
         threads: int = 0,
+        frozen: bool = False,
     ) -> "Embedder":
         """An embedder with the weights of a trained model.
 
@@ -84,6 +87,8 @@ class Embedder:
           spec: {name: TensorSpec} of the batches of the model's own datasets, if these will be
             embedded; None for images, which `model.build(None)` must take.
           threads: for TensorFlow, 0 for all cores.
+          frozen: `batches` also gives the features of the unchanged backbone, if the model offers
+            them, see `embed_datasets`; needs `spec`.
 
         Raises:
           ValueError: there is no checkpoint, it does not fit, or the model sets no embeddings.
@@ -104,6 +109,7 @@ class Embedder:
             "config_sha256": hashlib.sha256(model.config.to_json().encode()).hexdigest(),
         }
         found: dict = {"size": None, "channels": 3}
+        offers = frozen and spec is not None and hasattr(model, "frozen_features")
 
         def build(session):
             if spec is None:
@@ -119,8 +125,12 @@ class Embedder:
                 name = model.__name__
                 raise ValueError(f"{name}.build sets no embeddings: nothing to retrieve with")
             variables = session.graph.get_collection(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES)
+            features = model.frozen_features(inputs, built) if offers else None
             checkpoints.restore(session, checkpoint, variables, averages=True)
-            return inputs, embeddings
+            trained = {v.op.name for v in variables}
+            every = session.graph.get_collection(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES)
+            session.run([v.initializer for v in every if v.op.name not in trained])
+            return (inputs, embeddings) if features is None else (inputs, embeddings, features)
 
         options = {
             "boxes": _key(model, "dataset.bounding_boxes", True),
@@ -186,7 +196,7 @@ class Embedder:
 
     def run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Embeddings float32 [B, D] of one batch: the arrays that the model's inputs are called."""
-        return self._run(*(batch[name] for name in self._inputs))
+        return self._run(*(batch[name] for name in self._inputs))[0]
 
     def embed(self, images: Sequence | np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Embeds image files or decoded images.
@@ -251,7 +261,9 @@ class Embedder:
         """Yields `Embedded` batch by batch of the dataset that `make()` returns."""
         with images.opened(make, what, reduced=reduced, keys=(*self._inputs, "image")) as batches:
             for batch in batches:
-                yield Embedded(self.run(batch), **images.facts(batch))
+                found, *features = self._run(*(batch[name] for name in self._inputs))
+                before = features[0] if features else None
+                yield Embedded(found, **images.facts(batch), features=before)
 
     def close(self) -> None:
         """Frees the session."""
@@ -345,6 +357,10 @@ def fingerprint(checkpoint) -> str:
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
     """Embeds some of a model's datasets in memory, with the reduced images.
 
+    A model with a pretrained backbone may offer `frozen_features(inputs, outputs)`, of the inputs
+    and the result of `build`: a tensor [B, F] of what the backbone gives before any training, or
+    None. It may build a second copy of the backbone; the checkpoint is not restored into that.
+
     Args:
       model: a model module.
       names: which of its datasets, such as 'retrieval_query'.
@@ -360,7 +376,8 @@ def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
     """
     found = {}
     spec = images.spec_of(model, names)
-    with Embedder.of_experiment(model, checkpoint, spec=spec, threads=threads) as embedder:
+    options = {"spec": spec, "threads": threads, "frozen": True}
+    with Embedder.of_experiment(model, checkpoint, **options) as embedder:
         for name in names:
 
             def make(name=name):

@@ -33,6 +33,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     """
     os.makedirs(folder, exist_ok=True)
     sides = {"A": a, "B": b}
+    called = {"A": result.name_a, "B": result.name_b}
     shown = {kind: _one_each(getattr(result, kind), a.queries) for kind in ("won", "lost")}
     asked = {name for names in shown.values() for name in names}
     lists = {side: lists_of(each, asked) for side, each in sides.items()}
@@ -43,7 +44,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     files.write_json(os.path.join(folder, "compare.json"), result.to_json())
 
     def line(side, name):
-        entry, note = lists[side][name], f"{side}: relevant item at rank"
+        entry, note = lists[side][name], f"{called[side]}: relevant item at rank"
         note = f"{note} {sides[side].queries[name].rank}"
         return [
             page.Cell(images, name, entry["product"], "query", note),
@@ -63,7 +64,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     page.write(
         os.path.join(folder, "compare.html"),
         "comparison.html",
-        title="B against A",
+        title=f"{result.name_b} against {result.name_a}",
         titles=TITLES,
         result=result,
         backward_header=header,
