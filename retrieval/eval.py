@@ -26,7 +26,7 @@ from absl import flags
 from retrieval import metrics
 from retrieval.evaluation import figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
-from retrieval.reports import outputs, plots, terminal
+from retrieval.reports import outputs, page, plots, projector, terminal
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -94,7 +94,10 @@ def main(options, model, given, rest):
     names = {"queries": "retrieval_query", "catalogue": "retrieval_index"}
 
     def images(which, ids):
-        return embedded_images.wanted_of(model, names[which], ids)
+        items = queries if which == "queries" else catalogue
+        found = page.images_at(page.own_files(items, ids))
+        missing = [name for name in ids.tolist() if name not in found]
+        return found | (embedded_images.wanted_of(model, names[which], missing) if missing else {})
 
     with trainer_config.user_errors(prefix):
         evaluating = _options(options) | {"title": "this model", "with_baselines": True}
@@ -105,8 +108,19 @@ def main(options, model, given, rest):
         results = suite.evaluate(queries, catalogue, source=source, **evaluating)
         kept = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
         outputs.write(prefix, results, queries, catalogue, images, kept)
+        _write_projector(f"{prefix}-projector", queries, catalogue)
     terminal.print_evaluation(results, prefix)
     return 0
+
+
+def _write_projector(folder, queries, catalogue):
+    """Writes the projector's files and marks the folder as a run, which TensorBoard then finds."""
+    import tensorflow as tf
+
+    projector.write(folder, queries, catalogue)
+    if not any(name.startswith("events.") for name in os.listdir(folder)):
+        with tf.Graph().as_default():
+            tf.compat.v1.summary.FileWriter(folder).close()
 
 
 def stored(options):

@@ -112,6 +112,8 @@ def run(
             print(f"stopped ({stop_requested()}): the same command resumes {folder}", flush=True)
         with optional("the report of the sweep"):
             sweep_report.write(study, folder, config, spec)
+        with optional("TensorBoard's HParams"):
+            sweep_report.write_hparams(study, folder, config, spec)
         return study
 
 

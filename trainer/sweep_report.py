@@ -98,6 +98,25 @@ the best full validation pass of its trial.</p>
         write_text(f"{staged}.html", page)
 
 
+def write_hparams(study, folder: str, config: Config, spec: dict[str, Any]) -> None:
+    """Writes the trials for TensorBoard's HParams tab, see `summaries.write_hparams`."""
+    from trainer import summaries  # imports TensorFlow
+
+    def typed(name, value):
+        return float(value) if config.key(name).type in ("int", "float") else value
+
+    space = {}
+    for name, text in spec["space"].items():
+        choices = json.loads(text)["attributes"].get("choices", ())
+        space[name] = [typed(name, value) for value in choices]
+    trials = [
+        row | {"params": {n: typed(n, v) for n, v in row["params"].items() if v != ""}}
+        for row in rows(study)
+        if os.path.isdir(row["experiment"])
+    ]
+    summaries.write_hparams(folder, space, spec["metric"], trials)
+
+
 def _draw(study, config, spec):
     """Draws one panel of curves by step, one of values by trial, and one per key."""
     from matplotlib.figure import Figure

@@ -2,6 +2,6 @@
 
 from models.ranker.config import config
 from models.ranker.datasets import datasets, table
-from models.ranker.definition import build, loss, metrics
+from models.ranker.definition import build, frozen_features, loss, metrics
 
-__all__ = ["build", "config", "datasets", "loss", "metrics", "table"]
+__all__ = ["build", "config", "datasets", "frozen_features", "loss", "metrics", "table"]

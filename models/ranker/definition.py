@@ -54,6 +54,17 @@ def build(inputs=None, train_phase=False):
     return model
 
 
+def frozen_features(inputs, outputs):
+    """Features [B, F] of the backbone before training, a baseline; None if it has no weights."""
+    backbone = load_backbone(config["model.hub_address"])
+    if not backbone.fingerprint:
+        return None
+    if config["model.cached_features"]:  # training left the backbone as it was
+        return outputs.features
+    with v1.variable_scope("frozen"):
+        return backbone.apply(inputs["image"])
+
+
 # ---------------------------------------------------------------------------- loss
 
 

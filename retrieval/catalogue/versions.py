@@ -24,6 +24,8 @@ FILES = (
     rf"({CONTENTS}|manifest\.json|model/((variables|assets|assets\.extra)/)?"
     r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.[^/]+\.tmp|model/saved_model\.pb\.tmp.*)?"
 )
+
+
 def current(folder):
     """Returns the folder of the current version; ValueError if there is none."""
     try:

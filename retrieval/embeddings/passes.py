@@ -18,6 +18,10 @@ from retrieval.embeddings.store import Embedded
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
     """Embeds some of a model's datasets in memory, with the reduced images.
 
+    A model with a pretrained backbone may offer `frozen_features(inputs, outputs)`, of the inputs
+    and the result of `build`: a tensor [B, F] of what the backbone gives before any training, or
+    None. It may build a second copy of the backbone; the checkpoint is not restored into that.
+
     If the model has a `table()` of its data set, the embeddings are kept in the cache folder, and
     used again as long as checkpoint, configuration, images and code are the same.
 
@@ -41,8 +45,8 @@ def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
         print(f"embeddings of {' and '.join(names)}: unchanged, from {kept.path}", file=sys.stderr)
         return found
     found = {}
-    spec = images.spec_of(model, names)
-    with Embedder.of_experiment(model, checkpoint, spec=spec, threads=threads) as embedder:
+    options = {"spec": images.spec_of(model, names), "threads": threads, "frozen": True}
+    with Embedder.of_experiment(model, checkpoint, **options) as embedder:
         for name in names:
 
             def make(name=name):
@@ -69,7 +73,8 @@ def batches(embedder, make, what, *, reduced=False):
     keys = (*embedder.inputs, "image")
     with images.opened(make, what, reduced=reduced, keys=keys) as parts:
         for batch in parts:
-            yield Embedded(embedder.run(batch), **images.facts(batch))
+            embeddings, features = embedder.run_both(batch)
+            yield Embedded(embeddings, **images.facts(batch), features=features)
 
 
 def embed_to_store(model, name, folder, embedder, **options) -> dict:

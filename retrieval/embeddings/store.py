@@ -49,6 +49,7 @@ class Embedded:
       paths: str [N], the real paths of the image files, '' for an image that is not a file; None if
         no image is a file.
       hashes: str [N], SHA-256 of each image's bytes in hexadecimal, '' if unknown; None if all are.
+      features: float [N, F], what the backbone gave before training; None if unknown.
     """
 
     embeddings: np.ndarray
@@ -58,6 +59,7 @@ class Embedded:
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
     paths: np.ndarray | None = None
     hashes: np.ndarray | None = None
+    features: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self):
         return len(self.embeddings)

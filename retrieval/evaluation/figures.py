@@ -10,14 +10,15 @@ from threadpoolctl import threadpool_limits
 from retrieval import metrics
 from retrieval.evaluation import identity
 from retrieval.evaluation.index_loss import IndexLoss
-from retrieval.evaluation.intervals import bootstrap, intervals, percentiles
+from retrieval.evaluation.intervals import FEW, bootstrap, intervals, percentiles
 from retrieval.evaluation.lists import in_order, nearest, tracked, without
 from retrieval.evaluation.records import Record
+from retrieval.evaluation.rejection import Rejection
 from retrieval.evaluation.rerank import Reranked
+from retrieval.evaluation.verdict import Verdict
 from retrieval.ranking import counting, exact, kernels, vectors
 from retrieval.ranking.vectors import pair_similarity
 
-FEW = 5  # an interval over fewer products would be meaningless
 SAMPLES = 100_000  # pairs drawn for the similarity histogram
 
 
@@ -97,6 +98,7 @@ class Figures(Record):
     Rates are means over answerable queries; dictionaries of rates are keyed by k.
 
     Attributes:
+      verdict: what it all means; None for a baseline.
       source: what was evaluated; None for a baseline.
       recall, precision, map_at_r, r_precision, mrr, mean_rank, median_rank: see `metrics`.
       num_queries, num_unanswerable, num_catalogue: counts of queries and catalogue items.
@@ -111,9 +113,12 @@ class Figures(Record):
       per_category: {category: figures}; empty if no query has a category.
       index: what an approximate index loses, if one was evaluated.
       rerank: {method: what it gains}, for the methods that were evaluated.
-      raw_pixels, color_histogram: the figures of the baselines, if they were evaluated.
+      rejection: what rejecting weak matches does, for the first result; None for a baseline.
+      raw_pixels, color_histogram, frozen_backbone, frozen_backbone_color: the figures of the
+        baselines, if they were evaluated.
     """
 
+    verdict: Verdict | None = None
     source: Source | Files | None = dataclasses.field(default=None, metadata={"inlined": True})
     recall: dict[int, float]
     precision: dict[int, float]
@@ -137,8 +142,11 @@ class Figures(Record):
     num_byte_equal_copies: int | None = None
     index: IndexLoss | None = None
     rerank: dict[str, Reranked] = dataclasses.field(default_factory=dict)
+    rejection: Rejection | None = None
     raw_pixels: "Figures | None" = None
     color_histogram: "Figures | None" = None
+    frozen_backbone: "Figures | None" = None
+    frozen_backbone_color: "Figures | None" = None
 
     @property
     def models(self) -> list[Source]:

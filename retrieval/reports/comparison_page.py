@@ -32,6 +32,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
       allow_code: see `images_of`.
     """
     sides = {"A": a, "B": b}
+    called = {"A": result.name_a, "B": result.name_b}
     shown = {kind: _one_each(getattr(result, kind), a.queries) for kind in ("won", "lost")}
     asked = {name for names in shown.values() for name in names}
     lists = {side: lists_of(each, asked) for side, each in sides.items()}
@@ -41,7 +42,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     images = images_of(models, asked, items, paths, allow_code) if with_images and asked else {}
 
     def line(side, name):
-        entry, note = lists[side][name], f"{side}: relevant item at rank"
+        entry, note = lists[side][name], f"{called[side]}: relevant item at rank"
         note = f"{note} {sides[side].queries[name].rank}"
         return [
             page.Cell(images, name, entry["product"], "query", note),
@@ -63,7 +64,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
         page.write(
             f"{staged}.html",
             "comparison.html",
-            title="B against A",
+            title=f"{result.name_b} against {result.name_a}",
             titles=TITLES,
             result=result,
             backward_header=header,

@@ -49,7 +49,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
         plots.recall_at_k(f"{prefix}-recall_at_k.png", curves)
     chosen = selection.choose(queries, catalogue, result)
     shown = _some_rows(len(queries), SHOWN)
-    beside = dict(list(results.items())[:2])  # there is no room for the color histogram
+    beside = dict(list(results.items())[:2])  # there is no room for more than raw pixels
     asked, found = chosen.wanted(list(beside.values()), shown)
     query_images = images("queries", queries.ids[sorted(asked)])
     item_images = images("catalogue", catalogue.ids[sorted(found)])

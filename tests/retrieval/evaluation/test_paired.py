@@ -54,3 +54,21 @@ def test_an_evaluation_whose_writer_was_killed_arrives(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):  # figures without recall
         paired.load(tmp_path)
     assert sorted(os.listdir(tmp_path)) == names
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "names"),
+    [
+        ("runs/exp-a/analysis/model-9-eval.json", "runs/exp-b/analysis/model-3-eval.json",
+         ("exp-a", "exp-b")),
+        ("exp/analysis/model-9-eval.json", "exp/analysis/model-12-eval.json",
+         ("exp model-9", "exp model-12")),
+        ("s0/exp/analysis/model-9-eval.json", "s1/exp/analysis/model-9-eval.json",
+         ("exp s0", "exp s1")),
+        ("out/old/embeddings-eval.json", "out/new_on_old/embeddings-eval.json",
+         ("old", "new_on_old")),
+        ("exp/analysis/m-1-eval.json", "exp/analysis/m-1-eval.json", ("A", "B")),
+    ],
+)  # fmt: skip
+def test_evaluations_are_named_by_what_differs(a, b, names):
+    assert paired.names_of(a, b) == names
