@@ -1,7 +1,7 @@
 """Baselines that need no training: other vectors of the same images in place of embeddings.
 
 They are compared by cosine. A model offers the last two with `frozen_features`, see
-`retrieval.embeddings.embedder.embed_datasets`.
+`retrieval.embeddings.passes.embed_datasets`.
 """
 
 import dataclasses
