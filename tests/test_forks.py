@@ -1,6 +1,6 @@
 """A few kills and command lines of real programs; more of them every night.
 
-    PROTOTRAIN_KILLS=500 PROTOTRAIN_LINES=2000 pytest -n0 tests/test_forks.py
+PROTOTRAIN_KILLS=500 PROTOTRAIN_LINES=2000 pytest -n0 tests/test_forks.py
 """
 
 import os
