@@ -4,7 +4,7 @@
     python tests/forks.py [--kills=500 [--kinds=train,index] [--seed=0]] [--lines=1000 [--first=0]]
 
 This process has imported everything and run nothing, so that a fork is safe: it has one thread, and
-TensorFlow starts others in the children. See `kills` and `fuzz/lines` for what it can test.
+TensorFlow starts others in the children. See `kills` and `fuzz/programs`.
 """
 
 import os
@@ -171,7 +171,7 @@ def main():
     threads = pathlib.Path("/proc/self/task").glob("*/comm")
     assert {path.read_text().strip() for path in threads} <= {"python", "jemalloc_bg_thd"}
     import kills
-    import lines
+    import programs
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=0)
@@ -188,7 +188,7 @@ def main():
     if options.kills:
         failed += kills.run(options.kills, options.kinds.split(","), options.seed, top)
     if options.lines:
-        failed += lines.run(options.lines, options.first, top)
+        failed += programs.run(options.lines, options.first, top)
     if not failed:
         shutil.rmtree(top)
     return failed > 0

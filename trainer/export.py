@@ -7,7 +7,6 @@ the checkpoint holds them. The configuration is the experiment's config.json; fl
 override it. A model may declare `actions.export.outputs` to name its outputs.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -25,7 +24,7 @@ import tensorflow as tf  # noqa: E402 (after the quiet import)
 from trainer import checkpoints, experiment, files, layers, towers  # noqa: E402
 from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
-from trainer.files import sync, write_text  # noqa: E402
+from trainer.files import sync  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -199,9 +198,11 @@ def write(session: Any, folder: str, inputs: dict, outputs: dict, note: dict) ->
         strip_default_attrs=True,
     )
     builder.save()
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    note["sha256"] = {os.path.relpath(path, folder): files.sha256(path) for path in sorted(paths)}
     path = os.path.join(folder, NOTE)
     os.makedirs(os.path.dirname(path))
-    write_text(path, json.dumps(note, indent=1) + "\n")
+    files.write_sealed(path, note)
     for parent, _, names in os.walk(folder):
         for name in names:
             sync(os.path.join(parent, name))

@@ -310,7 +310,7 @@ def _write(name, arrays, folder):
     tf.saved_model.save(served, path, signatures={"serving_default": served.classify})
     os.makedirs(os.path.join(path, "assets.extra"), exist_ok=True)
     note = _note(name) | {"input_range": [0, 255]}
-    files.write_json(os.path.join(path, "assets.extra", "prototrain.json"), note)
+    files.write_sealed(os.path.join(path, "assets.extra", "prototrain.json"), note)
 
 
 def reusable(name, arrays):

@@ -5,7 +5,6 @@ each tower imports its own copy of the operations, over variables that are made 
 """
 
 import hashlib
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+
+from trainer import files
 
 v1 = tf.compat.v1
 
@@ -212,14 +213,19 @@ def _output(names, path):
 
 
 def _note(folder):
-    """What this project writes beside its own SavedModels."""
-    try:
-        with open(
-            os.path.join(folder, "assets.extra", "prototrain.json"), encoding="utf-8"
-        ) as file:
-            return json.load(file)
-    except (OSError, ValueError):
+    """What this project writes beside its own SavedModels; their checksums are compared."""
+    path = os.path.join(folder, "assets.extra", "prototrain.json")
+    if not os.path.exists(path):
         return {}
+    note = files.known_keys(path, set(), "a SavedModel")
+    if "checksum" in note:  # one written by hand has none
+        note = files.read_sealed(path, set(), "a SavedModel")
+    sums = note.get("sha256", {})
+    for name in sums if isinstance(sums, dict) else ():
+        file = os.path.join(folder, name)
+        if not os.path.isfile(file) or files.sha256(file) != sums[name]:
+            raise ValueError(f"{file}: is damaged (its checksum differs); export the model again")
+    return note
 
 
 def _fingerprint(folder):
