@@ -1,6 +1,5 @@
 """Two evaluations of the same queries, compared query by query."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -12,6 +11,7 @@ from retrieval.evaluation import intervals
 from retrieval.evaluation.backward import Rates
 from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
+from trainer import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +117,7 @@ def load(path) -> Written:
     try:
         with open(path, encoding="utf-8") as text:
             data = json.load(text)
-        with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
-            queries = {row["id"]: _query(row) for row in csv.DictReader(text)}
+        queries = {row["id"]: _query(row) for row in tables.read_csv(f"{prefix}-queries.csv")}
         if len(queries) == data["num_queries"]:
             return Written(path, Figures.from_json(data), queries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
