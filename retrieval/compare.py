@@ -28,6 +28,7 @@ from retrieval.evaluation import backward, paired
 from retrieval.ranking import vectors
 from retrieval.reports import comparison_page, outputs, page, terminal
 from trainer import config as trainer_config
+from trainer import helptext
 from trainer.config import UserError
 
 STORES = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
@@ -80,7 +81,8 @@ def _program(options, *evaluations):
     with trainer_config.user_errors(options.output):
         if not stores:
             if len(evaluations) != 2:
-                raise UserError("name two evaluations: python -m retrieval.compare A B")
+                example = helptext.command("compare", "retrieval.compare", "A", "B")
+                raise UserError(f"name two evaluations: {example}")
             return main(evaluations, options.output, **images)
         missing = [name for name in STORES[:3] if name not in stores]
         if missing or evaluations:

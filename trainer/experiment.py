@@ -7,14 +7,13 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 from typing import Any
 
-from trainer import checkpoints, files
+from trainer import checkpoints, files, helptext
 from trainer import config as config_lib
 from trainer.config import Config, UserError, optional
 from trainer.files import write_text
@@ -236,9 +235,10 @@ def locate(
         folder = directory(model.config)
         prefix = checkpoints.latest(os.path.join(folder, "checkpoint"))
         if prefix is None:
+            train = helptext.command("train", "trainer.main", *arguments(model, folder))
             raise UserError(
-                f"No checkpoint in {folder}: train one first with python -m trainer.main "
-                f"--model={model.__name__}, or name one with --checkpoint."
+                f"No checkpoint in {folder}: train one first with `{train}`, or name one with "
+                "--checkpoint."
             )
     else:
         prefix = checkpoints.find(checkpoint)
@@ -248,12 +248,11 @@ def locate(
     return restore_config(model, given, folder, allow_code), prefix
 
 
-def arguments(model: ModuleType, folder: str) -> str:
-    """Returns the flags that name a model and its experiment, quoted for a shell."""
+def arguments(model: ModuleType, folder: str) -> list[str]:
+    """Returns the flags that name a model and its experiment."""
     base, name = os.path.split(folder)
     words = [f"--model={model.__name__}", f"--trainer.experiment_name={name}"]
-    words += [f"--trainer.experiment_base_dir={base}"] if base != "experiments" else []
-    return shlex.join(words)
+    return words + ([f"--trainer.experiment_base_dir={base}"] if base != "experiments" else [])
 
 
 def check_resume(folder: str, config: Config, allow_change: bool = False) -> list[str]:

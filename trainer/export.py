@@ -7,11 +7,12 @@ the checkpoint holds them. The configuration is the experiment's config.json; fl
 override it. A model may declare `actions.export.outputs` to name its outputs.
 """
 
+import functools
 import os
 import re
 from collections.abc import Collection, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -230,20 +231,19 @@ def _heal(temporary, output):
     files.discard(temporary, "unfinished export", written)
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("model", None, "Model to export: a module name.", short_name="m")
-    path = config_lib.define_path
+    text, path, many, flag = config_lib.definers(values, "string", "path", "list", "bool")
+    text("model", None, "Model to export: a module name.", short_name="m")
     path("checkpoint", None, "Checkpoint; by default the experiment's newest.")
     path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
-    flags.DEFINE_list("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
-    flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
+    many("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
+    flag("overwrite", False, "Replace an earlier export.")
 
 
-def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
-    options = flags.FLAGS
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
     key = "actions.export.outputs"
@@ -265,6 +265,14 @@ def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
     return 0
 
 
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    config_lib.run(
+        functools.partial(main, options), argv, "stopped: nothing was written", flag_values=options
+    )
+
+
 if __name__ == "__main__":
-    define_flags()
-    config_lib.run(main, stopped="stopped: nothing was written")
+    run()

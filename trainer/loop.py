@@ -14,6 +14,7 @@ from trainer import (
     checkpoints,
     experiment,
     flight,
+    helptext,
     input_state,
     meters,
     optimizers,
@@ -339,9 +340,10 @@ def closing(model, folder, done, num_steps, stop, fresh):
         command = "the same command without --fresh" if fresh else "the same command"
         return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
     logs = shlex.quote(f"{folder}/summaries")
+    named = experiment.arguments(model, folder)
     return (
         f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
-        f"then run `python -m retrieval.eval {experiment.arguments(model, folder)}`"
+        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
     )
 
 

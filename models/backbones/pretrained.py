@@ -33,7 +33,7 @@ import tensorflow as tf  # noqa: E402
 
 from metriclearn.datasets.glyphs import cache_folder  # noqa: E402
 from models.backbones import efficientnet, pth  # noqa: E402
-from trainer import files  # noqa: E402
+from trainer import files, helptext  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -112,9 +112,10 @@ def ready(name, cache=None, weights=None):
 def _packaged(name):
     """Path of the .pth in the installed package; none of the package's code is run."""
     if name not in PACKAGES:
+        convert = helptext.command("pretrained", "models.pretrained", name, "--weights=FILE.pth")
         raise ValueError(
             f"no package carries the weights of {name}: get its .pth, as EfficientNet-Lite-PyTorch "
-            f"names its layers, and run `python -m models.pretrained {name} --weights=FILE.pth`"
+            f"names its layers, and run `{convert}`"
         )
     package = PACKAGES[name].name
     try:

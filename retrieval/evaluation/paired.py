@@ -1,7 +1,6 @@
 """Two evaluations of the same queries, compared query by query."""
 
 import contextlib
-import csv
 import dataclasses
 import json
 import os
@@ -13,7 +12,7 @@ from retrieval.evaluation import intervals, verdict
 from retrieval.evaluation.backward import Rates
 from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
-from trainer import files, filesets
+from trainer import files, filesets, tables
 
 # What lies beside `…-eval.json` and belongs to its figures.
 LISTS = ("queries.csv", "top_retrieved.json")
@@ -115,8 +114,7 @@ def load(path) -> Written:
         for name in LISTS:
             if files.sha256(f"{prefix}-{name}") != data["sha256"][name]:
                 raise ValueError(f"{prefix}-{name} is not the one that was written with it")
-        with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
-            queries = {row["id"]: _query(row) for row in csv.DictReader(text)}
+        queries = {row["id"]: _query(row) for row in tables.read_csv(f"{prefix}-queries.csv")}
         if len(queries) == data["num_queries"]:
             return Written(path, Figures.from_json(data), queries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

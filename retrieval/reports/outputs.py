@@ -1,6 +1,5 @@
 """The files of one evaluation: its figures as JSON and CSV, plots, the report."""
 
-import csv
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ from retrieval import progress
 from retrieval.evaluation.figures import similarity_histogram
 from retrieval.evaluation.paired import LISTS
 from retrieval.reports import evaluation_page, page, plots, selection
-from trainer import files, filesets
+from trainer import files, filesets, tables
 
 SHOWN = 12  # queries in top_retrieved.png
 PLOTS = ("recall_at_k", "histogram")  # plots that a model can do without
@@ -36,7 +35,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
     result = next(iter(results.values()))
     figures = result.figures.to_json()
     histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
-    _write_table(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
+    tables.write_csv(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
     write_json_list(f"{prefix}-top_retrieved.json", lists)
@@ -67,7 +66,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
         images=(query_images, item_images),
     )
     # For the user to fill in `corrected_product` and apply it to the data.
-    _write_table(
+    tables.write_csv(
         f"{prefix}-suspected_labels.csv",
         ["id", "product", "suggested_product", "corrected_product"],
         ([queries.ids[q], queries.products[q], product, ""] for q, product in chosen.suspects),
@@ -117,13 +116,6 @@ def top_retrieved(queries, catalogue, scores, rows):
         }
 
 
-def _write_table(path, header, rows):
-    with files.published(path, "w") as out:
-        table = csv.writer(out)
-        table.writerow(header)
-        table.writerows(rows)
-
-
 def _flat(value, name=""):
     """Yields (dotted name, number) of nested figures; what JSON writes as null is left empty."""
     if isinstance(value, dict | list):
@@ -149,7 +141,7 @@ def write_queries(path, queries, catalogue, result):
             yield from (catalogue.ids[r], catalogue.products[r], f"{result.scores[q, 0]:.6f}")
 
     header = "id product category relevant rank average_precision found found_product score"
-    _write_table(path, header.split(), map(line, range(len(queries))))
+    tables.write_csv(path, header.split(), map(line, range(len(queries))))
 
 
 def write_json_list(path, values):

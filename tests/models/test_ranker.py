@@ -413,13 +413,12 @@ def test_features_take_the_embeddings_place_in_evaluation(config, tiny):
         assert ranker.build()["embeddings"].shape[1] == 6
 
 
-def test_export_serves_what_the_configuration_names(config, tiny, monkeypatch):
+def test_export_serves_what_the_configuration_names(config, tiny):
     names = ["embeddings", "features"]
     keys = {"actions.export.inputs": ["query"], "actions.export.outputs": names}
     train(config, tiny, "served", **keys, **{"model.num_steps": 0})
     options = types.SimpleNamespace(checkpoint=None, output=None, outputs=[], overwrite=False)
-    monkeypatch.setattr(export.flags, "FLAGS", options)
-    export.main(ranker, set(), [])
+    export.main(options, ranker, set(), [])
     with v1.Session(graph=tf.Graph()) as session:
         folder = str(tiny / "served" / "export" / "model-0")
         signature = v1.saved_model.load(session, ["serve"], folder).signature_def
