@@ -35,8 +35,11 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def filtered_stderr() -> Iterator[None]:
-    """Drops what matches `NOISE` from stderr, also from C, until TensorFlow is imported."""
+def filtered_stderr(noise: re.Pattern = NOISE) -> Iterator[None]:
+    """Drops the lines that match `noise` from stderr, also from C, until TensorFlow is imported.
+
+    After an exception everything is shown.
+    """
     if "tensorflow" in sys.modules:
         yield
         return
@@ -57,6 +60,6 @@ def filtered_stderr() -> Iterator[None]:
             os.close(real)
             caught.seek(0)
             for line in caught.read().decode(errors="replace").splitlines(keepends=True):
-                if failed or not NOISE.search(line):
+                if failed or not noise.search(line):
                     with contextlib.suppress(OSError):
                         os.write(2, line.encode())
