@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 # Lines that a healthy start prints and nobody can act on. Everything else is passed on, such as
 # missing GPU libraries on a machine with a GPU. First: everything of level INFO.
@@ -58,8 +58,11 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def filtered_stderr() -> Iterator[None]:
-    """Drops what matches `NOISE` from stderr, also from C, until TensorFlow is imported."""
+def filtered_stderr(kept: Callable = without_noise) -> Iterator[None]:
+    """Shows only the lines of stderr, also of C, that `kept` yields, until TensorFlow is imported.
+
+    After an exception everything is shown.
+    """
     if "tensorflow" in sys.modules:
         yield
         return
@@ -80,7 +83,7 @@ def filtered_stderr() -> Iterator[None]:
             os.close(real)
             caught.seek(0)
             lines = caught.read().decode(errors="replace").splitlines(keepends=True)
-            for line in lines if failed else without_noise(lines):
+            for line in lines if failed else kept(lines):
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode())
 

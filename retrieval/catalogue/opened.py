@@ -239,9 +239,9 @@ class Catalogue:
         there = compute.and_(compute.equal(self.items["id"], name), self.items["alive"])
         row = compute.index(there, True).as_py()
         if row < 0:
-            ids = self.items["id"].slice(0, 20_000)  # more would take seconds to compare
-            near = did_you_mean(name, ids.to_pylist())
-            raise ValueError(f"no item of the index has the id {name!r}.{near}")
+            ids = self.items["id"].filter(self.items["alive"])
+            near = did_you_mean(name, ids.slice(0, 20_000).to_pylist())  # more would take seconds
+            raise ValueError(f"no item of the index has the id {str(name)!r}.{near}")
         return row
 
     def categories(self) -> list[str]:

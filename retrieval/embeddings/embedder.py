@@ -22,6 +22,7 @@ from retrieval.embeddings import c_library
 from trainer import files, quiet
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
+TRAILER = 1 << 16  # bytes in which a JPEG's end is looked for: cameras append notes
 NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
 
 
@@ -113,7 +114,7 @@ class Embedder:
         tensors = note["tensors"]
         try:
             session = _session_of(folder, threads)
-            return cls(
+            made = cls(
                 session,
                 {"image": tensors["image"]},
                 tensors["embeddings"],
@@ -121,9 +122,12 @@ class Embedder:
                 dimensions=note["features"],
                 **{name: note[name] for name in NOTED},
             )
+            # A damaged one fails now; the first run of any other takes the time of many.
+            made.run({"image": np.zeros((1, *made.size, made.channels), np.uint8)})
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
+        return made
 
     @classmethod
     def of_experiment(
@@ -298,7 +302,8 @@ class Embedder:
             return of_pixels(_pixels(image, self.channels))
         try:
             content = image if isinstance(image, bytes) else _content(image)
-            if image_files.is_upright_jpeg(content):
+            # Without an end it is truncated, which Pillow says in one line, and libjpeg in several.
+            if image_files.is_upright_jpeg(content) and b"\xff\xd9" in content[-TRAILER:]:
                 return of_jpeg(content)
             limits = self.channels, self.size, None, self.max_pixels
             return of_pixels(image_files.read(content, *limits)[0])
