@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from retrieval import progress
-from retrieval.evaluation.figures import similarity_histogram
+from retrieval.evaluation import similarity
 from retrieval.reports import evaluation_page, page, plots, selection
 from trainer import files
 
@@ -34,7 +34,7 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
     figures = result.figures.to_json()
     with contextlib.suppress(FileNotFoundError):
         os.remove(f"{prefix}-eval.json")
-    histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
+    histogram = similarity.histogram(queries, catalogue, result.figures.similarity)
     _write_table(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
