@@ -3,9 +3,10 @@
     python -m retrieval.compare A B [--output=DIR]
 
 A and B are `…-eval.json` files of `retrieval.eval`, or folders that hold one (the newest step of
-several). Differences are paired by query id, with 95% intervals from a bootstrap over products and
-McNemar's exact test on the first result. Writes compare.json and compare.html. The page shows
-images whose ids are image files, and images of the data sets of the evaluated models.
+several). Queries are paired by id. One sentence says which is better, by their names: it is decided
+by the 95% interval of the difference in recall@1, from a bootstrap over products. Writes
+compare.json and compare.html. The page shows images whose ids are image files, and images of the
+data sets of the evaluated models.
 
     python -m retrieval.compare --old_queries=STORE --new_queries=STORE --old_catalogue=STORE
         [--new_catalogue=STORE] --output=DIR

@@ -119,8 +119,11 @@ def _write_projector(folder, queries, catalogue):
 
     projector.write(folder, queries, catalogue)
     if not any(name.startswith("events.") for name in os.listdir(folder)):
+        v1 = tf.compat.v1
         with tf.Graph().as_default():
-            tf.compat.v1.summary.FileWriter(folder).close()
+            writer = v1.summary.FileWriter(folder)
+            writer.add_session_log(v1.SessionLog(status=v1.SessionLog.START), 0)
+            writer.close()
 
 
 def stored(options):

@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import functools
 import os
-import re
 import sys
 import tempfile
 import threading

@@ -37,7 +37,7 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
       path: the HTML file.
       result: the `figures.Evaluation`, complete.
       curves: {title: recall over k, see `plots.recall_curve`}.
-      histogram: what `figures.similarity_histogram` returns.
+      histogram: what `similarity.histogram` returns.
       chosen: what `selection.choose` returns.
       queries, catalogue: `Embedded`.
       images: ({id: image} of queries, {id: image} of catalogue items).

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from retrieval import progress
-from retrieval.evaluation.figures import similarity_histogram
+from retrieval.evaluation import similarity
 from retrieval.evaluation.paired import LISTS
 from retrieval.reports import evaluation_page, page, plots, selection
 from trainer import files, filesets, tables
@@ -34,7 +34,7 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
 def _write(prefix, results, queries, catalogue, images, drawn):
     result = next(iter(results.values()))
     figures = result.figures.to_json()
-    histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
+    histogram = similarity.histogram(queries, catalogue, result.figures.similarity)
     tables.write_csv(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")

@@ -1,4 +1,4 @@
-"""Embeddings for TensorBoard's projector: vectors, a table of the items, one sprite of images."""
+"""Embeddings for TensorBoard's projector: vectors, a table of what they are, a sprite of images."""
 
 import math
 import os

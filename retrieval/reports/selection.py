@@ -92,9 +92,10 @@ def _listed(rows, result):
     """The first of the queries `rows`, as many as `LISTED` and `MOST_IMAGES` allow, sorted."""
     listed, items = set(), set()
     for q in rows.tolist():
-        # One more: the relevant item that is not among the results.
-        more = items | set(result.rows[q, :SHOWN].tolist())
-        if len(listed) == LISTED or 2 * (len(listed) + 1) + len(more) > MOST_IMAGES:
+        more, count = items | set(result.rows[q, :SHOWN].tolist()), len(listed) + 1
+        # For each query also the relevant item that is not among the results.
+        shown = count + min(count + len(more), result.figures.num_catalogue)
+        if len(listed) == LISTED or shown > MOST_IMAGES:
             break
         listed.add(q)
         items = more
