@@ -1,7 +1,7 @@
 """Embeddings of images, from a checkpoint or a SavedModel.
 
     python -m retrieval.embed --model=models.simple --dataset=retrieval_index --output=DIR
-        [--checkpoint=PREFIX | --saved_model=DIR] [--dtype=float16] [--any.config.key=value]
+        [--checkpoint=best|last|PATH | --saved_model=DIR] [--dtype=float16] [--any.config.key=value]
 
 writes a store (see `retrieval.embeddings.store`). After a kill the same command resumes after the
 last complete shard. With --saved_model the images are still those of the model's dataset, and the
@@ -51,6 +51,7 @@ def main(options, model, given, rest):
     checkpoint = None
     if not options.saved_model:
         _, checkpoint = experiment.locate(model, given, options.checkpoint)
+        print(experiment.describe(checkpoint), flush=True)
     elif model is not None:
         experiment.restore_config(model, given)
     with trainer_config.user_errors(options.output):
@@ -128,7 +129,8 @@ def define_flags(values):
     path("manifest", "", "Embed the images of this CSV of path,label[,category,...].")
     text("where", "", "Rows to embed: column=value|value,column=value; all conditions must hold.")
     text("columns", "", "Names of the manifest's columns, if others: path=file,label=sku.")
-    path("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("saved_model", None, "Folder of a SavedModel to embed with instead.")
     many("image_size", [], "Height,width or one side; the SavedModel's if absent.")
     text("input_range", "", "Pixels that a SavedModel of floats wants, if it does not say: "

@@ -1,10 +1,11 @@
 """`python -m trainer.export --model=models.simple`: a trained model as a SavedModel.
 
-    python -m trainer.export --model=M [--checkpoint=PREFIX] [--output=DIR] [--outputs=a,b]
+    python -m trainer.export --model=M [--checkpoint=best|last|PATH] [--output=DIR] [--outputs=a,b]
 
-exports the experiment's newest checkpoint by default, with the moving averages of the weights if
-the checkpoint holds them. The configuration is the experiment's config.json; flags given here
-override it. A model may declare `actions.export.outputs` to name its outputs.
+exports the experiment's best checkpoint by default (the last, if it keeps none), with the moving
+averages of the weights if the checkpoint holds them. The configuration is the experiment's
+config.json; flags given here override it. A model may declare `actions.export.outputs` to name its
+outputs.
 """
 
 import json
@@ -225,7 +226,11 @@ def define_flags() -> None:
     """Defines the program's flags."""
     flags.DEFINE_string("model", None, "Model to export: a module name.", short_name="m")
     path = config_lib.define_path
-    path("checkpoint", None, "Checkpoint; by default the experiment's newest.")
+    path(
+        "checkpoint",
+        None,
+        "best, last, or a path; the best on validation if the experiment keeps it, else the last.",
+    )
     path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
     flags.DEFINE_list("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
     flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
@@ -236,6 +241,7 @@ def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
     config_lib.no_arguments(rest)
     options = flags.FLAGS
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    print(experiment.describe(checkpoint), flush=True)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
     key = "actions.export.outputs"
     declared = model.config[key] if key in model.config else ()  # noqa: SIM401, it has no get
