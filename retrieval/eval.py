@@ -1,8 +1,8 @@
 """Evaluates an embedding against a catalogue: figures, plots and a report.
 
-    python -m retrieval.eval --model=models.simple [--checkpoint=PREFIX] [--any.config.key=value]
+    python -m retrieval.eval --model=models.simple [--checkpoint=last] [--any.config.key=value]
 
-restores a checkpoint of the experiment (the newest by default), embeds the model's
+restores a checkpoint of the experiment (the best by default), embeds the model's
 `retrieval_query` and `retrieval_index` data sets and writes to `<experiment>/analysis`. The
 experiment's own config.json is the configuration; flags given here override it. A model may declare
 `evaluation.precision@k.num_to_retrieve` (the default of --top), `evaluation.precision@k.plot` and
@@ -46,7 +46,8 @@ def define_flags(values):
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
-    path("checkpoint", None, "Checkpoint prefix; the experiment's newest by default.")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
          "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
     path("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
@@ -85,6 +86,7 @@ def main(options, model, given, rest):
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    print(experiment.describe(checkpoint), flush=True)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)

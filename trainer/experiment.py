@@ -222,7 +222,8 @@ def locate(
     Args:
       model: a model module; it gets the experiment's configuration.
       given: names of the keys that the command line set; they override it.
-      checkpoint: what `checkpoints.find` accepts; the experiment's newest if None.
+      checkpoint: 'best' by `trainer.best_metric`, 'last', or what `checkpoints.find` accepts. None
+        is the best or, in an experiment that keeps none, the last.
       allow_code: see `restore_config`.
 
     Returns:
@@ -231,21 +232,38 @@ def locate(
     Raises:
       UserError: there is no checkpoint.
     """
-    if checkpoint is None:
+    if checkpoint in (None, "best", "last"):
         folder = directory(model.config)
-        prefix = checkpoints.latest(os.path.join(folder, "checkpoint"))
-        if prefix is None:
+        last = checkpoints.latest(os.path.join(folder, "checkpoint"))
+        if last is None:
             train = helptext.command("train", "trainer.main", *arguments(model, folder))
             raise UserError(
                 f"No checkpoint in {folder}: train one first with `{train}`, or name one with "
                 "--checkpoint."
             )
+        best = checkpoints.latest(os.path.join(folder, "checkpoint", "best"))
+        if checkpoint == "best" and best is None:
+            raise UserError(
+                f"--checkpoint=best: {folder} keeps no best checkpoint; train with "
+                "--trainer.best_metric and --trainer.evaluation_interval, or use --checkpoint=last."
+            )
+        prefix = last if checkpoint == "last" or best is None else best
     else:
         prefix = checkpoints.find(checkpoint)
         folder = os.path.dirname(os.path.abspath(prefix))
         while os.path.basename(folder) in ("best", "checkpoint"):
             folder = os.path.dirname(folder)
     return restore_config(model, given, folder, allow_code), prefix
+
+
+def describe(prefix: str) -> str:
+    """Returns one line that says which of an experiment's checkpoints a prefix is."""
+    folder, step = os.path.dirname(prefix), checkpoints.step_of(prefix)
+    if os.path.basename(folder) != "best":
+        return f"checkpoint: {prefix}"
+    last = checkpoints.steps(os.path.dirname(folder))[-1:]
+    others = f"; the last is step {last[0]}" if last and last[0] != step else ", also the last"
+    return f"checkpoint: the best on validation, step {step}{others}"
 
 
 def arguments(model: ModuleType, folder: str) -> list[str]:

@@ -1,10 +1,11 @@
 """`python -m trainer.export --model=models.simple`: a trained model as a SavedModel.
 
-    python -m trainer.export --model=M [--checkpoint=PREFIX] [--output=DIR] [--outputs=a,b]
+    python -m trainer.export --model=M [--checkpoint=best|last|PATH] [--output=DIR] [--outputs=a,b]
 
-exports the experiment's newest checkpoint by default, with the moving averages of the weights if
-the checkpoint holds them. The configuration is the experiment's config.json; flags given here
-override it. A model may declare `actions.export.outputs` to name its outputs.
+exports the experiment's best checkpoint by default (the last, if it keeps none), with the moving
+averages of the weights if the checkpoint holds them. The configuration is the experiment's
+config.json; flags given here override it. A model may declare `actions.export.outputs` to name its
+outputs.
 """
 
 import functools
@@ -235,7 +236,8 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     text, path, many, flag = config_lib.definers(values, "string", "path", "list", "bool")
     text("model", None, "Model to export: a module name.", short_name="m")
-    path("checkpoint", None, "Checkpoint; by default the experiment's newest.")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
     many("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
     flag("overwrite", False, "Replace an earlier export.")
@@ -245,6 +247,7 @@ def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: li
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    print(experiment.describe(checkpoint), flush=True)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
     key = "actions.export.outputs"
     declared = model.config[key] if key in model.config else ()  # noqa: SIM401, it has no get

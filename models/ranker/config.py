@@ -10,12 +10,14 @@ ALIASES = {"Stanford_Online_Products": "sop", "DeepFashion": "deepfashion_c2s"}
 config = Config(
     {
         "trainer.experiment_name": "exp-ranker",
-        "trainer.evaluation_interval": 500,
+        "trainer.evaluation_interval": 25,
+        "trainer.early_stopping_patience": 6,
         "trainer.best_metric": "recall@1",
         "model.batch_size": 64,
-        "model.num_steps": 5000,
+        "model.num_steps": 300,
+        "model.ema_decay": 0.95,
         "model.optimizer.method": "adam",
-        "model.lr_schedule.warmup_steps": 100,
+        "model.lr_schedule.warmup_steps": 10,
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 1e-3,
         # --model.learning_rate_factor=0.1 then slows the backbone, not what is new.
@@ -48,8 +50,8 @@ config.declare(
 )
 config.declare(
     "model.reduced_dimension",
-    128,
-    "Dimensions of the embedding, a linear map of the backbone's features; 0: the features "
+    256,
+    "Dimensions of the embedding, a linear map of the backbone's features and the colors; 0: these "
     "themselves.",
     fixed=True,
 )
@@ -62,12 +64,28 @@ config.declare(
 )
 config.declare(
     "model.cached_features",
-    False,
+    True,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk.",
+    "on disk. Off: train the backbone too. A backbone from scratch is always trained.",
     fixed=True,
 )
-config.declare("model.loss", "triplet", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
+config.declare(
+    "model.color",
+    "auto",
+    "Weight of a color histogram that is joined to the features. auto: the one with which the "
+    "untrained features find best, 0 included. 0: none.",
+    fixed=True,
+)
+config.declare(
+    "model.head_init",
+    "auto",
+    "What the head starts as. pca: features and colors are centered and brought to length 1, and "
+    "step 0 compares as the frozen network. random: a random map of the features as they are. "
+    "auto: pca on cached features.",
+    choices=("auto", "pca", "random"),
+    fixed=True,
+)
+config.declare("model.loss", "supervised_contrastive", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
 config.declare(
     "model.loss.options",
     [],
@@ -147,7 +165,12 @@ config.declare(
     "images. both: the two together.",
     choices=("", "products", "photos", "both"),
 )
-config.declare("dataset.validation.share", 0.1, "Share of the products or images held out.")
+config.declare(
+    "dataset.validation.share",
+    0.0,
+    "Share of the products or images held out; 0: a tenth, but twenty products where that is at "
+    "most a fifth.",
+)
 config.declare(
     "dataset.domains",
     False,
@@ -212,8 +235,9 @@ config.declare(
 config.declare(
     "evaluation.precision@k.feature_key",
     "embeddings",
-    "Output that images are compared by: embeddings, or features of the backbone.",
-    choices=("embeddings", "features"),
+    "Output that images are compared by: embeddings; features of the backbone; or untrained: "
+    "features joined to the colors, before the head.",
+    choices=("embeddings", "features", "untrained"),
 )
 config.declare(
     "evaluation.precision@k.max_examples", 0, "Queries to evaluate, a fixed choice (0: all)."
