@@ -187,7 +187,7 @@ def _miner(loss_name, train_phase):
             raise UserError("model.miner=given_positive does not mine in a memory.")
         across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
         options = {"negatives": "cross" if across else "both"} | options
-    elif name == "distance_weighted":
+    elif "seed" in inspect.signature(MINERS[name]).parameters:
         seed = seed_of(config["trainer.random_seed"])
         options = {"seed": tf.stack([tf.constant(seed, tf.int64), _step()])} | options
     if not options and loss_name == "triplet":
