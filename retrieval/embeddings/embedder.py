@@ -209,8 +209,16 @@ class Embedder:
                 found.append(self.run({"image": np.stack(batch)}))
         return np.concatenate([np.zeros((0, self.dimensions), np.float32), *found])
 
+    def decode(self, image: Any) -> np.ndarray:
+        """uint8 [*size, channels], as `run` takes it, of a path, a file's bytes or an array.
+
+        Raises:
+          ValueError: it cannot be read; of bytes, the message only says why.
+        """
+        return self._decoder()(image)
+
     def _decoder(self):
-        """A function: a path or an array -> uint8 [*size, channels]."""
+        """A function: a path, bytes or an array -> uint8 [*size, channels]."""
         if self.size is None:
             raise ValueError("this model takes no images alone: it can embed its own datasets only")
         if self._decode is not None:
@@ -234,6 +242,11 @@ class Embedder:
         def decode(given):
             if isinstance(given, np.ndarray):
                 return of_array(_pixels(given, self.channels))
+            if isinstance(given, bytes):
+                try:
+                    return of_file(given)
+                except (ValueError, tf.errors.OpError) as error:
+                    raise ValueError(str(_reason(given, error, self.max_pixels))) from None
             try:
                 if not os.path.isfile(given):
                     reason = "not a regular file" if os.path.exists(given) else "no such file"
