@@ -1,6 +1,7 @@
 """A served catalogue: 24 images of 12 products in an index, the tiny model, and a running server."""
 
 import contextlib
+import io
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from retrieval.catalogue import index
-from retrieval.embeddings import embedder, images
+from retrieval.embeddings import embedder, store
 from retrieval.serve import app, limits, metrics, processes, searcher, served, thumbnails
 
 PRODUCTS = 12
@@ -29,26 +30,56 @@ def pattern(product, noise=0, size=96):
 
 
 @pytest.fixture(scope="session")
+def photo():
+    """A photo of a product, as the bytes of a PNG file."""
+
+    def made(product, noise=9):
+        out = io.BytesIO()
+        pattern(product, noise).save(out, "PNG")
+        return out.getvalue()
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def nasty():
+    """The id of one item."""
+    return NASTY
+
+
+@pytest.fixture(scope="session")
 def shop(tmp_path_factory, tiny):
-    """A folder with images/, the index `i`, and the model's `embedder` as an attribute."""
+    """(a folder with images/ and the index `i`; the embedder of its model)."""
     folder = tmp_path_factory.mktemp("shop")
     (folder / "images").mkdir()
-    lines = ["path,label,category"]
-    for product in range(PRODUCTS):
-        for n in range(2):
-            name = f"images/{product}-{n}.png"
-            pattern(product, 1 + n).save(folder / name)
-            lines.append(f"{name},p{product},{'even' if product % 2 == 0 else 'odd'}")
-    (folder / "shop.csv").write_text("\n".join(lines))
+    names = [f"images/{product}-{n}.png" for product in range(PRODUCTS) for n in range(2)]
+    for number, name in enumerate(names):
+        pattern(number // 2, 1 + number % 2).save(folder / name)
     sys.path.insert(0, str(tiny))
     try:
         made = embedder.Embedder.of_experiment("tiny", str(tiny / "experiments/exp-tiny"))
     finally:
         sys.path.remove(str(tiny))
-    embedder.embed_table(images.table(csv=str(folder / "shop.csv")), folder / "s", made)
+    categories = [("even", "odd")[number // 2 % 2] for number in range(len(names))]
+    items = [*zip(names, [f"p{n // 2}" for n in range(24)], categories, names, strict=True)]
+    # One item with an awkward id and the image of another.
+    write(folder, "s", made, [*items, (NASTY, NASTY, "", names[6])])
     index.build(folder / "s", folder / "i", "Flat")
     yield folder, made
     made.close()
+
+
+def write(folder, name, made, items, weights=None):
+    """Writes a store of items (id, product, category, path below the folder)."""
+    ids, products, categories, paths = (np.array(column) for column in zip(*items, strict=True))
+    paths = np.array([str(folder / path) for path in paths])
+    found = store.Embedded(made.embed(list(paths)), ids, products, categories, paths=paths)
+    (folder / name).mkdir()
+    source = made.source | ({"checkpoint_sha256": weights} if weights else {})
+    manifest = store.begin(folder / name, source)
+    store.append(folder / name, manifest, found, 1)
+    store.finish(folder / name, manifest)
+    return folder / name
 
 
 @contextlib.contextmanager
@@ -76,11 +107,21 @@ def run(shelves, feedback="", **options):
 
 
 @pytest.fixture(scope="session")
-def serving(shop, tmp_path_factory):
+def start():
+    """`run`, for tests that need a server of their own."""
+    return run
+
+
+@pytest.fixture(scope="session")
+def feedback_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("feedback") / "f.jsonl"
+
+
+@pytest.fixture(scope="session")
+def serving(shop, feedback_file):
     """(address, Searcher) of a server of the shop that takes feedback."""
     folder, made = shop
-    feedback = tmp_path_factory.mktemp("feedback") / "f.jsonl"
-    with run({"shop": (folder / "i", made)}, str(feedback)) as (address, found):
+    with run({"shop": (folder / "i", made)}, str(feedback_file)) as (address, found):
         yield address, found
 
 
