@@ -60,7 +60,7 @@ def ours(queries, labels, catalogue, catalogue_labels, filter):
 
 
 def by_lists(queries, labels, catalogue, catalogue_labels, k):
-    """Recall from FAISS's lists of neighbours, the query's own row left out."""
+    """Recall from FAISS's lists of neighbors, without the query's own row."""
     index = faiss.IndexFlatIP(queries.shape[1])
     index.add(catalogue)
     same = catalogue is queries

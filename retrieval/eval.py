@@ -80,8 +80,8 @@ def main(options, model, given, rest):
         raise UserError(f"--{stray[0]} needs --queries, a file or a store")
     if model is None:
         raise UserError("Give a model (--model=models.simple) or stored embeddings (--queries=…).")
-    from retrieval.embeddings import embedder
     from retrieval.embeddings import images as embedded_images
+    from retrieval.embeddings import passes
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
@@ -99,7 +99,7 @@ def main(options, model, given, rest):
     with trainer_config.user_errors(prefix):
         evaluating = _options(options) | {"title": "this model", "with_baselines": True}
         wanted = tuple(names.values())
-        found = embedder.embed_datasets(model, wanted, checkpoint, threads=options.threads)
+        found = passes.embed_datasets(model, wanted, checkpoint, threads=options.threads)
         queries, catalogue = (found[name] for name in wanted)
         source = figures.Source(checkpoint=checkpoint, step=step, model=model.__name__)
         results = suite.evaluate(queries, catalogue, source=source, **evaluating)

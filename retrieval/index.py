@@ -9,6 +9,9 @@
     python -m retrieval.index info | verify | versions --index=INDEX
     python -m retrieval.index rollback --to=NUMBER --index=INDEX
 
+For photos, `retrieval.build` and `retrieval.search` do all of it in two commands. These here are
+for stored embeddings, and to change an index.
+
 `build` chooses an index kind for the memory at hand and tunes it until it finds the asked share of
 the nearest items. Every change makes a new version; the last three are kept.
 """
@@ -24,7 +27,7 @@ from retrieval.catalogue.index import Catalogue
 from retrieval.embeddings import store
 from retrieval.evaluation import inputs
 from retrieval.ranking import vectors
-from retrieval.reports import search_page
+from retrieval.reports import answers, search_page
 from trainer import config as trainer_config
 from trainer.config import UserError, did_you_mean
 
@@ -60,8 +63,7 @@ def main(action, options):
             on_disk=options.on_disk,
             queries=options.queries,
         )
-        place = " on disk" if manifest["on_disk"] else ""
-        print(f"{manifest['factory']}{place}: {manifest['why']}")
+        return answers.print_built(folder, manifest)
     elif action == "add":
         manifest = index.add(options.store, options.index)
     elif action == "remove":
@@ -73,39 +75,12 @@ def main(action, options):
         manifest = index.rollback(options.index, options.to)
     else:
         manifest = Catalogue.open(options.index, everything=True).manifest
-    print(f"{folder}: {_described(manifest)}")
-    tuned = manifest["tuned"]
-    if action == "build" and tuned["interval95"][0] < tuned["asked"]:
-        print(f"warning: {_shortfall(manifest)}", file=sys.stderr)
-
-
-def _described(manifest):
-    tuned = manifest["tuned"]
-    return (
-        f"version {manifest['version']}, {manifest['count']} items, {manifest['removed']} removed, "
-        f"{manifest['bytes_per_vector']:.0f} bytes per vector, recall@{tuned['k']} "
-        f"{tuned['recall']:.3f} at {tuned['ms_per_query']:.2f} ms per query"
-    )
-
-
-def _shortfall(manifest):
-    """Why an index misses the asked recall, and what to do."""
-    tuned = manifest["tuned"]
-    low, high = tuned["interval95"]
-    if high >= tuned["asked"]:
-        return (
-            f"with {tuned['num_queries']} queries to tune with, the recall is {low:.3f} to "
-            f"{high:.3f}, so {tuned['asked']:g} is not certain; give more with --queries"
-        )
-    return (
-        f"{manifest['factory']} cannot reach recall {tuned['asked']:g} on these items, only "
-        f"{tuned['recall']:.3f}; --factory=HNSW32 or IVF…,SQ8 can, --factory=Flat is exact"
-    )
+    print(f"{folder}: {answers.described(manifest)}")
 
 
 def _versions(folder):
     for manifest, current in index.history(folder):
-        print(f"{'*' if current else ' '} {_described(manifest)}")
+        print(f"{'*' if current else ' '} {answers.described(manifest)}")
 
 
 def _search(options):
@@ -114,17 +89,12 @@ def _search(options):
         catalogue.check_weights(weights, options.store)
         queries = store.read(options.store)
         found = catalogue.find(queries.embeddings, options.k, options.category)
-        items = catalogue.items
-        for q, name in enumerate(queries.ids):
-            results = [
-                {"id": items["id"][r].as_py(), "product": items["product"][r].as_py(), "score": s}
-                for s, r in zip(found.scores[q].tolist(), found.rows[q].tolist(), strict=True)
-                if r >= 0
-            ]
-            print(json.dumps({"query": str(name), "results": results}, ensure_ascii=False))
+        results = catalogue.results(found)
+        for name, each in zip(queries.ids.tolist(), results, strict=True):
+            answers.show(name, each)
         if options.page:
-            title = f"Found in {options.index}"
-            search_page.write(options.page, title, queries, items, found.scores, found.rows)
+            shown = list(zip(queries.ids.tolist(), queries.paths.tolist(), results, strict=True))
+            search_page.write(options.page, f"Found in {options.index}", shown)
             print(f"images of what was found: {options.page}", file=sys.stderr)
 
 

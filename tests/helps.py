@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 from trainer import cli, quiet
 
 MODELS = ("models.simple", "models.ranker")
-WITH_MODELS = ("train", "eval", "embed", "export", "inspect", "sweep", "run")
+WITH_MODELS = ("train", "eval", "build", "embed", "export", "inspect", "sweep", "run")
 
 
 def printed(*arguments):

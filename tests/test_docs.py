@@ -1,11 +1,14 @@
 """Documents that must agree with the code: README, guides, and the commands in them."""
 
+import ast
 import pathlib
 import re
 import shlex
+import types
 
 import pytest
 
+import metriclearn
 from trainer import cli
 from trainer.config import expand_flag_files
 
@@ -77,6 +80,45 @@ def test_links_between_documents_lead_somewhere():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_files_of_the_project_that_documents_name_exist():
+    for path in DOCUMENTS[:-1]:
+        if path.name == "CHANGELOG.md":  # names what was there
+            continue
+        for name in re.findall(
+            r"`((?:trainer|metriclearn|retrieval|models|tests|benchmarks|docs)/[\w/.-]+)`",
+            path.read_text(),
+        ):
+            assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_in_documents_names_modules_and_attributes_that_exist(path):
+    for code in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S):
+        tree = ast.parse(code.replace("…", "..."))
+        names = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import) and _is_ours(node):
+                exec(ast.unparse(node), names)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                value = names.get(node.value.id)
+                ours = isinstance(value, types.ModuleType | type)
+                assert not ours or hasattr(value, node.attr), f"{path.name}: {ast.unparse(node)}"
+
+
+def _is_ours(node):
+    first = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+    return first.split(".")[0] in ("metriclearn", "models", "retrieval", "trainer")
+
+
+def test_the_api_reference_covers_the_public_names_of_metriclearn():
+    page = (ROOT / "docs" / "api" / "metriclearn.md").read_text()
+    for name in metriclearn.__all__:
+        home = getattr(getattr(metriclearn, name), "__module__", None)
+        line = f"::: {home}\n"
+        assert home is None or line in page, f"docs/api/metriclearn.md lacks {line}"
 
 
 def test_readme_model_is_complete_and_builds(tmp_path, program):

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -119,3 +120,16 @@ def test_every_module_has_a_test_file_of_its_name(path):
     if name.match("models/*/*.py") and path.parent.name != "backbones":
         wanted = {f"test_{path.parent.name}"}  # a model is one module to its users
     assert wanted & tests, f"{name} has no test file: tests/{name.parent}/test_{path.stem}.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_docstrings_describe_parameters_that_exist(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef) or node.args.kwarg:
+            continue
+        section = re.search(r"^Args:\n((?:  .*\n?|\n)*)", ast.get_docstring(node) or "", re.M)
+        lines = textwrap.dedent(section[1]).splitlines() if section else []
+        described = [m[1] for line in lines if (m := re.match(r"((?:\*?\w+(?:, )?)+):", line))]
+        given = {part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)}
+        names = {name.strip(" *") for line in described for name in line.split(",")}
+        assert names <= given, f"{node.name}: {names - given}"

@@ -11,20 +11,22 @@ from typing import NoReturn
 
 from trainer import config, helptext, quiet
 
-# {verb: (module, what it does)}; the modules are imported only when they run.
+# {verb: (module, what it does)}, in the order of use; the modules are imported only when they run.
 VERBS = {
+    "audit": ("metriclearn.datasets.audit", "Find duplicate images, and leaks between splits."),
+    "pretrained": ("models.pretrained", "Convert published weights for TensorFlow."),
     "train": ("trainer.main", "Train a model, or resume an interrupted run."),
     "eval": ("retrieval.eval", "Evaluate an embedding: recall@k, MAP@R, a report with images."),
-    "embed": ("retrieval.embed", "Embed images or a model's dataset into a store."),
-    "index": ("retrieval.index", "Build, change and search a catalogue index."),
     "compare": ("retrieval.compare", "Compare two evaluations on the same queries."),
+    "build": ("retrieval.build", "Build the index of a catalogue, with the model in it."),
+    "search": ("retrieval.search", "Find the products of photos in an index."),
+    "embed": ("retrieval.embed", "Embed images or a model's dataset into a store."),
+    "index": ("retrieval.index", "Change, verify and search an index with stored embeddings."),
     "export": ("trainer.export", "Export a trained model as a SavedModel."),
     "inspect": ("trainer.inspect", "List a model's variables, FLOPs and devices."),
     "sweep": ("trainer.sweep", "Train with many configurations, by grid or search."),
-    "run": ("trainer.run", "Run an action of your own on a model."),
     "diff": ("trainer.diff", "Show how two experiments differ."),
-    "audit": ("metriclearn.datasets.audit", "Find duplicate images, and leaks between splits."),
-    "pretrained": ("models.pretrained", "Convert published weights for TensorFlow."),
+    "run": ("trainer.run", "Run an action of your own on a model."),
 }
 
 

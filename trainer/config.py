@@ -646,7 +646,8 @@ def run_without_model(
       main: gets the positional arguments.
       argv: the command line; `sys.argv` if None.
       stopped: see `run`.
-      arguments: names of the positional arguments, in order; those in brackets may be omitted.
+      arguments: names of the positional arguments, in order; those in brackets may be omitted, and
+        one that ends with '…' may be repeated.
       flag_values: where the program's flags are defined.
       renamed: see `run`.
     """
@@ -660,7 +661,7 @@ def run_without_model(
             rest = flag_values(argv)[1:]
         except flags.Error as error:
             raise _flag_error(error, renamed) from None
-        if len(rest) > len(arguments):
+        if len(rest) > len(arguments) and not "".join(arguments[-1:]).strip("[]").endswith("…"):
             raise UserError(f"unexpected argument {rest[len(arguments)]!r}")
         if len(rest) < len(needed):
             raise UserError(f"give {' '.join(arguments)}; {needed[len(rest)]} is missing")

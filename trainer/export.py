@@ -89,7 +89,7 @@ def export(
             _heal(temporary, output)
             files.claim(temporary, "unfinished export")
             try:
-                _write(session, os.path.join(temporary, "model"), inputs, chosen, note)
+                write(session, os.path.join(temporary, "model"), inputs, chosen, note)
                 _publish(temporary, output)
             finally:
                 _heal(temporary, output)
@@ -175,7 +175,15 @@ def _describe(tensor):
     return {"dtype": tensor.dtype.name, "shape": shape}
 
 
-def _write(session, folder, inputs, outputs, note):
+def write(session: Any, folder: str, inputs: dict, outputs: dict, note: dict) -> None:
+    """Writes the default graph as a SavedModel, with the note and all files on the disk.
+
+    Args:
+      session: a `tf.compat.v1.Session` with the values of the variables.
+      folder: a folder that does not exist yet.
+      inputs, outputs: {name: tensor} of the signature `serving_default`.
+      note: what `NOTE` holds, a JSON object.
+    """
     builder = v1.saved_model.Builder(folder)
     builder.add_meta_graph_and_variables(
         session,

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 
 # Lines that a healthy start prints and nobody can act on. Everything else is passed on, such as
 # missing GPU libraries on a machine with a GPU. First: everything of level INFO.
@@ -24,7 +25,7 @@ _DEPRECATED = re.compile(r"deprecated|Instructions for updating")
 def import_tensorflow() -> None:
     """Imports TensorFlow without known noise on stderr; on an exception everything is shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no INFO lines; warnings stay
-    with _filtered_stderr():
+    with filtered_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # probes for GPUs now, within the filter
@@ -34,7 +35,8 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _filtered_stderr():
+def filtered_stderr() -> Iterator[None]:
+    """Drops what matches `NOISE` from stderr, also from C, until TensorFlow is imported."""
     if "tensorflow" in sys.modules:
         yield
         return

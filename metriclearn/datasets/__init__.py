@@ -8,6 +8,7 @@ from metriclearn.datasets.table import (
     queries_and_catalogue,
     select_where,
     split_by_product,
+    whole_catalogue,
 )
 
 READERS = {
@@ -30,6 +31,7 @@ __all__ = [
     "queries_and_catalogue",
     "select_where",
     "split_by_product",
+    "whole_catalogue",
 ]
 
 

@@ -15,6 +15,8 @@ import numpy as np
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # of one image
+# Bytes within which a JPEG's size is found; a file with longer notes is decoded by Pillow.
+HEADER = 1 << 18
 
 # What turns an image upright, by its EXIF orientation; 1 is upright.
 _TURNS = {
@@ -144,6 +146,14 @@ def _flattened(image, mode):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def is_upright_jpeg(data):
+    """Whether a file's bytes, or their first `HEADER`, are an upright JPEG, gray or RGB.
+
+    Such files TensorFlow decodes; all others `read` does.
+    """
+    return data[:3] == b"\xff\xd8\xff" and jpeg_header(data[:HEADER]) in ((1, 1), (1, 3))
 
 
 def jpeg_header(data):

@@ -18,13 +18,11 @@ give the same pixels to within rounding:
 import numpy as np
 import tensorflow as tf
 
-from metriclearn.datasets.image_files import MAX_PIXELS, jpeg_header, read
+from metriclearn.datasets.image_files import HEADER, MAX_PIXELS, is_upright_jpeg, read
 
 # Chroma upsampling looks one sample beyond the window; decoding this much more makes the window's
 # pixels the very ones that a full decode gives.
 HALO = 2
-# Bytes within which a JPEG's size is found; a file with longer notes is decoded by Pillow.
-HEADER = 1 << 18
 # Added before the cast that cuts off: a half, and a little so that values halfway between two gray
 # levels, which weights with few digits often give, fall on one side whatever their last bit.
 HALF = 0.5 + 2**-9
@@ -38,12 +36,10 @@ JFIF = bytes.fromhex("ffd8ffe000104a46494600" + "aa" * 9 + "ffdb" + "aa" * 2)
 def upright_jpegs(data):
     """bool [...]: which files' bytes, string [...], are upright JPEGs, gray or RGB."""
 
-    def plain(content):
-        return content[:3] == b"\xff\xd8\xff" and jpeg_header(content) in ((1, 1), (1, 3))
-
     def check(contents):
         contents = np.asarray(contents, object)  # bytes alone for a scalar
-        return np.array([plain(c) for c in contents.ravel()], bool).reshape(contents.shape)
+        found = [is_upright_jpeg(content) for content in contents.ravel()]
+        return np.array(found, bool).reshape(contents.shape)
 
     def look():
         head = tf.strings.substr(data, 0, HEADER)  # less to copy out of TensorFlow
@@ -196,6 +192,32 @@ def decode(
     if window is not None:
         image = tf.slice(image, tf.where(direct, begin, 0), tf.where(direct, kept, -1))
     return tf.ensure_shape(image, [None, None, channels]), ratio
+
+
+def decode_upright_jpeg(data, size, *, channels=3, max_pixels=MAX_PIXELS):
+    """Decodes an upright JPEG and resizes it, as `decode` and `resize`, by TensorFlow's ops alone.
+
+    A graph without Python's functions can be exported, and run without Python.
+
+    Args:
+      data: string scalar, the bytes of a file of which `is_upright_jpeg` holds.
+      size: (height, width) wanted.
+      channels: 3 (RGB) or 1 (gray).
+      max_pixels: size above which the op fails, before it decodes.
+
+    Returns:
+      uint8 [*size, channels].
+    """
+    sides = jpeg_shape(data)[:2]
+    check = tf.debugging.Assert(small_enough(sides, max_pixels), ["too many pixels"])
+    with tf.control_dependencies([check]):
+        level = tf.identity(plan_jpeg(sides, size, None, None)[0])
+
+    def jpeg(ratio):
+        return tf.io.decode_jpeg(data, channels=channels, ratio=ratio)
+
+    image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in _ratios(size)])
+    return resize(tf.ensure_shape(image, [None, None, channels]), size)
 
 
 def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):

@@ -350,3 +350,19 @@ def queries_and_catalogue(
         have = ", ".join(sorted(filter(None, set(table.splits.tolist())))) or "none"
         raise ValueError(f"no image in split {split!r} to search with (splits: {have})")
     return queries, (table.select(shown) if shown.any() else queries)
+
+
+def whole_catalogue(table: ProductTable) -> ProductTable:
+    """Returns the images that a shop searches, of all splits.
+
+    They are those with role or split 'catalogue' or, if there are none, all but the queries.
+
+    Raises:
+      ValueError: every image is a query.
+    """
+    shown = (table.roles == "catalogue") | (table.splits == "catalogue")
+    if not shown.any():
+        shown = table.roles != "query"
+    if not shown.any():
+        raise ValueError("every image has the role query: there is no catalogue")
+    return table.select(shown)

@@ -151,7 +151,7 @@ def _embedder(backbone, size, source):
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         return {"image": pixels}, output
 
-    return Embedder(build, size=size, channels=3, source=source)
+    return Embedder.of_graph(build, size=size, channels=3, source=source)
 
 
 def _embedded(embedder, make, table, row, views=1):

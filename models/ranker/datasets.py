@@ -184,6 +184,11 @@ def _where(table, key):
         raise UserError(f"{key}={config[key]}: {error}.") from None
 
 
+def table():
+    """Returns the ProductTable of all images of the data set."""
+    return _table()
+
+
 def _table():
     keys = ("name", "base_path", "image_path", "columns", "on_bad_image", "max_pixels")
     return _load(*(config[f"dataset.{key}"] for key in keys))

@@ -16,19 +16,24 @@ def channels():
     return 3 if config["dataset.manifest"] else 1
 
 
+def table():
+    """Returns the ProductTable of all images."""
+    path = config["dataset.manifest"]
+    return manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
+
+
 def datasets(start_step=0):
     """Returns the datasets by name; training batches are a pure function of (seed, step)."""
-    path, seed = config["dataset.manifest"], seed_of(config["trainer.random_seed"])
-    table = manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
-    train, validation = table.where(split="train"), table.where(split="val")
+    seed, rows = seed_of(config["trainer.random_seed"]), table()
+    train, validation = rows.where(split="train"), rows.where(split="val")
     images = config["dataset.images_per_product"]
     sample = pk_sampler(train.labels, products=_products(train, images), images=images, seed=seed)
     options = {"image_size": config["model.image_size"], "channels": channels()}
     options["max_pixels"] = config["dataset.max_pixels"]
-    options["crop"] = augment.box_window() if table.boxes is not None else None
+    options["crop"] = augment.box_window() if rows.boxes is not None else None
 
-    def every(rows):
-        return pipeline.eval_batches(rows, batch_size=config["model.batch_size"], **options)
+    def every(part):
+        return pipeline.eval_batches(part, batch_size=config["model.batch_size"], **options)
 
     disturb = augment.compose(augment.random_crop(0.8), augment.random_noise())
     training = {"start_step": start_step, "seed": seed, **options}
@@ -38,8 +43,8 @@ def datasets(start_step=0):
         found["vld"] = every(validation)
     else:
         warnings.warn("no product of the split val has two images: no validation", stacklevel=2)
-    if (table.splits == "test").any():
-        queries, catalogue = queries_and_catalogue(table, split="test")
+    if (rows.splits == "test").any():
+        queries, catalogue = queries_and_catalogue(rows, split="test")
         found |= {"retrieval_query": every(queries), "retrieval_index": every(catalogue)}
     return found
 

@@ -1,9 +1,10 @@
 """A catalogue of embeddings in a FAISS index: build, add, remove, search, verify.
 
-INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json and, for an index larger than the
-memory, its inverted lists, lists.ivfdata. See `retrieval.catalogue.versions` for how a version is
-published. Removed items stay in the FAISS file and are skipped by every search, which works for all
-kinds of index; `build` again to shrink it.
+INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json, the SavedModel that embeds queries
+(`model`) and, for an index larger than the memory, its inverted lists, lists.ivfdata. They are
+published as one, so that index and model cannot be mixed (see `retrieval.catalogue.versions`).
+Removed items stay in the FAISS file and are skipped by every search, which works for all kinds of
+index; `build` again to shrink it.
 
 FAISS trusts the files it reads. Open only indexes that you built: the checksums detect damage and
 mix-ups, not malice.
@@ -12,7 +13,6 @@ mix-ups, not malice.
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 
 import faiss
 import numpy as np
@@ -20,198 +20,20 @@ import pyarrow
 from pyarrow import compute
 
 from retrieval import progress
-from retrieval.catalogue import inverted_lists, neighbours, versions
+from retrieval.catalogue import inverted_lists, neighbours, opened, versions
+from retrieval.catalogue.opened import ITEMS, MODEL, Catalogue, manifest_of
 from retrieval.embeddings import store
 from retrieval.ranking import vectors
 from trainer import files
 
+__all__ = ["Catalogue", "add", "build", "history", "manifest_of", "remove", "rollback"]
+
 BLOCK = 65536  # rows added at a time
 HELD_OUT = 500  # items that an index is tuned with before they are added
-ITEMS = pyarrow.schema(
-    # large: the texts of one column may take more than 2 GiB.
-    [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
-)
-KEYS = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
-KEYS |= {"count", "removed", "bytes_per_vector", "bytes", "sha256"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-      scores: float32 [Q, k], best first; larger is nearer. -inf beyond the last item found.
-      rows: int64 [Q, k], rows of `Catalogue.items`; -1 beyond the last.
-    """
-
-    scores: np.ndarray
-    rows: np.ndarray
-
-
-class Catalogue:
-    """An index and its items, opened as one object. Safe to search from several threads.
-
-    Attributes:
-      items: pyarrow.Table of `ITEMS`; row i is of row i of the index. Memory-mapped, so that names
-        take no memory before they are read.
-      manifest: dict, what the index is and how it was tuned.
-      version: int, the number of this version.
-    """
-
-    items: pyarrow.Table
-    manifest: dict
-    version: int
-
-    def __init__(self, index, items, manifest):
-        """Internal; use `open`."""
-        self.index, self.items, self.manifest = index, items, manifest
-        self.version = manifest["version"]
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike, everything: bool = False) -> "Catalogue":
-        """Opens the current version of an index.
-
-        Args:
-          folder: the index.
-          everything: also compare the checksum of lists on disk; otherwise only their size.
-
-        Raises:
-          ValueError: not an index, or damaged or foreign files.
-        """
-        version, manifest = _current(folder)
-        _check_files(folder, version, manifest, everything)
-        index, items = _read(version, manifest)
-        return cls(index, items, manifest)
-
-    def find(self, vectors_: np.ndarray, k: int = 10, category: str | None = None) -> Found:
-        """Searches for the nearest items.
-
-        Args:
-          vectors_: float [Q, D], the queries' embeddings.
-          k: number of results per query.
-          category: consider only its items.
-
-        Raises:
-          ValueError: vectors that do not fit, k below 1, or a category without items.
-        """
-        if k < 1:
-            raise ValueError(f"--k={k}: takes a number from 1 on")
-        if k > max(self.manifest["count"], 1000):
-            raise ValueError(f"--k={k}: the index holds {self.manifest['count']} items")
-        queries = np.asarray(vectors_)
-        if queries.ndim != 2 or queries.shape[1] != self.manifest["dimensions"]:
-            raise ValueError(
-                f"queries are {list(queries.shape)}; the index takes "
-                f"[rows, {self.manifest['dimensions']}]"
-            )
-        similarity = self.manifest["similarity"]
-        vectors.Vectors(queries, similarity, "queries")
-        wanted, share = self._wanted(category)
-        selector = None
-        if wanted is not None:
-            bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
-            selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
-        parameters = neighbours.served(self.index, self.manifest["tuned"], k, share, selector)
-        return Found(*neighbours.search(self.index, queries, k, similarity, parameters))
-
-    def _wanted(self, category):
-        """(bool [N] of the items to consider, None for all; their share)."""
-        if not self.manifest["removed"] and category is None:
-            return None, 1.0
-        wanted = self.items["alive"]
-        if category is not None:
-            wanted = compute.and_(wanted, compute.equal(self.items["category"], category))
-            if not compute.any(wanted).as_py():
-                raise ValueError(f"no item of the index is of category {category!r}")
-        wanted = wanted.to_numpy()
-        return wanted, wanted.mean() or 1.0
-
-    def check_weights(self, weights: str | None, source: str) -> None:
-        """Raises ValueError if embeddings from `source` were made by other weights than these."""
-        mine = self.manifest["weights"]
-        if mine != weights:
-            raise ValueError(
-                f"{source} was embedded with other weights than the index: embed it with the "
-                f"checkpoint of {str(mine)[:12]}, or build the index anew"
-            )
-
-    def close(self) -> None:
-        """Frees the index and its items."""
-        self.index = self.items = None
-
-    def __enter__(self) -> "Catalogue":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
-
-
-def manifest_of(folder) -> dict:
-    """Returns the manifest of the current version, without reading the index."""
-    return _current(folder)[1]
-
-
-def _current(folder):
-    """(folder, manifest) of the current version."""
-    version = versions.current(folder)
-    return version, _manifest(version)
-
-
-def _manifest(version):
-    path = os.path.join(version, "manifest.json")
-    manifest = files.read_sealed(path, KEYS, "an index")
-    tuned, names = manifest["tuned"], {"index.faiss", "items.arrow"}
-    if (
-        not isinstance(tuned, dict)
-        or not {"effort", "recall", "ms_per_query", "asked", "k"} <= tuned.keys()
-        or not names <= manifest["sha256"].keys() <= {*names, inverted_lists.LISTS}
-        or manifest["bytes"].keys() != manifest["sha256"].keys()
-    ):
-        raise ValueError(f"{path}: is damaged: its entries are not as retrieval.index writes them")
-    return manifest
-
-
-def _check_files(folder, version, manifest, everything):
-    for name, checksum in manifest["sha256"].items():
-        path = os.path.join(version, name)
-        if not os.path.isfile(path):
-            raise ValueError(f"{path}: is missing from its index")
-        damaged = os.path.getsize(path) != manifest["bytes"][name]
-        if not damaged and (name != inverted_lists.LISTS or everything):
-            damaged = files.sha256(path) != checksum
-        if damaged:
-            others = [n for n in versions.numbers(folder) if n != manifest["version"]]
-            again = (
-                f"go back with `index rollback --to={others[-1]}`" if others else "build it anew"
-            )
-            raise ValueError(f"{path}: is damaged (its checksum differs); {again}")
-
-
-def _read(version, manifest):
-    """(FAISS index, items) of a version."""
-    try:
-        items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
-        items = items.read_all()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{version}/items.arrow: cannot be read: {error}") from None
-    if items.schema != ITEMS:
-        raise ValueError(f"{version}: was written by another version of this program: build anew")
-    read = inverted_lists.read if manifest["on_disk"] else faiss.read_index
-    try:
-        index = read(os.path.join(version, "index.faiss"))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
-        raise ValueError(f"{version}/index.faiss: cannot be read: {reason}") from None
-    if index.d != manifest["dimensions"] or index.ntotal != len(items):
-        raise ValueError(f"{version}: index and items do not belong together")
-    return index, items
-
-
-# ---------------------------------------------------------------------------- changing an index
 
 
 def build(source, folder, factory="auto", *, similarity="cosine", memory=None, recall=0.95, k=10,
-          on_disk=False, queries=None, seed=0):  # fmt: skip
+          on_disk=False, queries=None, seed=0, save_model=None):  # fmt: skip
     """Builds an index from a store, in blocks. Earlier versions are kept.
 
     The search effort is tuned so that the asked recall holds for queries that the index has not
@@ -229,6 +51,8 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
       on_disk: keep the inverted lists of `factory` in a file; auto decides that itself.
       queries: folder of a store of real queries to tune with.
       seed: of what is drawn at random.
+      save_model: `Embedder.save` of the model that made the store, for the index to carry; None
+        for an index that is searched with stored embeddings only.
 
     Returns:
       The manifest.
@@ -287,6 +111,8 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
                 "weights": origin["source"].get("checkpoint_sha256"),
                 "tuned": tuned,
             }
+            if save_model:
+                save_model(os.path.join(path, MODEL))
             return _write(path, index, rows.items.take(np.concatenate([kept, held])), manifest)
 
 
@@ -399,6 +225,7 @@ def add(source, folder):
             else:
                 for block in blocks:
                     index.add(block)
+            _keep_model(old.folder, path)
             return _write(path, index, items, manifest)
 
 
@@ -424,6 +251,7 @@ def remove(ids, folder):
         with versions.following(folder) as path:
             if manifest["on_disk"]:
                 index = inverted_lists.write(index, [], path)
+            _keep_model(old.folder, path)
             return _write(path, index, items, manifest)
 
 
@@ -451,9 +279,9 @@ def rollback(folder, number):
                 f"--to={number}: {folder} has the versions {', '.join(map(str, known))}"
             )
         path = os.path.join(folder, "versions", f"{number:06d}")
-        manifest = _manifest(path)
-        _check_files(folder, path, manifest, everything=False)
-        _read(path, manifest)
+        manifest = opened.manifest_in(path)
+        opened.check_files(folder, path, manifest, everything=False)
+        opened.read(path, manifest)
         versions.publish(folder, number)
     return manifest
 
@@ -462,7 +290,21 @@ def history(folder):
     """Returns [(manifest, whether it is current)] of the complete versions, oldest first."""
     current = os.path.basename(versions.current(folder))
     names = [f"{number:06d}" for number in versions.numbers(folder)]
-    return [(_manifest(os.path.join(folder, "versions", n)), n == current) for n in names]
+    return [(opened.manifest_in(os.path.join(folder, "versions", n)), n == current) for n in names]
+
+
+def _files_below(path):
+    """Yields the paths within a folder of its files, with '/'."""
+    for at, _, names in os.walk(path):
+        yield from (os.path.relpath(os.path.join(at, n), path).replace(os.sep, "/") for n in names)
+
+
+def _keep_model(old, new):
+    """Gives a version the model of an earlier one."""
+    for name in _files_below(os.path.join(old, MODEL)):
+        source, target = (os.path.join(version, MODEL, name) for version in (old, new))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        files.link(source, target)
 
 
 def _write(path, index, items, manifest):
@@ -470,11 +312,11 @@ def _write(path, index, items, manifest):
     faiss.write_index(index, os.path.join(path, "index.faiss"))
     with pyarrow.ipc.new_file(os.path.join(path, "items.arrow"), ITEMS) as out:
         out.write_table(items)
-    names = sorted(os.listdir(path))
+    names = sorted(_files_below(path))
     for name in names:  # FAISS does not
         files.sync(os.path.join(path, name))
     sizes = {name: os.path.getsize(os.path.join(path, name)) for name in names}
-    vectors_in = sum(size for name, size in sizes.items() if name != "items.arrow")
+    vectors_in = sizes["index.faiss"] + sizes.get(inverted_lists.LISTS, 0)
     manifest = manifest | {
         "version": int(os.path.basename(path)),
         "count": (alive := compute.sum(items["alive"]).as_py()),

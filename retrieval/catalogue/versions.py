@@ -14,10 +14,15 @@ from trainer import files
 KIND = "index"  # of folder, in its mark
 KEPT = 3  # versions
 LITTER = r"\.\w+\.tmp"  # what a killed writer of `current` leaves
-# The files of a version that this program writes.
+# The files of a version that its manifest names, and all that this program writes there.
+CONTENTS = (
+    r"index\.faiss|items\.arrow|lists\.ivfdata"
+    r"|model/((saved_model|fingerprint)\.pb|variables/variables\.[\w-]+|assets/[^/]+"
+    r"|assets\.extra/prototrain\.json)"
+)
 FILES = (
-    r"(index\.faiss|items\.arrow|manifest\.json|lists\.ivfdata|\.blocks-\w+/(\d+\.faiss)?"
-    r"|\.\w+\.tmp)?"
+    rf"({CONTENTS}|manifest\.json|model/((variables|assets|assets\.extra)/)?"
+    r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.\w+\.tmp|model/saved_model\.pb\.tmp.*)?"
 )
 
 
@@ -27,13 +32,15 @@ def current(folder):
         with open(os.path.join(folder, "current"), encoding="utf-8") as text:
             name = text.read(64).strip()
     except (OSError, UnicodeDecodeError):
-        raise ValueError(
-            f"{folder}: is not an index; make one with retrieval.index build"
-        ) from None
+        raise ValueError(f"{folder}: {_what(folder)}; make one with `prototrain build`") from None
     version = os.path.join(folder, "versions", os.path.basename(name))
     if not re.fullmatch(r"\d{6,}", name) or not os.path.isdir(version):
         raise ValueError(f"{folder}/current: names no version of this index: {name[:40]!r}")
     return version
+
+
+def _what(folder):
+    return "is not an index" if os.path.isdir(folder) else "there is no such folder"
 
 
 def numbers(folder):

@@ -2,30 +2,34 @@
 
     embedder = Embedder.of_experiment("models.ranker", "experiments/exp-ranker")
     vectors = embedder.embed(["photo.jpg", "other.png"])          # float32 [2, D]
+    embedder.save("model")
+    embedder = Embedder.load("model")       # in half a second, without TensorFlow's Python package
 
-`embed_datasets` and the functions that fill stores use it too, so that an image gets the same
+`retrieval.embeddings.passes` uses it for whole datasets and tables, so that an image gets the same
 embedding wherever it is embedded.
 """
 
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from metriclearn.datasets import ProductTable, image_files
-from retrieval.embeddings import images, store
-from retrieval.embeddings.store import Embedded
-from trainer import files
+from metriclearn.datasets import image_files
+from retrieval.embeddings import c_library
+from trainer import files, quiet
+
+NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
+NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
 
 
 class Embedder:
     """Turns images into embeddings. Safe to use from several threads.
 
-    Make one with `of_experiment` or `of_saved_model`; it is also a context manager that closes
-    itself.
+    Make one with `of_experiment`, `of_saved_model` or `load`; it is also a context manager that
+    closes itself.
 
     Attributes:
       size: (height, width) that images are resized to, or None if it embeds its own datasets only.
@@ -33,8 +37,9 @@ class Embedder:
       boxes: whether to crop images to their boxes, where a table has any.
       dimensions: D, the length of an embedding.
       max_pixels: size above which an image file is refused.
-      source: what the embeddings depend on, as JSON values: weights and configuration by hash,
-        preprocessing.
+      source: what the embeddings depend on, as JSON values: weights (`checkpoint_sha256`) and
+        configuration by hash, preprocessing.
+      inputs: names of the arrays that `run` takes.
     """
 
     size: tuple[int, int] | None
@@ -43,28 +48,78 @@ class Embedder:
     dimensions: int
     max_pixels: int
     source: dict
+    inputs: tuple[str, ...]
 
-    def __init__(self, build, *, size, channels, source, threads=0, boxes=True,
-                 max_pixels=image_files.MAX_PIXELS):  # fmt: skip
-        """Internal: `build(session)` returns ({name: placeholder}, embeddings [B, D])."""
+    def __init__(self, session, inputs, output, *, size, channels, source, dimensions, boxes=True,
+                 max_pixels=image_files.MAX_PIXELS, tensors=None):  # fmt: skip
+        """Internal.
+
+        Args:
+          session: a `tf.compat.v1.Session` or a `c_library.Session`.
+          inputs: {name: tensor to feed, or its name}.
+          output: the embeddings [B, D], or their name.
+          size, channels, source, dimensions, boxes, max_pixels: the attributes.
+          tensors: names of the tensors that decode images; None for a graph to put them into.
+        """
+        self._session, self._fed, self._output = session, inputs, output
+        self._run = session.make_callable(output, list(inputs.values()))
+        self.size, self.channels, self.source = size, channels, source
+        self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
+        self.inputs = tuple(inputs)
+        self._tensors, self._decoders = tensors, None
+
+    @classmethod
+    def of_graph(cls, build: Callable, *, threads: int = 0, **about: Any) -> "Embedder":
+        """An embedder with a graph of its own.
+
+        Args:
+          build: `build(session)` makes the graph and gives its variables their values; it returns
+            ({name: placeholder}, embeddings [B, D]).
+          threads: for TensorFlow, 0 for all cores.
+          about: size, channels, source, boxes and max_pixels, see the attributes. Without a size,
+            it is that of the placeholder `image` where that is the only one.
+
+        Raises:
+          ValueError: the output is not [B, D].
+        """
         import tensorflow as tf
 
-        v1 = tf.compat.v1
-        self.graph = tf.Graph()
-        config = v1.ConfigProto(
-            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
-        )
-        self._session = v1.Session(graph=self.graph, config=config)
-        self._decode = None
-        with self.graph.as_default():
-            self._inputs, output = build(self._session)
+        session = _new_session(threads)
+        with session.graph.as_default():
+            inputs, output = build(session)
             output = tf.cast(output, tf.float32)
             if output.shape.rank != 2:
                 raise ValueError(f"the embeddings are {output.shape}, not [batch, dimensions]")
-            self._run = self._session.make_callable(output, list(self._inputs.values()))
-        self.size, self.channels, self.source = size, channels, source
-        self.boxes, self.max_pixels = boxes, max_pixels
-        self.dimensions = int(output.shape[1] or 0)
+            return cls(session, inputs, output, dimensions=int(output.shape[1] or 0), **about)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, threads: int = 0) -> "Embedder":
+        """An embedder that `save` wrote, run by TensorFlow's C library where there is one.
+
+        Args:
+          folder: the saved model.
+          threads: for TensorFlow, 0 for all cores.
+
+        Raises:
+          ValueError: the folder holds no such model, or a damaged one.
+        """
+        folder = os.fspath(folder)
+        needed = {*NOTED, "image_size", "features"}
+        note = files.known_keys(os.path.join(folder, NOTE), needed, "a model that embeds images")
+        tensors = note["tensors"]
+        try:
+            session = _session_of(folder, threads)
+            return cls(
+                session,
+                {"image": tensors["image"]},
+                tensors["embeddings"],
+                size=tuple(note["image_size"]),
+                dimensions=note["features"],
+                **{name: note[name] for name in NOTED},
+            )
+        except Exception as error:  # TensorFlow raises many kinds for files that are damaged
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
 
     @classmethod
     def of_experiment(
@@ -122,11 +177,11 @@ class Embedder:
             checkpoints.restore(session, checkpoint, variables, averages=True)
             return inputs, embeddings
 
-        options = {
+        options: dict = {
             "boxes": _key(model, "dataset.bounding_boxes", True),
             "max_pixels": _key(model, "dataset.max_pixels", image_files.MAX_PIXELS),
         }
-        made = cls(build, size=None, channels=3, source=source, threads=threads, **options)
+        made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
         return made
 
@@ -175,7 +230,7 @@ class Embedder:
             return {"image": images_in}, output
 
         try:
-            made = cls(build, size=size, channels=channels, source=source, threads=threads)
+            made = cls.of_graph(build, size=size, channels=channels, source=source, threads=threads)
             made.run({"image": np.zeros((1, *size, channels), np.uint8)})  # a damaged one fails now
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             if isinstance(error, ValueError) and folder in str(error):
@@ -186,85 +241,106 @@ class Embedder:
 
     def run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Embeddings float32 [B, D] of one batch: the arrays that the model's inputs are called."""
-        return self._run(*(batch[name] for name in self._inputs))
+        return self._run(*(batch[name] for name in self.inputs))
 
     def embed(self, images: Sequence | np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Embeds image files or decoded images.
+        """Embeds images.
 
         Args:
-          images: paths, or uint8 arrays [H, W, C] of any size with C = 3 or 1; or one [N, H, W, C].
+          images: what `decode` takes; or one array [N, H, W, C].
           batch_size: images at a time.
 
         Returns:
           float32 [N, D].
 
         Raises:
-          ValueError: a file that cannot be read, by name; an array of another shape or dtype.
+          ValueError: see `decode`.
         """
-        decode = self._decoder()
+        self._decoding()
         found = []
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(images), batch_size):
-                batch = list(pool.map(decode, images[start : start + batch_size]))
+                batch = list(pool.map(self.decode, images[start : start + batch_size]))
                 found.append(self.run({"image": np.stack(batch)}))
         return np.concatenate([np.zeros((0, self.dimensions), np.float32), *found])
 
-    def decode(self, image: Any) -> np.ndarray:
-        """uint8 [*size, channels], as `run` takes it, of a path, a file's bytes or an array.
+    def decode(self, image: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
+        """Returns an image as the model takes it, uint8 [*size, channels]; no batch.
+
+        Args:
+          image: path, the bytes of a file, or uint8 [H, W, C] of any size with C = 3 or 1.
 
         Raises:
-          ValueError: it cannot be read; of bytes, the message only says why.
+          ValueError: a file that cannot be read, by name; an array of another shape or dtype.
         """
-        return self._decoder()(image)
+        of_jpeg, of_pixels = self._decoding()
+        assert self.size
+        if isinstance(image, np.ndarray):
+            return of_pixels(_pixels(image, self.channels))
+        try:
+            content = image if isinstance(image, bytes) else _content(image)
+            if image_files.is_upright_jpeg(content):
+                return of_jpeg(content)
+            limits = self.channels, self.size, None, self.max_pixels
+            return of_pixels(image_files.read(content, *limits)[0])
+        except Exception as error:  # of two sessions, with kinds of their own
+            name = "" if isinstance(image, bytes) else f" {os.fspath(image)!r}"
+            reason = _reason(image, error, self.max_pixels)
+            raise ValueError(f"cannot read the image{name}: {reason}") from None
 
-    def _decoder(self):
-        """A function: a path, bytes or an array -> uint8 [*size, channels]."""
+    def _decoding(self):
+        """(function of a JPEG's bytes, function of uint8 [h, w, channels]) -> uint8 [*size, C]."""
         if self.size is None:
             raise ValueError("this model takes no images alone: it can embed its own datasets only")
-        if self._decode is not None:
-            return self._decode
+        if self._decoders is None:
+            if self._tensors is None:
+                self._tensors = self._add_decoders()
+            # One assignment, since several threads may be here.
+            self._decoders = tuple(
+                self._session.make_callable(self._tensors[output], [self._tensors[fed]])
+                for output, fed in (("from_jpeg", "content"), ("from_pixels", "pixels"))
+            )
+        return self._decoders
+
+    def _add_decoders(self):
+        """Puts the decoding into the graph; returns the names of its tensors."""
         import tensorflow as tf
 
         from metriclearn.datasets import images as image_tensors
 
         v1 = tf.compat.v1
-        with self.graph.as_default():
-            content = v1.placeholder(tf.string, [])
-            pixels = v1.placeholder(tf.uint8, [None, None, self.channels])
-            image = image_tensors.decode(
-                content, channels=self.channels, least=self.size, max_pixels=self.max_pixels
-            )[0]
-            of_file = self._session.make_callable(image_tensors.resize(image, self.size), [content])
-            of_array = self._session.make_callable(
-                image_tensors.resize(pixels, self.size), [pixels]
+        with self._session.graph.as_default(), v1.name_scope("decode"):
+            content = v1.placeholder(tf.string, [], "content")
+            pixels = v1.placeholder(tf.uint8, [None, None, self.channels], "pixels")
+            from_jpeg = image_tensors.decode_upright_jpeg(
+                content, self.size, channels=self.channels, max_pixels=self.max_pixels
             )
+            tensors = {"content": content, "pixels": pixels, "from_jpeg": from_jpeg}
+            tensors["from_pixels"] = image_tensors.resize(pixels, self.size)
+        return {name: tensor.name for name, tensor in tensors.items()}
 
-        def decode(given):
-            if isinstance(given, np.ndarray):
-                return of_array(_pixels(given, self.channels))
-            if isinstance(given, bytes):
-                try:
-                    return of_file(given)
-                except (ValueError, tf.errors.OpError) as error:
-                    raise ValueError(str(_reason(given, error, self.max_pixels))) from None
-            try:
-                if not os.path.isfile(given):
-                    reason = "not a regular file" if os.path.exists(given) else "no such file"
-                    raise ValueError(reason)
-                with open(given, "rb") as file:
-                    return of_file(file.read())
-            except (OSError, ValueError, tf.errors.OpError) as error:
-                reason = _reason(given, error, self.max_pixels)
-                raise ValueError(f"cannot read the image {str(given)!r}: {reason}") from None
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes a SavedModel that `load` reads, and any other program that takes uint8 images.
 
-        self._decode = decode
-        return decode
+        Args:
+          folder: a folder that does not exist yet.
 
-    def batches(self, make, what: str, *, reduced: bool = False) -> Iterable[Embedded]:
-        """Yields `Embedded` batch by batch of the dataset that `make()` returns."""
-        with images.opened(make, what, reduced=reduced, keys=(*self._inputs, "image")) as batches:
-            for batch in batches:
-                yield Embedded(self.run(batch), **images.facts(batch))
+        Raises:
+          ValueError: this embedder takes no images alone, or it was loaded itself.
+        """
+        from trainer import export
+
+        self._decoding()
+        if isinstance(self._output, str):
+            raise ValueError("an embedder that was loaded is not saved again: copy its folder")
+        (image,) = self._fed.values()
+        tensors = {"image": image.name, "embeddings": self._output.name}
+        note = {name: getattr(self, name) for name in NOTED if name != "tensors"}
+        note |= {"tensors": self._tensors | tensors, "image_size": list(self.size or ())}
+        with self._session.graph.as_default():
+            signature = {"image": image}, {"embeddings": self._output}
+            note |= {"features": self.dimensions}
+            export.write(self._session, os.fspath(folder), *signature, note)
 
     def close(self) -> None:
         """Frees the session."""
@@ -332,12 +408,45 @@ def _pixels(array, channels):
     raise ValueError(f"an image must have {channels} channels, not {array.shape[2]}")
 
 
-def _reason(path, error, max_pixels):
-    """Why a file could not be decoded, in our own words."""
+def _session_of(folder, threads):
+    """A session with a SavedModel: of the C library, else of TensorFlow's Python package."""
+    try:
+        return c_library.Session(folder, threads)
+    except (c_library.Unavailable, RuntimeError):  # an operation that only the package registers
+        quiet.import_tensorflow()
+        import tensorflow as tf
+
+        session = _new_session(threads)
+        with session.graph.as_default():
+            tf.compat.v1.saved_model.load(session, ["serve"], folder)
+        return session
+
+
+def _new_session(threads):
+    """A session of TensorFlow's Python package with a graph of its own."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    config = v1.ConfigProto(
+        intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
+    )
+    return v1.Session(graph=tf.Graph(), config=config)
+
+
+def _content(path):
+    """The bytes of a regular file: pipes and devices never end."""
+    if not os.path.isfile(path):
+        raise ValueError("not a regular file" if os.path.exists(path) else "no such file")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _reason(image, error, max_pixels):
+    """Why a file, or its bytes, could not be decoded, in our own words."""
     if isinstance(error, ValueError):
         return error
     try:
-        image_files.read(path, max_pixels=max_pixels)
+        image_files.read(image, max_pixels=max_pixels)
     except ValueError as clearer:
         return clearer
     return getattr(error, "strerror", None) or "the file is truncated or damaged"
@@ -350,121 +459,3 @@ def fingerprint(checkpoint) -> str:
     paths = [path for path in paths if not path.endswith(".meta")]
     sums = [f"{os.path.basename(path)} {files.sha256(path)}" for path in sorted(paths)]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------- passes
-
-
-def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
-    """Embeds some of a model's datasets in memory, with the reduced images.
-
-    Args:
-      model: a model module.
-      names: which of its datasets, such as 'retrieval_query'.
-      checkpoint: prefix as `trainer.checkpoints.latest` returns it.
-      threads: for TensorFlow, 0 for all cores.
-
-    Returns:
-      {name: Embedded}.
-
-    Raises:
-      ValueError: the model sets no embeddings, a dataset is missing or empty, the checkpoint does
-        not fit the model, or an image cannot be read.
-    """
-    found = {}
-    spec = images.spec_of(model, names)
-    with Embedder.of_experiment(model, checkpoint, spec=spec, threads=threads) as embedder:
-        for name in names:
-
-            def make(name=name):
-                return images.of_model(model, [name])[name]
-
-            parts = list(embedder.batches(make, f"embedding {name}", reduced=True))
-            if not parts:
-                raise ValueError(f"dataset {name!r} is empty: there is nothing to embed")
-            found[name] = store.joined(parts)
-    return found
-
-
-def embed_to_store(model, name, folder, embedder, **options) -> dict:
-    """Embeds one of a model's datasets into a store, or resumes; returns the store's manifest.
-
-    Args:
-      model: a model module.
-      name: which of its datasets.
-      folder: the store.
-      embedder: an `Embedder` made for the dataset's spec, or of a SavedModel.
-      options: dtype, shard_rows: as in `store.fill`.
-    """
-    source = {"dataset": name, "dataset_model": model.__name__} | embedder.source
-
-    def rest(done):
-        def make():
-            return images.of_model(model, [name])[name].skip(done)
-
-        return ((items, []) for items in embedder.batches(make, f"embedding {name}"))
-
-    return store.fill(folder, source, rest, **options)
-
-
-def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", batch_size=64,
-                **options) -> dict:  # fmt: skip
-    """Embeds the images of a table into a store, or resumes; returns the store's manifest.
-
-    Args:
-      rows: a ProductTable, as `images.table` returns it.
-      folder: the store.
-      embedder: an `Embedder` of images.
-      on_bad_image: 'error' or 'skip'; the manifest names those skipped, as `skipped`.
-      batch_size: images at a time.
-      options: dtype, shard_rows: as in `store.fill`.
-    """
-    if embedder.size is None:
-        embedder._decoder()
-    height, width = embedder.size
-    boxes = embedder.boxes and rows.boxes is not None
-    source = embedder.source | {
-        "images_sha256": _listing(rows, boxes),
-        "image_size": [height, width],
-        "boxes": boxes,
-        "on_bad_image": on_bad_image,
-        "batch_size": batch_size,  # shards end where batches do
-    }
-
-    def rest(done):
-        def make():
-            return images.of_table(
-                rows, embedder.size, embedder.channels, batch_size, on_bad_image=on_bad_image,
-                start_batch=done, boxes=boxes, max_pixels=embedder.max_pixels,
-            )  # fmt: skip
-
-        with images.opened(make, "embedding images", keys=("image",)) as batches:
-            for batch in batches:
-                found = np.zeros((0, embedder.dimensions), np.float32)
-                if len(batch["id"]):
-                    found = embedder.run(batch)
-                skipped = images.text(batch.get("skipped", ())).tolist()
-                yield Embedded(found, **images.facts(batch)), skipped
-
-    return store.fill(folder, source, rest, **options)
-
-
-def _listing(rows, boxes):
-    """Hash of what a table lists: ids, files with their sizes and times, products, boxes."""
-    stamps = map(_stamp, rows.paths.tolist())
-    columns = (rows.ids, rows.paths, rows.products, rows.categories)
-    rows_of = zip(*(column.tolist() for column in columns), stamps, strict=True)
-    lines = "\n".join("\t".join(row) for row in rows_of)
-    digest = hashlib.sha256(lines.encode())
-    if boxes:
-        digest.update(rows.boxes.tobytes())
-    return digest.hexdigest()
-
-
-def _stamp(path):
-    """Size and time of a file, which tell that it changed; '' if there is none."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return ""
-    return f"{about.st_size} {about.st_mtime_ns}"

@@ -7,9 +7,8 @@ import re
 
 import numpy as np
 
-from metriclearn import augment
 from metriclearn.datasets import folder as image_folder
-from metriclearn.datasets import image_files, manifest, pipeline, select_where
+from metriclearn.datasets import image_files, manifest, select_where, whole_catalogue
 from retrieval import progress
 
 # An image counts as "raw pixels" at no more than this many pixels per side.
@@ -37,10 +36,19 @@ def table(folder="", csv="", where="", columns=""):
         rows = image_folder.load(os.path.expanduser(folder), fractions=None)
     else:
         rows = manifest.load(csv, fractions=None, columns=columns)
+    return _where(rows, where)
+
+
+def _where(rows, where):
     try:
         return select_where(rows, where)
     except ValueError as error:
         raise ValueError(f"--where={where}: {error}") from None
+
+
+def catalogue(rows, where=""):
+    """The rows of a ProductTable that a shop searches, or those that conditions choose instead."""
+    return _where(rows, where) if where else whole_catalogue(rows)
 
 
 def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_batch=0, boxes=True,
@@ -57,6 +65,9 @@ def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_ba
       boxes: crop to the boxes of the table, if it has any.
       max_pixels: size above which an image is refused.
     """
+    from metriclearn import augment  # with TensorFlow, which lists of images do not need
+    from metriclearn.datasets import pipeline
+
     return pipeline.eval_batches(
         rows,
         batch_size=batch_size,

@@ -29,7 +29,12 @@ from trainer import files
 COLUMNS = ("id", "product", "category", "path", "sha256")
 LARGEST = 2**40  # rows or columns that are believed of a header
 KIND = "store"  # of folder, in its mark
+FILES = r"\d{5}\.(npy|parquet)|manifest\.json"
 LITTER = r"\..*\.tmp"  # what a killed writer leaves
+
+
+class OtherSource(ValueError):
+    """A store holds embeddings of other images, or by another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,8 @@ def begin(folder, source, dtype="float32") -> dict:
     """Returns the manifest to continue with: a new one, or an interrupted run's of this source.
 
     Raises:
-      ValueError: the folder holds other embeddings, or something else.
+      OtherSource: the folder holds other embeddings.
+      ValueError: it holds something else.
     """
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
@@ -142,7 +148,7 @@ def begin(folder, source, dtype="float32") -> dict:
     if manifest["source"] != source or manifest["dtype"] != dtype:
         changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
         what = "other images" if changed[0] == "images_sha256" else f"another {changed[0]}"
-        raise ValueError(f"{folder} holds embeddings of {what}: name another folder, or delete it")
+        raise OtherSource(f"{folder} holds embeddings of {what}: name another folder, or delete it")
     return manifest
 
 
@@ -199,6 +205,11 @@ def finish(folder, manifest):
     """Marks a store as complete."""
     manifest["complete"] = True
     _publish(folder, manifest)
+
+
+def discard(folder) -> None:
+    """Removes a store; what others put into its folder stays."""
+    files.discard(folder, KIND, rf"{FILES}|{LITTER}")
 
 
 def _publish(folder, manifest):

@@ -5,29 +5,23 @@ from retrieval.reports import page
 QUERIES = 100  # shown at most, since every image is in the file
 
 
-def write(path, title, queries, items, scores, rows):
+def write(path, title, answers):
     """Writes the page.
 
     Args:
       path: the HTML file.
       title: its title.
-      queries: `store.Embedded`.
-      items: the table of items, `Catalogue.items`.
-      scores, rows: [Q, k], of a `Found`.
+      answers: (name, path of its image, results as `Catalogue.results` gives them) per query.
     """
-    shown = range(min(len(queries), QUERIES))
-    found = [[int(row) for row in rows[q] if row >= 0] for q in shown]
-    needed = sorted({row for each in found for row in each})
-    known = dict(zip(needed, items.take(needed).to_pylist(), strict=True))
-    of_queries = page.images_at({str(queries.ids[q]): queries.paths[q] for q in shown})
-    of_items = page.images_at({item["id"]: item["path"] for item in known.values()})
+    shown = answers[:QUERIES]
+    of_queries = page.images_at({name: file for name, file, _ in shown})
+    found = [item for _, _, results in shown for item in results]
+    of_items = page.images_at({item["id"]: item["path"] for item in found})
     lines = []
-    for q, each in zip(shown, found, strict=True):
-        name = str(queries.ids[q])
+    for name, _, results in shown:
         line = [page.Cell(of_queries, name, name, "query", "query")]
-        for score, row in zip(scores[q], each, strict=False):
-            item = known[row]
-            note = f"{score:.3f} {item['category']}"
+        for item in results:
+            note = f"{item['score']:.3f} {item['category']}"
             line.append(page.Cell(of_items, item["id"], item["product"], "found", note))
         lines.append(line)
-    page.write(path, "search.html", title=title, count=len(queries), lines=lines)
+    page.write(path, "search.html", title=title, count=len(answers), lines=lines)

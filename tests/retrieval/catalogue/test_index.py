@@ -65,7 +65,7 @@ def test_build_search_add_remove(tmp_path, points, factory, on_disk):
 def test_what_an_index_refuses(tmp_path, points):
     source = write_store(tmp_path / "s", [items(points)])
     folder = tmp_path / "index"
-    with pytest.raises(ValueError, match="is not an index"):
+    with pytest.raises(ValueError, match="no such folder; make one with `prototrain build`"):
         index.Catalogue.open(folder)
     with pytest.raises(ValueError, match="--factory=Nonsense: FAISS cannot make it"):
         index.build(source, folder, "Nonsense")

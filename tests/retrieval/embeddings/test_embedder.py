@@ -10,7 +10,7 @@ from stores import run_program
 from retrieval import embed
 from retrieval import index as index_program
 from retrieval.catalogue import index
-from retrieval.embeddings import embedder, images, store
+from retrieval.embeddings import embedder, images, passes, store
 
 pytestmark = pytest.mark.numeric
 
@@ -37,7 +37,7 @@ def of_dataset(model, name):
 def test_embedding_resumes_after_a_kill(tiny_model, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     made = of_dataset(tiny_model, "retrieval_index")
-    embedder.embed_to_store(tiny_model, "retrieval_index", whole, made, shard_rows=7)
+    passes.embed_to_store(tiny_model, "retrieval_index", whole, made, shard_rows=7)
     append = store.append
 
     def killed(folder, manifest, *given):
@@ -48,8 +48,8 @@ def test_embedding_resumes_after_a_kill(tiny_model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            embedder.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
-    embedder.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
+            passes.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
+    passes.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
     a, b = store.read(whole), store.read(broken)
     np.testing.assert_array_equal(a.embeddings, b.embeddings)
     np.testing.assert_array_equal(a.ids, b.ids)
@@ -71,7 +71,7 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
     module = Mean()
     tf.saved_model.save(module, str(tmp_path / "mean"), signatures=module.serve)
     made = embedder.Embedder.of_saved_model(str(tmp_path / "mean"), input_range="0,255")
-    manifest = embedder.embed_to_store(tiny_model, "retrieval_query", tmp_path / "s", made)
+    manifest = passes.embed_to_store(tiny_model, "retrieval_query", tmp_path / "s", made)
     found = store.read(tmp_path / "s").embeddings
     assert manifest["count"] == 22
     shown = images.wanted_of(tiny_model, "retrieval_query", store.read(tmp_path / "s").ids)
@@ -86,7 +86,7 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
     from PIL import Image
 
     made = of_dataset(tiny_model, "retrieval_index")
-    embedder.embed_to_store(tiny_model, "retrieval_index", tmp_path / "s", made)
+    passes.embed_to_store(tiny_model, "retrieval_index", tmp_path / "s", made)
     catalogue = store.read(tmp_path / "s")
     shown = images.wanted_of(tiny_model, "retrieval_index", catalogue.ids)
     (tmp_path / "photos").mkdir()
@@ -94,7 +94,7 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
         Image.fromarray(shown[name][:, :, 0]).save(tmp_path / f"photos/{n:02d}.png")
     rows = images.table(str(tmp_path / "photos"))
     with embedder.Embedder.of_experiment(tiny_model, CHECKPOINT) as made:
-        embedder.embed_table(rows, tmp_path / "p", made)
+        passes.embed_table(rows, tmp_path / "p", made)
         found = store.read(tmp_path / "p")
         np.testing.assert_allclose(found.embeddings, catalogue.embeddings, atol=1e-6)
         np.testing.assert_allclose(made.embed(found.paths.tolist()), found.embeddings, atol=1e-6)
@@ -143,7 +143,7 @@ def test_an_image_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):
 
     monkeypatch.setattr(tiny_model, "datasets", datasets)
     with pytest.raises(ValueError, match=r"^cannot read the image 'a b\.jpg': truncated$"):
-        embedder.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
+        passes.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
 
 
 def _broken(tf, n):

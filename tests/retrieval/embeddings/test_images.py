@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from metriclearn.datasets import image_files
-from retrieval.embeddings import embedder, images, store
+from retrieval.embeddings import embedder, images, passes, store
 from retrieval.reports import page
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -133,10 +133,10 @@ def test_bad_images_by_policy(pictures, mean, tmp_path):
     rows = images.table(str(pictures))
     with of_mean(mean) as made:
         with pytest.raises(ValueError, match=r"^cannot read the image '?.*b/5\.jpg'?: "):
-            embedder.embed_table(rows, tmp_path / "error", made)
+            passes.embed_table(rows, tmp_path / "error", made)
         options = {"on_bad_image": "skip", "batch_size": 2}
-        manifest = embedder.embed_table(rows, tmp_path / "skip", made, **options)
-        again = embedder.embed_table(rows, tmp_path / "skip", made, **options)
+        manifest = passes.embed_table(rows, tmp_path / "skip", made, **options)
+        again = passes.embed_table(rows, tmp_path / "skip", made, **options)
     assert again == manifest and again["count"] == 4
     found = store.read(tmp_path / "skip")
     assert found.ids.tolist() == ["a/1.png", "a/2.jpg", "b/c/3.png", "4.png"]
@@ -157,7 +157,7 @@ def test_boxes_of_a_manifest_are_cropped_to(mean, tmp_path):
     csv = tmp_path / "m.csv"
     csv.write_text("path,label,x1,y1,x2,y2\na.png,p,25,2,38,18\n")
     with of_mean(mean, input_range="0,255") as made:
-        embedder.embed_table(images.table(csv=str(csv)), tmp_path / "s", made)
+        passes.embed_table(images.table(csv=str(csv)), tmp_path / "s", made)
     np.testing.assert_allclose(store.read(tmp_path / "s").embeddings, [[200, 400, 600]])
 
 
@@ -167,9 +167,9 @@ def test_another_photo_of_the_same_name_is_not_taken_for_the_old_one(mean, tmp_p
             Image.new("RGB", (40, 20), (color, 0, 0)).save(tmp_path / "photo.png")
             rows = images.table(str(tmp_path / "photo.png"))
             if color == 10:
-                embedder.embed_table(rows, tmp_path / "s", made)
+                passes.embed_table(rows, tmp_path / "s", made)
         with pytest.raises(ValueError, match="holds embeddings of other images: name another"):
-            embedder.embed_table(rows, tmp_path / "s", made)
+            passes.embed_table(rows, tmp_path / "s", made)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
@@ -180,7 +180,7 @@ def test_a_killed_pass_over_files_resumes(pictures, mean, tmp_path, monkeypatch,
     arguments = {"on_bad_image": policy, "batch_size": 1, "shard_rows": 1}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with of_mean(mean) as made:
-        expected = embedder.embed_table(rows, whole, made, **arguments)
+        expected = passes.embed_table(rows, whole, made, **arguments)
         append, run, ran = store.append, made.run, []
 
         def killed(folder, manifest, *given):
@@ -192,11 +192,11 @@ def test_a_killed_pass_over_files_resumes(pictures, mean, tmp_path, monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(store, "append", killed)
             with pytest.raises(KeyboardInterrupt):
-                embedder.embed_table(rows, broken, made, **arguments)
+                passes.embed_table(rows, broken, made, **arguments)
         with pytest.raises(ValueError, match="of another batch_size"):
-            embedder.embed_table(rows, broken, made, **arguments | {"batch_size": 2})
+            passes.embed_table(rows, broken, made, **arguments | {"batch_size": 2})
         monkeypatch.setattr(made, "run", lambda batch: ran.append(batch["id"]) or run(batch))
-        assert embedder.embed_table(rows, broken, made, **arguments) == expected
+        assert passes.embed_table(rows, broken, made, **arguments) == expected
     assert not (broken / ".half.tmp").exists()
     assert [name.decode() for (name,) in ran] == ["b/c/3.png", "4.png"]
     a, b = store.read(whole), store.read(broken)
@@ -221,7 +221,7 @@ def test_the_size_is_the_signatures_or_asked_for(pictures, mean, tmp_path):
     with pytest.raises(ValueError, match="takes any size; choose one"):
         of_mean(folder, input_range="")
     with of_mean(folder, input_range="", image_size=(5, 7)) as made:
-        embedder.embed_table(images.table(str(pictures / "a")), tmp_path / "s", made)
+        passes.embed_table(images.table(str(pictures / "a")), tmp_path / "s", made)
     assert store.read(tmp_path / "s").embeddings.tolist() == [[5, 7], [5, 7]]
 
 
@@ -240,9 +240,9 @@ def test_equal_names_in_two_folders_are_two_images_and_a_link_is_one(mean, tmp_p
     )
     with of_mean(mean) as made:
         for name in ("photos", "shop", "linked"):
-            embedder.embed_table(images.table(str(tmp_path / name)), tmp_path / f"s-{name}", made)
+            passes.embed_table(images.table(str(tmp_path / name)), tmp_path / f"s-{name}", made)
         rows = images.table(csv=str(tmp_path / "m.csv"))
-        embedder.embed_table(rows, tmp_path / "s-manifest", made)
+        passes.embed_table(rows, tmp_path / "s-manifest", made)
 
     def evaluated(*names):
         sets = inputs.load_pair(*((str(tmp_path / f"s-{name}"),) for name in names))

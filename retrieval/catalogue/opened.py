@@ -1,0 +1,366 @@
+"""A catalogue that is searched: an index, its items and the model that embeds queries, as one.
+
+with Catalogue.open("index") as catalogue, catalogue.embedder() as embedder:
+    found = catalogue.find(embedder.embed(["photo.jpg"]), k=5)
+    found = catalogue.find_like(["shoes/7.jpg"], k=5, category="shoes")
+    print(catalogue.results(found))
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import pyarrow
+from pyarrow import compute
+
+from retrieval.catalogue import inverted_lists, neighbours, versions
+from retrieval.embeddings import store
+from retrieval.embeddings.embedder import Embedder
+from retrieval.ranking import vectors
+from trainer import files
+from trainer.config import did_you_mean
+
+ITEMS = pyarrow.schema(
+    # large: the texts of one column may take more than 2 GiB.
+    [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
+)
+MODEL = "model"  # folder of the model within a version
+KEYS = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
+KEYS |= {"count", "removed", "bytes_per_vector", "bytes", "sha256"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+      scores: float32 [Q, k], best first; larger is nearer. -inf beyond the last item found.
+      rows: int64 [Q, k], rows of `Catalogue.items`; -1 beyond the last.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+class Catalogue:
+    """An index, its items and its model, opened as one object. Safe to search from several threads.
+
+    Attributes:
+      items: pyarrow.Table of `ITEMS`; row i is of row i of the index. Memory-mapped, so that names
+        take no memory before they are read.
+      manifest: dict, what the index is and how it was tuned.
+      version: int, the number of this version.
+      folder: of this version.
+    """
+
+    items: pyarrow.Table
+    manifest: dict
+    version: int
+    folder: str
+
+    def __init__(self, index, items, manifest, folder):
+        """Internal; use `open`."""
+        self.index, self.items, self.manifest = index, items, manifest
+        self.version, self.folder = manifest["version"], folder
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, everything: bool = False) -> "Catalogue":
+        """Opens the current version of an index.
+
+        Args:
+          folder: the index.
+          everything: also compare the checksums of lists on disk and of the model; otherwise only
+            their sizes.
+
+        Raises:
+          ValueError: not an index, or damaged or foreign files.
+        """
+        version, manifest = current(folder)
+        check_files(folder, version, manifest, everything)
+        index, items = read(version, manifest)
+        return cls(index, items, manifest, version)
+
+    def embedder(self, threads: int = 0) -> Embedder:
+        """Loads the model that embedded the items, which the index carries.
+
+        Args:
+          threads: for TensorFlow, 0 for all cores.
+
+        Raises:
+          ValueError: the index carries no model, a damaged one, or one of other weights.
+        """
+        names = [name for name in self.manifest["sha256"] if name.startswith(f"{MODEL}/")]
+        folder = os.path.join(self.folder, MODEL)
+        if not names:
+            raise ValueError(
+                f"{os.path.dirname(os.path.dirname(self.folder))}: carries no model to embed a "
+                "photo with: build it again with `prototrain build`"
+            )
+        for name in names:
+            _check_file(self.folder, name, self.manifest, "build it again with `prototrain build`")
+        made = Embedder.load(folder, threads)
+        if made.dimensions != self.manifest["dimensions"]:
+            made.close()
+            raise ValueError(
+                f"{folder}: its embeddings have {made.dimensions} dimensions, those of the index "
+                f"{self.manifest['dimensions']}: build it again with `prototrain build`"
+            )
+        self.check_weights(made.source.get("checkpoint_sha256"), folder)
+        return made
+
+    def find(
+        self,
+        vectors_: np.ndarray,
+        k: int = 10,
+        category: str | None = None,
+        *,
+        threshold: float | None = None,
+        by_product: bool = False,
+    ) -> Found:
+        """Searches for the nearest items.
+
+        Args:
+          vectors_: float [Q, D], the queries' embeddings.
+          k: number of results per query.
+          category: consider only its items.
+          threshold: exclude items that score less.
+          by_product: of each product, only the best item is a result.
+
+        Raises:
+          ValueError: vectors that do not fit, k below 1, or a category without items.
+        """
+        queries = np.asarray(vectors_)
+        if queries.ndim != 2 or queries.shape[1] != self.manifest["dimensions"]:
+            raise ValueError(
+                f"queries are {list(queries.shape)}; the index takes "
+                f"[rows, {self.manifest['dimensions']}]"
+            )
+        vectors.Vectors(queries, self.manifest["similarity"], "queries")
+        nobody = np.full((len(queries), 1), -1)
+        return self._find(queries, nobody, k, category, threshold, by_product)
+
+    def find_like(self, ids: Sequence[str], k: int = 10, category: str | None = None, *,
+                  threshold: float | None = None, by_product: bool = False) -> Found:  # fmt: skip
+        """Searches for the items nearest to some of the items, which are not their own results.
+
+        Args:
+          ids: [Q], of items.
+          k, category, threshold, by_product: as in `find`.
+
+        Raises:
+          ValueError: an unknown id, a kind of index that cannot return its vectors, and what `find`
+            raises.
+        """
+        rows = np.array([self.row_of(name) for name in ids], np.int64)
+        queries = np.empty((len(rows), self.manifest["dimensions"]), np.float32)
+        try:
+            if "RaBitQ" in self.manifest["factory"]:  # FAISS decodes one bit of more
+                raise RuntimeError("its codes can only be compared")
+            for query, row in zip(queries, rows.tolist(), strict=True):
+                self.index.reconstruct_n(row, 1, query[None])
+        except RuntimeError as error:
+            raise ValueError(
+                f"an index of the kind {self.manifest['factory']} cannot return the vector of an "
+                f"item ({str(error).splitlines()[-1]}): search with the item's image"
+            ) from None
+        return self._find(queries, rows[:, None], k, category, threshold, by_product)
+
+    def _find(self, queries, own, k, category, threshold, by_product):
+        """`find`, without the items own [Q, 1]; -1 for none."""
+        count, similarity = self.manifest["count"], self.manifest["similarity"]
+        if k < 1:
+            raise ValueError(f"--k={k}: takes a number from 1 on")
+        if k > max(count, 1000):
+            raise ValueError(f"--k={k}: the index holds {count} items")
+        wanted, share = self._wanted(category)
+        selector = None
+        if wanted is not None:
+            bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
+            selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
+        depth = k + int((own >= 0).any())
+        while True:
+            parameters = neighbours.served(
+                self.index, self.manifest["tuned"], depth, share, selector
+            )
+            scores, rows = neighbours.search(self.index, queries, depth, similarity, parameters)
+            kept = (rows >= 0) & (rows != own)
+            if by_product:
+                kept &= self._first_of_products(rows)
+            if threshold is not None:
+                kept &= scores >= threshold
+            # The last score is the least: beyond it nothing is above the threshold either.
+            done = (kept.sum(1) >= k) | (rows[:, -1] < 0)
+            if threshold is not None:
+                done |= scores[:, -1] < threshold
+            if not by_product or done.all() or depth >= count:
+                return _first(scores, rows, kept, k)
+            depth = min(4 * depth, count)
+
+    def _first_of_products(self, rows):
+        """bool [Q, k]: whether no earlier result of the query is of the same product."""
+        products = self.items["product"].take(pyarrow.array(np.maximum(rows, 0).ravel()))
+        codes = products.combine_chunks().dictionary_encode().indices.to_numpy().reshape(rows.shape)
+        first = np.zeros(rows.shape, bool)
+        for line, each in zip(first, codes, strict=True):
+            line[np.unique(each, return_index=True)[1]] = True
+        return first
+
+    def results(self, found: Found) -> list[list[dict]]:
+        """Returns the items found, per query, best first, as JSON values.
+
+        Each is {'rank', 'id', 'product', 'category', 'score', 'path'}; the path is '' for an item
+        that is not an image file.
+        """
+        needed = np.unique(found.rows[found.rows >= 0])
+        names = ["id", "product", "category", "path"]
+        items = self.items.select(names).take(pyarrow.array(needed, pyarrow.int64())).to_pylist()
+        known = dict(zip(needed.tolist(), items, strict=True))
+
+        def answer(rank, score, row):
+            *texts, path = (known[row][name] for name in names)
+            values = dict(zip(names, texts, strict=False))
+            return {"rank": rank, **values, "score": score, "path": path}
+
+        return [
+            [answer(n, s, r) for n, (s, r) in enumerate(zip(*pair, strict=True), 1) if r >= 0]
+            for pair in zip(found.scores.tolist(), found.rows.tolist(), strict=True)
+        ]
+
+    def row_of(self, name: str) -> int:
+        """Returns the row of the item with an id; ValueError names the nearest ids."""
+        there = compute.and_(compute.equal(self.items["id"], name), self.items["alive"])
+        row = compute.index(there, True).as_py()
+        if row < 0:
+            ids = self.items["id"].slice(0, 20_000)  # more would take seconds to compare
+            near = did_you_mean(name, ids.to_pylist())
+            raise ValueError(f"no item of the index has the id {name!r}.{near}")
+        return row
+
+    def categories(self) -> list[str]:
+        """Returns the categories of the items, sorted; items without one have none."""
+        known = compute.unique(self.items["category"].filter(self.items["alive"]))
+        return sorted(filter(None, known.to_pylist()))
+
+    def _wanted(self, category):
+        """(bool [N] of the items to consider, None for all; their share)."""
+        if not self.manifest["removed"] and category is None:
+            return None, 1.0
+        wanted = self.items["alive"]
+        if category is not None:
+            wanted = compute.and_(wanted, compute.equal(self.items["category"], category))
+            if not compute.any(wanted).as_py():
+                known = self.categories()
+                near = did_you_mean(category, known)
+                have = f" It has {', '.join(known[:10])}{' …' * (len(known) > 10)}." * bool(known)
+                raise ValueError(
+                    f"no item of the index is of category {category!r}."
+                    + (near or have or " Its items have no categories.")
+                )
+        wanted = wanted.to_numpy()
+        return wanted, wanted.mean() or 1.0
+
+    def check_weights(self, weights: str | None, source: str) -> None:
+        """Raises ValueError if embeddings from `source` were made by other weights than these."""
+        mine = self.manifest["weights"]
+        if mine != weights:
+            raise ValueError(
+                f"{source} was embedded with other weights than the index: embed it with the "
+                f"checkpoint of {str(mine)[:12]}, or build the index anew"
+            )
+
+    def close(self) -> None:
+        """Frees the index and its items."""
+        self.index = self.items = None
+
+    def __enter__(self) -> "Catalogue":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def _first(scores, rows, kept, k):
+    """`Found` of the first k kept results of each query."""
+    found = Found(
+        np.full((len(rows), k), -np.inf, np.float32), np.full((len(rows), k), -1, np.int64)
+    )
+    place = kept.cumsum(1) - 1
+    query, at = np.nonzero(kept & (place < k))
+    found.scores[query, place[query, at]] = scores[query, at]
+    found.rows[query, place[query, at]] = rows[query, at]
+    return found
+
+
+def manifest_of(folder) -> dict:
+    """Returns the manifest of the current version, without reading the index."""
+    return current(folder)[1]
+
+
+def current(folder):
+    """Returns (folder, manifest) of the current version."""
+    version = versions.current(folder)
+    return version, manifest_in(version)
+
+
+def manifest_in(version):
+    """Returns the manifest in the folder of a version; ValueError if it is damaged."""
+    path = os.path.join(version, "manifest.json")
+    manifest = files.read_sealed(path, KEYS, "an index")
+    tuned, names = manifest["tuned"], {"index.faiss", "items.arrow"}
+    if (
+        not isinstance(tuned, dict)
+        or not {"effort", "recall", "ms_per_query", "asked", "k"} <= tuned.keys()
+        or not names <= manifest["sha256"].keys()
+        or not all(re.fullmatch(versions.CONTENTS, name) for name in manifest["sha256"])
+        or manifest["bytes"].keys() != manifest["sha256"].keys()
+    ):
+        raise ValueError(f"{path}: is damaged: its entries are not as retrieval.index writes them")
+    return manifest
+
+
+def check_files(folder, version, manifest, everything):
+    """Raises ValueError for a file of a version that is missing or damaged.
+
+    Args:
+      folder: the index.
+      version: folder of the version.
+      manifest: its manifest.
+      everything: see `Catalogue.open`.
+    """
+    others = [n for n in versions.numbers(folder) if n != manifest["version"]]
+    again = f"go back with `index rollback --to={others[-1]}`" if others else "build it anew"
+    for name in manifest["sha256"]:
+        large = name == inverted_lists.LISTS or name.startswith(f"{MODEL}/")
+        _check_file(version, name, manifest, again, everything or not large)
+
+
+def _check_file(version, name, manifest, remedy, whole=True):
+    path = os.path.join(version, name)
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: is missing from its index; {remedy}")
+    damaged = os.path.getsize(path) != manifest["bytes"][name]
+    if damaged or (whole and files.sha256(path) != manifest["sha256"][name]):
+        raise ValueError(f"{path}: is damaged (its checksum differs); {remedy}")
+
+
+def read(version, manifest):
+    """Returns (FAISS index, items) of a version; ValueError if they cannot be read."""
+    try:
+        items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
+        items = items.read_all()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{version}/items.arrow: cannot be read: {error}") from None
+    if items.schema != ITEMS:
+        raise ValueError(f"{version}: was written by another version of this program: build anew")
+    read = inverted_lists.read if manifest["on_disk"] else faiss.read_index
+    try:
+        index = read(os.path.join(version, "index.faiss"))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(f"{version}/index.faiss: cannot be read: {reason}") from None
+    if index.d != manifest["dimensions"] or index.ntotal != len(items):
+        raise ValueError(f"{version}: index and items do not belong together")
+    return index, items

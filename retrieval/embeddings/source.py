@@ -1,0 +1,100 @@
+"""Flags that say which images are embedded, and by which model, for `embed` and `build`."""
+
+from trainer import config as trainer_config
+from trainer import quiet
+from trainer.config import UserError
+
+RENAMED = {"pixel_range": "--input_range: 0,1 or -1,1 or 0,255 or imagenet or caffe"}
+
+
+def define_flags(values):
+    """Defines the flags that say what is embedded, and by what."""
+    text, path, number, many, choice = trainer_config.definers(
+        values, "string", "path", "integer", "list", "enum"
+    )
+    text("model", None, "Model module, such as models.simple.", short_name="m")
+    path("folder", "", "Embed the images below this folder, or this one image.")
+    path("manifest", "", "Embed the images of this CSV of path,label[,category,...].")
+    text("where", "", "Rows to embed: column=value|value,column=value; all conditions must hold.")
+    text("columns", "", "Names of the manifest's columns, if others: path=file,label=sku.")
+    path("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    path("saved_model", None, "Folder of a SavedModel to embed with instead.")
+    many("image_size", [], "Height,width or one side; the SavedModel's if absent.")
+    text("input_range", "", "Pixels that a SavedModel of floats wants, if it does not say: "
+         "0,1 or -1,1 or 0,255 or imagenet or caffe.")  # fmt: skip
+    choice("on_bad_image", "error", ["error", "skip"], "How to handle unreadable images.")
+    number("batch_size", 64, "Images per batch, of a folder or manifest.", lower_bound=1)
+    number("threads", 0, "TensorFlow's threads (0: all cores).", lower_bound=0)
+
+
+def locate(options, model, given):
+    """Configures the model as its experiment; returns the checkpoint, None with --saved_model.
+
+    Raises:
+      UserError: it is unclear what embeds the images, or there is no checkpoint.
+    """
+    if options.checkpoint and options.saved_model:
+        raise UserError("--checkpoint and --saved_model: give one of them")
+    if model is None and not (options.saved_model and (options.folder or options.manifest)):
+        raise UserError(
+            "Give what embeds the images: --model=NAME, or --saved_model=DIR with --folder or "
+            "--manifest."
+        )
+    for name in ("image_size", "input_range"):
+        if not options.saved_model and options[name].present:
+            raise UserError(f"--{name}: goes with --saved_model; a model's own is known")
+    quiet.import_tensorflow()
+    from trainer import experiment
+
+    if not options.saved_model:
+        return experiment.locate(model, given, options.checkpoint)[1]
+    if model is not None:
+        experiment.restore_config(model, given)
+    return None
+
+
+def opened(options, model, checkpoint, spec=None):
+    """The `Embedder` that the flags name."""
+    from retrieval.embeddings.embedder import Embedder
+
+    if checkpoint:
+        return Embedder.of_experiment(model, checkpoint, spec=spec, threads=options.threads)
+    return Embedder.of_saved_model(
+        options.saved_model,
+        image_size=_size(options.image_size),
+        input_range=options.input_range,
+        threads=options.threads,
+    )
+
+
+def catalogue_of(model, where=""):
+    """The ProductTable of the whole catalogue of a model's data set; None if it names no table.
+
+    Raises:
+      ValueError: see `metriclearn.datasets.select_where`.
+    """
+    from retrieval.embeddings import images
+
+    if not hasattr(model, "table"):
+        return None
+    return images.catalogue(model.table(), where)
+
+
+def _size(values):
+    """(height, width) of --image_size, one or two numbers; None if it was not given."""
+    try:
+        sides = [int(value) for value in values]
+    except ValueError:
+        sides = [0]
+    if values and (len(sides) > 2 or min(sides) < 1):
+        raise ValueError(f"--image_size={','.join(values)}: takes one or two whole numbers")
+    return (sides[0], sides[-1]) if values else None
+
+
+def print_skipped(manifest):
+    """Names the images that could not be read."""
+    skipped = [line for shard in manifest["shards"] for line in shard.get("skipped", ())]
+    for line in skipped[:5]:
+        print(f"skipped: {line}")
+    if skipped:
+        print(f"{len(skipped)} images skipped; manifest.json names them")

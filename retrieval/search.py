@@ -1,0 +1,193 @@
+"""Finds the products of photos in an index, or the items like an item.
+
+    python -m retrieval.search photo.jpg [more.jpg|FOLDER|-] --index=INDEX [--k=10]
+        [--category=NAME] [--threshold=0.5] [--by_product] [--page=FILE.html] [--open]
+    python -m retrieval.search --item=ID --index=INDEX
+
+The index carries the model that embeds the photos: nothing else is needed. `-` reads paths from
+standard input, one per line. The answers are a table on a terminal, else one line of JSON per
+photo. A photo that cannot be read is named on stderr; the others are answered.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+import threading
+import webbrowser
+
+import numpy as np
+from absl import flags
+
+from retrieval.embeddings import c_library
+from trainer import config as trainer_config
+from trainer.config import UserError
+
+BATCH = 64  # photos embedded at a time
+
+
+def main(options, *arguments):
+    if not options.index:
+        raise UserError("--index=INDEX: name the folder of an index that `prototrain build` made")
+    if bool(arguments) == bool(options.item):
+        raise UserError(
+            "Give a photo, a folder of photos or - for paths on standard input; or --item=ID to "
+            "find the items like an item."
+        )
+    if arguments:
+        threading.Thread(target=_load_early).start()
+    with trainer_config.user_errors(options.page or options.index):
+        return _search(options, arguments)
+
+
+def _load_early():
+    """Loads TensorFlow's C library while FAISS is imported."""
+    with contextlib.suppress(c_library.Unavailable):
+        c_library.library()
+
+
+def _search(options, arguments):
+    paths = photos(arguments)
+    from retrieval.catalogue.opened import Catalogue  # FAISS and Arrow, beside `_load_early`
+    from retrieval.reports import answers
+
+    failed, shown = [], []
+    with Catalogue.open(options.index) as catalogue:
+        how = _how(options, catalogue)
+        if options.item:
+            found = catalogue.find_like(options.item, **how)
+            paths = catalogue.items["path"].take([catalogue.row_of(n) for n in options.item])
+            groups = [(options.item, paths.to_pylist(), catalogue.results(found))]
+        else:
+            groups = _answers(catalogue, paths, how, failed)
+        for names, files, results in groups:
+            for name, file, each in zip(names, files, results, strict=True):
+                answers.show(name, each)
+                shown.append((name, file, each))
+    if options.page or options.open:
+        _write_page(options, shown)
+    return 1 if failed else 0
+
+
+def photos(arguments):
+    """Returns the paths of image files that arguments mean: files, folders, - for stdin."""
+    from retrieval.embeddings import images
+
+    paths = []
+    for argument in arguments:
+        argument = os.path.expanduser(argument)
+        if argument == "-":
+            lines = [line.rstrip("\r\n") for line in sys.stdin]
+            if not any(lines):
+                raise ValueError("-: standard input names no photo: write one path per line")
+            paths += filter(None, lines)
+        elif os.path.isdir(argument):
+            paths += images.table(argument).paths.tolist()
+        else:
+            paths.append(argument)
+    return paths
+
+
+def _how(options, catalogue):
+    """The flags that say how to search, as arguments of `Catalogue.find`."""
+    k, count = options.k, catalogue.manifest["count"]
+    if k > count:
+        print(f"note: --k={k}: the index holds {count} items", file=sys.stderr)
+        k = count
+    threshold = options.threshold
+    if threshold is not None and catalogue.manifest["similarity"] == "cosine" and threshold > 1:
+        raise ValueError(f"--threshold={threshold:g}: similarities are between -1 and 1")
+    return {
+        "k": k,
+        "category": options.category,
+        "threshold": threshold,
+        "by_product": options.by_product,
+    }
+
+
+def _answers(catalogue, paths, how, failed):
+    """Yields (names, paths, results) of the photos that can be read; the others go to `failed`."""
+    with (
+        catalogue.embedder() as embedder,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+
+        def decode(path):
+            try:
+                return path, embedder.decode(path)
+            except ValueError as error:
+                return path, error
+
+        for start in range(0, len(paths), BATCH):
+            read, pixels = [], []
+            for path, image in pool.map(decode, paths[start : start + BATCH]):
+                if isinstance(image, ValueError):
+                    failed.append(path)
+                    print(f"error: {image}", file=sys.stderr)
+                else:
+                    read.append(path)
+                    pixels.append(image)
+            if read:
+                vectors = embedder.run({"image": np.stack(pixels)})
+                results = catalogue.results(catalogue.find(vectors, **how))
+                for path, vector, each in zip(read, vectors, results, strict=True):
+                    if not each and how["threshold"] is not None:
+                        _explain(catalogue, path, vector, how)
+                yield read, read, results
+
+
+def _explain(catalogue, path, vector, how):
+    """Says by how much a photo missed the threshold."""
+    best = catalogue.find(vector[None], 1, how["category"])
+    ((nearest,),) = catalogue.results(best)
+    print(
+        f"{path}: no match above --threshold={how['threshold']:g}; the nearest item, "
+        f"{nearest['id']!r}, scores {nearest['score']:.3f}",
+        file=sys.stderr,
+    )
+
+
+def _write_page(options, shown):
+    from retrieval.reports import search_page
+
+    page = options.page
+    if not page:
+        handle, page = tempfile.mkstemp(".html", "prototrain-found-")
+        os.close(handle)
+    search_page.write(page, f"Found in {options.index}", shown)
+    print(f"images of what was found: {page}", file=sys.stderr)
+    if options.open:
+        webbrowser.open(f"file://{os.path.abspath(page)}")
+
+
+def define_flags(values):
+    text, path, decimal, number, flag, several = trainer_config.definers(
+        values, "string", "path", "float", "integer", "bool", "multi_string"
+    )
+    path("index", None, "Folder of an index that `prototrain build` made.")
+    number("k", 10, "Results per photo.", lower_bound=1)
+    text("category", None, "Search only items of this category.")
+    decimal("threshold", None, "Show only items that score at least this.")
+    flag("by_product", False, "Show only the best item of each product.")
+    several("item", [], "Instead of a photo: the id of an item, to find the items like it.")
+    path("page", None, "HTML file to write: the photos and what was found, as images.")
+    flag("open", False, "Open the page in the browser.")
+
+
+def run(argv=None):
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    trainer_config.run_without_model(
+        functools.partial(main, options),
+        argv,
+        "Interrupted.",
+        arguments=("[PHOTO …]",),
+        flag_values=options,
+    )
+
+
+if __name__ == "__main__":
+    run()
