@@ -34,16 +34,13 @@ def read(path: str | os.PathLike) -> list[dict]:
       ValueError: a line is not a judgment, by number.
     """
     found: dict[tuple, dict] = {}
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 one = json.loads(line)
-                whole = isinstance(one, dict) and all(
-                    type(one.get(name)) is kind for name, kind in FIELDS.items()
-                )
-                if not whole or one["rank"] < 1:
+                if not _is_judgment(one):
                     raise ValueError
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError(
                     f"{path}, line {number}: is not a judgment as `prototrain serve --feedback` "
                     "writes it"
@@ -52,6 +49,15 @@ def read(path: str | os.PathLike) -> list[dict]:
     if not found:
         raise ValueError(f"{path}: holds no judgments")
     return list(found.values())
+
+
+def _is_judgment(one):
+    return (
+        isinstance(one, dict)
+        and all(type(one.get(name)) is kind for name, kind in FIELDS.items())
+        and all(type(one.get(name)) in (str, type(None)) for name in ("model", "catalogue"))
+        and one["rank"] >= 1
+    )
 
 
 def figures(judgments: Sequence[Mapping], ks: Sequence[int]) -> list[dict]:

@@ -10,7 +10,9 @@ import urllib.parse
 from typing import Annotated, Literal
 
 import fastapi
+import numpy as np
 import pydantic
+import pydantic_core
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
@@ -57,7 +59,6 @@ class ByVector(pydantic.BaseModel):
     )
 
 
-_QUERY = pydantic.TypeAdapter(ById | ByVector)
 _IMAGE = {
     "multipart/form-data": {
         "schema": {
@@ -149,10 +150,10 @@ def _api(app, searcher, feedback_file):
 
     InUse = Annotated[Served, Depends(served)]
 
-    def item_of(served, row):
-        item = served.item(row)
-        address = None
-        if item["image"]:
+    def shown(served, item):
+        """An item with the address of its image in place of the path."""
+        item, address = dict(item), None
+        if item.pop("path"):
             address = f"/v1/items/{urllib.parse.quote(item['id'], safe='')}/image"
             if len(searcher.shelves) > 1:
                 address += f"?catalogue={urllib.parse.quote(served.name, safe='')}"
@@ -176,29 +177,28 @@ def _api(app, searcher, feedback_file):
         ] = None,
         facets: Annotated[bool, Query(description="Count the nearest items' categories.")] = False,
     ):
-        """Finds the items nearest to an image, to an item of the catalogue, or to an embedding."""
+        """Finds the items nearest to an image, to an item of the catalogue, or to an embedding.
+
+        An item is not among its own results.
+        """
         start, status = time.perf_counter(), "refused"
         try:
             async with _query(request) as given:
                 with searcher.queue:
-                    name, vector, row = await _vector(searcher, served, given)
-                    pairs = await searcher.search(
+                    name, query = await _embedded(searcher, served, given)
+                    found, counts = await searcher.search(
                         served,
-                        vector,
+                        query,
                         k,
+                        facets=facets,
                         category=category,
                         threshold=threshold,
-                        group=group_by == "product",
-                        without=row,
+                        by_product=group_by == "product",
                     )
-                    counts = await searcher.thread(served.facets, vector) if facets else None
             status = "answered"
         finally:
             searcher.metrics.requests.labels(status).observe(time.perf_counter() - start)
-        results = [
-            item_of(served, row) | {"rank": rank, "score": round(score, 6)}
-            for rank, (score, row) in enumerate(pairs, 1)
-        ]
+        results = [shown(served, one) | {"score": round(one["score"], 6)} for one in found]
         found = {"results": results, "facets": counts, "query": name, "index": served.about}
         return _answer(schemas.Found, found)
 
@@ -211,7 +211,7 @@ def _api(app, searcher, feedback_file):
         """Returns the embedding of an image."""
         async with _query(request, json=False) as given:
             with searcher.queue:
-                _, vector, _ = await _vector(searcher, served, given)
+                _, vector = await _embedded(searcher, served, given)
         found = {"vector": vector.tolist(), "index": served.about}
         return _answer(schemas.Embedded, found)
 
@@ -223,8 +223,8 @@ def _api(app, searcher, feedback_file):
         size: Annotated[int, Query(ge=1, le=1024, description="Longer side in pixels.")] = 256,
     ):
         """Returns an item's image as a JPEG file."""
-        item = served.item(await searcher.thread(served.row, id))
-        found = await searcher.thread(served.images.find, item["image"])
+        item = await searcher.thread(served.item, id)
+        found = await searcher.thread(served.images.find, item["path"])
         if found is None:
             raise schemas.Refused(404, "image", f"item {id!r} has no image here")
         real, tag = found
@@ -240,7 +240,7 @@ def _api(app, searcher, feedback_file):
     @v1.get("/items/{id:anything}", response_model=schemas.Item)
     async def item(id: Id, served: InUse):
         """Returns an item of the catalogue."""
-        return _answer(schemas.Item, item_of(served, await searcher.thread(served.row, id)))
+        return _answer(schemas.Item, shown(served, await searcher.thread(served.item, id)))
 
     @v1.get("/info", response_model=schemas.Info)
     async def info(served: InUse):
@@ -264,7 +264,7 @@ def _api(app, searcher, feedback_file):
         """Records whether a result was right."""
         if not feedback_file:
             raise schemas.Refused(404, "feedback", "this server takes no feedback (--feedback)")
-        item = served.item(await searcher.thread(served.row, vote.id))
+        item = await searcher.thread(served.item, vote.id)
         about = {"catalogue": served.name, "version": served.about["version"]}
         line = vote.model_dump() | {"product": item["product"], "model": served.about["model"]}
         await searcher.thread(feedback.append, feedback_file, line | about)
@@ -285,10 +285,14 @@ async def _query(request, json=True):
     if kind == "application/json" and json:
         body = await request.body()
         try:
-            query = await asyncio.to_thread(_QUERY.validate_json, body)
+            values = pydantic_core.from_json(body)
+            by_vector = isinstance(values, dict) and "vector" in values
+            query = (ByVector if by_vector else ById).model_validate(values)
         except pydantic.ValidationError as error:
             said = _said(error.errors(include_url=False, include_input=False))
             raise schemas.Refused(422, "request", said) from None
+        except ValueError as error:
+            raise schemas.Refused(422, "request", f"not JSON: {error}") from None
         yield query
     elif kind == "multipart/form-data":
         async with request.form(max_files=1, max_fields=10, max_part_size=65536) as form:
@@ -301,16 +305,15 @@ async def _query(request, json=True):
         raise schemas.Refused(415, "type", f"the Content-Type must be {wanted}")
 
 
-async def _vector(searcher, served, given):
-    """(name of the query, its embedding, its row or None)."""
+async def _embedded(searcher, served, given):
+    """(name of the query, what `Served.search` takes)."""
     if isinstance(given, ById):
-        row = await searcher.thread(served.row, given.id)
-        return given.id, await searcher.thread(served.vector, row), row
+        return given.id, given.id
     if isinstance(given, ByVector):
-        return _named(str(given.vector).encode()), given.vector, None
+        return _named(str(given.vector).encode()), np.array(given.vector, np.float32)
     vector = await searcher.embed(served, given)
     given.seek(0)
-    return await searcher.thread(lambda: _named(given.read())), vector, None
+    return await searcher.thread(lambda: _named(given.read())), vector
 
 
 def _named(data):

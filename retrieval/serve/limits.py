@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import http.cookies
 import urllib.parse
 
 from retrieval.serve import schemas
@@ -83,13 +82,12 @@ class Guard:
     def _check(self, scope):
         headers = dict(scope["headers"])
         path, limits = scope["path"], self.limits
-        host = urllib.parse.urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}")
-        if limits.hosts and _name(host) not in limits.hosts:
+        if limits.hosts and _name(headers.get(b"host", b"")) not in limits.hosts:
             # A page elsewhere whose name was made to lead here must not read the catalogue.
             raise schemas.Refused(421, "host", "This server answers on localhost only.")
         if limits.token and path not in PUBLIC and not path.startswith("/static/"):
             given = _token(headers)
-            if not hmac.compare_digest(given.encode(), limits.token.encode()):
+            if not hmac.compare_digest(given, limits.token.encode()):
                 raise schemas.Refused(401, "token", "Send the header Authorization: Bearer TOKEN.")
         size = headers.get(b"content-length", b"0")
         if size.isdigit() and int(size) > limits.body:
@@ -147,8 +145,9 @@ class _Exchange:
 
 
 def _name(host):
+    """The name in a Host header, without the port; None if it is none."""
     try:
-        return host.hostname
+        return urllib.parse.urlsplit(f"//{host.decode('latin-1')}").hostname
     except ValueError:
         return None
 
@@ -158,16 +157,15 @@ def _too_large(limit):
 
 
 def _token(headers):
-    kind, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if kind.lower() == "bearer":
+    """The token that a request carries, as bytes; empty if there is none."""
+    kind, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
         return value.strip()
-    cookies = http.cookies.SimpleCookie()
-    try:
-        cookies.load(headers.get(b"cookie", b"").decode("latin-1"))
-    except http.cookies.CookieError:
-        return ""
-    found = cookies.get(COOKIE)
-    return urllib.parse.unquote(found.value) if found else ""
+    for pair in headers.get(b"cookie", b"").split(b";"):
+        name, _, value = pair.strip().partition(b"=")
+        if name == COOKIE.encode():
+            return urllib.parse.unquote_to_bytes(value)
+    return b""
 
 
 class Queue:

@@ -17,7 +17,6 @@ import sys
 from absl import flags
 
 from trainer import config as trainer_config
-from trainer import quiet
 from trainer.config import UserError
 
 MIB = 2**20
@@ -48,7 +47,6 @@ def main(options, *_):
         workers = options.workers or max(1, gpus)
         if workers > 1:
             return processes.supervise(workers, sock, bool(gpus))
-    quiet.import_tensorflow()
     with trainer_config.user_errors():
         searcher = _searcher(options, token, () if not loopback or token or options.open else None)
     from retrieval.serve import app
@@ -63,7 +61,7 @@ def main(options, *_):
 
 
 def _searcher(options, token, hosts):
-    from retrieval.serve import limits, metrics, opening, searcher
+    from retrieval.serve import limits, metrics, opening, searcher, thumbnails
 
     limit = limits.Limits(
         body=round(options.max_body * MIB),
@@ -76,7 +74,8 @@ def _searcher(options, token, hosts):
         hosts=limits.LOOPBACK if hosts is None else hosts,
     )
     figures = metrics.Metrics()
-    shelves = opening.shelves(options, limit, figures)
+    images = thumbnails.Thumbnails(options.image_root, limit.pixels)
+    shelves = opening.shelves(options.index, images, figures, options.threads)
     return searcher.Searcher(shelves, limit, figures, options.threads)
 
 
@@ -101,9 +100,6 @@ def define_flags(values):
     path("image_root", "", "Serve only images below this folder; any that the index names if "
          "absent.")  # fmt: skip
     path("feedback", "", "JSONL file to append judgments of results to; none are taken if absent.")
-    path("saved_model", "", "SavedModel that embeds the queries.")
-    text("model", "", "Model module that embeds the queries, if no SavedModel does.")
-    path("checkpoint", "", "Its checkpoint; the experiment's newest if absent.")
     number("workers", 0, "Processes; one per GPU, one on a CPU, if 0.", lower_bound=0)
     number("threads", 0, "Threads per process (0: one per core).", lower_bound=0)
     number("max_batch", 32, "Images embedded at once, at most.", lower_bound=1)

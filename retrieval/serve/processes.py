@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from trainer.config import UserError
 
 CONNECTIONS = 1000  # open ones per process; further ones are closed at once
-HEADERS = 5.0  # seconds within which a request's headers must arrive
+HEADERS = 5  # seconds within which a request's headers, and the next request, must arrive
 FD = "PROTOTRAIN_SERVE_FD"  # tells a worker which socket to serve
 
 
@@ -80,7 +80,7 @@ def server(app, timeout: float) -> uvicorn.Server:
             log_level="info",
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=15,
+            timeout_keep_alive=HEADERS,
             timeout_graceful_shutdown=max(1, round(timeout)),
         )
     )

@@ -9,6 +9,7 @@ import time
 
 import faiss
 
+from metriclearn.datasets import image_files
 from retrieval.serve import schemas
 from retrieval.serve.batching import Batcher
 from retrieval.serve.limits import Limits, Queue
@@ -92,18 +93,22 @@ class Searcher:
         decode = self.thread(self._decode, served.embedder, file)
         return await self._batchers[served.name].embed(decode)
 
-    async def search(self, served: Served, vector, k, **options):
+    async def search(self, served: Served, query, k, **options):
         """As `Served.search`, in a thread."""
-        return await self.thread(self._timed, "search", served.search, vector, k, **options)
+        return await self.thread(self._timed, "search", served.search, query, k, **options)
 
     def _embed(self, embedder, images):
         return self._timed("embed", embedder.run, {"image": images})
 
     def _decode(self, embedder, file):
         try:
-            return self._timed("decode", embedder.decode, file.read())
+            return self._timed("decode", self._pixels, embedder, file.read())
         except ValueError as error:
             raise schemas.Refused(422, "image", str(error)) from None
+
+    def _pixels(self, embedder, content):
+        image_files.check(content, self.limits.pixels)  # the model's own limit may be larger
+        return embedder.decode(content)
 
     def _timed(self, stage, function, *arguments, **options):
         start = time.perf_counter()

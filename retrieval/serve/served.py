@@ -3,15 +3,15 @@
 import asyncio
 import collections
 import dataclasses
+import functools
 import sys
 import threading
-from collections.abc import Callable
 
 import numpy as np
 from pyarrow import compute
 
 from retrieval.catalogue import versions
-from retrieval.catalogue.index import Catalogue
+from retrieval.catalogue.opened import Catalogue
 from retrieval.embeddings.embedder import Embedder
 from retrieval.serve import schemas
 from retrieval.serve.thumbnails import Thumbnails
@@ -47,99 +47,50 @@ class Served:
             "similarity": manifest["similarity"],
         }
 
-    def row(self, id: str) -> int:
-        """The row of the item of an id; raises Refused if there is none."""
+    def item(self, id: str) -> dict:
+        """The id, product, category and path of an item; Refused if there is none."""
         items = self.catalogue.items
-        row = compute.index(items["id"], id).as_py() if _is_text(id) else -1
-        while row >= 0 and not items["alive"][row].as_py():  # replaced by a later row
-            later = compute.index(items["id"][row + 1 :], id).as_py()
-            row = row + 1 + later if later >= 0 else -1
+        try:
+            there = compute.and_(compute.equal(items["id"], id), items["alive"])
+        except UnicodeEncodeError:  # half of a surrogate pair
+            row = -1
+        else:
+            row = compute.index(there, True).as_py()
         if row < 0:
+            # Not `row_of`, which takes the time to find the nearest id.
             raise schemas.Refused(404, "id", f"no item has the id {id!r}")
-        return row
+        return {name: items[name][row].as_py() for name in ("id", "product", "category", "path")}
 
-    def item(self, row: int) -> dict:
-        """The fields of `schemas.Item`, except that `image` is a path."""
-        items = self.catalogue.items
-        found = {name: items[name][row].as_py() for name in ("id", "product", "category", "path")}
-        found["image"] = found.pop("path")
-        return found
-
-    def vector(self, row: int) -> np.ndarray:
-        """The embedding float32 [D] of an item, as far as the index keeps it."""
-        return self.catalogue.index.reconstruct(int(row))
-
-    def search(self, vector, k, *, category=None, threshold=None, group=False, without=None):
+    def search(self, query: str | np.ndarray, k: int, facets: bool = False, **options):
         """Searches for the nearest items.
 
         Args:
-          vector: float [D].
+          query: float [D], or the id of an item, which is not among its results.
           k: number of results.
-          category: consider only its items.
-          threshold: the least score of a result.
-          group: keep the best item of each product only.
-          without: row of the item that is the query, which is not a result.
+          facets: also count the categories of the nearest items.
+          options: category, threshold and by_product, as in `Catalogue.find`.
 
         Returns:
-          [(score, row)], best first.
+          (results as of `Catalogue.results`; [{'category', 'count'}] or None).
 
         Raises:
-          Refused: no item is of the category, or the vector does not fit.
+          Refused: no such id or category, or the vector does not fit.
         """
-        most = max(len(self.catalogue.items), 1)
-        wanted = k + (without is not None)
-        while True:
-            pairs = self._find(vector, min(wanted, most), category)
-            kept = [
-                (score, row)
-                for score, row in pairs
-                if row != without and (threshold is None or score >= threshold)
-            ]
-            kept = self._best_of_each(kept) if group else kept
-            ended = len(pairs) < wanted or (threshold is not None and pairs[-1][0] < threshold)
-            if not group or len(kept) >= k or ended or wanted >= most:
-                return kept[:k]
-            wanted *= 4
-
-    def facets(self, vector) -> list[dict]:
-        """Counts of the categories of the nearest items."""
-        rows = [row for _, row in self._find(vector, min(FACETS, len(self.catalogue.items)))]
-        counts = collections.Counter(self.catalogue.items["category"].take(rows).to_pylist())
-        return [{"category": name, "count": n} for name, n in counts.most_common() if name]
-
-    def _find(self, vector, k, category=None):
+        if isinstance(query, str):
+            self.item(query)
+            find = functools.partial(self.catalogue.find_like, [query])
+        else:
+            find = functools.partial(self.catalogue.find, np.asarray(query)[None])
         try:
-            found = self.catalogue.find(np.asarray(vector)[None], k, category)
+            results = self.catalogue.results(find(k, **options))[0]
+            return results, self._facets(find(FACETS)) if facets else None
         except ValueError as error:
             raise schemas.Refused(422, "query", str(error)) from None
-        pairs = zip(found.scores[0].tolist(), found.rows[0].tolist(), strict=True)
-        return [(score, row) for score, row in pairs if row >= 0]
 
-    def _best_of_each(self, pairs):
-        """The first pair of each product; an item without a product is one of its own."""
-        products = self.catalogue.items["product"]
-        best = {}
-        for score, row in pairs:
-            best.setdefault(products[row].as_py() or row, (score, row))
-        return list(best.values())
-
-
-def _is_text(value):
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check(catalogue: Catalogue, embedder: Embedder, place: str) -> None:
-    """Raises ValueError if a model is not the one whose embeddings an index holds."""
-    if embedder.dimensions != catalogue.manifest["dimensions"]:
-        raise ValueError(
-            f"{place}: holds embeddings of {catalogue.manifest['dimensions']} dimensions; the "
-            f"model makes {embedder.dimensions}"
-        )
-    catalogue.check_weights(embedder.source.get("checkpoint_sha256"), place)
+    def _facets(self, found):
+        rows = found.rows[found.rows >= 0]
+        counts = collections.Counter(self.catalogue.items["category"].take(rows).to_pylist())
+        return [{"category": name, "count": n} for name, n in counts.most_common() if name]
 
 
 class Shelf:
@@ -151,19 +102,16 @@ class Shelf:
 
     current: Served
 
-    def __init__(self, name: str, folder: str, open_model: Callable[[Catalogue], Embedder],
-                 images: Thumbnails, metrics):  # fmt: skip
-        """Opens the current version of the index in `folder`, and its model.
+    def __init__(self, name: str, folder: str, images: Thumbnails, metrics, threads: int = 0):
+        """Opens the current version of the index in `folder`, with the model that it carries.
 
         Raises:
-          ValueError: not an index, or its embeddings are of another model.
+          ValueError: not an index, a damaged one, or one without a model.
         """
         self.name, self.folder, self.metrics = name, folder, metrics
         self._lock, self._looked_at = threading.Lock(), versions.current(folder)
         catalogue = Catalogue.open(folder)
-        embedder = open_model(catalogue)
-        check(catalogue, embedder, folder)
-        self.current = Served(name, catalogue, embedder, images)
+        self.current = Served(name, catalogue, catalogue.embedder(threads), images)
         self._warm(self.current)
         self._reported()
 
@@ -195,7 +143,7 @@ class Shelf:
                 catalogue = Catalogue.open(self.folder)
                 if catalogue.version == old.catalogue.version:
                     return False
-                check(catalogue, old.embedder, folder)
+                catalogue.check_weights(old.catalogue.manifest["weights"], "the model in use")
                 served = dataclasses.replace(old, catalogue=catalogue)
                 self._warm(served)
             except (ValueError, OSError) as error:

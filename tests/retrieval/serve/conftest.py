@@ -1,7 +1,9 @@
 """A served catalogue: 24 images of 12 products in an index, the tiny model, and a running server."""
 
 import contextlib
+import functools
 import io
+import shutil
 import sys
 import threading
 import time
@@ -13,7 +15,7 @@ from PIL import Image
 
 from retrieval.catalogue import index
 from retrieval.embeddings import embedder, store
-from retrieval.serve import app, limits, metrics, processes, searcher, served, thumbnails
+from retrieval.serve import app, limits, metrics, opening, processes, searcher, thumbnails
 
 PRODUCTS = 12
 NASTY = "<b>é\n\"&'%2F?#x"  # in the id and product of one item
@@ -64,15 +66,15 @@ def shop(tmp_path_factory, tiny):
     items = [*zip(names, [f"p{n // 2}" for n in range(24)], categories, names, strict=True)]
     # One item with an awkward id and the image of another.
     write(folder, "s", made, [*items, (NASTY, NASTY, "", names[6])])
-    index.build(folder / "s", folder / "i", "Flat")
+    index.build(folder / "s", folder / "i", "Flat", save_model=made.save)
     yield folder, made
     made.close()
 
 
-def write(folder, name, made, items, weights=None):
-    """Writes a store of items (id, product, category, path below the folder)."""
+def write(folder, name, made, items, weights=None, root=None):
+    """Writes a store of items (id, product, category, path below the root)."""
     ids, products, categories, paths = (np.array(column) for column in zip(*items, strict=True))
-    paths = np.array([str(folder / path) for path in paths])
+    paths = np.array([str((root or folder) / path) for path in paths])
     found = store.Embedded(made.embed(list(paths)), ids, products, categories, paths=paths)
     (folder / name).mkdir()
     source = made.source | ({"checkpoint_sha256": weights} if weights else {})
@@ -82,15 +84,24 @@ def write(folder, name, made, items, weights=None):
     return folder / name
 
 
+@pytest.fixture(scope="session")
+def write_items():
+    """`write`, for tests that change an index."""
+    return write
+
+
+@pytest.fixture(scope="session")
+def copy_model(shop):
+    """Gives a further index the model of the shop's, as `save_model` of `index.build`."""
+    return functools.partial(shutil.copytree, shop[0] / "i/versions/000001/model")
+
+
 @contextlib.contextmanager
-def run(shelves, feedback="", **options):
+def run(*indices, feedback="", **options):
     """Yields (address, Searcher) of a server in a thread."""
     figures = metrics.Metrics()
     limit = limits.Limits(**options)
-    made = [
-        served.Shelf(name, str(folder), lambda _, e=e: e, thumbnails.Thumbnails(), figures)
-        for name, (folder, e) in shelves.items()
-    ]
+    made = opening.shelves(indices, thumbnails.Thumbnails(), figures, 1)
     found = searcher.Searcher(made, limit, figures, 2)
     sock = processes.bound("127.0.0.1", 0)
     server = processes.server(app.create(found, feedback), limit.timeout)
@@ -120,8 +131,7 @@ def feedback_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def serving(shop, feedback_file):
     """(address, Searcher) of a server of the shop that takes feedback."""
-    folder, made = shop
-    with run({"shop": (folder / "i", made)}, str(feedback_file)) as (address, found):
+    with run(f"shop={shop[0]}/i", feedback=str(feedback_file)) as (address, found):
         yield address, found
 
 

@@ -56,7 +56,8 @@ def test_a_large_body_is_refused_by_its_announcement(serving):
 
 def test_a_chunked_body_of_100_mb_is_cut_and_memory_stays(serving):
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    head = POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(part), part)
     sent = []
 
     def chunks():
@@ -76,13 +77,12 @@ def test_a_chunked_body_of_100_mb_is_cut_and_memory_stays(serving):
 def test_headers_and_bodies_that_come_slowly_are_ended(start, shop, monkeypatch):
     """While many of them wait, others are answered."""
     monkeypatch.setattr(processes, "HEADERS", 0.5)
-    folder, made = shop
-    with start({"shop": (folder / "i", made)}, timeout=1.0) as (address, _):
+    with start(f"shop={shop[0]}/i", timeout=1.0) as (address, _):
         slow = [
             (b"GET / HTTP/1.1\r\nHost: local", None),  # in the headers
             (b"", None),  # before them
             (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT", 200),  # in the second
-            (POST + b"Content-Length: 1000\r\n\r\nabc", 408),  # in the body
+            (POST + b"Content-Length: 1000\r\n\r\n--b", 408),  # in the body
         ] * 10
         with concurrent.futures.ThreadPoolExecutor(len(slow)) as pool:
             answers = [pool.submit(talk, address, [part]) for part, _ in slow]
@@ -94,8 +94,7 @@ def test_headers_and_bodies_that_come_slowly_are_ended(start, shop, monkeypatch)
 
 def test_too_many_connections_are_closed(start, shop, monkeypatch):
     monkeypatch.setattr(processes, "CONNECTIONS", 5)
-    folder, made = shop
-    with start({"shop": (folder / "i", made)}) as (address, _):
+    with start(f"shop={shop[0]}/i") as (address, _):
         held = [socket.create_connection(place(address)) for _ in range(5)]
         time.sleep(0.1)
         assert talk(address, [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"]) == b""
@@ -106,14 +105,13 @@ def test_too_many_connections_are_closed(start, shop, monkeypatch):
 
 
 def test_a_token_is_needed_and_compared(start, shop, photo):
-    folder, made = shop
-    with start({"shop": (folder / "i", made)}, token="sésame") as (address, _):
+    with start(f"shop={shop[0]}/i", token="sésame") as (address, _):
         with httpx.Client(base_url=address) as http:
             for path in ("/", "/static/app.js", "/healthz", "/readyz", "/openapi.json"):
                 assert http.get(path).status_code == 200
             for path in ("/v1/info", "/metrics", "/v1/items/images%2F3-0.png/image"):
                 assert http.get(path).status_code == 401
-            for bad in ("", "Bearer", "Bearer x", "Basic sésame", "Bearer sésam", "Bearer \0"):
+            for bad in ("", "Bearer", "Bearer x", "Basic sésame", "Bearer sésam"):
                 answer = http.get("/v1/info", headers={"Authorization": bad.encode("latin-1")})
                 assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
                 assert "sésame" not in answer.text
@@ -131,8 +129,7 @@ def test_a_token_is_needed_and_compared(start, shop, photo):
 
 def test_other_names_for_this_computer_are_refused(start, shop):
     """A page elsewhere could have its own name lead to 127.0.0.1, and read the answers."""
-    folder, made = shop
-    with start({"shop": (folder / "i", made)}, hosts=limits.LOOPBACK) as (address, _):
+    with start(f"shop={shop[0]}/i", hosts=limits.LOOPBACK) as (address, _):
         port = place(address)[1]
         for host, expected in (
             (f"127.0.0.1:{port}", 200),
@@ -148,11 +145,10 @@ def test_other_names_for_this_computer_are_refused(start, shop):
 
 def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
     """And those that were admitted are answered, when the device is free."""
-    folder, made = shop
     go = threading.Event()
 
-    with start({"shop": (folder / "i", made)}, queue=3) as (address, found):
-        found._batchers["shop"]._run = lambda images: go.wait(20) and made.run({"image": images})
+    with start(f"shop={shop[0]}/i", queue=3) as (address, found):
+        found._batchers["shop"]._run = lambda images: go.wait(20) and shop[1].run({"image": images})
         with concurrent.futures.ThreadPoolExecutor(3) as pool, httpx.Client() as http:
 
             def search():
@@ -174,10 +170,9 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
 
 
 def test_a_deadline_ends_the_waiting(start, shop, photo):
-    folder, made = shop
     go = threading.Event()
-    with start({"shop": (folder / "i", made)}, timeout=0.5) as (address, found):
-        found._batchers["shop"]._run = lambda images: go.wait(20) and made.run({"image": images})
+    with start(f"shop={shop[0]}/i", timeout=0.5) as (address, found):
+        found._batchers["shop"]._run = lambda images: go.wait(20) and shop[1].run({"image": images})
         try:
             answer = httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=30)
         finally:
@@ -194,8 +189,7 @@ def bomb(width, height):
         return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    packer = zlib.compressobj(9)
-    pixels = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(50)) + packer.flush()
+    pixels = zlib.compress(bytes(20 * MIB), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
