@@ -15,6 +15,10 @@ evaluates stored embeddings of any origin, without TensorFlow. A store that retr
 needs no text files, and neither does an index of retrieval.index as the catalogue (its vectors are
 searched exactly, as the index keeps them). Labels: one product id per line. Ids: one item id per
 line; equal ids are the same image. Without a catalogue the queries are searched among themselves.
+
+    python -m retrieval.eval --feedback=FILE
+
+gives the recall of live use, by the judgments that the search page recorded in FILE.
 """
 
 import functools
@@ -24,7 +28,7 @@ import sys
 from absl import flags
 
 from retrieval import metrics
-from retrieval.evaluation import figures, inputs, rerank, suite
+from retrieval.evaluation import feedback, figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, page, plots, projector, terminal
 from trainer import config as trainer_config
@@ -63,6 +67,7 @@ def define_flags(values):
     number("threads", 0, "Number of threads (0: one per core).", lower_bound=0)
     choice("filter", "auto", kernels.FILTERS, "Precision that scores are computed in first: "
            "auto takes the fastest on this processor. Ranks are exact with any.")  # fmt: skip
+    path("feedback", None, "JSONL file of judgments, of `prototrain serve`: evaluate live use.")
     path("query_labels", None, "Text file of the queries' product ids, one per line.")
     path("query_ids", None, "Text file of their item ids, one per line.")
     path("query_categories", None, "Text file of their categories, one per line.")
@@ -74,6 +79,8 @@ def define_flags(values):
 def main(options, model, given, rest):
     """The program: `--queries` evaluates files, anything else a model."""
     trainer_config.no_arguments(rest)
+    if options.feedback:
+        return judged(options)
     if options.queries:
         return stored(options)
     stray = [name for name in STORED if getattr(options, name)]
@@ -150,6 +157,15 @@ def stored(options):
         items = queries if catalogue is None else catalogue
         outputs.write_stored(prefix, result, queries, items)
     terminal.print_evaluation({"embeddings": result}, prefix)
+    return 0
+
+
+def judged(options):
+    """Prints the recall of live use."""
+    with trainer_config.user_errors(options.feedback):
+        ks = _options(options)["ks"]
+        found = feedback.figures(feedback.read(options.feedback), ks)
+    terminal.print_feedback(found)
     return 0
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("retrieval.compare", "Compare two evaluations on the same queries."),
     "build": ("retrieval.build", "Build the index of a catalogue, with the model in it."),
     "search": ("retrieval.search", "Find the products of photos in an index."),
+    "serve": ("retrieval.serve.main", "Serve a search page and its API over an index."),
     "embed": ("retrieval.embed", "Embed images or a model's dataset into a store."),
     "index": ("retrieval.index", "Change, verify and search an index with stored embeddings."),
     "export": ("trainer.export", "Export a trained model as a SavedModel."),

@@ -80,6 +80,16 @@ def read(source, channels=3, least=None, box=None, max_pixels=MAX_PIXELS):
     return pixels.reshape(*pixels.shape[:2], channels), ratio, box
 
 
+def check(source, max_pixels=MAX_PIXELS):
+    """Raises ValueError, as `read` does, for what no image file starts with, and for its size."""
+    try:
+        _opened(source, max_pixels).close()
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise ValueError(f"the file is truncated or damaged ({error})") from None
+
+
 def _opened(source, max_pixels):
     """The PIL image of a regular file or of bytes, not decoded yet."""
     from PIL import Image, UnidentifiedImageError

@@ -75,6 +75,22 @@ def print_comparison(result):
         _print("Backward compatibility", *backward_table(result.backward))
 
 
+def print_feedback(models):
+    """Prints what `feedback.figures` returns."""
+    names = [name for name in models[0] if name.startswith("recall@")]
+    rows = []
+    for one in models:
+        spans = [one["interval95"][name] for name in names]
+        rows.append([str(one["model"])[:12], *_rates(one[name] for name in names)])
+        rows.append(["95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in spans)])
+    _print("Recall of live use, by model", ["", *names], rows)
+    for one in models:
+        print(
+            f"{str(one['model'])[:12]}: {one['judgments']} judgments of {one['queries']} queries, "
+            f"{one['good']} good. Queries that nobody judged are not counted."
+        )
+
+
 def _rates(values, *more):
     return [f"{value:.3f}" for value in (*values, *more)]
 

@@ -1,0 +1,29 @@
+"""The catalogues that the program's flags name, opened."""
+
+import os
+
+from retrieval.serve.served import Shelf
+from retrieval.serve.thumbnails import Thumbnails
+
+
+def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0) -> list[Shelf]:
+    """Opens indexes.
+
+    Args:
+      indices: folders, or name=folder; without a name, that of the folder.
+      images: the items' images.
+      metrics: of the server.
+      threads: of TensorFlow, per model.
+
+    Raises:
+      ValueError: a name twice, or what `Shelf` raises.
+    """
+    named: dict[str, str] = {}
+    for text in indices:
+        name, found, folder = text.rpartition("=")
+        folder = os.path.expanduser(folder)
+        name = name if found else os.path.basename(os.path.abspath(folder))
+        if name in named:
+            raise ValueError(f"--index: two are called {name!r}; name them: a={folder},b=…")
+        named[name] = folder
+    return [Shelf(name, folder, images, metrics, threads) for name, folder in named.items()]

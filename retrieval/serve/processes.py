@@ -1,0 +1,151 @@
+"""The socket, the connections, and the processes of a server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from trainer.config import UserError
+
+CONNECTIONS = 1000  # open ones per process; further ones are closed at once
+HEADERS = 5  # seconds within which a request's headers, and the next request, must arrive
+FD = "PROTOTRAIN_SERVE_FD"  # tells a worker which socket to serve
+
+
+class Connection(H11Protocol):
+    """A connection that must send its headers in time: uvicorn itself waits forever."""
+
+    _late = None  # the timer
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        self._late = self.loop.call_later(HEADERS, self._close_if_waiting)
+
+    def data_received(self, data):
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:  # the headers are complete
+            self._stop()
+        elif self._late is None and (before is None or before.response_complete):
+            self._late = self.loop.call_later(HEADERS, self._close_if_waiting)
+
+    def _stop(self):
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _close_if_waiting(self):
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        self._stop()
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Returns a bound socket: before anything is loaded, so that a taken port is told at once.
+
+    Raises:
+      UserError: the address cannot be used.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host={host} --port={port}: {reason}") from None
+    return made
+
+
+def server(app, timeout: float) -> uvicorn.Server:
+    """Returns a server of an application that drains for at most `timeout` seconds."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_level="info",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=HEADERS,
+            timeout_graceful_shutdown=max(1, round(timeout)),
+        )
+    )
+
+
+def serve(app, sock: socket.socket, timeout: float) -> None:
+    """Serves until SIGINT or SIGTERM, then answers what was begun and returns."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at its end
+        signal.signal(number, lambda *_: None)
+    server(app, timeout).run(sockets=[sock])
+
+
+def inherited() -> socket.socket | None:
+    """The socket of a worker; None in a process that is not one."""
+    number = os.environ.get(FD)
+    return None if number is None else socket.socket(fileno=int(number))
+
+
+def supervise(count: int, sock: socket.socket, gpus: bool) -> int:
+    """Runs `count` copies of this program on one socket, one per GPU, until a signal ends them.
+
+    A worker that dies is started again, unless it never became ready. SIGHUP goes to all.
+
+    Returns:
+      The exit code.
+    """
+    command = [sys.executable, *_arguments()]
+    ending, hangups = [], []
+    signal.signal(signal.SIGHUP, lambda *_: hangups.append(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.append(1))
+    # The kernel gives connections to whichever worker accepts first.
+    with tempfile.TemporaryDirectory(prefix="prototrain-metrics-") as metrics:
+        shared = os.environ | {FD: str(sock.fileno()), "PROMETHEUS_MULTIPROC_DIR": metrics}
+
+        def start(place):
+            own = {"CUDA_VISIBLE_DEVICES": str(place)} if gpus else {}
+            # A group of its own: Ctrl-C reaches it through this process only.
+            return time.monotonic(), subprocess.Popen(
+                command, env=shared | own, pass_fds=[sock.fileno()], start_new_session=True
+            )
+
+        workers = [start(place) for place in range(count)]
+        code = 0
+        while not ending:
+            time.sleep(0.1)
+            for place, (since, worker) in enumerate(workers):
+                if hangups:
+                    worker.send_signal(signal.SIGHUP)
+                if worker.poll() is not None:
+                    if time.monotonic() - since < 30 or worker.returncode == 1:
+                        code = worker.returncode or 1  # it would only die again
+                        ending.append(1)
+                        break
+                    print(f"worker {place} ended ({worker.returncode}): restarted", file=sys.stderr)
+                    workers[place] = start(place)
+            hangups.clear()
+        for _, worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        for _, worker in workers:
+            worker.wait()
+        return code
+
+
+def _arguments():
+    """How this program was started, as arguments of Python."""
+    return ["-m", "retrieval.serve.main", *sys.argv[1:]]

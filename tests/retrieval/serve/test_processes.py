@@ -1,0 +1,30 @@
+"""Sockets and processes; what they do to connections is in test_limits.py."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from retrieval.serve import processes
+from trainer.config import UserError
+
+
+def test_an_address_that_cannot_be_used_is_named():
+    for host in ("nowhere.invalid", "192.0.2.1", "x" * 300, ""):
+        if host:
+            with pytest.raises(UserError, match=r"--host=.* --port=0"):
+                processes.bound(host, 0)
+    with processes.bound("::1", 0) as sock:
+        assert sock.family == socket.AF_INET6
+
+
+def test_a_worker_that_cannot_start_ends_the_server(monkeypatch):
+    """And its exit code is the program's."""
+    code = (
+        "import sys\nfrom retrieval.serve import processes\n"
+        "processes._arguments = lambda: ['-c', 'import sys; sys.exit(1)']\n"
+        "sys.exit(processes.supervise(2, processes.bound('127.0.0.1', 0), False))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 1

@@ -1,0 +1,75 @@
+"""From a query to results, without HTTP."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retrieval.serve import limits, metrics, opening, schemas, searcher, thumbnails
+
+
+@pytest.fixture
+def use(shop):
+    """Runs a coroutine function with a running `Searcher` over the shop."""
+
+    def run(work, **options):
+        async def main():
+            figures = metrics.Metrics()
+            shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1)
+            found = searcher.Searcher(shelves, limits.Limits(**options), figures, 2)
+            assert not found.ready
+            async with found.running():
+                assert found.ready
+                await work(found)
+            assert not found.ready
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_queries_at_once_get_the_embeddings_that_each_gets_alone(use, shop, photo):
+    async def work(found):
+        served = found.served()
+        embeddings = await asyncio.gather(
+            *(found.embed(served, io.BytesIO(photo(n))) for n in range(12))
+        )
+        alone = shop[1].embed([photo(n) for n in range(12)], batch_size=1)
+        # A batch is another matrix product: float32 sums of 192 terms, of unit length.
+        np.testing.assert_allclose(embeddings, alone, atol=192 * 2**-24)
+        for n, embedding in enumerate(embeddings):
+            results, _ = await found.search(served, embedding, 1)
+            assert results[0]["product"] == f"p{n}"
+
+    use(work)
+
+
+def test_an_image_of_too_many_pixels_is_refused_in_every_format(use):
+    async def work(found):
+        for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+            out = io.BytesIO()
+            Image.new("RGB", (40, 30)).save(out, kind)
+            with pytest.raises(schemas.Refused, match="limit"):
+                await found.embed(found.served(), io.BytesIO(out.getvalue()))
+
+    use(work, pixels=1000)
+
+
+def test_truncated_images_are_refused(use, photo):
+    async def work(found):
+        for size in (0, 1, 30, 100, len(photo(1)) // 2):
+            with pytest.raises(schemas.Refused) as error:
+                await found.embed(found.served(), io.BytesIO(photo(1)[:size]))
+            assert error.value.status == 422 and error.value.reason == "image"
+
+    use(work)
+
+
+def test_an_unknown_catalogue_is_refused(use):
+    async def work(found):
+        with pytest.raises(schemas.Refused, match="'x'"):
+            found.served("x")
+
+    use(work)
