@@ -35,6 +35,7 @@ SIBLINGS = (
         (
             *("metriclearn", "retrieval.metrics"),
             *("trainer.config", "trainer.layers", "trainer.files", "trainer.quiet"),
+            "trainer.keras_model",
         ),
     ),
 )

@@ -131,7 +131,7 @@ def _pretrained(network, cache):
 
     def initialised(getter, name, *args, **kwargs):
         saved = name[name.rindex(f"{network}/") :]
-        initializer = saved_model.read_from(weights.checkpoint, saved)
+        initializer = layers.read_from(weights.checkpoint, saved)
         return getter(name, *args, **kwargs | {"initializer": initializer})
 
     def build(images, batch_statistics):

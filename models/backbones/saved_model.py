@@ -14,6 +14,8 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
+from trainer import layers
+
 v1 = tf.compat.v1
 
 # Names of signatures, and of outputs, in the order in which they are looked for.
@@ -384,7 +386,7 @@ def _variables(model, graph, kept):
                 node.name,
                 tf.TensorShape(node.attr["shape"].shape),
                 tf.dtypes.as_dtype(node.attr["dtype"].type),
-                initializer=read_from(prefix, node.name),
+                initializer=layers.read_from(prefix, node.name),
                 trainable=name in trained,
             )
             handles[name] = variable.handle
@@ -392,19 +394,3 @@ def _variables(model, graph, kept):
             node.attr.clear()
             node.attr["dtype"].type = tf.resource.as_datatype_enum
     return handles
-
-
-def read_from(checkpoint, name):
-    """An initializer that reads a variable's value from a checkpoint when it runs.
-
-    As a constant it would travel with every copy of the graph.
-    """
-
-    def initializer(shape, dtype, partition_info=None):
-        with v1.device("/device:CPU:0"):
-            value = tf.raw_ops.RestoreV2(
-                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
-            )[0]
-            return tf.ensure_shape(value, shape)
-
-    return initializer
