@@ -258,7 +258,7 @@ def apply(model, images, batch_statistics):
     if model.dtype == tf.uint8:
         pixels = tf.cast(images if images.dtype == tf.uint8 else tf.round(images), tf.uint8)
     else:
-        pixels = _scaled(tf.cast(images, tf.float32), model.input_range)
+        pixels = scaled(tf.cast(images, tf.float32), model.input_range)
     run = _run_tf2 if model.graphs is None else _run_tf1
     try:
         output = run(model, pixels, batch_statistics)
@@ -280,7 +280,7 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-def _scaled(pixels, input_range):
+def scaled(pixels, input_range):
     """Float pixels 0 to 255 in the range that a network wants."""
     if input_range == "caffe":
         pixels = pixels[..., ::-1]
