@@ -36,6 +36,7 @@ SIBLINGS = (
             *("metriclearn", "retrieval.metrics"),
             *("trainer.config", "trainer.layers", "trainer.files", "trainer.helptext"),
             "trainer.quiet",
+            "trainer.keras_model",
         ),
     ),
 )

@@ -18,7 +18,6 @@ import functools
 import importlib.metadata
 import os
 import re
-import threading
 from typing import NamedTuple
 
 from absl import flags
@@ -34,6 +33,7 @@ import tensorflow as tf  # noqa: E402
 from metriclearn.datasets.glyphs import cache_folder  # noqa: E402
 from models.backbones import efficientnet, pth  # noqa: E402
 from trainer import files, helptext  # noqa: E402
+from trainer.keras_model import eagerly  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -251,7 +251,7 @@ def _publish(name, arrays, folder, source, sha256):
         files.claim(folder, KIND)
         files.remove(folder, KIND, OURS)
         try:
-            _eagerly(_write, name, arrays, folder)
+            eagerly(_write, name, arrays, folder)
             sums = {}
             for at, _, found in os.walk(folder):
                 for path in (os.path.join(at, file) for file in sorted(found)):
@@ -273,23 +273,6 @@ def _note(name):
         "image_size": [side, side],
         "features": efficientnet.FEATURES,
     }
-
-
-def _eagerly(function, *arguments):
-    """Runs a function in a thread of its own, where no graph is being built."""
-    failure = []
-
-    def run():
-        try:
-            function(*arguments)
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
 
 
 def _write(name, arrays, folder):

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
-from trainer import files
+from trainer import files, layers
 
 v1 = tf.compat.v1
 
@@ -262,7 +262,7 @@ def apply(model, images, batch_statistics):
     if model.dtype == tf.uint8:
         pixels = tf.cast(images if images.dtype == tf.uint8 else tf.round(images), tf.uint8)
     else:
-        pixels = _scaled(tf.cast(images, tf.float32), model.input_range)
+        pixels = scaled(tf.cast(images, tf.float32), model.input_range)
     run = _run_tf2 if model.graphs is None else _run_tf1
     try:
         output = run(model, pixels, batch_statistics)
@@ -284,7 +284,7 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-def _scaled(pixels, input_range):
+def scaled(pixels, input_range):
     """Float pixels 0 to 255 in the range that a network wants."""
     if input_range == "caffe":
         pixels = pixels[..., ::-1]
@@ -390,7 +390,7 @@ def _variables(model, graph, kept):
                 node.name,
                 tf.TensorShape(node.attr["shape"].shape),
                 tf.dtypes.as_dtype(node.attr["dtype"].type),
-                initializer=read_from(prefix, node.name),
+                initializer=layers.read_from(prefix, node.name),
                 trainable=name in trained,
             )
             handles[name] = variable.handle
@@ -398,19 +398,3 @@ def _variables(model, graph, kept):
             node.attr.clear()
             node.attr["dtype"].type = tf.resource.as_datatype_enum
     return handles
-
-
-def read_from(checkpoint, name):
-    """An initializer that reads a variable's value from a checkpoint when it runs.
-
-    As a constant it would travel with every copy of the graph.
-    """
-
-    def initializer(shape, dtype, partition_info=None):
-        with v1.device("/device:CPU:0"):
-            value = tf.raw_ops.RestoreV2(
-                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
-            )[0]
-            return tf.ensure_shape(value, shape)
-
-    return initializer

@@ -2,6 +2,7 @@
 
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from metriclearn.datasets import READERS
+from models.backbones.pooling import METHODS
 from trainer.config import Config
 
 # How the first version of this model spelled its data sets.
@@ -31,7 +32,8 @@ config.declare(
     "model.hub_address",
     "pretrained:efficientnet_lite0",
     "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
-    "module or SavedModel, or resnet18, mobilenet or convnet to train from scratch.",
+    "module or SavedModel, keras:FILE or keras:keras.applications:NAME (see docs/pretrained.md), "
+    "or resnet18, mobilenet or convnet to train from scratch.",
     fixed=True,
 )
 config.declare(
@@ -40,6 +42,14 @@ config.declare(
     "Pixels that a SavedModel of floats at model.hub_address wants, if it does not say: 0,1 or "
     "-1,1 or 0,255 or imagenet (mean and deviation) or caffe (BGR, mean).",
     choices=("", "0,1", "-1,1", "0,255", "imagenet", "caffe"),
+    fixed=True,
+)
+config.declare(
+    "model.pooling",
+    "auto",
+    "How a Keras model's positions become one vector: class_token, mean, gem, concat (class token "
+    "and mean), attention. auto: as the network was trained, by its class token or else the mean.",
+    choices=METHODS,
     fixed=True,
 )
 config.declare(

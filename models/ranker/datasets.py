@@ -79,11 +79,15 @@ def image_dimensions():
     return tuple(dimensions)
 
 
-@functools.lru_cache(maxsize=1)
 def load_backbone(address):
-    """`models.backbones.load`, once: weights are checked when they are loaded."""
+    """`models.backbones.load` as the configuration has it, once."""
+    return _loaded(address, config["model.hub_input_range"], config["model.pooling"])
+
+
+@functools.lru_cache(maxsize=1)  # weights are checked when they are loaded
+def _loaded(address, input_range, pooling):
     try:
-        return backbones.load(address, input_range=config["model.hub_input_range"])
+        return backbones.load(address, input_range=input_range, pooling=pooling)
     except ValueError as error:
         raise UserError(f"model.hub_address: {error}") from None
 
