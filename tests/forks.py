@@ -91,7 +91,9 @@ def forked(task, kill_after=None, changes=None, limit=None):
                 sys.stdout.flush(), sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
     os.close(writing)
-    ended, _, _ = select.select([handle := os.pidfd_open(pid)], [], [], kill_after or SECONDS)
+    ended, _, _ = select.select(
+        [handle := os.pidfd_open(pid)], [], [], SECONDS if kill_after is None else kill_after
+    )
     os.close(handle)
     if not ended:
         os.kill(pid, signal.SIGKILL)
