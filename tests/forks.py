@@ -18,6 +18,7 @@ import fcntl
 import functools
 import pathlib
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -90,16 +91,15 @@ def forked(task, kill_after=None, changes=None, limit=None):
                 sys.stdout.flush(), sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
     os.close(writing)
-    end = start + (SECONDS if kill_after is None else kill_after)
-    while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > end:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            found = os.waitpid(pid, 0)
-            if kill_after is None:
-                raise AssertionError(f"takes more than {SECONDS} s")
-            break
-        time.sleep(0.001)
+    ended, _, _ = select.select(
+        [handle := os.pidfd_open(pid)], [], [], SECONDS if kill_after is None else kill_after
+    )
+    os.close(handle)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if not ended and kill_after is None:
+        raise AssertionError(f"takes more than {SECONDS} s")
     seconds = time.monotonic() - start
     os.set_blocking(reading, False)
     text = b""
@@ -107,7 +107,7 @@ def forked(task, kill_after=None, changes=None, limit=None):
         while part := os.read(reading, 1 << 20):
             text += part
     os.close(reading)
-    return os.waitstatus_to_exitcode(found[1]), text.decode(errors="replace"), seconds
+    return os.waitstatus_to_exitcode(status), text.decode(errors="replace"), seconds
 
 
 def program(arguments):

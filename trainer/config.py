@@ -579,18 +579,22 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
     may name further files. A byte-order mark is skipped too, which absl's own reader does not.
 
     Raises:
-      UserError: a file cannot be read; the message names it.
+      UserError: a file cannot be read, or a flag's name is too long; the message names it.
     """
     expanded, left = [], list(argv)
     while left:
         word = left.pop(0)
         name, _, path = word.lstrip("-").partition("=")
+        if word.startswith("-") and len(name) > 200:  # for which absl cannot look for similar ones
+            raise UserError(f"{word[:40]}…: there is no flag with so long a name.")
         if not word.startswith("-") or name != "flagfile":
             expanded.append(word)
             continue
         path = os.path.expanduser(path or (left.pop(0) if left else ""))
         if path in seen:
             continue
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise UserError(f"--flagfile={path}: cannot be read: it is a pipe or a device.")
         try:
             with open(path, encoding="utf-8-sig") as text:
                 lines = [line.strip() for line in text]

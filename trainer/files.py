@@ -157,6 +157,7 @@ def exchange(new: str | os.PathLike, old: str | os.PathLike) -> None:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Returns the value in a JSON file; ValueError names the file if it is missing or damaged."""
+    check_regular(path)
     try:
         with open(path, encoding="utf-8") as text:
             return json.load(text)

@@ -1,6 +1,7 @@
 """Configuration: declared keys, types, flags, files."""
 
 import json
+import os
 
 import pytest
 from absl import flags
@@ -236,15 +237,22 @@ def test_flag_files_are_read_as_written(config, tmp_path, monkeypatch):
     assert parse("--flagfile", str(tmp_path / "a.flags"))[1] == {"model.num_steps", "toy.norm"}
 
 
-@pytest.mark.parametrize("content", [None, b"--model=\xff\xfe", "folder"])
+@pytest.mark.parametrize("content", [None, b"--model=\xff\xfe", "folder", "pipe"])
 def test_a_flag_file_that_cannot_be_read_is_named(config, tmp_path, content):
     path = tmp_path / "bad.flags"
     if content == "folder":
         path.mkdir()
+    elif content == "pipe":
+        os.mkfifo(path)
     elif content:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"--flagfile=.*bad\.flags: cannot be read"):
         parse(f"--flagfile={path}")
+
+
+def test_a_name_that_is_too_long_to_look_for_is_refused(config):
+    with pytest.raises(UserError, match=r"--x{38}…: there is no flag with so long a name"):
+        parse("--model=toy", f"--{'x' * 5000}=1")
 
 
 def test_paths_are_expanded_and_stored_as_given(config, monkeypatch):
