@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from metriclearn.distances import COSINE, DISTANCES, Distance
+from metriclearn.distances import COSINE, DISTANCES, DOT, Distance, are_calm
 from metriclearn.inputs import TensorLike, column_tensor, match_rows
 from metriclearn.losses.reductions import reduce_terms
 from metriclearn.miners import call_miner, mine_distance_weighted
@@ -99,9 +99,18 @@ def n_pairs_loss(
     Terms: one per positive pair (a, p) whose anchor has a negative.
     """
     with tf.name_scope("n_pairs_loss"):
-        comparison, positive, negative, distances = _measure(labels, embeddings, "dot", references)
-        against = _log_sum_exp(-distances, negative)[:, None]
-        terms = tf.nn.softplus(against + distances)
+        comparison = compare(labels, embeddings, references)
+        positive, negative = masks(comparison)
+        x, y = comparison.embeddings, comparison.references
+
+        def terms_in(dtype: tf.DType) -> tf.Tensor:
+            rows = tf.cast(x, dtype)
+            distances = DOT.pairwise(rows, rows if x is y else tf.cast(y, dtype))
+            against = _log_sum_exp(-distances, negative)[:, None]
+            return tf.cast(tf.nn.softplus(against + distances), x.dtype)
+
+        # Products of long rows leave float32, their differences may not.
+        terms = tf.cond(are_calm(x, y), lambda: terms_in(x.dtype), lambda: terms_in(tf.float64))
         kept = positive & tf.reduce_any(negative, axis=1, keepdims=True)
         return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
 

@@ -153,8 +153,6 @@ def _held_out(table, pool):
     own = table.splits == "val"
     if not how and own.any():
         return own
-    if not 0 < share < 1:
-        raise UserError(f"dataset.validation.share={share} must be between 0 and 1.")
     held = np.zeros(len(table), bool)
     rows = np.flatnonzero(pool)
     if how in ("", "products", "both"):
@@ -278,8 +276,6 @@ def _augmentation(table):
         raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
-        if not 0 < smallest <= 1:
-            raise UserError(f"dataset.augment.smallest_crop={smallest} must be above 0, at most 1.")
         crop = augment.window_near_box() if crop else augment.random_window(smallest)
     changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
     return crop, augment.compose(*changes) if changes else None

@@ -117,17 +117,15 @@ def test_zero_vectors_and_duplicates_have_finite_gradients(name):
     assert np.isfinite(gradient).all()
 
 
-# Dot products of longer rows are beyond float32.
-SCALES = {"n_pairs": (1e-30, 1e-10, 1e15)}
-
-
 @pytest.mark.parametrize("name", sorted(LOSSES | PROXY_LOSSES))
 def test_losses_are_finite_and_right_over_the_range(name):
     """In float32 as in float64, where nothing overflows; margins are in units of the distance."""
     labels, x = batch(11, size=12, classes=4)
     others = () if name in LOSSES else (batch(12, size=4)[1],)
     loss = (LOSSES | PROXY_LOSSES)[name]
-    for scale in SCALES.get(name, (1e-30, 1e-10, 1e10, 1e20, 1e30)):
+    for scale in (1e-30, 1e-10, 1e10, 1e20, 1e30):
+        if name == "n_pairs" and scale > 1e18:
+            continue  # its value is a product of two rows; see losses/test_pairwise.py
         options = {"miner": "batch_hard"} if name == "margin" else {}
 
         def run(dtype, scale=scale, options=options):
