@@ -107,7 +107,7 @@ def _row_size(x: tf.Tensor) -> tf.Tensor:
     return power_of_two(tf.reduce_max(tf.abs(x), axis=1, keepdims=True))
 
 
-def _are_calm(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+def are_calm(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Bool scalar: whether products of these rows neither overflow nor vanish."""
     return _is_calm(x) if x is y else _is_calm(x) & _is_calm(y)
 
@@ -174,7 +174,7 @@ def _squared_pairwise(x: tf.Tensor, y: tf.Tensor, root: bool = False) -> tf.Tens
         squared, unit = _squared_and_unit(x, y)
         return _safe_sqrt(squared) * unit if root else squared * unit * unit
 
-    return tf.cond(_are_calm(x, y), plain, scaled)
+    return tf.cond(are_calm(x, y), plain, scaled)
 
 
 def _euclidean_pairwise(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -353,7 +353,7 @@ def _euclidean_nearness(
 
     from_center, norms = tf.cond(is_spread, lambda: (y, norms), shifted)
     products = _products(from_center, dtype)
-    is_plain = _is_calm(from_center) if x is y else _are_calm(x - center, from_center)
+    is_plain = _is_calm(from_center) if x is y else are_calm(x - center, from_center)
 
     def scores(x: tf.Tensor) -> tf.Tensor:
         return tf.cond(

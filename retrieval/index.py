@@ -43,6 +43,12 @@ NEEDED = {
     "rollback": ("index", "to"),
 }
 
+# What it may also have.
+OPTIONAL = {
+    "build": ("factory", "recall", "queries", "memory", "similarity", "on_disk"),
+    "search": ("k", "category", "page"),
+}
+
 
 def main(action, options):
     if action == "search":
@@ -106,16 +112,27 @@ def define_flags(values):
     path("index", None, "Folder of an index.")
     path("output", None, "Folder of the index to build.")
     text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
-    decimal("recall", 0.95, "Share of the 10 nearest items that a search must find.")
+    decimal(
+        "recall", 0.95, "Share of the 10 nearest items that a search must find.", within="(0, 1]"
+    )
     path("queries", None, "Folder of a store of real queries, to tune the recall with.")
-    decimal("memory", None, "GiB that the index may take; half of what is available if absent.")
+    decimal(
+        "memory",
+        None,
+        "GiB that the index may take; half of what is available if absent.",
+        within="(0, inf)",
+    )
     choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are.")
-    number("k", 10, "Results per query.")
+    number("k", 10, "Results per query.", lower_bound=1)
     text("category", None, "Search only items of this category.")
     path("page", None, "HTML file to write: the queries and what was found, as images.")
     path("ids", None, "Text file of the ids to remove, one per line.")
-    number("to", None, "The version to go back to.")
+    number("to", None, "The version to go back to.", lower_bound=1)
     flag("on_disk", False, "Keep the inverted lists of --factory in a file.")
+
+
+def _listed(names):
+    return ", ".join(f"--{name}" for name in names)
 
 
 def _program(options, action):
@@ -129,6 +146,11 @@ def _program(options, action):
         )
     if action != "build" and options.output:
         raise UserError(f"--output: {action} writes no new folder; the index is now --index")
+    taken = (*NEEDED[action], *OPTIONAL.get(action, ()))
+    for name in options:
+        flag = options[name]
+        if flag.present and flag.name not in (*taken, "output", "index"):  # on these two see above
+            raise UserError(f"--{flag.name} has no effect: {action} takes {_listed(taken)}")
     for name in NEEDED[action]:
         if getattr(options, name) is None:
             raise UserError(f"{action} needs --{name}")

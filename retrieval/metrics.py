@@ -295,12 +295,12 @@ def _column(values, rows, name):
             f"{name} must have one entry per row: {list(values.shape)} for {rows} rows"
         )
     if values.dtype.kind == "f":
-        whole = np.abs(values) <= LARGEST_FLOAT
-        whole &= values == np.floor(values, where=whole, out=np.zeros(rows, values.dtype))
+        limit = min(LARGEST_FLOAT, 2 ** (np.finfo(values.dtype).nmant + 1))  # exact up to here
+        whole = (np.abs(values) <= limit) & (values == np.round(values))
         if not whole.all():
             raise ValueError(
                 f"{name}: {values[~whole][0]} is not a class; floats must be whole numbers up to "
-                f"{LARGEST_FLOAT}"
+                f"{limit}"
             )
         values = values.astype(np.int64)
     if values.dtype.kind == "O":

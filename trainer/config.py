@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -457,14 +458,29 @@ def define_path(
     )  # fmt: skip
 
 
+def _define_float(
+    name, default, doc, flag_values, within="", lower_bound=-math.inf, upper_bound=math.inf
+):
+    """Defines the flag of a decimal number in a range such as '(0, 1]'; a NaN lies in none."""
+    within = within or f"[{lower_bound}, {upper_bound}]"
+    key = schema.Key(name, "float", default, doc, within=within)
+    help_text = doc if within == "[-inf, inf]" else f"{doc} In {within}."
+    module = sys._getframe(1).f_globals["__name__"]
+    flags.DEFINE(
+        _Parser(key), name, default, help_text, flag_values, _Serializer(),
+        module_name=sys.argv[0] if module == "__main__" else module,
+    )  # fmt: skip
+
+
 def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
     """Returns one function per kind that defines a flag in `values`.
 
     Args:
       values: where the flags of one program are defined, so that another can run beside it.
-      kinds: 'path', or the end of the name of a function of absl, as in 'integer'.
+      kinds: 'path', 'float' (which takes `within`, a range such as '(0, 1]'), or the end of the
+        name of a function of absl, as in 'integer'.
     """
-    functions = {"path": define_path}
+    functions = {"path": define_path, "float": _define_float}
     return [
         functools.partial(
             functions.get(kind) or getattr(flags, f"DEFINE_{kind}"), flag_values=values

@@ -38,10 +38,7 @@ def running() -> str:
 
 def _python():
     """`python` if a shell finds the running one by it, else its path."""
-    found = shutil.which("python")
-    same = found and sys.executable and os.path.samefile(found, sys.executable)
-    in_same_place = same and os.path.dirname(found) == os.path.dirname(sys.executable)
-    return "python" if in_same_place else sys.executable
+    return "python" if shutil.which("python") == sys.executable else sys.executable
 
 
 # Flags of these packages are not ours: `--helpfull` lists them last.

@@ -25,7 +25,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flag("allow_config_change", False, "Resume although the run will be a different one.")
     flag("check_towers", False, "Compare N towers with one on a batch; do not train.")
     flag("debug", False, "Open IPython after set-up, do not train.", short_name="d")
-    number("replay_step", None, "With --debug: first train to just before this step.")
+    number(
+        "replay_step", None, "With --debug: first train to just before this step.", lower_bound=1
+    )
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> None:

@@ -24,12 +24,11 @@ NOISE = re.compile(
     r"|(libcuda|kernel) reported version|retrieving CUDA diagnostic information|: hostname: "
     r"|Trying algorithm .* is taking a while|Omitted potentially buggy algorithm"
     r"|gpu_timer\.cc.*(Delay kernel timed out|skipping the delay kernel)"
-    r"|Local rendezvous is aborting with status: OUT_OF_RANGE"
 )
-# TensorFlow's check of types fails on conditionals with optional values and then does without. Its
-# message has many lines; these are what follows the first.
-_TYPES = re.compile(r"type_inference\.cc.*Type inference failed")
-_OF_TYPES = re.compile(
+# Messages of several lines: TensorFlow's check of types fails on conditionals with optional values
+# and then does without; an error of the graph, which is raised in Python, too.
+_LONG = re.compile(r"type_inference\.cc.*Type inference failed|Local rendezvous is aborting with")
+_LONG_GOES_ON = re.compile(
     r"\s|$|\}|goo\.gle/debug|(type_id|args|attr|s|b|i)\b.*[:{]|is neither a subtype"
     r"|for .*type infer|while inferring type"
 )
@@ -38,10 +37,10 @@ _DEPRECATED = re.compile(r"deprecated|Instructions for updating")
 
 def without_noise(lines: Iterable[str]) -> Iterator[str]:
     """Yields the lines of a program's stderr that are not noise."""
-    among_types = False
+    within = False
     for line in lines:
-        among_types = bool(_TYPES.search(line) or (among_types and _OF_TYPES.match(line)))
-        if not among_types and not NOISE.search(line):
+        within = bool(_LONG.search(line) or (within and _LONG_GOES_ON.match(line)))
+        if not within and not NOISE.search(line):
             yield line
 
 

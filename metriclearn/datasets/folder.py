@@ -5,12 +5,14 @@ root/train/red-shoe/1.jpg  root/val/...  root/test/hat/1.jpg     a folder per sp
 root/train/...  root/query/hat/1.jpg  root/catalogue/hat/2.jpg   test images with their roles
 root/1.jpg  root/2.jpg                                           each image a product of its own
 
-Folders of splits are recognized in any case and by their usual synonyms (`PARTS`). Images lie at
+Folders of splits are recognized in any case and by their usual synonyms (`PARTS`), also as
+`Test_Set`, `train-images` or `bounding_box_test`. Images lie at
 any depth below their product's folder. Hidden files and folders (.name) are skipped, links to files
 and folders are followed, and other files are ignored.
 """
 
 import os
+import re
 
 from metriclearn.datasets.image_files import SUFFIXES
 from metriclearn.datasets.table import ProductTable, one_line_errors, split_by_product
@@ -18,12 +20,23 @@ from metriclearn.datasets.table import ProductTable, one_line_errors, split_by_p
 # (split, role) of a folder: its names, in lower case.
 PARTS = {
     ("train", "train"): ("train", "training", "trn"),
-    ("val", ""): ("val", "valid", "validation", "dev", "vld"),
-    ("test", ""): ("test", "testing", "tst"),
+    ("val", ""): (
+        "val",
+        "valid",
+        "validation",
+        "validate",
+        "dev",
+        "development",
+        "vld",
+        "eval",
+        "evaluation",
+    ),
+    ("test", ""): ("test", "testing", "tst", "holdout"),
     ("test", "query"): ("query", "queries", "probe"),
     ("test", "catalogue"): ("catalogue", "catalog", "gallery"),
 }
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
+_WORDS_AROUND = r"^(boundingbox)|(set|split|data|images?|imgs?|photos?|pictures?)$"
 
 
 @one_line_errors
@@ -53,7 +66,7 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
     if not os.path.isdir(root):
         raise ValueError(f"{root}: there is no such folder or image")
     folders, loose = _visible(root)
-    given = bool(folders) and all(name.lower() in _PART_OF for name in folders)
+    given = bool(folders) and all(map(_part_of, folders))
     if not given:
         _check_no_split_beside_products(root, folders)
     ids, products, splits, roles = [], [], [], []
@@ -65,7 +78,7 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
         roles.extend([part[1]] * len(names))
 
     for top in folders if given else [""]:
-        part = _PART_OF[top.lower()] if given else ("", "")
+        part = _part_of(top) if given else ("", "")
         folder = os.path.join(root, top)
         inside, alone = _visible(folder)
         for product in inside:
@@ -77,6 +90,12 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
         raise ValueError(f"{root}: contains no image ({', '.join(SUFFIXES)})")
     paths = [os.path.join(root, *name.split("/")) for name in ids]
     return _table(ids, paths, products, splits, roles, root, None if given else fractions)
+
+
+def _part_of(folder):
+    """The (split, role) that a folder is named after, None if it is none."""
+    letters = re.sub(r"[\W_]+", "", folder.lower())
+    return _PART_OF.get(letters) or _PART_OF.get(re.sub(_WORDS_AROUND, "", letters))
 
 
 def _table(ids, paths, products, splits, roles, root, fractions):
@@ -119,8 +138,8 @@ def _images_below(root, product, above=()):
 
 def _check_no_split_beside_products(root, folders):
     """Raises ValueError where some folders are splits and others are not: which are products?"""
-    named = [name for name in folders if name.lower() in _PART_OF]
-    if len(named) < 2 and not any(_PART_OF[name.lower()][0] == "train" for name in named):
+    named = [name for name in folders if _part_of(name)]
+    if len(named) < 2 and not any(_part_of(name)[0] == "train" for name in named):
         return
     other = next(name for name in folders if name not in named)
     known = ", ".join(names[0] for names in PARTS.values())

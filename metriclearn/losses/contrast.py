@@ -8,11 +8,11 @@ import math
 
 import tensorflow as tf
 
-from metriclearn.distances import COSINE, Distance
+from metriclearn.distances import COSINE, DOT, Distance, are_calm
 from metriclearn.inputs import TensorLike
 from metriclearn.losses.matrices import cosines, log_sum_exp, measure, of_complete
 from metriclearn.losses.reductions import reduce_terms
-from metriclearn.pairs import References
+from metriclearn.pairs import References, compare, masks
 
 
 def n_pairs_loss(
@@ -31,8 +31,18 @@ def n_pairs_loss(
     Terms: one per positive pair (a, p) whose anchor has a negative.
     """
     with tf.name_scope("n_pairs_loss"):
-        comparison, positive, negative, distances = measure(labels, embeddings, "dot", references)
-        terms = tf.nn.softplus(log_sum_exp(-distances, negative)[:, None] + distances)
+        comparison = compare(labels, embeddings, references)
+        positive, negative = masks(comparison)
+        x, y = comparison.embeddings, comparison.references
+
+        def terms_in(dtype: tf.DType) -> tf.Tensor:
+            rows = tf.cast(x, dtype)
+            distances = DOT.pairwise(rows, rows if x is y else tf.cast(y, dtype))
+            against = log_sum_exp(-distances, negative)[:, None]
+            return tf.cast(tf.nn.softplus(against + distances), x.dtype)
+
+        # Products of long rows leave float32, their differences may not.
+        terms = tf.cond(are_calm(x, y), lambda: terms_in(x.dtype), lambda: terms_in(tf.float64))
         return reduce_terms(_of_pairs(terms, positive, negative), reduction, comparison)
 
 

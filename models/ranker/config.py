@@ -35,6 +35,7 @@ config.declare(
     "module or SavedModel, keras:FILE or keras:keras.applications:NAME (see docs/pretrained.md), "
     "or resnet18, mobilenet or convnet to train from scratch.",
     fixed=True,
+    path=True,
 )
 config.declare(
     "model.hub_input_range",
@@ -57,6 +58,7 @@ config.declare(
     [224, 224, 3],
     "Height, width and channels that images are resized to.",
     fixed=True,
+    within="[1, inf)",
 )
 config.declare(
     "model.reduced_dimension",
@@ -64,6 +66,7 @@ config.declare(
     "Dimensions of the embedding, a linear map of the backbone's features and the colors; 0: these "
     "themselves.",
     fixed=True,
+    within="[0, inf)",
 )
 config.declare(
     "model.batch_norm",
@@ -102,7 +105,12 @@ config.declare(
     "Further arguments of the loss (see docs/metriclearn.md), as temperature=0.05,reduction=sum.",
     type="list(str)",
 )
-config.declare("model.margin", 0.1, "Margin of the triplet loss, in units of model.distance.")
+config.declare(
+    "model.margin",
+    0.1,
+    "Margin of the triplet loss, in units of model.distance.",
+    within="[0, inf)",
+)
 config.declare(
     "model.distance",
     "cosine",
@@ -123,14 +131,19 @@ config.declare(
     0,
     "Embeddings of past batches that losses also compare with (cross-batch memory; 0: none).",
     fixed=True,
+    within="[0, inf)",
 )
 config.declare(
-    "model.memory_start", 1000, "Steps before the memory is used: embeddings drift at first."
+    "model.memory_start",
+    1000,
+    "Steps before the memory is used: embeddings drift at first.",
+    within="[0, inf)",
 )
 config.declare(
     "model.random_within_class",
     0.0,
     "Share of the batches whose products are all of one category.",
+    within="[0, 1]",
 )
 config.declare(
     "model.rwc.by_batch",
@@ -143,12 +156,16 @@ config.declare(
 
 config.declare("dataset.name", "sop", "Data set.", choices=(*READERS, *ALIASES))
 config.declare(
-    "dataset.base_path", "", "Folder of the data set; of a manifest, the CSV file or its folder."
+    "dataset.base_path",
+    "",
+    "Folder of the data set; of a manifest, the CSV file or its folder.",
+    path=True,
 )
 config.declare(
     "dataset.image_path",
     "",
     "Folder that the images' listed paths are relative to, where it is not that of the lists.",
+    path=True,
 )
 config.declare(
     "dataset.columns", "", "Names of a manifest's columns, if others: path=file,label=sku."
@@ -180,6 +197,7 @@ config.declare(
     0.0,
     "Share of the products or images held out; 0: a tenth, but twenty products where that is at "
     "most a fifth.",
+    within="[0, 1)",
 )
 config.declare(
     "dataset.domains",
@@ -202,12 +220,20 @@ config.declare(
     "product. hierarchical: categories, products of each, images of each.",
     choices=("pk", "pairs", "hierarchical"),
 )
-config.declare("dataset.images_per_product", 4, "Images of each product in a batch.")
 config.declare(
-    "dataset.catalogue_images_per_product", 1, "How many of them, with domains, the catalogue's."
+    "dataset.images_per_product", 4, "Images of each product in a batch.", within="[1, inf)"
 )
 config.declare(
-    "dataset.categories_per_batch", 4, "Categories in a batch of the hierarchical sampler."
+    "dataset.catalogue_images_per_product",
+    1,
+    "How many of them, with domains, the catalogue's.",
+    within="[1, inf)",
+)
+config.declare(
+    "dataset.categories_per_batch",
+    4,
+    "Categories in a batch of the hierarchical sampler.",
+    within="[1, inf)",
 )
 config.declare(
     "dataset.augment",
@@ -219,11 +245,13 @@ config.declare(
     "dataset.augment.smallest_crop",
     0.5,
     "Smallest share of an image's sides that crop keeps, where there is no box to crop near.",
+    within="(0, 1]",
 )
 config.declare(
     "dataset.cached_views",
     1,
     "With cached features, how often each image is embedded: once as it is, and else augmented.",
+    within="[1, inf)",
 )
 config.declare(
     "dataset.on_bad_image",
@@ -235,9 +263,13 @@ config.declare(
     "dataset.max_pixels",
     100_000_000,
     "Images of more pixels than this are not decoded and count as unreadable.",
+    within="[1, inf)",
 )
 config.declare(
-    "dataset.cache_mb", 0, "Memory for decoded training images, in MiB (0: decode each time)."
+    "dataset.cache_mb",
+    0,
+    "Memory for decoded training images, in MiB (0: decode each time).",
+    within="[0, inf)",
 )
 
 # ---------------------------------------------------------------------------- evaluation, export
@@ -250,12 +282,16 @@ config.declare(
     choices=("embeddings", "features", "untrained"),
 )
 config.declare(
-    "evaluation.precision@k.max_examples", 0, "Queries to evaluate, a fixed choice (0: all)."
+    "evaluation.precision@k.max_examples",
+    0,
+    "Queries to evaluate, a fixed choice (0: all).",
+    within="[0, inf)",
 )
 config.declare(
     "evaluation.precision@k.num_to_retrieve",
     50,
     "Retrieved items to list for each query, at least 5.",
+    within="[5, inf)",
 )
 config.declare("evaluation.precision@k.plot", True, "Draw recall over k.")
 config.declare("evaluation.histogram", True, "Draw the histogram of similarities.")

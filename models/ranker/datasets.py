@@ -123,8 +123,6 @@ def _augmentation(table):
         raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
-        if not 0 < smallest <= 1:
-            raise UserError(f"dataset.augment.smallest_crop={smallest} must be above 0, at most 1.")
         crop = augment.window_near_box() if crop else augment.random_window(smallest)
     changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
     return crop, augment.compose(*changes) if changes else None

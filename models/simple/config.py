@@ -17,17 +17,32 @@ config = Config(
         "model.lr_schedule.cosine.value": 2e-3,
     }
 )
-config.declare("model.image_size", 32, "Height and width that images are resized to, in pixels.")
 config.declare(
-    "model.filters", [32, 64, 128], "Channels of each convolution; each halves the size."
+    "model.image_size",
+    32,
+    "Height and width that images are resized to, in pixels.",
+    within="[1, inf)",
 )
-config.declare("model.embedding_size", 64, "Dimensions of the embedding.")
-config.declare("model.dropout", 0.0, "Share of the features to drop in training.")
-config.declare("model.margin", 0.2, "How much nearer the positive must be than the negative.")
+config.declare(
+    "model.filters",
+    [32, 64, 128],
+    "Channels of each convolution; each halves the size.",
+    within="[1, inf)",
+)
+config.declare("model.embedding_size", 64, "Dimensions of the embedding.", within="[1, inf)")
+config.declare("model.dropout", 0.0, "Share of the features to drop in training.", within="[0, 1)")
+config.declare(
+    "model.margin",
+    0.2,
+    "How much nearer the positive must be than the negative.",
+    within="[0, inf)",
+)
 config.declare(
     "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
 )
-config.declare("dataset.manifest", "", "CSV of product images; glyphs of typefaces when empty.")
+config.declare(
+    "dataset.manifest", "", "CSV of product images; glyphs of typefaces when empty.", path=True
+)
 config.declare(
     "dataset.columns", "", "Names of the manifest's columns, if others: path=file,label=sku."
 )
@@ -35,6 +50,12 @@ config.declare(
     "dataset.max_pixels",
     100_000_000,
     "Images of more pixels than this are not decoded and count as unreadable.",
+    within="[1, inf)",
 )
 config.declare("dataset.augment", False, "Crop and disturb training images at random.")
-config.declare("dataset.images_per_product", 4, "Images of each product in a training batch.")
+config.declare(
+    "dataset.images_per_product",
+    4,
+    "Images of each product in a training batch.",
+    within="[1, inf)",
+)

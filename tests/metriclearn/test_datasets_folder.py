@@ -49,7 +49,13 @@ def test_a_folder_beside_those_of_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "train, val, test", [("Train", "VAL", "Test"), ("training", "validation", "testing")]
+    "train, val, test",
+    [
+        ("Train", "VAL", "Test"),
+        ("training", "validation", "testing"),
+        ("Train_Set", "eval", "test images"),
+        ("bounding_box_train", "Dev-Split", "bounding_box_test"),
+    ],
 )
 def test_folders_of_splits_in_any_case_and_by_their_synonyms(tmp_path, train, val, test):
     root = lay(tmp_path, [f"{train}/a/1.jpg", f"{val}/b/1.jpg", f"{test}/b/2.jpg"], {})

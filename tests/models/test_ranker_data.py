@@ -143,12 +143,10 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
             "no row has this seen.*did you mean 'yes'",
         ),
         ({"dataset.train_where": "seen"}, "'seen' is not column=value"),
-        ({"dataset.validation.share": 1.0}, "validation.share=1.0"),
         (
             {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
             "no image is held out; raise dataset.validation.share",
         ),
-        ({"dataset.augment.smallest_crop": 0.0}, "dataset.augment.smallest_crop=0.0 must be"),
         (
             {"model.cached_features": True, "model.hub_address": "convnet"},
             "model.cached_features with dataset.cached_views=1: convnet has no weights yet",

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -131,11 +132,16 @@ def on_manifest(shop, *arguments):
 
 
 def test_a_manifest_is_trained_and_evaluated_by_flags_alone(program, shop):
-    code, out, err = program("trainer.main", *on_manifest(shop))
+    name = "it's [1] {0} %d"
+    arguments = on_manifest(shop, f"--trainer.experiment_name={name}")
+    code, out, err = program("trainer.main", *arguments)
     assert code == 0, err
-    code, out, err = program("retrieval.eval", "--model=models.simple")
-    assert code == 0, err
-    report = program.folder / "experiments" / "exp-simple" / "analysis" / "model-3-eval.json"
+    printed = out.splitlines()[-1].split("then run `")[1].removesuffix("`")
+    done = subprocess.run(
+        printed, shell=True, cwd=program.folder, env=program._environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = program.folder / "experiments" / name / "analysis" / "model-3-eval.json"
     figures = json.loads(report.read_text())
     assert (figures["num_queries"], figures["num_catalogue"]) == (15, 3)
 

@@ -208,6 +208,20 @@ def test_labels_compare_exactly(queries, catalogue, expected):
     assert first_of(queries, catalogue) == expected
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *([0.5], [np.nan], [np.inf], [-np.inf], [1e300], [2.0**24 + 1]),
+        (np.array([2050], np.float16), np.array([2.0**24 + 2], np.float32)),
+        ([2**63, 1],),
+    ],
+)
+def test_floats_that_may_have_been_rounded_are_no_classes(labels):
+    for values in labels if isinstance(labels, tuple) else (labels,):
+        with pytest.raises(ValueError, match="is not a class; floats must be whole numbers up to"):
+            first_of(values, values)
+
+
 def test_ids_compare_exactly():
     ids = np.array([2**60], np.int64), np.array([2**60 + 1, 2**60], np.uint64)
     assert first_of([1], [1, 1], query_ids=ids[0], catalogue_ids=ids[1]) == [1]

@@ -92,6 +92,10 @@ def test_help_has_headings_by_prefix_and_the_models_own_keys(helps):
         (["retrieval.index", "serch"], "'serch': give one action of build, add, remove, search"),
         (["retrieval.index"], "give ACTION; ACTION is missing"),
         (["retrieval.index", "add", "--store=S"], "add needs --index"),
+        (
+            ["retrieval.index", "search", "--store=S", "--index=I", "--recall=0.9"],
+            "--recall has no effect: search takes --store, --index, --k, --category, --page",
+        ),
         (["retrieval.compare", "A"], "name two evaluations"),
     ],
 )

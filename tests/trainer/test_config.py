@@ -1,6 +1,7 @@
 """Configuration: declared keys, types, flags, files."""
 
 import json
+import math
 import os
 
 import pytest
@@ -156,6 +157,61 @@ def test_mistakes_on_the_command_line(config, arguments, message):
         parse(*arguments)
 
 
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("learning_rat", "--model.learning_rate_factor"),
+        ("batch_size", "--model.batch_size"),
+        ("optimizer.metod", "--model.optimizer.method"),
+        ("droput", "--toy.dropout"),
+        ("noclip_gradient", "--model.clip_gradients"),
+    ],
+)
+def test_a_flag_without_its_prefix_names_the_key(config, name, meant):
+    with pytest.raises(UserError, match=f"'{name}'. Did you mean {meant}( or .*)?[?]$"):
+        parse("--model=toy", f"--{name}=1")
+
+
+WITH_FLAGS = """
+from absl import flags
+from toy import build, datasets
+from trainer.config import Config
+config = Config()
+flags.DEFINE_integer("{name}", 4, "A flag of the model.", lower_bound=0)
+"""
+
+
+@pytest.fixture
+def model_with_flags(tmp_path, monkeypatch):
+    """Makes a model that defines a flag with absl; returns its name."""
+    defined = set(flags.FLAGS)
+
+    def make(name, flag):
+        (tmp_path / f"{name}.py").write_text(WITH_FLAGS.replace("{name}", flag))
+        return name
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield make
+    for flag in set(flags.FLAGS) - defined:
+        delattr(flags.FLAGS, flag)
+
+
+def test_flags_that_a_model_defines_are_flags_of_every_program(model_with_flags):
+    name = model_with_flags("has_flags", "side")
+    # As if several programs ran in this process, none sees what another was given.
+    for arguments, value in ((["--side=7"], 7), ([], 4), (["--side=9"], 9)):
+        parse(f"--model={name}", *arguments)
+        assert flags.FLAGS.side == value
+    with pytest.raises(UserError, match="side=-1: -1 is not a non-negative"):
+        parse(f"--model={name}", "--side=-1")
+
+
+def test_a_flag_of_a_model_does_not_hide_one_of_the_program(model_with_flags):
+    name = model_with_flags("has_same_flag", "model.batch_size")
+    with pytest.raises(UserError, match="'model.batch_size' is defined twice"):
+        parse(f"--model={name}")
+
+
 def test_full_help_explains_every_key(program):
     code, out, err = program("trainer.main", "--model=toy", "--helpfull")
     words = " ".join(out.split())
@@ -278,6 +334,22 @@ def test_a_declared_range_holds_for_the_default_and_every_value():
         mine.declare("model.rate", 0.0, "Rate.", within="(0, inf)")
     with pytest.raises(ValueError, match=r"'0 to 1' is not a range"):
         mine.declare("model.share", 0.5, "Share.", within="0 to 1")
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-1", "nan", "inf", "x"])
+def test_a_decimal_flag_has_a_range_and_is_never_nan(text):
+    values = flags.FlagValues()
+    (decimal,) = config_lib.definers(values, "float")
+    decimal("share", None, "A share.", within="(0, 1]")
+    decimal("score", None, "Any number.")
+    decimal("wait", 1.0, "Seconds.", lower_bound=0.5)
+    values(["program", "--share=0.25", "--score=-inf", "--wait=0.5"])
+    assert (values.share, values.score, values.wait) == (0.25, -math.inf, 0.5)
+    with pytest.raises(flags.IllegalFlagValueError, match=r"--share"):
+        values(["program", f"--share={text}"])
+    for name, wrong in (("score", "nan"), ("wait", "0.4"), ("wait", "nan")):
+        with pytest.raises(flags.IllegalFlagValueError, match=f"--{name}"):
+            values(["program", f"--{name}={wrong}"])
 
 
 @pytest.mark.parametrize("value", [10**30, -(10**30), 2**63])

@@ -23,7 +23,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded(train):
         train(keys=keys)
     message = str(error.value)
     folder = toy.config["trainer.experiment_base_dir"] + "/toy"
-    assert "not finite in step 13" in message and "--replay_step=13" in message
+    assert "not finite in step 13" in message and "replay_step=13" in message
     assert checkpoints.steps(f"{folder}/checkpoint") == [10, 12]
     assert all(np.isfinite(value).all() for value in weights(folder).values())
     record = np.load(f"{folder}/flight/step-13.npz")

@@ -1,9 +1,17 @@
 """Help: essentials first, the rest under headings."""
 
+import pathlib
+import re
+import shlex
+import shutil
+
 from absl import flags
 
 from trainer import helptext
 from trainer.config import Config
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGES = ("trainer", "metriclearn", "retrieval", "models")
 
 
 def rendered(wanted, **keys):
@@ -46,3 +54,20 @@ def test_the_learning_rate_of_the_schedule_in_use_is_essential():
 def test_headings_are_prefixes():
     names = ("model.x", "model.optimizer.adam.x", "a.b.c.d.x")
     assert [helptext._heading(name) for name in names] == ["model", "model.optimizer", "a.b"]
+
+
+def test_printed_commands_are_spelled_as_the_program_was_started(monkeypatch):
+    name = "a 'quoted'\n[1] $x `y`"
+    for started_as, program in (("", ["-m", "retrieval.eval"]), ("prototrain train", ["eval"])):
+        monkeypatch.setattr(helptext, "started_as", started_as)
+        words = shlex.split(helptext.command("eval", "retrieval.eval", f"--model={name}"))
+        assert words[1:] == [*program, f"--model={name}"]
+        assert shutil.which(words[0]) or words[0] == "prototrain"
+
+
+def test_no_other_code_prints_a_command_of_python():
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    for path in found:
+        code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.S)
+        lines = [line for line in code.splitlines() if re.search(r"python -m \w+\.\w", line)]
+        assert not lines, (path, lines)

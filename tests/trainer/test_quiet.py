@@ -70,7 +70,9 @@ type_id: TFT_OPTIONAL
 
 def test_a_message_of_many_lines_is_noise_to_its_end():
     shown = ["W0000 a real warning\n", "args are real, too\n", "  and what is indented\n"]
-    lines = [shown[0], *TYPES.splitlines(keepends=True), *shown[1:], *TYPES.splitlines(True)]
+    graph = "W0000 local_rendezvous.cc:412] Local rendezvous is aborting with status: X\n\t [[a]]\n"
+    types = TYPES.splitlines(keepends=True)
+    lines = [shown[0], *types, *shown[1:], *graph.splitlines(keepends=True), *types]
     assert list(quiet.without_noise(lines)) == shown
 
 

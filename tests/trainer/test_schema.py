@@ -1,5 +1,6 @@
 """The shared keys: documented, in range, and each with an effect."""
 
+import importlib
 import pathlib
 
 import pytest
@@ -71,8 +72,10 @@ def test_a_value_out_of_range_names_key_and_range(key, value):
     assert f"{key!r} must be in {schema.KEYS[key].within}, not" in str(error.value)
 
 
-def test_every_number_has_a_range():
-    for key in schema.KEYS.values():
+@pytest.mark.parametrize("module", ["models.simple", "models.ranker"])
+def test_every_number_has_a_range(module):
+    config = importlib.import_module(module).config
+    for key in map(config.key, config):
         if key.type in ("int", "float", "list(int)", "list(float)"):
             assert key.within, key.name
             for value in key.default if isinstance(key.default, list) else [key.default]:
