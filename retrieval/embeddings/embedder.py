@@ -123,7 +123,7 @@ class Embedder:
                 **{name: note[name] for name in NOTED},
             )
             # A damaged one fails now; the first run of any other takes the time of many.
-            made.run({"image": np.zeros((1, *made.size, made.channels), np.uint8)})
+            made.run({"image": np.zeros((1, *note["image_size"], made.channels), np.uint8)})
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
