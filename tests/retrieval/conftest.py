@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metriclearn.datasets import ProductTable
 from retrieval import metrics
 from retrieval.catalogue import index
 from retrieval.embeddings import store
@@ -112,6 +113,16 @@ def tiny_model(tiny, monkeypatch):
     model.config["model.size"] = 16
     yield model
     sys.modules.pop("tiny", None)
+
+
+@pytest.fixture
+def tiny_table(tiny_model, monkeypatch):
+    """Gives the tiny model a table of its data set: eight images, two of them queries."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
+    roles = ["query", "query", *[""] * 6]
+    rows = ProductTable(products=list("abcdabcd"), ids=list("12345678"), roles=roles, images=pixels)
+    monkeypatch.setattr(tiny_model, "table", lambda: rows, raising=False)
+    return rows
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Whole datasets through an embedder, into stores and into memory, where they are kept."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from stores import run_program
@@ -60,17 +58,7 @@ def _broken(tf, n):
         return text | {"image": tf.zeros([8, 8, 1], tf.uint8), "label": n}
 
 
-@pytest.fixture
-def table(tiny_model, monkeypatch):
-    """Gives the tiny model a table of its data set: eight images, two of them queries."""
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
-    roles = ["query", "query", *[""] * 6]
-    rows = ProductTable(products=list("abcdabcd"), ids=list("12345678"), roles=roles, images=pixels)
-    monkeypatch.setattr(tiny_model, "table", lambda: rows, raising=False)
-    return rows
-
-
-def test_all_embeds_the_catalogue_of_all_splits(tiny_model, table, tmp_path, capsys):
+def test_all_embeds_the_catalogue_of_all_splits(tiny_model, tiny_table, tmp_path, capsys):
     assert run_program(embed, "--model=tiny", "--all", f"--output={tmp_path}/a") == 0
     assert store.read(tmp_path / "a").ids.tolist() == list("345678")
     where = ["--all", "--where=product=a|b"]
@@ -92,48 +80,3 @@ def test_embed_says_which_share_of_the_products_the_test_catalogue_is(
     assert run_program(embed, *line) == 0
     said = "25 of 60 products: the test catalogue; --all for all\n"
     assert capsys.readouterr().out.endswith(said)
-
-
-def test_embeddings_are_kept_while_everything_is_the_same(
-    tiny_model, table, tmp_path, capsys, monkeypatch
-):
-    """Checkpoint, configuration, images and code; a damaged file is made again."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    names, ran = ("retrieval_query", "retrieval_index"), []
-    run = embedder.Embedder.run
-    monkeypatch.setattr(embedder.Embedder, "run", lambda *a: ran.append(1) or run(*a))
-
-    def embedded():
-        ran.clear()
-        found = passes.embed_datasets(tiny_model, names, CHECKPOINT)
-        return found, bool(ran)
-
-    first, anew = embedded()
-    assert anew
-    again, anew = embedded()
-    assert not anew and "unchanged, from" in capsys.readouterr().err
-    for name in names:
-        for field in dataclasses.fields(store.Embedded):
-            a, b = (getattr(found[name], field.name) for found in (first, again))
-            np.testing.assert_array_equal(a, b)
-    # One of the four changes at a time; each change is seen, also back again.
-    (file,) = (tmp_path / "prototrain/evaluated").iterdir()
-    whole = file.read_bytes()
-    changed = dataclasses.replace(table, images=255 - table.images)
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny_model, "table", lambda: changed)
-        assert embedded()[1] and not embedded()[1]
-    moved = dataclasses.replace(table, splits=["test"] * 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny_model, "table", lambda: moved)
-        assert embedded()[1]
-    with monkeypatch.context() as patch:
-        patch.setitem(tiny_model.config._values, "model.batch_size", 5)
-        assert embedded()[1]
-    with open(tiny_model.__file__, "a") as code:
-        code.write("# edited\n")
-    assert embedded()[1] and not embedded()[1]
-    assert len(list(file.parent.iterdir())) == 1
-    for damaged in (whole[:300], b"", b"x" * 50):
-        file.write_bytes(damaged)
-        assert embedded()[1]
