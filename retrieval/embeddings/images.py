@@ -207,15 +207,21 @@ def text(values):
     return np.array([value.decode() for value in values], dtype=str)
 
 
-def wanted_of(model, name, wanted) -> dict:
-    """{id: uint8 image [H, W, C]} for the wanted ids of one of the model's datasets."""
+def wanted_of(model, name, wanted, of_file=None) -> dict:
+    """{id: uint8 image [H, W, C]} for the wanted ids of one of the model's datasets.
+
+    The model's own images have its size; `of_file(path)` may return one with the proportions of the
+    file instead, or None.
+    """
     wanted, found = set(wanted), {}
     what = f"images of {name} for the report"
     with opened(lambda: of_model(model, [name])[name], what, keys=("image",)) as batches:
         for part in batches:
-            for key, image in zip(text(part["id"]), part["image"], strict=True):
+            files = part["path"] if of_file and "path" in part else [b""] * len(part["id"])
+            for key, image, path in zip(text(part["id"]), part["image"], files, strict=True):
                 if key in wanted:
-                    found[key] = image
+                    shown = of_file(os.fsdecode(path)) if path else None
+                    found[key] = image if shown is None else shown
             if len(found) == len(wanted):
                 break
     return found

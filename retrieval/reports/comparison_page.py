@@ -123,8 +123,9 @@ def images_of(models, queries, items, paths=None, allow_code=False):
         try:
             model = trainer_config.load_model(source.model)
             experiment.locate(model, (), source.checkpoint)
-            images |= embedded_images.wanted_of(model, "retrieval_index", items - images.keys())
-            images |= embedded_images.wanted_of(model, "retrieval_query", queries - images.keys())
+            for name, ids in (("retrieval_index", items), ("retrieval_query", queries)):
+                missing = ids - images.keys()
+                images |= embedded_images.wanted_of(model, name, missing, page.image_at)
         except ValueError as error:
             print(f"no images of {source.model}: {' '.join(str(error).split())}", file=sys.stderr)
     return images

@@ -157,17 +157,24 @@ def images_at(paths) -> dict:
     there = {name: path for name, path in paths.items() if os.path.isfile(path)}
     if not there:
         return {}
+    found = {}
+    for key, path in progress.track(there.items(), len(there), "reading images"):
+        image = image_at(path)
+        if image is not None:
+            found[key] = image
+    return found
+
+
+def image_at(path):
+    """One image as `images_at` reads it; None for a damaged file, or not an image."""
     from PIL import Image
 
     from metriclearn.datasets import image_files
 
-    found = {}
-    for key, path in progress.track(there.items(), len(there), "reading images"):
-        try:
-            pixels = image_files.read(path, least=(2 * THUMBNAIL,) * 2)[0]
-        except ValueError:  # a damaged file, or not an image
-            continue
-        image = Image.fromarray(pixels)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        found[key] = np.asarray(image)
-    return found
+    try:
+        pixels = image_files.read(path, least=(2 * THUMBNAIL,) * 2)[0]
+    except (OSError, ValueError):
+        return None
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(image)
