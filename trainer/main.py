@@ -12,6 +12,7 @@ from trainer import config as config_lib  # noqa: E402 (after the quiet import)
 from trainer.check_towers import check_towers  # noqa: E402
 
 flags.DEFINE_string("model", None, "Model to train: a module name.", short_name="m")
+flags.DEFINE_string("preset", None, "A complete recipe of the model; see the end of --help.")
 flags.DEFINE_string("trainer", "trainer.loop", "Module whose train() runs.", short_name="t")
 flags.DEFINE_bool("fresh", False, "First delete an earlier run of this experiment.", short_name="f")
 flags.DEFINE_bool("yes", False, "Do not ask before deleting.")
