@@ -68,6 +68,14 @@ DATA = {
 ROWS = [(data, method, share) for data in DATA for share in SAMPLERS for method in METHODS]
 RATES = {"grocery": (0.001, 0.003, 0.01), "glyphs": (0.001, 0.003)}
 FASTER = {"grocery": (0.03,), "glyphs": (0.01,)}  # further ones for proxies, which start at random
+# A plain linear head, as when the runs were made.
+_HELD = [
+    "--model.head_init=random",
+    "--model.reduced_dimension=128",
+    "--model.ema_decay=0",
+    "--model.lr_schedule.warmup_steps=100",
+    "--trainer.early_stopping_patience=0",
+]
 # Of no effect on the figures: two runs share two cores better with a thread each.
 _THREADS = ["--trainer.intra_op_threads=1", "--trainer.inter_op_threads=1"]
 
@@ -110,7 +118,7 @@ def train(texts):
     before, start = config.to_dict(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ablation-") as folder:
         place = [f"--trainer.experiment_base_dir={folder}", "--trainer.experiment_name=one"]
-        model = parse([*texts, *_THREADS, *place])
+        model = parse([*texts, *_HELD, *_THREADS, *place])
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             steps = loop.train(model, config)
         passes = [p for p in meters.read_metrics(f"{folder}/one") if "examples" in p]

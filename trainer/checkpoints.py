@@ -89,7 +89,10 @@ def find(path: str | os.PathLike) -> str:
         prefix = latest(folder) or _named_otherwise(folder)
         if prefix:
             return prefix
-    raise UserError(f"No checkpoint at {path!r}: name one as <folder>/model-<step>, or its folder.")
+    raise UserError(
+        f"No checkpoint at {path!r}: train that model first, or name a checkpoint as "
+        "<folder>/model-<step>, or its folder."
+    )
 
 
 def _named_otherwise(folder):

@@ -539,6 +539,8 @@ def from_flags(
       UserError: for any mistake in the command line, with the flag's name.
       HelpWanted: `--help` or `--helpfull` was given.
     """
+    from trainer import presets  # which imports this module
+
     argv, wanted = _without_help(expand_flag_files(argv))
     try:
         flag_values(argv, known_only=True)
@@ -551,9 +553,14 @@ def from_flags(
             return None, set(), flag_values(argv)[1:]
         model = load_model(flag_values["model"].value)
         _adopt_flags(flag_values)
+        preset = flag_values["preset"].value if "preset" in flag_values else None
         define_flags(model.config, model.__name__, flag_values)
         if wanted:
-            raise helptext.Wanted(helptext.render(flag_values, model.config, wanted))
+            text = helptext.render(flag_values, model.config, wanted)
+            listed = presets.listing(model) if "preset" in flag_values else []
+            raise helptext.Wanted("\n".join([text, *listed]))
+        if preset:  # before the command line's own flags, which override it
+            argv = [argv[0], *presets.flags_of(model, preset), *argv[1:]]
         flag_values.unparse_flags()
         rest = flag_values(argv)
         flags.FLAGS.mark_as_parsed()

@@ -18,6 +18,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     text, flag, number = config_lib.definers(values, "string", "bool", "integer")
     text("model", None, "Model to train: a module name.", short_name="m")
+    text("preset", None, "A complete recipe of the model; see the end of --help.")
     text("trainer", "trainer.loop", "Module whose train() runs.", short_name="t")
     flag("fresh", False, "First delete an earlier run of this experiment.", short_name="f")
     flag("yes", False, "Do not ask before deleting.")

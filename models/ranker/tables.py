@@ -159,6 +159,10 @@ def _with_positives(train):
         raise UserError(
             f"{config['dataset.name']}: no training product has two images, and one makes no pair."
         )
+    if np.count_nonzero(kept & (counts > 0)) == 1:
+        raise UserError(
+            f"{config['dataset.name']}: training has one product; it takes two to tell them apart."
+        )
     return train.select(kept[train.labels])
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from metriclearn.datasets import parse_conditions
 from models import ranker
-from trainer import checkpoints, export, loop, meters
+from models.ranker import head
+from trainer import checkpoints, experiment, export, loop, meters
 from trainer.config import UserError, from_flags
 from trainer.layers import ModelDict, conv2d
 
@@ -128,6 +129,7 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     code, out, err = program(
         "retrieval.eval", "--model=models.ranker", f"--trainer.experiment_name={folder.name}",
         "--noevaluation.histogram", "--evaluation.precision@k.num_to_retrieve=11",
+        "--checkpoint=last",
     )  # fmt: skip
     assert code == 0, err
     result = json.loads((folder / "analysis" / "model-3-eval.json").read_text())
@@ -328,6 +330,7 @@ def shop(config, folder, **values):
             "model.batch_size": 8,
             "model.num_steps": 4,
             "model.reduced_dimension": 4,
+            "model.cached_features": False,
             "model.margin": 1.0,
             "model.lr_schedule.warmup_steps": 0,
             "dataset.name": "manifest",
@@ -359,7 +362,39 @@ def test_a_head_on_cached_features_is_a_checkpoint_of_the_whole_network(config, 
         model = ranker.build(pictures)
         checkpoints.restore(session, prefix, v1.global_variables())
         found = session.run(model.features)
-    np.testing.assert_allclose(found, datasets._cached(table).values[0][: len(found)], rtol=1e-4)
+    kept = datasets._cached(table).values[0][: len(found), :6]
+    np.testing.assert_allclose(found, kept, rtol=1e-4)
+
+
+def test_step_0_compares_as_the_frozen_network_with_color_and_can_be_best(config, tiny):
+    values = {"model.cached_features": True, "model.color": "0.7", "model.num_steps": 0}
+    prefix, saved = train(config, tiny, "start", **values, **{"model.reduced_dimension": 600})
+    passes = [line for line in meters.read_metrics(tiny / "start") if "examples" in line]
+    assert [line["step"] for line in passes] == [0]
+    assert experiment.locate(ranker, ())[1].endswith("best/model-0")
+    assert np.isclose(saved.get_tensor("head/color_weight"), 0.7)
+    table, _ = datasets.training_tables()
+    kept = datasets._cached(table).values[0]
+    joined = head.join(kept - saved.get_tensor("head/mean"), 6, 0.7)
+    joined /= np.linalg.norm(joined, axis=1, keepdims=True)
+    with tf.Graph().as_default(), v1.Session() as session:
+        pictures = v1.data.make_one_shot_iterator(datasets._every(table)).get_next()
+        model = ranker.build(pictures)
+        checkpoints.restore(session, prefix, v1.global_variables())
+        found = session.run(model.embeddings)
+    # All float32: sums of 518 products of numbers below 1, twice.
+    np.testing.assert_allclose(found @ found.T, (joined @ joined.T)[:8, :8], atol=1e-4)
+
+
+def test_the_weight_of_color_is_auto_0_or_a_number(config, tiny):
+    prefix, saved = train(config, tiny, "auto", **{"model.cached_features": True})
+    assert float(saved.get_tensor("head/color_weight")) in head.WEIGHTS
+    assert saved.get_tensor("head/mean").shape == (6 + 512,)
+    config["model.color"] = "0"
+    assert datasets._cached(datasets.training_tables()[0]).values.shape[2] == 6
+    config["model.color"] = "much"
+    with pytest.raises(UserError, match="model.color=much: give auto, 0, or a positive weight"):
+        datasets.color_weight()
 
 
 def test_an_evaluation_computes_no_features_to_train_on(config, tiny, monkeypatch):

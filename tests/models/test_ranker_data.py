@@ -15,13 +15,20 @@ from trainer.config import UserError
 
 # `ranker.datasets` is the function of that module.
 datasets = importlib.import_module("models.ranker.datasets")
+tables = importlib.import_module("models.ranker.tables")
 
 
 @pytest.fixture(autouse=True)
 def config():
     """The ranker's configuration, set back afterwards."""
     before = ranker.config.to_dict()
-    ranker.config.update({"model.batch_size": 8, "model.default_image_dimensions": [16, 16, 3]})
+    ranker.config.update(
+        {
+            "model.batch_size": 8,
+            "model.default_image_dimensions": [16, 16, 3],
+            "model.hub_address": "convnet",  # without weights: nothing is cached
+        }
+    )
     yield ranker.config
     ranker.config.update(before)
 
@@ -45,13 +52,13 @@ def shop(monkeypatch, *, photos=10, products=12, categories=3, val=0, domains=No
         images=np.zeros((len(rows), 16, 16, 3), np.uint8),
         extra={"seen": ["no" if int(n[1:]) < 4 else "yes" for n in names]},
     )
-    monkeypatch.setattr(datasets, "_table", lambda: table)
+    monkeypatch.setattr(tables, "_table", lambda: table)
     return table
 
 
 def batches(table, count=40):
     """Rows of the first batches of a table's training sampler, [count, batch size]."""
-    sample = samplers.create(table, datasets._of_catalogue(table))
+    sample = samplers.create(table, tables.of_catalogue(table))
     dataset = tf.data.Dataset.range(count).map(sample)
     return np.stack(list(dataset.as_numpy_iterator()))
 
@@ -92,7 +99,7 @@ def test_held_out_photos_are_a_share_of_each_product(monkeypatch, config):
     assert not set(train.ids) & set(held.ids) and "test" not in set(held.splits)
     # The choice hangs on the names alone, not on the order of rows.
     shuffled = table.select(np.random.default_rng(0).permutation(len(table)))
-    monkeypatch.setattr(datasets, "_table", lambda: shuffled)
+    monkeypatch.setattr(tables, "_table", lambda: shuffled)
     assert set(datasets.training_tables()[1][0].ids) == set(held.ids)
 
 
@@ -147,20 +154,12 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
             {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
             "no image is held out; raise dataset.validation.share",
         ),
-        (
-            {"model.cached_features": True, "model.hub_address": "convnet"},
-            "model.cached_features with dataset.cached_views=1: convnet has no weights yet",
-        ),
         ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
         ({"model.batch_size": 9}, "model.batch_size=9 is not a multiple of 4"),
         (
-            {"model.batch_size": 64},
-            "needs 16 products of 4 images; 11 can be trained on: lower model.batch_size to 44, or",
-        ),
-        (
             {"model.batch_size": 64, "dataset.sampler": "pairs"},
-            "needs 32 products of 2 images; 11 can be trained on: lower model.batch_size to 22",
+            "needs 32 products of 2 images; 10 can be trained on: lower model.batch_size to 20",
         ),
         ({"model.random_within_class": 1.0, "model.batch_size": 20}, "no category has the 5"),
         (
@@ -190,7 +189,7 @@ def test_held_out_products_of_one_image_cannot_be_found(monkeypatch, config):
     products, splits = zip(*rows, strict=True)
     ids, pixels = [str(i) for i in range(len(rows))], np.zeros((len(rows), 16, 16, 3), np.uint8)
     table = ProductTable(products=products, splits=splits, ids=ids, images=pixels)
-    monkeypatch.setattr(datasets, "_table", lambda: table)
+    monkeypatch.setattr(tables, "_table", lambda: table)
     with pytest.raises(UserError, match="dataset.validation: no product .* give --nodataset.val"):
         ranker.datasets()
     config["dataset.validation"] = False
@@ -206,6 +205,14 @@ def test_categories_are_needed_where_batches_go_by_them(monkeypatch, config):
 
 
 # ---------------------------------------------------------------------------- a batch
+
+
+def test_a_shop_of_few_products_shows_more_images_of_each(monkeypatch, config):
+    table = shop(monkeypatch, products=11).where(split="train")
+    config["model.batch_size"] = 64
+    for batch in batches(table, 3):
+        counts = collections.Counter(table.products[batch].tolist())
+        assert len(counts) == 8 and set(counts.values()) == {8}
 
 
 def test_a_batch_has_both_domains_of_each_product(monkeypatch, config):
@@ -234,14 +241,14 @@ def test_pairs_of_two_domains_or_of_any(monkeypatch, config, intradomain):
     query, positive = np.split(batches(train), 2, axis=1)
     np.testing.assert_array_equal(train.products[query], train.products[positive])
     assert (query != positive).all()
-    across = datasets._of_catalogue(train)[positive] & ~datasets._of_catalogue(train)[query]
+    across = tables.of_catalogue(train)[positive] & ~tables.of_catalogue(train)[query]
     assert across.all() != intradomain
 
 
 def test_pictures_of_one_kind_only_are_of_no_use_to_batches_of_both(monkeypatch, config):
     table = shop(monkeypatch)
     lacking = (table.products == "p0") & (table.roles == "catalogue")
-    monkeypatch.setattr(datasets, "_table", lambda: table.select(~lacking))
+    monkeypatch.setattr(tables, "_table", lambda: table.select(~lacking))
     config.update({"dataset.domains": True, "dataset.intradomain_pairs": True})
     train, _ = datasets.training_tables()
     rows = batches(train).reshape(-1, 4)
@@ -251,7 +258,7 @@ def test_pictures_of_one_kind_only_are_of_no_use_to_batches_of_both(monkeypatch,
 
 def test_domains_without_two_kinds_of_pictures_are_refused(monkeypatch, config):
     table = shop(monkeypatch)
-    monkeypatch.setattr(datasets, "_table", lambda: table.where(split=("train", "test")))
+    monkeypatch.setattr(tables, "_table", lambda: table.where(split=("train", "test")))
     config["dataset.domains"] = True
     with pytest.raises(UserError, match="images of both kinds"):
         ranker.datasets()
@@ -302,14 +309,14 @@ def test_a_hierarchical_batch_is_of_categories_products_pictures(monkeypatch, co
 def test_products_of_one_picture_are_left_out_of_pairs(monkeypatch, config):
     table = shop(monkeypatch, products=6)
     keep = (table.products != "p2") | (table.ids == "p2/1") | (table.splits == "test")
-    monkeypatch.setattr(datasets, "_table", lambda: table.select(keep))
+    monkeypatch.setattr(tables, "_table", lambda: table.select(keep))
     config["dataset.validation"] = False
     assert "p2" not in datasets.training_tables()[0].products
     config["model.loss"] = "arcface"
     assert "p2" in datasets.training_tables()[0].products
     config["model.loss"] = "triplet"
     lonely = table.select([1, 20, 40])
-    monkeypatch.setattr(datasets, "_table", lambda: lonely)
+    monkeypatch.setattr(tables, "_table", lambda: lonely)
     with pytest.raises(UserError, match="no training product has two images"):
         datasets.training_tables()
 
@@ -332,7 +339,7 @@ def test_pictures_of_every_kind_are_read_as_colour(tmp_path, config):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("\n".join([*lines, "none.jpg,p1,train"]) + "\n")
     (tmp_path / "none.jpg").write_bytes(b"not a picture")
-    datasets._load.cache_clear()
+    tables._load.cache_clear()
     config.update(
         {
             "dataset.name": "manifest",
@@ -385,3 +392,58 @@ def test_a_data_set_is_found_by_name_and_its_pictures_elsewhere(tmp_path, config
     config["dataset.base_path"] = ""
     with pytest.raises(UserError, match="dataset.base_path is empty.*'sop'"):
         ranker.datasets()
+
+
+# ---------------------------------------------------------------------------- data of one's own
+
+
+def manifest(folder, frames):
+    """A manifest without splits: 30 products of two images, and `frames` copies of the second."""
+    lines, random = ["path,label"], np.random.default_rng(0)
+    for p in range(30):
+        for i in range(2 + frames):
+            if i < 2:
+                small = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                image = Image.fromarray(small).resize((48, 48), Image.Resampling.BICUBIC)
+            pixels = np.asarray(image).astype(int) + (i > 1) * i  # frames: a little brighter
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{p}-{i}.png")
+            lines.append(f"{p}-{i}.png,p{p}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("frames", [0, 2])
+def test_products_are_held_out_where_no_split_says_so(tmp_path, config, frames):
+    config.update({"dataset.name": "manifest", "dataset.base_path": manifest(tmp_path, frames)})
+    train, (held, shown) = datasets.training_tables()
+    assert not set(train.products) & set(held.products) and not shown.any()
+    assert len(set(held.products)) == 5 and len(held) == 10  # a fifth of 24; no copies
+    assert len(train) == 19 * (2 + frames)
+    lines = ranker.notes()
+    assert [line.split()[:5] for line in lines[1:4]] == [
+        ["train", "19", str(len(train)), *lines[1].split()[3:5]],
+        ["validation", "5", "10", "10", "10"],
+        ["test", "6", str(6 * (2 + frames)), str(6 * (2 + frames)), str(6 * (2 + frames))],
+    ]
+    assert f"{2 + frames} to {2 + frames}, median {2 + frames}" in lines[1]
+    excluded = f"excluded: {5 * frames} validation images, near duplicates of others"
+    assert (excluded in lines) == bool(frames)
+    assert "5 products are held out" in lines[-1]
+
+
+def test_a_product_that_training_nearly_shows_is_not_held_out(tmp_path, config):
+    config.update({"dataset.name": "manifest", "dataset.base_path": manifest(tmp_path, 0)})
+    train, (held, _) = datasets.training_tables()
+    shared, other = held.ids[0], train.ids[0]
+    (tmp_path / shared).write_bytes((tmp_path / other).read_bytes())
+    tables._load.cache_clear(), tables._copies.cache_clear()
+    again, (fewer, _) = datasets.training_tables()
+    assert set(held.products) - set(fewer.products) == {held.products[0]}
+    assert held.products[0] in again.products
+
+
+def test_one_product_cannot_be_told_from_others(monkeypatch, config):
+    shop(monkeypatch, products=1)
+    config["dataset.validation"] = False
+    with pytest.raises(UserError, match="one product; it takes two"):
+        datasets.training_tables()

@@ -10,12 +10,41 @@ from trainer.config import Config, UserError
 
 
 def test_a_collapse_is_warned_of_once():
-    collapse = meters.Collapse()
+    watch = meters.Watch()
     spreads = [0.5, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4]
-    said = [collapse.check({"embedding_spread": s, "loss": 0.2}) for s in spreads]
+    said = [watch.check(i, {"embedding_spread": s, "loss": 0.2}) for i, s in enumerate(spreads)]
     assert [bool(text) for text in said] == [False, False, False, True, False, False]
     assert "loss 0.2" in said[3] and "collapsed" in said[3]
-    assert collapse.check({"loss": 1.0}) is None
+    assert watch.check(9, {"loss": 1.0}) is None
+
+
+def test_a_loss_of_0_is_explained_once():
+    watch = meters.Watch()
+    said = [watch.check(10 * i, {"loss": loss}) for i, loss in enumerate([0.0, 0.1, 0, 0, 0, 0])]
+    assert [bool(text) for text in said] == [False, False, False, False, True, False]
+    assert "keeps its margin" in said[4] and "step 40" in said[4] and "miner" in said[4]
+
+
+def test_the_forecast_counts_steps_and_validation():
+    forecast = meters.Forecast(100, 1108, evaluate_every=100)
+    forecast.evaluated(50.0)  # half a second per step
+    said = [forecast.step(100 + i, 60.0 if i <= 3 else 0.5) for i in range(1, 12)]
+    assert [i for i, text in enumerate(said, 1) if text] == [8]  # the first three are not timed
+    assert said[7] == (
+        "about 17 minutes on this machine (1 s per step); --model.num_steps=708 for 10 minutes"
+    )
+    short = meters.Forecast(0, 20, evaluate_every=0)
+    assert [short.step(i, 1.0) for i in range(1, 9)][-1] == (
+        "about 12 seconds on this machine (1 s per step)"
+    )
+
+
+def test_equal_figures_are_decided_by_the_loss(tmp_path):
+    config = Config({"trainer.best_metric": "recall@1"})
+    best = meters.Best(tmp_path, config)
+    passes = [(0, 0.9, 1.0), (1, 0.9, 0.8), (2, 0.9, 0.8), (3, 0.8, 0.1), (4, 0.95, 2.0)]
+    better = [best.improved(step, {"recall@1": r, "loss": loss}) for step, r, loss in passes]
+    assert better == [True, True, False, False, True] and best.step == 4
 
 
 @pytest.mark.parametrize(

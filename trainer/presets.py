@@ -1,0 +1,64 @@
+"""`--preset=NAME`: flag files that a model brings along, in `presets/` beside its module.
+
+`NAME.flags` holds one flag per line after a comment that says for which data it is meant.
+`NAME.cpu.flags`, if there is one, is added where no GPU is visible. Flags of the command line
+override both.
+"""
+
+import os
+from types import ModuleType
+
+from trainer.config import UserError, did_you_mean, expand_flag_files
+
+
+def names(model: ModuleType) -> list[str]:
+    """Returns the names of a model's presets."""
+    try:
+        found = os.listdir(_folder(model))
+    except OSError:
+        return []
+    return sorted(f.removesuffix(".flags") for f in found if f.count(".") == 1)
+
+
+def flags_of(model: ModuleType, name: str) -> list[str]:
+    """Returns the flags of a preset.
+
+    Raises:
+      UserError: the model has no such preset.
+    """
+    known = names(model)
+    if name not in known:
+        have = f"it has {', '.join(known)}" if known else "it has none"
+        raise UserError(
+            f"--preset={name}: {model.__name__} has no such preset; {have}."
+            + did_you_mean(name, known)
+        )
+    import tensorflow as tf
+
+    files = [os.path.join(_folder(model), f"{name}.flags")]
+    if not tf.config.list_physical_devices("GPU"):
+        files.append(os.path.join(_folder(model), f"{name}.cpu.flags"))
+    return expand_flag_files([f"--flagfile={file}" for file in files if os.path.exists(file)])
+
+
+def listing(model: ModuleType) -> list[str]:
+    """Returns lines for `--help`: each preset, and for which data it is meant."""
+    lines = [f"  --preset={name}: {_meaning(model, name)}" for name in names(model)]
+    return (
+        ["", "Presets, complete recipes that need only the data's flags:", *lines] if lines else []
+    )
+
+
+def _folder(model):
+    return os.path.join(os.path.dirname(os.path.abspath(model.__file__ or "x")), "presets")
+
+
+def _meaning(model, name):
+    """The comment at the top of a preset, on one line."""
+    words = []
+    with open(os.path.join(_folder(model), f"{name}.flags"), encoding="utf-8") as lines:
+        for line in lines:
+            if not line.startswith("#"):
+                break
+            words.append(line.lstrip("#").strip())
+    return " ".join(words)
