@@ -1,6 +1,6 @@
 """Which examples are compared: labels as codes, references, and the scan of rows in blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -55,21 +55,19 @@ class Comparison(NamedTuple):
         negatives: TensorLike,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """(d(a, p), d(a, n)), `[T]` each, of triplets of row indices."""
-        anchors, positives, negatives = (
-            tf.cast(column_tensor(rows, "the triplets' rows"), tf.int32)
-            for rows in (anchors, positives, negatives)
-        )
+        return self.pair_distances(distance, (anchors, positives, anchors, negatives))
+
+    def pair_distances(
+        self, distance: str | Distance, pairs: Sequence[TensorLike]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(`[P]`, `[N]`) distances of positive and of negative pairs, given as in `Pairs`."""
+        metric = resolve(distance, DISTANCES, "distance")
+        rows = [tf.cast(column_tensor(r, "the triplets' rows"), tf.int32) for r in pairs]
+        anchors, others = tf.concat(rows[::2], 0), tf.concat(rows[1::2], 0)
         # In one call, so that their gradients share one sum.
-        to_positive, to_negative = tf.split(
-            resolve(distance, DISTANCES, "distance").of_pairs(
-                self.embeddings,
-                tf.concat([anchors, anchors], 0),
-                self.references,
-                tf.concat([positives, negatives], 0),
-            ),
-            2,
-        )
-        return to_positive, to_negative
+        distances = metric.of_pairs(self.embeddings, anchors, self.references, others)
+        count = tf.size(rows[0])
+        return distances[:count], distances[count:]
 
     def normalized(self) -> "Comparison":
         """The same with embeddings and references of length 1."""
@@ -137,8 +135,27 @@ def common_codes(labels: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 def masks(comparison: Comparison) -> tuple[tf.Tensor, tf.Tensor]:
     """Boolean `[B, M]` masks (positive, negative) of all pairs; self is in neither."""
     same = tf.equal(comparison.codes[:, None], comparison.reference_codes)
+    return same & ~themselves(comparison), ~same
+
+
+def themselves(comparison: Comparison) -> tf.Tensor:
+    """Boolean `[B, M]`: the reference that is the anchor itself."""
     columns = tf.range(tf.shape(comparison.reference_codes)[0])
-    return same & tf.not_equal(comparison.self_index[:, None], columns), ~same
+    return tf.equal(comparison.self_index[:, None], columns)
+
+
+def informative_pairs(
+    similarity: tf.Tensor, positive: tf.Tensor, negative: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The pairs that multi-similarity mines (arXiv 1904.06627, eq. 6-7), of `[B, M]` masks.
+
+    Positives less similar than the anchor's most similar negative plus epsilon, and negatives more
+    similar than its least similar positive minus epsilon.
+    """
+    s = tf.stop_gradient(similarity)
+    easiest = tf.reduce_min(tf.where(positive, s, s.dtype.max), axis=1, keepdims=True)
+    hardest = tf.reduce_max(tf.where(negative, s, s.dtype.min), axis=1, keepdims=True)
+    return positive & (s - epsilon < hardest), negative & (s + epsilon > easiest)
 
 
 def valid_anchors(comparison: Comparison) -> tf.Tensor:

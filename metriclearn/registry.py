@@ -1,8 +1,9 @@
 """Options by name: look-up in a table, and an error that suggests the nearest name."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
 
@@ -37,3 +38,24 @@ def resolve(option: str | Entry, table: Mapping[str, Entry], kind: str) -> Entry
         hint = did_you_mean(option, table)
         raise ValueError(f"unknown {kind} '{option}'{hint}: use one of {names}")
     return table[option]
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str], whose: str) -> None:
+    """Checks that a function has keyword-only parameters of these names.
+
+    Args:
+        function: a loss or a miner.
+        options: names.
+        whose: what the function is, for the error message ("loss 'triplet'").
+
+    Raises:
+        ValueError: it lacks one. The message suggests the nearest.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            names = ", ".join(known) or "no options"
+            raise ValueError(
+                f"{whose} has no option {option!r}{did_you_mean(option, known)}: it takes {names}"
+            )

@@ -1,8 +1,8 @@
 """A client of the search API that `prototrain serve` answers; it needs httpx only.
 
-    client = Client("http://127.0.0.1:8000")
-    for result in client.search("photo.jpg", k=5).results:
-        print(result.rank, result.product, result.score)
+client = Client("http://127.0.0.1:8000")
+for result in client.search("photo.jpg", k=5).results:
+    print(result.rank, result.product, result.score)
 """
 
 import dataclasses

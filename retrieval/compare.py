@@ -3,9 +3,10 @@
     python -m retrieval.compare A B [--output=DIR]
 
 A and B are `…-eval.json` files of `retrieval.eval`, or folders that hold one (the newest step of
-several). Differences are paired by query id, with 95% intervals from a bootstrap over products and
-McNemar's exact test on the first result. Writes compare.json and compare.html. The page shows
-images whose ids are image files, and images of the data sets of the evaluated models.
+several). Queries are paired by id. One sentence says which is better, by their names: it is decided
+by the 95% interval of the difference in recall@1, from a bootstrap over products. Writes
+compare.json and compare.html. The page shows images whose ids are image files, and images of the
+data sets of the evaluated models.
 
     python -m retrieval.compare --old_queries=STORE --new_queries=STORE --old_catalogue=STORE
         [--new_catalogue=STORE] --output=DIR
@@ -28,6 +29,7 @@ from retrieval.evaluation import backward, paired
 from retrieval.ranking import vectors
 from retrieval.reports import comparison_page, outputs, page, terminal
 from trainer import config as trainer_config
+from trainer import helptext
 from trainer.config import UserError
 
 STORES = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
@@ -80,7 +82,8 @@ def _program(options, *evaluations):
     with trainer_config.user_errors(options.output):
         if not stores:
             if len(evaluations) != 2:
-                raise UserError("name two evaluations: python -m retrieval.compare A B")
+                example = helptext.command("compare", "retrieval.compare", "A", "B")
+                raise UserError(f"name two evaluations: {example}")
             return main(evaluations, options.output, **images)
         missing = [name for name in STORES[:3] if name not in stores]
         if missing or evaluations:

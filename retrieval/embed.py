@@ -1,7 +1,7 @@
 """Embeddings of images, from a checkpoint or a SavedModel.
 
     python -m retrieval.embed --model=models.simple --dataset=retrieval_index --output=DIR
-        [--checkpoint=PREFIX | --saved_model=DIR] [--dtype=float16] [--any.config.key=value]
+        [--checkpoint=best|last|PATH | --saved_model=DIR] [--dtype=float16] [--any.config.key=value]
 
 writes a store (see `retrieval.embeddings.store`). `retrieval_index` is the test catalogue; --all
 embeds the catalogue of all splits. After a kill the same command resumes after the

@@ -1,8 +1,8 @@
 """Evaluates an embedding against a catalogue: figures, plots and a report.
 
-    python -m retrieval.eval --model=models.simple [--checkpoint=PREFIX] [--any.config.key=value]
+    python -m retrieval.eval --model=models.simple [--checkpoint=last] [--any.config.key=value]
 
-restores a checkpoint of the experiment (the newest by default), embeds the model's
+restores a checkpoint of the experiment (the best by default), embeds the model's
 `retrieval_query` and `retrieval_index` data sets and writes to `<experiment>/analysis`. The
 experiment's own config.json is the configuration; flags given here override it. A model may declare
 `evaluation.precision@k.num_to_retrieve` (the default of --top), `evaluation.precision@k.plot` and
@@ -30,7 +30,7 @@ from absl import flags
 from retrieval import metrics
 from retrieval.evaluation import feedback, figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
-from retrieval.reports import outputs, plots, terminal
+from retrieval.reports import outputs, page, plots, projector, terminal
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -50,7 +50,8 @@ def define_flags(values):
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
-    path("checkpoint", None, "Checkpoint prefix; the experiment's newest by default.")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
          "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
     path("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
@@ -92,6 +93,7 @@ def main(options, model, given, rest):
     from trainer import checkpoints, experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    print(experiment.describe(checkpoint), flush=True)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)
@@ -101,7 +103,10 @@ def main(options, model, given, rest):
     names = {"queries": "retrieval_query", "catalogue": "retrieval_index"}
 
     def images(which, ids):
-        return embedded_images.wanted_of(model, names[which], ids)
+        items = queries if which == "queries" else catalogue
+        found = page.images_at(page.own_files(items, ids))
+        missing = [name for name in ids.tolist() if name not in found]
+        return found | (embedded_images.wanted_of(model, names[which], missing) if missing else {})
 
     with trainer_config.user_errors(prefix):
         evaluating = _options(options) | {"title": "this model", "with_baselines": True}
@@ -112,8 +117,22 @@ def main(options, model, given, rest):
         results = suite.evaluate(queries, catalogue, source=source, **evaluating)
         kept = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
         outputs.write(prefix, results, queries, catalogue, images, kept)
+        _write_projector(f"{prefix}-projector", queries, catalogue)
     terminal.print_evaluation(results, prefix)
     return 0
+
+
+def _write_projector(folder, queries, catalogue):
+    """Writes the projector's files and marks the folder as a run, which TensorBoard then finds."""
+    import tensorflow as tf
+
+    projector.write(folder, queries, catalogue)
+    if not any(name.startswith("events.") for name in os.listdir(folder)):
+        v1 = tf.compat.v1
+        with tf.Graph().as_default():
+            writer = v1.summary.FileWriter(folder)
+            writer.add_session_log(v1.SessionLog(status=v1.SessionLog.START), 0)
+            writer.close()
 
 
 def stored(options):

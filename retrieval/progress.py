@@ -1,5 +1,6 @@
 """Progress of a long pass: a live bar in a terminal, plain lines elsewhere, both with an ETA."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ def track(
       what: name of the pass.
       size: what one item counts for in the report, such as the rows of a batch.
     """
-    report = _Live(what, steps) if sys.stderr.isatty() else _Lines(what, steps)
+    report = _Live(what, steps) if _can_show_a_bar() else _Lines(what, steps)
     start = time.monotonic()
     done = count = 0
     with report:
@@ -30,6 +31,16 @@ def track(
     elapsed = time.monotonic() - start
     if elapsed >= WORTH_TELLING:
         print(f"{what}: {count} in {elapsed:.1f} s", file=sys.stderr, flush=True)
+
+
+def _can_show_a_bar():
+    if sys.stderr.isatty():
+        return True
+    if "ipykernel" not in sys.modules:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 class _Live:

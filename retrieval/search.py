@@ -23,6 +23,7 @@ from absl import flags
 
 from retrieval.embeddings import c_library
 from trainer import config as trainer_config
+from trainer import quiet
 from trainer.config import UserError
 
 BATCH = 64  # photos embedded at a time
@@ -73,8 +74,6 @@ def _search(options, arguments):
 
 def photos(arguments):
     """Returns the paths of image files that arguments mean: files, folders, - for stdin."""
-    from retrieval.embeddings import images
-
     paths = []
     for argument in arguments:
         argument = os.path.expanduser(argument)
@@ -84,6 +83,8 @@ def photos(arguments):
                 raise ValueError("-: standard input names no photo: write one path per line")
             paths += filter(None, lines)
         elif os.path.isdir(argument):
+            from retrieval.embeddings import images  # all readers of data sets
+
             paths += images.table(argument).paths.tolist()
         else:
             paths.append(argument)
@@ -92,15 +93,13 @@ def photos(arguments):
 
 def _how(options, catalogue):
     """The flags that say how to search, as arguments of `Catalogue.find`."""
-    k, count = options.k, catalogue.manifest["count"]
-    if k > count:
-        print(f"note: --k={k}: the index holds {count} items", file=sys.stderr)
-        k = count
-    threshold = options.threshold
+    threshold, count = options.threshold, catalogue.manifest["count"]
     if threshold is not None and catalogue.manifest["similarity"] == "cosine" and threshold > 1:
         raise ValueError(f"--threshold={threshold:g}: similarities are between -1 and 1")
+    if options.k > count and options["k"].present:
+        print(f"note: --k={options.k}: the index holds {count} items", file=sys.stderr)
     return {
-        "k": k,
+        "k": min(options.k, count),
         "category": options.category,
         "threshold": threshold,
         "by_product": options.by_product,
@@ -122,7 +121,9 @@ def _answers(catalogue, paths, how, failed):
 
         for start in range(0, len(paths), BATCH):
             read, pixels = [], []
-            for path, image in pool.map(decode, paths[start : start + BATCH]):
+            with quiet.filtered_stderr(lambda lines: ()):  # libjpeg prints what it also returns
+                decoded = list(pool.map(decode, paths[start : start + BATCH]))
+            for path, image in decoded:
                 if isinstance(image, ValueError):
                     failed.append(path)
                     print(f"error: {image}", file=sys.stderr)

@@ -34,7 +34,9 @@ SIBLINGS = (
         r"models/",
         (
             *("metriclearn", "retrieval.metrics"),
-            *("trainer.config", "trainer.layers", "trainer.files", "trainer.quiet"),
+            *("trainer.config", "trainer.layers", "trainer.files", "trainer.helptext"),
+            "trainer.quiet",
+            "trainer.keras_model",
         ),
     ),
 )

@@ -415,8 +415,9 @@ class Writer:
         Args:
           step: the step of the best checkpoint so far, None without one.
         """
-        folder = os.path.join(self._folder, "best")
-        if step in steps(self._folder) and steps(folder)[-1:] != [step]:
+        if step in steps(os.path.join(self._folder, "best")):
+            self._forget_others(step)
+        elif step in steps(self._folder):
             self._keep_best(step)
 
     def _check_folder(self):
@@ -462,7 +463,13 @@ class Writer:
             if re.fullmatch(rf"(model|input)-{step}\.{_PARTS}", file):
                 files.link(os.path.join(self._folder, file), os.path.join(folder, file))
         sync(folder)
-        self._remove(rf"best/(model|input)-(?!{step}\.)\d+\.{_PARTS}|best/\..*\.tmp")
+        self._forget_others(step)
+
+    def _forget_others(self, step):
+        """Removes what is in `best/` beside a step, the index first: see `_forget_old`."""
+        others = rf"best/(model|input)-(?!{step}\.)\d+"
+        self._remove(rf"{others}\.index")
+        self._remove(rf"{others}\.{_PARTS}|best/\..*\.tmp")
 
     def _forget_old(self):
         kept = steps(self._folder)

@@ -534,19 +534,36 @@ def from_flags(
             flag_values.unparse_flags()
             return None, set(), flag_values(argv)[1:]
         model = load_model(flag_values["model"].value)
+        _adopt_flags(flag_values)
         define_flags(model.config, model.__name__, flag_values)
         if wanted:
             raise helptext.Wanted(helptext.render(flag_values, model.config, wanted))
         flag_values.unparse_flags()
         rest = flag_values(argv)
+        flags.FLAGS.mark_as_parsed()
     except flags.Error as error:
-        raise _flag_error(error, renamed) from None
+        raise _flag_error(error, renamed, flag_values) from None
     given = {name for name in model.config if flag_values[name].present}
     for name in given:
         model.config[name] = flag_values[name].value
     model.config.given = given
     model.config.code_allowed = flag_values["allow_code"].value
     return model, given, rest[1:]
+
+
+def _adopt_flags(flag_values):
+    """Makes the flags that a user's module defines with absl flags of this program, too."""
+    if flag_values is flags.FLAGS:
+        return
+    for name in flags.FLAGS:
+        flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name, "")
+        if name != flag.name:  # its short name
+            continue
+        if name not in flag_values:
+            flag_values[name] = flag
+            flag_values.register_flag_by_module(module, flag)
+        elif flag_values[name] is not flag and module.split(".")[0] not in helptext.LIBRARIES:
+            raise UserError(f"{module} defines the flag --{name}, which this program has already.")
 
 
 def no_arguments(rest: Collection[str]) -> None:
@@ -591,10 +608,25 @@ def _without_help(argv: list[str]) -> tuple[list[str], str]:
     return [a for a in argv if a not in helps], helps[-1].lstrip("-") if helps else ""
 
 
-def _flag_error(error, renamed):
+def _flag_error(error, renamed, flag_values):
     old = getattr(error, "flagname", None)
     now = renamed.get(old) or renamed.get(str(old).removeprefix("no"))
-    return UserError(f"--{old} is now {now}" if now else _one_line(error))
+    line = f"--{old} is now {now}" if now else _one_line(error)
+    if isinstance(error, flags.UnrecognizedFlagError) and not now and "Did you mean" not in line:
+        line += _by_last_parts(old, flag_values)
+    return UserError(line)
+
+
+def _by_last_parts(name, flag_values):
+    """`. Did you mean …?` with dotted flags whose last parts resemble a name; the nearest first."""
+    full = {}
+    for known in flag_values:
+        parts = known.split(".")
+        for first in range(len(parts)):
+            full.setdefault(".".join(parts[first:]), []).append(f"--{known}")
+    near = difflib.get_close_matches(name.removeprefix("no") or name, full, n=3, cutoff=0.7)
+    found = list(dict.fromkeys(known for last in near for known in full[last]))[:3]
+    return f". Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _one_line(error: BaseException) -> str:
@@ -660,7 +692,7 @@ def run_without_model(
         try:
             rest = flag_values(argv)[1:]
         except flags.Error as error:
-            raise _flag_error(error, renamed) from None
+            raise _flag_error(error, renamed, flag_values) from None
         if len(rest) > len(arguments) and not "".join(arguments[-1:]).strip("[]").endswith("…"):
             raise UserError(f"unexpected argument {rest[len(arguments)]!r}")
         if len(rest) < len(needed):
@@ -673,9 +705,15 @@ def run_without_model(
 def _guarded(
     work: Callable[[list[str]], int | None], argv: list[str] | None, stopped: str | None
 ) -> NoReturn:
-    argv = sys.argv if argv is None else argv
-    for stream in ("stdout", "stderr"):
-        setattr(sys, stream, _Tolerant(getattr(sys, stream)))
+    with quiet.filtered():
+        for stream in ("stdout", "stderr"):
+            setattr(sys, stream, _Tolerant(getattr(sys, stream)))
+        _one_line_errors(work, sys.argv if argv is None else argv, stopped)
+
+
+def _one_line_errors(
+    work: Callable[[list[str]], int | None], argv: list[str], stopped: str | None
+) -> NoReturn:
     try:
         sys.exit(work(argv))
     except helptext.Wanted as wanted:

@@ -7,14 +7,13 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 from typing import Any
 
-from trainer import checkpoints, files
+from trainer import checkpoints, files, helptext
 from trainer import config as config_lib
 from trainer.config import Config, UserError, optional
 from trainer.files import write_text
@@ -223,7 +222,8 @@ def locate(
     Args:
       model: a model module; it gets the experiment's configuration.
       given: names of the keys that the command line set; they override it.
-      checkpoint: what `checkpoints.find` accepts; the experiment's newest if None.
+      checkpoint: 'best' by `trainer.best_metric`, 'last', or what `checkpoints.find` accepts. None
+        is the best or, in an experiment that keeps none, the last.
       allow_code: see `restore_config`.
 
     Returns:
@@ -232,14 +232,22 @@ def locate(
     Raises:
       UserError: there is no checkpoint.
     """
-    if checkpoint is None:
+    if checkpoint in (None, "best", "last"):
         folder = directory(model.config)
-        prefix = checkpoints.latest(os.path.join(folder, "checkpoint"))
-        if prefix is None:
+        last = checkpoints.latest(os.path.join(folder, "checkpoint"))
+        if last is None:
+            train = helptext.command("train", "trainer.main", *arguments(model, folder))
             raise UserError(
-                f"No checkpoint in {folder}: train one first with python -m trainer.main "
-                f"--model={model.__name__}, or name one with --checkpoint."
+                f"No checkpoint in {folder}: train one first with `{train}`, or name one with "
+                "--checkpoint."
             )
+        best = checkpoints.latest(os.path.join(folder, "checkpoint", "best"))
+        if checkpoint == "best" and best is None:
+            raise UserError(
+                f"--checkpoint=best: {folder} keeps no best checkpoint; train with "
+                "--trainer.best_metric and --trainer.evaluation_interval, or use --checkpoint=last."
+            )
+        prefix = last if checkpoint == "last" or best is None else best
     else:
         prefix = checkpoints.find(checkpoint)
         folder = os.path.dirname(os.path.abspath(prefix))
@@ -248,12 +256,21 @@ def locate(
     return restore_config(model, given, folder, allow_code), prefix
 
 
-def arguments(model: ModuleType, folder: str) -> str:
-    """Returns the flags that name a model and its experiment, quoted for a shell."""
+def describe(prefix: str) -> str:
+    """Returns one line that says which of an experiment's checkpoints a prefix is."""
+    folder, step = os.path.dirname(prefix), checkpoints.step_of(prefix)
+    if os.path.basename(folder) != "best":
+        return f"checkpoint: {prefix}"
+    last = checkpoints.steps(os.path.dirname(folder))[-1:]
+    others = f"; the last is step {last[0]}" if last and last[0] != step else ", also the last"
+    return f"checkpoint: the best on validation, step {step}{others}"
+
+
+def arguments(model: ModuleType, folder: str) -> list[str]:
+    """Returns the flags that name a model and its experiment."""
     base, name = os.path.split(folder)
     words = [f"--model={model.__name__}", f"--trainer.experiment_name={name}"]
-    words += [f"--trainer.experiment_base_dir={base}"] if base != "experiments" else []
-    return shlex.join(words)
+    return words + ([f"--trainer.experiment_base_dir={base}"] if base != "experiments" else [])
 
 
 def check_resume(folder: str, config: Config, allow_change: bool = False) -> list[str]:

@@ -1,18 +1,19 @@
 """`python -m trainer.export --model=models.simple`: a trained model as a SavedModel.
 
-    python -m trainer.export --model=M [--checkpoint=PREFIX] [--output=DIR] [--outputs=a,b]
+    python -m trainer.export --model=M [--checkpoint=best|last|PATH] [--output=DIR] [--outputs=a,b]
 
-exports the experiment's newest checkpoint by default, with the moving averages of the weights if
-the checkpoint holds them. The configuration is the experiment's config.json; flags given here
-override it. A model may declare `actions.export.outputs` to name its outputs.
+exports the experiment's best checkpoint by default (the last, if it keeps none), with the moving
+averages of the weights if the checkpoint holds them. The configuration is the experiment's
+config.json; flags given here override it. A model may declare `actions.export.outputs` to name its
+outputs.
 """
 
-import json
+import functools
 import os
 import re
 from collections.abc import Collection, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -25,7 +26,7 @@ import tensorflow as tf  # noqa: E402 (after the quiet import)
 from trainer import checkpoints, experiment, files, layers, towers  # noqa: E402
 from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
-from trainer.files import sync, write_text  # noqa: E402
+from trainer.files import sync  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -199,9 +200,11 @@ def write(session: Any, folder: str, inputs: dict, outputs: dict, note: dict) ->
         strip_default_attrs=True,
     )
     builder.save()
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    note["sha256"] = {os.path.relpath(path, folder): files.sha256(path) for path in sorted(paths)}
     path = os.path.join(folder, NOTE)
     os.makedirs(os.path.dirname(path))
-    write_text(path, json.dumps(note, indent=1) + "\n")
+    files.write_sealed(path, note)
     for parent, _, names in os.walk(folder):
         for name in names:
             sync(os.path.join(parent, name))
@@ -229,21 +232,22 @@ def _heal(temporary, output):
     files.discard(temporary, "unfinished export", written)
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("model", None, "Model to export: a module name.", short_name="m")
-    path = config_lib.define_path
-    path("checkpoint", None, "Checkpoint; by default the experiment's newest.")
+    text, path, many, flag = config_lib.definers(values, "string", "path", "list", "bool")
+    text("model", None, "Model to export: a module name.", short_name="m")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
-    flags.DEFINE_list("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
-    flags.DEFINE_bool("overwrite", False, "Replace an earlier export.")
+    many("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
+    flag("overwrite", False, "Replace an earlier export.")
 
 
-def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
-    options = flags.FLAGS
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
+    print(experiment.describe(checkpoint), flush=True)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
     key = "actions.export.outputs"
     declared = model.config[key] if key in model.config else ()  # noqa: SIM401, it has no get
@@ -264,6 +268,14 @@ def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
     return 0
 
 
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    config_lib.run(
+        functools.partial(main, options), argv, "stopped: nothing was written", flag_values=options
+    )
+
+
 if __name__ == "__main__":
-    define_flags()
-    config_lib.run(main, stopped="stopped: nothing was written")
+    run()

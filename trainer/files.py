@@ -34,7 +34,8 @@ _TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file that takes the name `path` when the block ends without an error.
 
-    A reader, a kill or a full disk meets the old file or the new one, never a part.
+    A reader, a kill or a full disk meets the old file or the new one, never a part. A temporary
+    file of a writer that was killed is removed by the next one of the same file.
 
     Args:
       path: the final name.
@@ -44,24 +45,47 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
       OSError: the file cannot be written; its `filename` is set and the old file is unchanged.
     """
     path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
-    encoding = None if "b" in mode else "utf-8"
-    with tempfile.NamedTemporaryFile(
-        mode, dir=folder, prefix=".", suffix=".tmp", delete=False, encoding=encoding
-    ) as out:
-        try:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-            with contextlib.suppress(OSError):  # some network disks have no modes
-                os.chmod(out.name, 0o666 & ~_umask())
-            os.replace(out.name, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(out.name)
-            if isinstance(error, OSError) and error.errno and not error.filename:
-                error.filename = path  # a full disk does not name the file
-            raise
+    out = _temporary(path, mode)
+    try:
+        yield out
+        out.flush()
+        os.fsync(out.fileno())
+        with contextlib.suppress(OSError):  # some network disks have no modes
+            os.chmod(out.name, 0o666 & ~_umask())
+        os.replace(out.name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(out.name)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = path  # a full disk does not name the file
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # tries again to write what a full disk refused
+            out.close()
+
+
+def _temporary(path: str, mode: str) -> IO:
+    """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced
+        raise OSError(errno.EINVAL, "is a folder or a device, not a file to write", path)
+    folder, name = os.path.split(path)
+    start = f".{name[:40]}."
+    for old in os.listdir(folder or "."):
+        if old.startswith(start) and re.fullmatch(r"\w{8}\.tmp", old[len(start) :]):
+            old = os.path.join(folder, old)
+            with contextlib.suppress(OSError), open(old, "rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(old)
+    while True:
+        encoding = None if "b" in mode else "utf-8"
+        out = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
+            mode, dir=folder or ".", prefix=start, suffix=".tmp", delete=False, encoding=encoding
+        )
+        with contextlib.suppress(OSError):  # some disks have no locks
+            fcntl.flock(out, fcntl.LOCK_EX)
+        if os.path.exists(out.name):  # not taken for a dead writer's before it was locked
+            return out
+        out.close()
 
 
 def _umask() -> int:

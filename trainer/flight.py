@@ -1,7 +1,6 @@
 """The record of a step that produced a NaN or an infinity, and how to replay it."""
 
 import os
-import shlex
 import sys
 import zipfile
 from collections.abc import Callable
@@ -9,10 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from trainer import files
+from trainer import files, helptext
 from trainer.config import UserError, optional
 
 v1 = tf.compat.v1
+
+_CHANGING = ("fresh", "yes", "fallback")  # flags with which `--debug` is refused
 
 NOT_FINITE = "The loss or a gradient is not finite"
 
@@ -97,19 +98,22 @@ def _path(folder, step):
 
 
 def replay_command(step: int) -> str:
-    """Returns this process's command line, quoted for a shell, changed to replay a step.
+    """Returns this program's command line, quoted for a shell, changed to replay a step.
 
-    It deletes nothing: `--fresh` and `--yes` are dropped, and switched off if a flag file may set
-    them.
+    It deletes nothing: flags that change an experiment are dropped, and switched off if a flag file
+    may set them. For a script, which may do anything when it runs again, the call is returned.
     """
-    words, program = [], list(sys.orig_argv[1:])
-    for word in program:
+    if helptext.running() != "trainer.main":
+        return f"loop.train(model, config, debug=True, replay_step={step})"
+    words = []
+    for word in sys.argv[1:]:
         name = word.lstrip("-").split("=")[0] if word.startswith("-") else ""
-        if name not in ("fresh", "f", "yes", "debug", "d", "replay_step"):
+        if name not in (*_CHANGING, "f", "debug", "d", "replay_step"):
             words.append(word)
     if any("flagfile" in word for word in words):
-        words += ["--nofresh", "--noyes"]
-    return shlex.join([sys.executable, *words, "--debug", f"--replay_step={step}"])
+        words += [f"--no{name}" for name in _CHANGING]
+    words += ["--debug", f"--replay_step={step}"]
+    return helptext.command("train", "trainer.main", *words)
 
 
 def _write(path, first, values):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -17,8 +18,34 @@ MANY = 12  # of a program's own flags, in the order of definition, that `--help`
 # How the running program was started, if not by `python -m`; `trainer.cli` sets it.
 started_as = ""
 
+
+def command(verb: str, module: str, *arguments: str) -> str:
+    """Returns a command line to print, quoted for a shell: `prototrain VERB …` or `python -m …`.
+
+    Args:
+      verb, module: the two names of a program; the one is used by which the running one started.
+      arguments: its arguments.
+    """
+    words = ["prototrain", verb] if started_as else [_python(), "-m", module]
+    return shlex.join([*words, *arguments])
+
+
+def running() -> str:
+    """Returns the name of the module that runs as a program, '' in a script or a notebook."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else ""
+
+
+def _python():
+    """`python` if a shell finds the running one by it, else its path."""
+    found = shutil.which("python")
+    same = found and sys.executable and os.path.samefile(found, sys.executable)
+    in_same_place = same and os.path.dirname(found) == os.path.dirname(sys.executable)
+    return "python" if in_same_place else sys.executable
+
+
 # Flags of these packages are not ours: `--helpfull` lists them last.
-_OTHERS = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
+LIBRARIES = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
 
 
 class Wanted(Exception):
@@ -45,7 +72,7 @@ def render(
     own: list[flags.Flag] = []
     others: list[flags.Flag] = []
     for module, defined in sorted(flag_values.flags_by_module_dict().items()):
-        listed = others if module.split(".")[0] in _OTHERS else own
+        listed = others if module.split(".")[0] in LIBRARIES else own
         listed += [f for f in defined if f.name not in names and f.name not in FLAGS]
     shown = own if full else own[:MANY]
     lines += _explained("Flags of this program", map(_of_flag, shown))
@@ -76,10 +103,8 @@ def render(
 
 def _program():
     """Returns how the running program is started, and its docstring."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])
-    doc = (main.__doc__ or "").strip()
+    program = f"python -m {running()}" if running() else os.path.basename(sys.argv[0])
+    doc = (sys.modules["__main__"].__doc__ or "").strip()
     return (started_as, doc.replace(program, started_as)) if started_as else (program, doc)
 
 

@@ -4,9 +4,10 @@ Prints every variable with its shape and parameters, whether it is trained and d
 floating-point operations of one example's forward pass, and the devices that would share a batch.
 """
 
+import functools
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -226,7 +227,13 @@ def report(model: ModuleType, config: Config, found: dict[str, Any], console: Co
     say(f"Towers: {len(devices)}, {each:g} of {size} examples on each: {', '.join(devices)}")
 
 
-def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the program's flags."""
+    (text,) = config_lib.definers(values, "string")
+    text("model", None, "Model to look at: a module name.", short_name="m")
+
+
+def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
     found = inspect(model, model.config)
@@ -235,6 +242,12 @@ def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
     return 0
 
 
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    config_lib.run(functools.partial(main, options), argv, "stopped", flag_values=options)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("model", None, "Model to look at: a module name.", short_name="m")
-    config_lib.run(main, stopped="stopped")
+    run()

@@ -138,6 +138,22 @@ def dropout(x, rate, train_phase):
     return tf.where(keep, x / (1 - rate), tf.zeros_like(x))
 
 
+def read_from(checkpoint, name):
+    """An initializer that reads a variable's value from a checkpoint when it runs.
+
+    As a constant it would travel with every copy of the graph.
+    """
+
+    def initializer(shape, dtype, partition_info=None):
+        with v1.device("/device:CPU:0"):
+            value = tf.raw_ops.RestoreV2(
+                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
+            )[0]
+            return tf.ensure_shape(value, shape)
+
+    return initializer
+
+
 # ------------------------------------------------------------------ randomness that towers share
 
 
@@ -161,6 +177,11 @@ def replica(seed, step, offset):
         yield
     finally:
         _replicas.pop()
+
+
+def current_replica():
+    """The `Replica` that is being built, or None."""
+    return _replicas[-1] if _replicas else None
 
 
 def random_uniform(shape, batch):

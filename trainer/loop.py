@@ -6,6 +6,7 @@ Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
 import contextlib
 import os
 import shlex
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,7 @@ from trainer import (
     checkpoints,
     experiment,
     flight,
+    helptext,
     input_state,
     meters,
     optimizers,
@@ -172,6 +174,8 @@ def train(
             prefix = checkpoints.find(config["model.weights_load_path"])
             loaded = checkpoints.load_matching(session, prefix, weights)
             notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
+            if averages:  # else they would start from the initial weights
+                session.run([averages.average(v).assign(v) for v in trained])
         input_saver = input_state.saver(iterator) if hidden == [] else None
         if hidden:
             notes.append(
@@ -216,24 +220,42 @@ def train(
         print_every = config["trainer.print_interval"]
         summary_every = config["trainer.summary_save_interval"]
         save_every = config["trainer.checkpoint_save_interval"]
-        log = at_end.enter_context(contextlib.closing(meters.MetricsLog(folder, start_step)))
+        logged = start_step if resumed else -1
+        figures = meters.MetricsLog(folder, logged, config["trainer.log"])
+        log = at_end.enter_context(contextlib.closing(figures))
         best = meters.Best(folder, config)
         saver.keep_best(best.step)
-        collapse = meters.Collapse()
+        watch = meters.Watch()
         at_end.callback(stop_profile)
         events = at_end.enter_context(contextlib.closing(summaries.Events(folder, start_step)))
         progress = meters.Progress(start_step, num_steps, batch_size)
         at_end.callback(progress.close)
         progress.say(opening(model, folder, trained, devices, start_step, num_steps))
-        for note in notes:
+        for note in [*notes, *(model.notes() if hasattr(model, "notes") else ())]:
             progress.say(note)
         for warning in warnings:
             progress.warn(warning)
         done, saved, stop = start_step, start_step if resumed else None, None
         updating = False
+        forecast = meters.Forecast(start_step, num_steps, evaluate_every)
+
+        def evaluate():
+            started = time.monotonic()
+            with progress.paused():
+                values = validation.full(session)
+            forecast.evaluated(time.monotonic() - started)
+            log.write("vld", done, **values)
+            events.write("vld", done, values)
+            progress.say(describe(done, values))
+            return best.improved(done, values)
+
         try:
             with signals.graceful() as stop_requested, data_errors():
+                # What is not better than no training must not replace it.
+                if validation and evaluate_every and not resumed and evaluate():
+                    saver.save(saved := done, best=True)
                 while done < num_steps and not stop:
+                    started = time.monotonic()
                     losses = [run_accumulate()[0] for _ in range(per_step - 1)]
                     if done + 1 == profile_first:
                         tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
@@ -244,6 +266,8 @@ def train(
                     else:
                         values, _ = run_step()
                     updating, done = False, done + 1
+                    if line := forecast.step(done, time.monotonic() - started):
+                        progress.say(line)
                     values["loss"] = np.mean([*losses, values["loss"]])
                     if done == profile_last:
                         stop_profile()
@@ -251,7 +275,7 @@ def train(
                     if due(done, print_every) or done == num_steps:
                         progress.report(done, values["loss"], values["lr"])
                         log.write("trn", done, **values)
-                        if warning := collapse.check(values):
+                        if warning := watch.check(done, values):
                             progress.warn(warning)
                     if validation and due(done, validate_every):
                         with progress.paused():
@@ -263,12 +287,7 @@ def train(
                         and evaluate_every
                         and (due(done, evaluate_every) or done == num_steps)
                     ):
-                        with progress.paused():
-                            values = validation.full(session)
-                        log.write("vld", done, **values)
-                        events.write("vld", done, values)
-                        progress.say(describe(done, values))
-                        if best.improved(done, values):
+                        if evaluate():
                             saver.save(saved := done, best=True)
                         if best.stalled():
                             stop = f"no better {best.metric} since step {best.step}"
@@ -338,9 +357,10 @@ def closing(model, folder, done, num_steps, stop, fresh):
         command = "the same command without --fresh" if fresh else "the same command"
         return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
     logs = shlex.quote(f"{folder}/summaries")
+    named = experiment.arguments(model, folder)
     return (
         f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
-        f"then run `python -m retrieval.eval {experiment.arguments(model, folder)}`"
+        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
     )
 
 

@@ -1,12 +1,14 @@
 """Run reporting: a progress line for people, metrics.jsonl for programs."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
@@ -21,9 +23,15 @@ class MetricsLog:
 
     Lines beyond `start_step`, written by an interrupted run after its last checkpoint, are removed
     first, so that a resumed run's file equals an uninterrupted one's.
+
+    Args:
+      folder: the experiment's folder.
+      start_step: completed steps.
+      log: `trainer.log`, also called with every line; an error in it is a warning.
     """
 
-    def __init__(self, folder: str, start_step: int):
+    def __init__(self, folder: str, start_step: int, log: Callable | None = None):
+        self._log, self._warned = log, False
         self._path = os.path.join(folder, "metrics.jsonl")
         kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -31,12 +39,21 @@ class MetricsLog:
 
     def write(self, split: str, step: int, **values) -> None:
         """Appends one line; `UserError` if the disk is full."""
-        line = {"split": split, "step": step} | {k: float(v) for k, v in values.items()}
+        values = {name: float(value) for name, value in values.items()}
+        line = {"split": split, "step": step} | values
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(f"Cannot write {self._path}: {error.strerror}.") from None
+        if self._log:
+            try:
+                self._log(split, step, values)
+            except Exception as error:  # somebody else's server must not end a training
+                if not self._warned:
+                    text = " ".join(f"{type(error).__name__}: {error}".split())
+                    print(f"warning: trainer.log failed at step {step} ({text})", file=sys.stderr)
+                self._warned = True
 
     def close(self) -> None:
         """Closes the file; what a full disk refused was reported by `write`."""
@@ -74,7 +91,8 @@ def direction(metric: str) -> tuple[str, bool]:
 class Best:
     """Follows `trainer.best_metric` over the full validation passes, also those before a resume.
 
-    A NaN is never the best.
+    Of equal values the one with the lower loss is better: with few images, recall alone cannot tell
+    embeddings apart. A NaN is never the best.
 
     Args:
       folder: the experiment's folder, for earlier passes.
@@ -86,6 +104,7 @@ class Best:
         self._sign = -1 if lower else 1
         self.value: float | None = None
         self.step: int | None = None
+        self._rank: tuple[float, float] | None = None
         self._since = 0
         self._patience = config["trainer.early_stopping_patience"]
         if self._patience and not self.metric:
@@ -104,9 +123,9 @@ class Best:
                 f"{', '.join(values)}.{did_you_mean(self.metric, values)}"
             )
         value = values[self.metric]
-        better = self.value is None or self._sign * value > self._sign * self.value
-        if better and not math.isnan(value):
-            self.value, self.step, self._since = value, step, 0
+        rank = (self._sign * value, -values.get("loss", 0.0))
+        if not math.isnan(value) and (self._rank is None or rank > self._rank):
+            self.value, self.step, self._rank, self._since = value, step, rank, 0
             return True
         self._since += 1
         return False
@@ -116,25 +135,78 @@ class Best:
         return 0 < self._patience <= self._since
 
 
-class Collapse:
-    """Detects embeddings that collapsed to one point, where a triplet loss equals its margin."""
+class Watch:
+    """Detects training that goes nowhere: collapsed embeddings, or a loss that has become 0.
+
+    Embeddings that collapsed to one point make a triplet loss equal to its margin.
+    """
 
     LIMIT, REPORTS = 1e-3, 3
 
     def __init__(self):
-        self._reports = 0
+        self._collapsed = self._zero = 0
 
-    def check(self, values: dict[str, float]) -> str | None:
-        """Returns a warning once `embedding_spread` is near 0 in three reports, else None."""
+    def check(self, step: int, values: dict[str, float]) -> str | None:
+        """Returns a warning once either was so in three reports, else None.
+
+        Args:
+          step: completed steps.
+          values: of the report: `loss`, and `embedding_spread` if the model has embeddings.
+        """
         low = values.get("embedding_spread", 1.0) < self.LIMIT
-        self._reports = self._reports + 1 if low else 0
-        if self._reports == self.REPORTS:
+        self._collapsed = self._collapsed + 1 if low else 0
+        self._zero = self._zero + 1 if values["loss"] == 0 and not low else 0
+        if self._zero == self.REPORTS:
+            return (
+                f"the loss has been 0 in the last {self.REPORTS} reports (step {step}): every pair "
+                "or triplet of these batches already keeps its margin, so nothing more is learned. "
+                "Use a loss that never ends (supervised contrastive, or a soft margin), a harder "
+                "miner (batch_hard), batches of one category, or stop here."
+            )
+        if self._collapsed == self.REPORTS:
             return (
                 f"the embeddings have collapsed to one point (embedding_spread "
                 f"{values['embedding_spread']:.1g}, loss {values['loss']:.4g}): the loss is stuck "
                 "at its margin. Lower the learning rate, warm it up, or mine easier negatives."
             )
         return None
+
+
+class Forecast:
+    """Says how long a run will take, once a few of its steps were timed.
+
+    Args:
+      start: completed steps.
+      total: the step at which training ends.
+      evaluate_every: steps between full validation passes, 0 for none.
+    """
+
+    WARM_UP, TIMED = 3, 5  # the first steps prepare the graph and fill the input's buffers
+    LONG = 600  # seconds, above which a shorter run is suggested
+
+    def __init__(self, start: int, total: int, evaluate_every: int):
+        self._start, self._total, self._every = start, total, evaluate_every
+        self._steps: list[float] = []
+        self._pass = 0.0
+
+    def evaluated(self, seconds: float) -> None:
+        """Adds the time of a full validation pass."""
+        self._pass = seconds
+
+    def step(self, done: int, seconds: float) -> str | None:
+        """Adds the time of a step; returns the forecast after the last that is timed, else None."""
+        if done > self._start + self.WARM_UP:
+            self._steps.append(seconds)
+        if done != self._start + self.WARM_UP + self.TIMED:
+            return None
+        per_step = sum(self._steps) / len(self._steps)
+        per_step += self._pass / self._every if self._every else 0.0
+        left = per_step * (self._total - done)
+        line = f"about {_rounded(left)} on this machine ({per_step:.2g} s per step)"
+        if left > self.LONG:
+            steps = max(done, int(done + self.LONG / per_step))
+            line += f"; --model.num_steps={steps} for {_rounded(self.LONG)}"
+        return line
 
 
 class Progress:
@@ -151,7 +223,7 @@ class Progress:
         self._step, self._time, self._rate = start, time.monotonic(), None
         self._console = rich.console.Console(stderr=False, highlight=False)
         self._bar = None
-        if self._console.is_terminal:
+        if self._console.is_terminal or in_notebook(self._console):
             columns = (
                 rich.progress.TextColumn("step {task.completed}/{task.total}"),
                 rich.progress.BarColumn(bar_width=None),
@@ -199,6 +271,18 @@ class Progress:
         """Ends the progress line."""
         if self._bar:
             self._bar.stop()
+
+
+def in_notebook(console: rich.console.Console) -> bool:
+    """Returns whether rich can show a live bar in a notebook, which takes ipywidgets."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
+def _rounded(seconds):
+    """A duration in words, in the unit that suits it."""
+    for unit, size in (("hours", 3600), ("minutes", 60), ("seconds", 1)):
+        if seconds >= 1.5 * size or size == 1:
+            return f"{seconds / size:.0f} {unit}"
 
 
 def _duration(seconds):

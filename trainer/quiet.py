@@ -1,12 +1,16 @@
-"""Imports TensorFlow without its start-up banner; real warnings still show."""
+"""TensorFlow without its noise on stderr; real warnings still show.
+
+Run as a program, this file copies lines from stdin to stdout without the noise (see `filtered`).
+"""
 
 import contextlib
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 # Lines that a healthy start prints and nobody can act on. Everything else is passed on, such as
 # missing GPU libraries on a machine with a GPU. First: everything of level INFO.
@@ -18,8 +22,27 @@ NOISE = re.compile(
     r"|Unable to register cu(DNN|FFT|BLAS) factory|computation.placer already registered"
     r"|TF-TRT Warning: Could not find TensorRT|successful NUMA node read from SysFS"
     r"|(libcuda|kernel) reported version|retrieving CUDA diagnostic information|: hostname: "
+    r"|Trying algorithm .* is taking a while|Omitted potentially buggy algorithm"
+    r"|gpu_timer\.cc.*(Delay kernel timed out|skipping the delay kernel)"
+    r"|Local rendezvous is aborting with status: OUT_OF_RANGE"
+)
+# TensorFlow's check of types fails on conditionals with optional values and then does without. Its
+# message has many lines; these are what follows the first.
+_TYPES = re.compile(r"type_inference\.cc.*Type inference failed")
+_OF_TYPES = re.compile(
+    r"\s|$|\}|goo\.gle/debug|(type_id|args|attr|s|b|i)\b.*[:{]|is neither a subtype"
+    r"|for .*type infer|while inferring type"
 )
 _DEPRECATED = re.compile(r"deprecated|Instructions for updating")
+
+
+def without_noise(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the lines of a program's stderr that are not noise."""
+    among_types = False
+    for line in lines:
+        among_types = bool(_TYPES.search(line) or (among_types and _OF_TYPES.match(line)))
+        if not among_types and not NOISE.search(line):
+            yield line
 
 
 def import_tensorflow() -> None:
@@ -35,8 +58,11 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def filtered_stderr() -> Iterator[None]:
-    """Drops what matches `NOISE` from stderr, also from C, until TensorFlow is imported."""
+def filtered_stderr(kept: Callable = without_noise) -> Iterator[None]:
+    """Shows only the lines of stderr, also of C, that `kept` yields, until TensorFlow is imported.
+
+    After an exception everything is shown.
+    """
     if "tensorflow" in sys.modules:
         yield
         return
@@ -56,7 +82,74 @@ def filtered_stderr() -> Iterator[None]:
             os.dup2(real, 2)
             os.close(real)
             caught.seek(0)
-            for line in caught.read().decode(errors="replace").splitlines(keepends=True):
-                if failed or not NOISE.search(line):
-                    with contextlib.suppress(OSError):
-                        os.write(2, line.encode())
+            lines = caught.read().decode(errors="replace").splitlines(keepends=True)
+            for line in lines if failed else kept(lines):
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode())
+
+
+_filtering = False
+
+
+@contextlib.contextmanager
+def filtered() -> Iterator[None]:
+    """Hides the noise that TensorFlow and its libraries print while a program runs.
+
+    They write to file descriptor 2, which leads to a small process of this module until the block
+    ends. A thread could not print the last words of a program that crashes. What Python itself
+    writes to `sys.stderr` goes where it went before.
+    """
+    global _filtering
+    started = None if _filtering else _start_filter()
+    if started is None:
+        yield
+        return
+    process, real, stderr = started
+    _filtering = True
+    try:
+        yield
+    finally:
+        _filtering = False
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()
+        os.dup2(real, 2)  # the last open end of the pipe, unless a child has one: the filter ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        sys.stderr = stderr
+        os.close(real)
+
+
+def _start_filter():
+    """Returns (the process, what descriptor 2 was, what sys.stderr was); None if it cannot be."""
+    stderr = sys.stderr
+    try:
+        stderr.flush()
+        real = os.dup(2)
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=real,
+            stderr=real,
+            start_new_session=True,  # Ctrl-C ends the program, not what it says about it
+        )
+    except OSError:
+        os.close(real)
+        return None
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if stderr.fileno() == 2:
+            sys.stderr = open(  # noqa: SIM115 (closed with the program)
+                real, "w", 1, encoding=stderr.encoding, errors=stderr.errors, closefd=False
+            )
+    return process, real, stderr
+
+
+if __name__ == "__main__":
+    source = open(0, encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+    for text in without_noise(source):
+        with contextlib.suppress(OSError):
+            os.write(1, text.encode("utf-8", "surrogateescape"))

@@ -7,8 +7,10 @@ is the exit code.
 """
 
 import contextlib
+import functools
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 from absl import flags
 
@@ -19,8 +21,6 @@ quiet.import_tensorflow()
 from trainer import config as config_lib  # noqa: E402 (after the quiet import)
 from trainer import experiment  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
-
-FLAGS = flags.FLAGS
 
 
 def load_action(name: str | None) -> ModuleType:
@@ -39,26 +39,34 @@ def load_action(name: str | None) -> ModuleType:
     return action
 
 
-def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
-    action = load_action(FLAGS.action)
+    action = load_action(options.action)
     experiment.restore_config(model, given)
     code = action.run(model, model.config)
     return code if isinstance(code, int) else 0
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("model", None, "Model to act on: a module name.", short_name="m")
-    flags.DEFINE_string("action", None, "Module whose run(model, config) runs.", short_name="a")
+    (text,) = config_lib.definers(values, "string")
+    text("model", None, "Model to act on: a module name.", short_name="m")
+    text("action", None, "Module whose run(model, config) runs.", short_name="a")
 
 
-if __name__ == "__main__":
-    define_flags()
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    argv = sys.argv if argv is None else argv
+    options = flags.FlagValues()
+    define_flags(options)
     # Import the action before the flags are parsed, so that its own flags are known. main() reports
     # a name that is wrong.
     with contextlib.suppress(flags.Error, UserError):
-        FLAGS(config_lib.expand_flag_files(sys.argv), known_only=True)
-        load_action(FLAGS.action)
-    config_lib.run(main, stopped="stopped")
+        options(config_lib.expand_flag_files(argv), known_only=True)
+        load_action(options.action)
+    config_lib.run(functools.partial(main, options), argv, "stopped", flag_values=options)
+
+
+if __name__ == "__main__":
+    run()

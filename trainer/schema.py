@@ -79,6 +79,9 @@ TRAINER = (
     Key("trainer.summary_images", "bool", True,
         "Add input images, and the hardest triplet if the model names one, to the summaries.",
         needs="trainer.summary_save_interval"),
+    Key("trainer.log", "func", None,
+        "log(split, step, values): also called with every line of metrics.jsonl, to send the "
+        "figures to another logger; split is trn or vld, values are floats by name."),
     Key("trainer.print_interval", "int", 10,
         "Steps between progress reports (0: only at the end).", within=FROM_0),
     Key("trainer.checkpoint_save_interval", "int", 500,

@@ -8,6 +8,8 @@ from trainer.config import optional
 
 v1 = tf.compat.v1
 
+HPARAMS = ".hparams"  # how the names of their event files end
+
 
 def merged(reported, inputs, outputs, grads_and_vars, config) -> tf.Tensor:
     """Returns the one summary op of the training graph, a string scalar tensor.
@@ -84,3 +86,44 @@ class Events:
         while self._writers:
             with optional("TensorBoard's summaries"):
                 self._writers.popitem()[1].close()
+
+
+def write_hparams(folder: str, space: dict, metric: str, trials: list[dict]) -> None:
+    """Writes a sweep for TensorBoard's HParams tab; replaces what an earlier call wrote.
+
+    Args:
+      folder: of the sweep; `tensorboard --logdir` of it shows the tab.
+      space: {key: its values; empty for a range of numbers}.
+      metric: the validation figure, whose curves the trials themselves have written.
+      trials: a dict per trial of experiment (its folder), state ('complete', 'fail' or another) and
+        params, {key: bool, number or text}.
+    """
+    from tensorboard.plugins.hparams import api_pb2, summary, summary_v2
+
+    infos = [
+        summary_v2.HParam(key, summary_v2.Discrete(values) if values else None)
+        for key, values in space.items()
+    ]
+    # The figure is in the trial's own run of that name.
+    shown = summary_v2.Metric(metric, group="summaries/vld")
+    _write_alone(folder, summary_v2.hparams_config_pb(infos, [shown]))
+    status = {"complete": api_pb2.STATUS_SUCCESS, "fail": api_pb2.STATUS_FAILURE}
+    for trial in trials:
+        name = os.path.basename(trial["experiment"])
+        _write_alone(
+            trial["experiment"],
+            summary_v2.hparams_pb(trial["params"], name),
+            summary.session_end_pb(status.get(trial["state"], api_pb2.STATUS_UNKNOWN)),
+        )
+
+
+def _write_alone(folder, *found):
+    """Writes an event file of these summaries in place of an earlier one."""
+    for name in os.listdir(folder):
+        if name.endswith(HPARAMS):
+            os.remove(os.path.join(folder, name))
+    with tf.Graph().as_default():
+        writer = v1.summary.FileWriter(folder, filename_suffix=HPARAMS)
+        for each in found:
+            writer.add_summary(v1.Summary.FromString(each.SerializeToString()))
+        writer.close()

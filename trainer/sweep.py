@@ -7,6 +7,7 @@ the same command resumes after a stop or a kill, half-trained trials included.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -112,6 +113,8 @@ def run(
             print(f"stopped ({stop_requested()}): the same command resumes {folder}", flush=True)
         with optional("the report of the sweep"):
             sweep_report.write(study, folder, config, spec)
+        with optional("TensorBoard's HParams"):
+            sweep_report.write_hparams(study, folder, config, spec)
         return study
 
 
@@ -231,7 +234,25 @@ def _opened(folder):
             raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
         except ValueError as error:
             raise UserError(str(error)) from None
+        with _database_errors(os.path.join(folder, "sweep.db")):
+            yield
+
+
+@contextlib.contextmanager
+def _database_errors(path):
+    """Turns an error of the database, such as a full disk or damage, into a `UserError`."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
         yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read or written ({reason}). Free space if the disk is full; if the "
+            "file is damaged, move it away to begin anew."
+        ) from None
 
 
 def _of_an_earlier_version(folder):
@@ -436,30 +457,28 @@ def _state(name):
 # ---------------------------------------------------------------------------- the program
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("model", None, "Model to train: a module name.", short_name="m")
-    flags.DEFINE_multi_string(
-        "grid", [], "key=value,value (value;value if the key is a list): every combination."
+    text, many, number, choice = config_lib.definers(
+        values, "string", "multi_string", "integer", "enum"
     )
-    flags.DEFINE_multi_string(
-        "search", [], "key=low:high, key=low:high:step, key=log:low:high or key=value,value."
-    )
-    flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1)
-    flags.DEFINE_integer("jobs", 1, "Trials that train side by side.", lower_bound=1)
-    flags.DEFINE_string(
+    text("model", None, "Model to train: a module name.", short_name="m")
+    many("grid", [], "key=value,value (value;value if the key is a list): every combination.")
+    many("search", [], "key=low:high, key=low:high:step, key=log:low:high or key=value,value.")
+    number("trials", None, "Trials in all.", lower_bound=1)
+    number("jobs", 1, "Trials that train side by side.", lower_bound=1)
+    text(
         "metric",
         None,
         "Validation figure to improve, min:NAME or max:NAME to state what is better; by default "
         "trainer.best_metric, or else loss.",
     )
-    flags.DEFINE_enum("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
+    choice("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
 
 
-def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
+def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
     """The program, for `trainer.config.run`."""
     config_lib.no_arguments(rest)
-    options = flags.FLAGS
     study = run(
         model,
         keys={name: model.config.to_dict()[name] for name in given},
@@ -474,6 +493,17 @@ def main(model: ModuleType, given: set[str], rest: list[str]) -> int:
     return 0
 
 
+def start(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+    config_lib.run(
+        functools.partial(main, options),
+        argv,
+        "stopped: the same command resumes",
+        flag_values=options,
+    )
+
+
 if __name__ == "__main__":
-    define_flags()
-    config_lib.run(main, stopped="stopped: the same command resumes")
+    start()

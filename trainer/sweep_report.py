@@ -13,6 +13,7 @@ import rich.console
 import rich.markup
 import rich.table
 
+from trainer import filesets
 from trainer.config import Config
 from trainer.files import published, write_text
 
@@ -69,8 +70,6 @@ def write(study, folder: str, config: Config, spec: dict[str, Any]) -> None:
     """Writes sweep.png and sweep.html, which needs no other file."""
     plots = io.BytesIO()
     _draw(study, config, spec).savefig(plots, format="png", dpi=100)
-    with published(os.path.join(folder, "sweep.png")) as out:
-        out.write(plots.getvalue())
     image = base64.b64encode(plots.getvalue()).decode()
     head = ["trial", "state", spec["metric"], *spec["space"], ""]
     body = ""
@@ -78,9 +77,7 @@ def write(study, folder: str, config: Config, spec: dict[str, Any]) -> None:
         cells = (f"<td>{html.escape(cell)}</td>" for cell in [*_cells(row), row["error"]])
         body += f"<tr>{''.join(cells)}</tr>\n"
     shared = " ".join(f"--{name}={value}" for name, value in spec["shared"].items())
-    write_text(
-        os.path.join(folder, "sweep.html"),
-        f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <meta charset="utf-8"><title>Sweep of {html.escape(spec["model"])}</title>
 <style>
 body {{ font-family: sans-serif; margin: 2em }}
@@ -94,8 +91,30 @@ the best full validation pass of its trial.</p>
 <img alt="Curves of all trials, and the figure by each key" src="data:image/png;base64,{image}">
 <table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>
 {body}</table>
-""",
-    )
+"""
+    with filesets.together(os.path.join(folder, "sweep")) as staged:
+        with published(f"{staged}.png") as out:
+            out.write(plots.getvalue())
+        write_text(f"{staged}.html", page)
+
+
+def write_hparams(study, folder: str, config: Config, spec: dict[str, Any]) -> None:
+    """Writes the trials for TensorBoard's HParams tab, see `summaries.write_hparams`."""
+    from trainer import summaries  # imports TensorFlow
+
+    def typed(name, value):
+        return float(value) if config.key(name).type in ("int", "float") else value
+
+    space = {}
+    for name, text in spec["space"].items():
+        choices = json.loads(text)["attributes"].get("choices", ())
+        space[name] = [typed(name, value) for value in choices]
+    trials = [
+        row | {"params": {n: typed(n, v) for n, v in row["params"].items() if v != ""}}
+        for row in rows(study)
+        if os.path.isdir(row["experiment"])
+    ]
+    summaries.write_hparams(folder, space, spec["metric"], trials)
 
 
 def _draw(study, config, spec):

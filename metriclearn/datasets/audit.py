@@ -236,6 +236,27 @@ def find_duplicates(
     return sorted(groups, key=lambda g: (not g.leaks, not g.conflicts, -len(g.rows), g.rows))
 
 
+def copies_of(table: ProductTable) -> np.ndarray:
+    """int64 [N]: for each row the first row that shows the same image or nearly so; often itself.
+
+    Raises:
+      ValueError: an image that cannot be read.
+    """
+    import tensorflow as tf
+
+    from metriclearn.datasets import pipeline
+
+    first = np.arange(len(table))
+    try:
+        for group in find_duplicates(table):
+            first[list(group.rows)] = group.rows[0]
+    except (tf.errors.OpError, OSError) as error:
+        bad = pipeline.unreadable_images(table)
+        name = table.paths[bad[0]] if bad.size else error
+        raise ValueError(f"cannot read the image {name}") from None
+    return first
+
+
 def _group(table, copies):
     """The Group of lists of rows, each of exact copies."""
     rows = sorted(itertools.chain(*copies))

@@ -17,43 +17,19 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from metriclearn.distances import COSINE, DISTANCES, Distance
+from metriclearn.distances import Distance
 from metriclearn.inputs import TensorLike, column_tensor, match_rows
+from metriclearn.losses.matrices import (
+    complete,
+    cosines,
+    log_sum_exp,
+    masked_mean,
+    measure,
+    of_complete,
+)
 from metriclearn.losses.reductions import reduce_terms
 from metriclearn.miners import call_miner, mine_distance_weighted
-from metriclearn.pairs import Comparison, References, compare, masks
-from metriclearn.registry import resolve
-
-
-def contrastive_loss(
-    labels: TensorLike,
-    embeddings: TensorLike,
-    *,
-    positive_margin: float = 0.0,
-    negative_margin: float = 1.0,
-    distance: str | Distance = "euclidean",
-    reduction: str = "mean",
-    references: References | None = None,
-) -> tf.Tensor:
-    """Pulls positives within one margin, pushes negatives beyond another, with equal weight.
-
-    Hadsell, Chopra, LeCun: Dimensionality Reduction by Learning an Invariant Mapping (CVPR 2006),
-    eq. 4, on the distance itself: positives `max(0, d - positive_margin)`, negatives
-    `max(0, negative_margin - d)`. The paper squares both terms; `distance='squared'` does so for
-    the positives.
-
-    Terms: one per positive pair, then one per negative pair, row by row. The two kinds are reduced
-    separately, and the results are added.
-    """
-    with tf.name_scope("contrastive_loss"):
-        comparison, positive, negative, distances = _measure(
-            labels, embeddings, distance, references
-        )
-        near = tf.nn.relu(tf.boolean_mask(distances, positive) - positive_margin)
-        far = tf.nn.relu(negative_margin - tf.boolean_mask(distances, negative))
-        if reduction == "none":
-            return reduce_terms(tf.concat([near, far], 0), reduction, comparison)
-        return reduce_terms(near, reduction, comparison) + reduce_terms(far, reduction, comparison)
+from metriclearn.pairs import References, compare, informative_pairs
 
 
 def lifted_structured_loss(
@@ -65,45 +41,50 @@ def lifted_structured_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Compares each anchor with all its positives and negatives at once, by a soft maximum.
+    """`generalized_lifted_structured_loss` with one margin, that of the negatives.
 
     Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding
-    (arXiv 1511.06452), eq. 4, in the form generalized to many positives by Hermans, Beyer, Leibe
-    (arXiv 1703.07737), eq. 9: `max(0, log sum_p exp d(a, p) + log sum_n exp(margin - d(a, n)))`.
+    (arXiv 1511.06452), whose eq. 4 takes one pair of positives at a time and squares it.
+
+    Terms: one per anchor that has a positive and a negative.
+    """
+    return generalized_lifted_structured_loss(
+        labels,
+        embeddings,
+        negative_margin=margin,
+        distance=distance,
+        reduction=reduction,
+        references=references,
+    )
+
+
+def generalized_lifted_structured_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    positive_margin: float = 0.0,
+    negative_margin: float = 1.0,
+    distance: str | Distance = "euclidean",
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Compares each anchor with all its positives and negatives at once, by a soft maximum.
+
+    The lifted structured loss for many positives by Hermans, Beyer, Leibe (arXiv 1703.07737), eq.
+    9: `max(0, log sum_p exp(d(a, p) - positive_margin) + log sum_n exp(negative_margin -
+    d(a, n)))`.
 
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("lifted_structured_loss"):
-        comparison, positive, negative, distances = _measure(
+        comparison, positive, negative, distances = measure(
             labels, embeddings, distance, references
         )
         terms = tf.nn.relu(
-            _log_sum_exp(distances, positive) + _log_sum_exp(margin - distances, negative)
+            log_sum_exp(distances - positive_margin, positive)
+            + log_sum_exp(negative_margin - distances, negative)
         )
-        return reduce_terms(_of_complete(terms, positive, negative), reduction, comparison)
-
-
-def n_pairs_loss(
-    labels: TensorLike,
-    embeddings: TensorLike,
-    *,
-    reduction: str = "mean",
-    references: References | None = None,
-) -> tf.Tensor:
-    """Compares each positive pair with all negatives of its anchor, by dot products.
-
-    Sohn: Improved Deep Metric Learning with Multi-class N-pair Loss Objective (NIPS 2016), eq. 4:
-    `log(1 + sum_n exp(a.n - a.p))`. The paper also regularizes the length of the embeddings;
-    this loss does not.
-
-    Terms: one per positive pair (a, p) whose anchor has a negative.
-    """
-    with tf.name_scope("n_pairs_loss"):
-        comparison, positive, negative, distances = _measure(labels, embeddings, "dot", references)
-        against = _log_sum_exp(-distances, negative)[:, None]
-        terms = tf.nn.softplus(against + distances)
-        kept = positive & tf.reduce_any(negative, axis=1, keepdims=True)
-        return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
 
 
 def supervised_contrastive_loss(
@@ -124,11 +105,11 @@ def supervised_contrastive_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("supervised_contrastive_loss"):
-        comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
-        logits = (1 - distances) / temperature
-        log_odds = logits - _log_sum_exp(logits, positive | negative)[:, None]
-        terms = -_masked_mean(log_odds, positive)
-        return reduce_terms(_of_complete(terms, positive, negative), reduction, comparison)
+        comparison, positive, negative, s = cosines(labels, embeddings, references)
+        logits = s / temperature
+        log_odds = logits - log_sum_exp(logits, positive | negative)[:, None]
+        terms = -masked_mean(log_odds, positive)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
 
 
 def multi_similarity_loss(
@@ -153,22 +134,15 @@ def multi_similarity_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("multi_similarity_loss"):
-        comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
-        s = 1 - distances
-        complete = _complete(positive, negative)
+        comparison, positive, negative, s = cosines(labels, embeddings, references)
+        kept = complete(positive, negative)
         if epsilon is not None:
-            fixed = tf.stop_gradient(s)
-            easiest = tf.reduce_min(_where(positive, fixed, fixed.dtype.max), 1, keepdims=True)
-            hardest = tf.reduce_max(_where(negative, fixed, fixed.dtype.min), 1, keepdims=True)
-            positive, negative = (
-                positive & (fixed - epsilon < hardest),
-                negative & (fixed + epsilon > easiest),
-            )
+            positive, negative = informative_pairs(s, positive, negative, epsilon)
         terms = (
-            tf.nn.softplus(_log_sum_exp(-alpha * (s - base), positive)) / alpha
-            + tf.nn.softplus(_log_sum_exp(beta * (s - base), negative)) / beta
+            tf.nn.softplus(log_sum_exp(-alpha * (s - base), positive)) / alpha
+            + tf.nn.softplus(log_sum_exp(beta * (s - base), negative)) / beta
         )
-        return reduce_terms(tf.boolean_mask(terms, complete), reduction, comparison)
+        return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
 
 
 def circle_loss(
@@ -190,15 +164,14 @@ def circle_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("circle_loss"):
-        comparison, positive, negative, distances = _measure(labels, embeddings, COSINE, references)
-        s = 1 - distances
+        comparison, positive, negative, s = cosines(labels, embeddings, references)
         for_positive = tf.stop_gradient(tf.nn.relu(1 + relaxation - s))
         for_negative = tf.stop_gradient(tf.nn.relu(s + relaxation))
         terms = tf.nn.softplus(
-            _log_sum_exp(-gamma * for_positive * (s - 1 + relaxation), positive)
-            + _log_sum_exp(gamma * for_negative * (s - relaxation), negative)
+            log_sum_exp(-gamma * for_positive * (s - 1 + relaxation), positive)
+            + log_sum_exp(gamma * for_negative * (s - relaxation), negative)
         )
-        return reduce_terms(_of_complete(terms, positive, negative), reduction, comparison)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
 
 
 def margin_loss(
@@ -238,40 +211,3 @@ def margin_loss(
         boundary = beta if beta.shape.rank == 0 else tf.gather(beta, triplets.anchors)
         terms = tf.concat([to_positive - boundary, boundary - to_negative], 0)
         return reduce_terms(tf.nn.relu(alpha + terms), reduction, comparison)
-
-
-def _measure(
-    labels: TensorLike,
-    embeddings: TensorLike,
-    distance: str | Distance,
-    references: References | None,
-) -> tuple[Comparison, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(comparison, `[B, M]` positive mask, negative mask, distances)."""
-    comparison = compare(labels, embeddings, references)
-    metric = resolve(distance, DISTANCES, "distance")
-    distances = metric.pairwise(comparison.embeddings, comparison.references)
-    return comparison, *masks(comparison), distances
-
-
-def _where(mask: tf.Tensor, values: tf.Tensor, otherwise: float) -> tf.Tensor:
-    return tf.where(mask, values, tf.constant(otherwise, values.dtype))
-
-
-def _log_sum_exp(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """`[B]`: the log of the sum of exponentials of each row's masked values; very small if none."""
-    # A large finite number and not the dtype's lowest, which would overflow where two are added.
-    return tf.reduce_logsumexp(_where(mask, values, values.dtype.min / 4), axis=1)
-
-
-def _masked_mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    count = tf.cast(tf.math.count_nonzero(mask, axis=1), values.dtype)
-    return tf.math.divide_no_nan(tf.reduce_sum(_where(mask, values, 0), axis=1), count)
-
-
-def _complete(positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
-    """`[B]` bool: the anchors with both a positive and a negative."""
-    return tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
-
-
-def _of_complete(terms: tf.Tensor, positive: tf.Tensor, negative: tf.Tensor) -> tf.Tensor:
-    return tf.boolean_mask(terms, _complete(positive, negative))

@@ -4,13 +4,14 @@ Shared arguments:
     labels: `[B]` or `[B, 1]` integers in [0, C), or whole floats: the row of the proxies that is
         the example's class.
     embeddings: `[B, D]` floating point; half precision is computed in float32.
-    proxies: `[C, D]`, usually a trainable variable; gradients reach it.
+    proxies: `[C, D]`, usually a trainable variable; gradients reach it. Losses with several
+        vectors per class take `[C, K, D]`; there `[C, D]` means K = 1.
     scale: multiplies cosines before the softmax (the inverse temperature).
     reduction: over the examples: 'mean', 'nonzero_mean', 'sum', 'none'.
-All are defined on cosines, so embeddings and proxies are normalized *in the formula*. They return a
-scalar (`[B]` for 'none'), 0 for an empty batch. They raise ValueError for unknown names, and for
-labels that are not integers or are known to lie outside [0, C); where values are not known when the
-graph is built, a label outside gives NaN.
+All but two, which say so, are defined on cosines alone, so embeddings and proxies are normalized
+*in the formula*. They return a scalar (`[B]` for 'none'), 0 for an empty batch. They raise
+ValueError for unknown names, and for labels that are not integers or are known to lie outside
+[0, C); where values are not known when the graph is built, a label outside gives NaN.
 """
 
 import math
@@ -37,7 +38,7 @@ def normalised_softmax_loss(
     3.
     """
     with tf.name_scope("normalised_softmax_loss"):
-        comparison, cosines, own = _cosines(labels, embeddings, proxies)
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
         return _cross_entropy(own, scale * cosines, reduction, comparison)
 
 
@@ -56,7 +57,7 @@ def cosface_loss(
     eq. 4: the true class's cosine is replaced by `cos - margin`.
     """
     with tf.name_scope("cosface_loss"):
-        comparison, cosines, own = _cosines(labels, embeddings, proxies)
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
         logits = scale * (cosines - margin * tf.cast(own, cosines.dtype))
         return _cross_entropy(own, logits, reduction, comparison)
 
@@ -78,15 +79,118 @@ def arcface_loss(
     `cos - margin sin(margin)`, as in the authors' code.
     """
     with tf.name_scope("arcface_loss"):
-        comparison, cosines, own = _cosines(labels, embeddings, proxies)
-        # cos(t + m) = cos t cos m - sin t sin m. The clip keeps the root's gradient finite at 0 and
-        # pi, where sin t has none.
-        sines = tf.sqrt(tf.maximum(1 - cosines**2, 1e-12))
-        shifted = cosines * math.cos(margin) - sines * math.sin(margin)
-        beyond = cosines - margin * math.sin(margin)
-        wanted = tf.where(cosines > math.cos(math.pi - margin), shifted, beyond)
-        logits = scale * tf.where(own, wanted, cosines)
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
+        return _arcface(cosines, own, margin, scale, reduction, comparison)
+
+
+def sub_center_arcface_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    proxies: TensorLike,
+    *,
+    margin: float = 0.5,
+    scale: float = 64.0,
+    reduction: str = "mean",
+) -> tf.Tensor:
+    """ArcFace on the nearest of K vectors of each class: noisy labels may gather at a spare one.
+
+    Deng, Guo, Liu, Gong, Zafeiriou: Sub-center ArcFace: Boosting Face Recognition by Large-scale
+    Noisy Web Faces (ECCV 2020): `arcface_loss` on `max_k cos(x, w_ck)`; proxies `[C, K, D]`.
+    """
+    with tf.name_scope("sub_center_arcface_loss"):
+        comparison, cosines, own = _center_cosines(labels, embeddings, proxies)
+        nearest = tf.reduce_max(cosines, axis=2)
+        return _arcface(nearest, own, margin, scale, reduction, comparison)
+
+
+def soft_triple_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    proxies: TensorLike,
+    *,
+    margin: float = 0.01,
+    scale: float = 20.0,
+    temperature: float = 0.1,
+    reduction: str = "mean",
+) -> tf.Tensor:
+    """CosFace on K vectors of each class, weighted by a softmax: for classes of several looks.
+
+    Qian, Shang, Sun, Hu, Li, Jin: SoftTriple Loss: Deep Metric Learning Without Triplet Sampling
+    (arXiv 1909.05235): `cosface_loss` on `sum_k softmax_k(s_ck / temperature) s_ck`, s the
+    cosines to proxies `[C, K, D]`. The paper also merges similar vectors of a class by a
+    regularizer, which is not part of this.
+    """
+    with tf.name_scope("soft_triple_loss"):
+        comparison, cosines, own = _center_cosines(labels, embeddings, proxies)
+        relaxed = tf.reduce_sum(tf.nn.softmax(cosines / temperature, axis=2) * cosines, axis=2)
+        logits = scale * (relaxed - margin * tf.cast(own, cosines.dtype))
         return _cross_entropy(own, logits, reduction, comparison)
+
+
+def large_margin_softmax_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    proxies: TensorLike,
+    *,
+    margin: int = 4,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> tf.Tensor:
+    """Softmax cross-entropy of dot products in which the true class's angle counts m-fold.
+
+    Liu, Wen, Yu, Yang: Large-Margin Softmax Loss for Convolutional Neural Networks (arXiv
+    1612.02295): the logits are `scale |x| |w| cos t`, for the true class
+    `scale |x| |w| psi(t)`, psi(t) = (-1)^k cos(m t) - 2 k for t in [k pi / m, (k + 1) pi / m], m
+    the margin. Lengths count. `arcface_loss`, whose target has no kinks, supersedes it.
+    """
+    with tf.name_scope("large_margin_softmax_loss"):
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
+        proxies = tf.cast(tf.convert_to_tensor(proxies), cosines.dtype)
+        lengths = _lengths(comparison.embeddings)[:, None] * _lengths(proxies)
+        logits = scale * lengths * tf.where(own, _multiple_angle(cosines, margin), cosines)
+        return _cross_entropy(own, logits, reduction, comparison)
+
+
+def sphereface_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    proxies: TensorLike,
+    *,
+    margin: int = 4,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> tf.Tensor:
+    """The large-margin softmax with proxies of length 1: `scale |x| psi(t)`.
+
+    Liu, Wen, Yu, Li, Raj, Song: SphereFace: Deep Hypersphere Embedding for Face Recognition (arXiv
+    1704.08063); psi as in `large_margin_softmax_loss`. The length of the embedding counts.
+    `arcface_loss`, whose target has no kinks, supersedes it.
+    """
+    with tf.name_scope("sphereface_loss"):
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
+        lengths = _lengths(comparison.embeddings)[:, None]
+        logits = scale * lengths * tf.where(own, _multiple_angle(cosines, margin), cosines)
+        return _cross_entropy(own, logits, reduction, comparison)
+
+
+def p2sgrad_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    proxies: TensorLike,
+    *,
+    reduction: str = "mean",
+) -> tf.Tensor:
+    """Squared error of the cosines to all proxies: 1 for the own one, 0 for the others.
+
+    Zhang et al.: P2SGrad: Refined Gradients for Optimizing Deep Face Models (arXiv 1905.02479),
+    whose gradients, eq. 11, are those of `mean_c (cos t_c - [c is the label])^2`. It has neither
+    margin nor scale to tune. With many classes the others dominate the mean;
+    `normalised_softmax_loss` weights the nearest of them.
+    """
+    with tf.name_scope("p2sgrad_loss"):
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
+        terms = tf.reduce_mean((cosines - tf.cast(own, cosines.dtype)) ** 2, axis=1)
+        return reduce_terms(terms * nan_if_unknown(own, terms), reduction, comparison)
 
 
 def proxy_nca_loss(
@@ -105,13 +209,13 @@ def proxy_nca_loss(
     proxies it is 0.
     """
     with tf.name_scope("proxy_nca_loss"):
-        comparison, cosines, own = _cosines(labels, embeddings, proxies)
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
         logits = -scale * (2 - 2 * cosines)
         own_logit = tf.reduce_sum(tf.where(own, logits, 0), axis=1)
         lowest = tf.constant(logits.dtype.min / 4, logits.dtype)
         others = tf.reduce_logsumexp(tf.where(own, lowest, logits), axis=1)
         terms = tf.where(tf.shape(cosines)[1] > 1, others - own_logit, tf.zeros_like(others))
-        return reduce_terms(terms * _nan_if_unknown(own, terms), reduction, comparison)
+        return reduce_terms(terms * nan_if_unknown(own, terms), reduction, comparison)
 
 
 def proxy_anchor_loss(
@@ -130,7 +234,7 @@ def proxy_anchor_loss(
     terms belong to proxies, so it always returns a scalar.
     """
     with tf.name_scope("proxy_anchor_loss"):
-        comparison, cosines, own = _cosines(labels, embeddings, proxies)
+        comparison, cosines, own = own_cosines(labels, embeddings, proxies)
         lowest = tf.constant(cosines.dtype.min / 4, cosines.dtype)
         pull = tf.where(own, -scale * (cosines - margin), lowest)
         push = tf.where(own, lowest, scale * (cosines + margin))
@@ -138,32 +242,82 @@ def proxy_anchor_loss(
             tf.nn.softplus(_column_log_sum_exp(pull)), tf.reduce_any(own, axis=0)
         )
         pushed = tf.nn.softplus(_column_log_sum_exp(push))
-        known = tf.reduce_prod(_nan_if_unknown(own, cosines))
+        known = tf.reduce_prod(nan_if_unknown(own, cosines))
         return known * (
             reduce_terms(pulled, "mean", comparison) + reduce_terms(pushed, "mean", comparison)
         )
 
 
-def _cosines(
+def _arcface(
+    cosines: tf.Tensor,
+    own: tf.Tensor,
+    margin: float,
+    scale: float,
+    reduction: str,
+    comparison: Comparison,
+) -> tf.Tensor:
+    # cos(t + m) = cos t cos m - sin t sin m. The clip keeps the root's gradient finite at 0 and
+    # pi, where sin t has none.
+    sines = tf.sqrt(tf.maximum(1 - cosines**2, 1e-12))
+    shifted = cosines * math.cos(margin) - sines * math.sin(margin)
+    beyond = cosines - margin * math.sin(margin)
+    wanted = tf.where(cosines > math.cos(math.pi - margin), shifted, beyond)
+    logits = scale * tf.where(own, wanted, cosines)
+    return _cross_entropy(own, logits, reduction, comparison)
+
+
+def own_cosines(
     labels: TensorLike, embeddings: TensorLike, proxies: TensorLike
 ) -> tuple[Comparison, tf.Tensor, tf.Tensor]:
     """(comparison, `[B, C]` cosines, `[B, C]` bool: the example's own class)."""
+    proxies = float_matrix(proxies, "proxies")
+    comparison, cosines, own = _center_cosines(labels, embeddings, proxies)
+    return comparison, cosines[:, :, 0], own
+
+
+def _center_cosines(
+    labels: TensorLike, embeddings: TensorLike, proxies: TensorLike
+) -> tuple[Comparison, tf.Tensor, tf.Tensor]:
+    """The same for proxies `[C, K, D]` or `[C, D]`; cosines `[B, C, K]`."""
     labels, embeddings = check_batch(labels, embeddings)
     if labels.dtype == tf.string:
         raise ValueError("labels must be integers, the rows of proxies; got string")
-    proxies = tf.cast(float_matrix(proxies, "proxies"), embeddings.dtype)
+    proxies = tf.convert_to_tensor(proxies)
+    if proxies.shape.rank == 2:
+        proxies = proxies[:, None]
+    if proxies.shape.rank != 3:
+        raise ValueError(f"proxies must be a matrix [C, D] or [C, K, D], got {proxies.shape}")
+    shape = zip(proxies.shape, tf.unstack(tf.shape(proxies)), strict=True)
+    classes, centers, width = (size if known is None else known for known, size in shape)
+    rows = float_matrix(tf.reshape(proxies, [-1, width]), "proxies")
     known, count = tf.get_static_value(labels), proxies.shape[0]
     if known is not None and count is not None and not all(0 <= int(v) < count for v in known):
         raise ValueError(
             f"labels must be rows of the {count} proxies, got {min(known)} to {max(known)}"
         )
-    cosines = tf.matmul(normalize(embeddings), normalize(proxies), transpose_b=True)
-    classes = tf.range(tf.shape(proxies, out_type=tf.int64)[0])
-    own = tf.equal(tf.cast(labels, tf.int64)[:, None], classes)
+    rows = normalize(tf.cast(rows, embeddings.dtype))
+    cosines = tf.matmul(normalize(embeddings), rows, transpose_b=True)
+    own = tf.equal(tf.cast(labels, tf.int64)[:, None], tf.range(tf.cast(classes, tf.int64)))
+    cosines = tf.reshape(cosines, [-1, classes, centers])
     return compare(labels, embeddings), cosines, own
 
 
-def _nan_if_unknown(own: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def _lengths(x: tf.Tensor) -> tf.Tensor:
+    """`[N]`: the rows' lengths, with gradient 0 for a zero row."""
+    return tf.reduce_sum(x * tf.stop_gradient(normalize(x)), axis=1)
+
+
+def _multiple_angle(cosines: tf.Tensor, margin: int) -> tf.Tensor:
+    """psi of Liu et al., which continues cos(margin t) so that it falls from 0 to pi."""
+    cosines = tf.clip_by_value(cosines, -1, 1)
+    previous, current = tf.ones_like(cosines), cosines  # Chebyshev: cos(m t) in powers of cos t
+    for _ in range(margin - 1):
+        previous, current = current, 2 * cosines * current - previous
+    k = tf.stop_gradient(tf.floor(tf.acos(cosines) * (margin / math.pi)))
+    return (1 - 2 * (k % 2)) * current - 2 * k
+
+
+def nan_if_unknown(own: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """`[B]`: 1, or NaN for examples whose label is the row of no proxy."""
     known = tf.cast(tf.reduce_any(own, axis=1), like.dtype)
     return known / known
@@ -173,7 +327,7 @@ def _cross_entropy(
     own: tf.Tensor, logits: tf.Tensor, reduction: str, comparison: Comparison
 ) -> tf.Tensor:
     terms = tf.nn.softmax_cross_entropy_with_logits(tf.cast(own, logits.dtype), logits)
-    return reduce_terms(terms * _nan_if_unknown(own, terms), reduction, comparison)
+    return reduce_terms(terms * nan_if_unknown(own, terms), reduction, comparison)
 
 
 def _column_log_sum_exp(values: tf.Tensor) -> tf.Tensor:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from metriclearn.distances import COSINE
 from metriclearn.inputs import TensorLike
+from metriclearn.losses.matrices import cosines, of_complete
 from metriclearn.losses.reductions import reduce_terms
-from metriclearn.pairs import Comparison, References, compare, masks
+from metriclearn.pairs import References, themselves
+from metriclearn.registry import resolve
 
 
 def smooth_ap_loss(
@@ -32,14 +33,14 @@ def smooth_ap_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("smooth_ap_loss"):
-        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        comparison, positive, negative, similarity = cosines(labels, embeddings, references)
         pairs, above = _softly_above(similarity, positive, temperature)
         # The positive itself is among them with G(0) = 1/2, which is subtracted.
         among_positives = _sum_where(tf.gather(positive, pairs[:, 0]), above) - 0.5
         among_negatives = _sum_where(tf.gather(negative, pairs[:, 0]), above)
         precision = (1 + among_positives) / (1 + among_positives + among_negatives)
-        terms = _mean_of_positives(1 - precision, pairs, positive, negative)
-        return reduce_terms(terms, reduction, comparison)
+        terms = _mean_over_pairs(1 - precision, pairs, positive)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
 
 
 def recall_at_k_loss(
@@ -62,7 +63,7 @@ def recall_at_k_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("recall_at_k_loss"):
-        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        comparison, positive, negative, similarity = cosines(labels, embeddings, references)
         pairs, above = _softly_above(similarity, positive, temperature)
         # 1 + ..., less the 1/2 of the positive itself.
         rank = 0.5 + _sum_where(tf.gather(positive | negative, pairs[:, 0]), above)
@@ -73,8 +74,53 @@ def recall_at_k_loss(
             within = tf.sigmoid((k - rank) / rank_temperature)
             found = tf.math.unsorted_segment_sum(within, pairs[:, 0], rows)
             terms += 1 - tf.math.divide_no_nan(found, tf.minimum(count, k))
-        kept = tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
-        return reduce_terms(tf.boolean_mask(terms / len(ks), kept), reduction, comparison)
+        terms = of_complete(terms / len(ks), positive, negative)
+        return reduce_terms(terms, reduction, comparison)
+
+
+def pnp_loss(
+    labels: TensorLike,
+    embeddings: TensorLike,
+    *,
+    variant: str = "O",
+    alpha: float = 1.0,
+    b: float = 2.0,
+    temperature: float = 0.01,
+    count_query: bool = False,
+    reduction: str = "mean",
+    references: References | None = None,
+) -> tf.Tensor:
+    """Penalizes the negatives that rank above each positive, and no order among positives.
+
+    Li, Min, Song et al.: Rethinking the Optimization of Average Precision: Only Penalizing Negative
+    Instances before Positive Ones is Enough (arXiv 2102.04640), on cosines s: the mean over an
+    anchor's positives of f(R), R = sum_n sigmoid((s_n - s_p) / temperature). f by `variant`, as
+    the paper names them: 'O' R; 'Ds' log(1 + R); 'Dq' 1 - (1 + R)^-alpha; 'Iu' (1 + R) log(1 + R);
+    'Ib' (b R - log(1 + b R)) / b^2. In 'Ds' and 'Dq' a positive counts the less, the more negatives
+    rank above it.
+
+    Args:
+        count_query: count the anchor itself among its positives, as pytorch-metric-learning does.
+
+    Terms: one per anchor that has a positive and a negative.
+    """
+    with tf.name_scope("pnp_loss"):
+        comparison, positive, negative, similarity = cosines(labels, embeddings, references)
+        counted = positive | themselves(comparison) if count_query else positive
+        pairs, above = _softly_above(similarity, counted, temperature)
+        before = _sum_where(tf.gather(negative, pairs[:, 0]), above)
+        value = resolve(variant, _PNP_VARIANTS, "variant")(before, alpha, b)
+        terms = _mean_over_pairs(value, pairs, counted)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
+
+
+_PNP_VARIANTS = {
+    "O": lambda rank, alpha, b: rank,
+    "Ds": lambda rank, alpha, b: tf.math.log1p(rank),
+    "Dq": lambda rank, alpha, b: 1 - (1 + rank) ** -alpha,
+    "Iu": lambda rank, alpha, b: (1 + rank) * tf.math.log1p(rank),
+    "Ib": lambda rank, alpha, b: (b * rank - tf.math.log1p(b * rank)) / b**2,
+}
 
 
 def fast_ap_loss(
@@ -95,7 +141,7 @@ def fast_ap_loss(
     Terms: one per anchor that has a positive and a negative.
     """
     with tf.name_scope("fast_ap_loss"):
-        comparison, similarity, positive, negative = _cosines(labels, embeddings, references)
+        comparison, positive, negative, similarity = cosines(labels, embeddings, references)
         width = 4 / bins
         centers = tf.constant(np.linspace(0, 4, bins + 1), similarity.dtype)
         pulse = tf.nn.relu(1 - tf.abs(2 - 2 * similarity[..., None] - centers) / width)
@@ -106,17 +152,7 @@ def fast_ap_loss(
         total = tf.cast(tf.math.count_nonzero(positive, axis=1), hits.dtype)
         precision = tf.math.divide_no_nan(hits * hits_so_far, seen)
         terms = 1 - tf.math.divide_no_nan(tf.reduce_sum(precision, axis=1), total)
-        kept = tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
-        return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
-
-
-def _cosines(
-    labels: TensorLike, embeddings: TensorLike, references: References | None
-) -> tuple[Comparison, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(comparison, `[B, M]` cosines, positive mask, negative mask)."""
-    comparison = compare(labels, embeddings, references)
-    similarity = 1 - COSINE.pairwise(comparison.embeddings, comparison.references)
-    return comparison, similarity, *masks(comparison)
+        return reduce_terms(of_complete(terms, positive, negative), reduction, comparison)
 
 
 def _softly_above(
@@ -132,15 +168,8 @@ def _sum_where(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.where(mask, values, 0), axis=1)
 
 
-def _mean_of_positives(
-    terms: tf.Tensor,
-    pairs: tf.Tensor,
-    positive: tf.Tensor,
-    negative: tf.Tensor,
-) -> tf.Tensor:
-    """The mean of the pairs' terms for each anchor that has a positive and a negative."""
-    anchors, rows = pairs[:, 0], tf.shape(positive)[0]
-    total = tf.math.unsorted_segment_sum(terms, anchors, rows)
-    count = tf.cast(tf.math.count_nonzero(positive, axis=1), terms.dtype)
-    kept = (count > 0) & tf.reduce_any(negative, axis=1)
-    return tf.boolean_mask(tf.math.divide_no_nan(total, count), kept)
+def _mean_over_pairs(terms: tf.Tensor, pairs: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """`[B]`: the mean of each anchor's pairs, which are those of the mask `counted`."""
+    total = tf.math.unsorted_segment_sum(terms, pairs[:, 0], tf.shape(counted)[0])
+    count = tf.cast(tf.math.count_nonzero(counted, axis=1), terms.dtype)
+    return tf.math.divide_no_nan(total, count)

@@ -38,7 +38,8 @@ def _sum_over(terms: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return unit * tf.math.divide_no_nan(tf.reduce_sum(terms / unit), tf.cast(count, terms.dtype))
 
 
-def _mean(terms: tf.Tensor) -> tf.Tensor:
+def mean_of(terms: tf.Tensor) -> tf.Tensor:
+    """The mean of `[T]` terms; 0 if there are none."""
     return _sum_over(terms, tf.size(terms))
 
 
@@ -47,7 +48,7 @@ def _nonzero_mean(terms: tf.Tensor) -> tf.Tensor:
 
 
 REDUCTIONS = {
-    "mean": _mean,
+    "mean": mean_of,
     "nonzero_mean": _nonzero_mean,
     "sum": tf.reduce_sum,
     "none": tf.identity,

@@ -18,13 +18,13 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from metriclearn.datasets.glyphs import cache_folder
-from models.backbones import efficientnet, pretrained, saved_model, scratch
+from models.backbones import efficientnet, keras_model, pretrained, saved_model, scratch
 from trainer import layers
 from trainer.config import did_you_mean
 
 v1 = tf.compat.v1
 
-PRETRAINED = "pretrained:"
+PRETRAINED, KERAS = "pretrained:", "keras:"
 _FROM_SCRATCH = {
     "resnet18": (scratch.resnet18, 512),
     "mobilenet": (scratch.mobilenet, 1024),
@@ -75,7 +75,7 @@ class Backbone:
         )
         before = {v.op.name for v in v1.global_variables()}
         with v1.variable_scope(self.name):
-            output = self._build(images, batch_statistics)
+            output = self._build(images, train_phase, batch_statistics)
         names = [v.op.name for v in v1.global_variables()]
         self._names.setdefault(v1.get_default_graph(), {n for n in names if n not in before})
         return output
@@ -86,7 +86,7 @@ class Backbone:
         return [v for v in v1.global_variables() if v.op.name in names]
 
 
-def load(address, *, input_range="", cache=None):
+def load(address, *, input_range="", pooling="auto", cache=None):
     """Finds a network; nothing is built before `apply`.
 
     Args:
@@ -95,9 +95,13 @@ def load(address, *, input_range="", cache=None):
         a folder with a SavedModel of TF2, or of TF1 as TensorFlow Hub had them: it must be callable
           on, or have a signature that takes, images [B, H, W, 3], uint8 or float;
         the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
+        `keras:FILE.keras`, `keras:package.module:function` or
+          `keras:keras.applications:NAME[,weights=FILE]`: a Keras model;
         `resnet18`, `mobilenet` or, for small images, `convnet`, from scratch.
       input_range: pixels that a SavedModel of floats wants, if it does not say: a key of
         `saved_model.RANGES`.
+      pooling: how a Keras model's positions become one vector, one of `pooling.METHODS`; the other
+        networks take the mean, 'auto'.
       cache: the project's cache folder, the user's by default.
 
     Returns:
@@ -106,9 +110,13 @@ def load(address, *, input_range="", cache=None):
     Raises:
       ValueError: one line that names the address and what to do.
     """
-    if address in _FROM_SCRATCH:
-        return _from_scratch(address)
     try:
+        if address.startswith(KERAS):
+            return _keras(keras_model.load(address.removeprefix(KERAS), input_range), pooling)
+        if pooling not in ("auto", "mean"):
+            raise ValueError(f"model.pooling={pooling} is for Keras models; give auto")
+        if address in _FROM_SCRATCH:
+            return _from_scratch(address)
         if address.startswith(PRETRAINED):
             return _pretrained(address.removeprefix(PRETRAINED), cache)
         hub = bool(re.match(r"\w+://", address))  # whose modules take 0 to 1
@@ -120,7 +128,7 @@ def load(address, *, input_range="", cache=None):
 def _from_scratch(name):
     network, features = _FROM_SCRATCH[name]
 
-    def build(images, batch_statistics):
+    def build(images, train_phase, batch_statistics):
         return network(tf.cast(images, tf.float32) / 127.5 - 1, batch_statistics)
 
     return Backbone(name, None, features, "", "RGB 0 to 255, x / 127.5 - 1", build)
@@ -131,10 +139,10 @@ def _pretrained(network, cache):
 
     def initialised(getter, name, *args, **kwargs):
         saved = name[name.rindex(f"{network}/") :]
-        initializer = saved_model.read_from(weights.checkpoint, saved)
+        initializer = layers.read_from(weights.checkpoint, saved)
         return getter(name, *args, **kwargs | {"initializer": initializer})
 
-    def build(images, batch_statistics):
+    def build(images, train_phase, batch_statistics):
         scope = v1.get_variable_scope()
         with v1.variable_scope(scope, custom_getter=initialised, auxiliary_name_scope=False):
             return efficientnet.features(images, network, batch_statistics)
@@ -142,6 +150,15 @@ def _pretrained(network, cache):
     side = efficientnet.VARIANTS[network].image_size
     words = "RGB 0 to 255, (x - 127) / 128"
     return Backbone(network, (side, side), efficientnet.FEATURES, weights.sha256, words, build)
+
+
+def _keras(network, pooling):
+    def build(images, train_phase, batch_statistics):
+        frozen = train_phase and not batch_statistics
+        return keras_model.build(network, images, train_phase, frozen, pooling)
+
+    words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
+    return Backbone(network.name, network.image_size, None, network.fingerprint, words, build)
 
 
 def _folder(address, cache):
@@ -169,7 +186,7 @@ def _folder(address, cache):
 def _saved_model(folder, input_range):
     model = saved_model.read(folder, input_range)
 
-    def build(images, batch_statistics):
+    def build(images, train_phase, batch_statistics):
         return saved_model.apply(model, images, batch_statistics)
 
     # A letter first and no odd characters: it becomes the scope of the variables.

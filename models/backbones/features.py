@@ -6,7 +6,8 @@
 
 They are kept in a store of embeddings (`retrieval.embeddings.store`) in the cache folder, under a
 hash of the backbone's weights, of what is done to the pixels, and of the very images. View 0 of
-each image is the image as it is; further views are random crops and augmentations of it.
+each image is the image as it is; further views are random crops and augmentations of it. With
+`with_color`, the image's color histogram follows its features.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from metriclearn.datasets import ProductTable, image_files, pipeline
 from metriclearn.datasets.glyphs import cache_folder
+from models.backbones import color
 from retrieval.embeddings import images, store
 from retrieval.embeddings.embedder import Embedder
 
@@ -48,6 +50,7 @@ def embed(
     table,
     *,
     image_size,
+    with_color=False,
     crop=None,
     views=1,
     random_crop=None,
@@ -66,6 +69,7 @@ def embed(
       backbone: a `models.backbones.Backbone` with weights.
       table: a ProductTable of color images, N rows.
       image_size: pixels, one number or (height, width).
+      with_color: append `color.histogram`: F grows by 512.
       crop: of every image as it is, as in `pipeline.eval_batches`.
       views: how often each image is embedded: once as it is, then at random.
       random_crop, augment: of the further views, as in `pipeline.train_batches`.
@@ -103,6 +107,8 @@ def embed(
         "batch_size": batch_size if views > 1 else 0,
         "images_sha256": fingerprint(table),
     }
+    if with_color:
+        source["color"] = f"rgb histogram {color.BINS}"
     name = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
     folder = os.path.join(cache or cache_folder(), "features", name)
     image = {"image_size": size, "channels": 3, "max_pixels": max_pixels}
@@ -123,7 +129,7 @@ def embed(
     def rest(done):
         """The batches after the first `done`: of the images as they are, then of random views."""
         plain_batches = -(-len(table) // batch_size)
-        with _embedder(backbone, size, source) as embedder:
+        with _embedder(backbone, size, source, with_color) as embedder:
             if done < plain_batches:
                 yield from _embedded(embedder, lambda: plain(done), table, done * batch_size)
             if views > 1:
@@ -144,10 +150,12 @@ def embed(
     return Features(values.reshape(views, len(table), -1), table, folder)
 
 
-def _embedder(backbone, size, source):
+def _embedder(backbone, size, source, with_color):
     def build(session):
         pixels = v1.placeholder(tf.uint8, [None, *size, 3], "image")
         output = backbone.apply(pixels)
+        if with_color:
+            output = tf.concat([output, color.histogram(pixels)], 1)
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         return {"image": pixels}, output
 

@@ -18,7 +18,6 @@ import functools
 import importlib.metadata
 import os
 import re
-import threading
 from typing import NamedTuple
 
 from absl import flags
@@ -33,7 +32,8 @@ import tensorflow as tf  # noqa: E402
 
 from metriclearn.datasets.glyphs import cache_folder  # noqa: E402
 from models.backbones import efficientnet, pth  # noqa: E402
-from trainer import files  # noqa: E402
+from trainer import files, helptext  # noqa: E402
+from trainer.keras_model import eagerly  # noqa: E402
 
 v1 = tf.compat.v1
 
@@ -112,9 +112,10 @@ def ready(name, cache=None, weights=None):
 def _packaged(name):
     """Path of the .pth in the installed package; none of the package's code is run."""
     if name not in PACKAGES:
+        convert = helptext.command("pretrained", "models.pretrained", name, "--weights=FILE.pth")
         raise ValueError(
             f"no package carries the weights of {name}: get its .pth, as EfficientNet-Lite-PyTorch "
-            f"names its layers, and run `python -m models.pretrained {name} --weights=FILE.pth`"
+            f"names its layers, and run `{convert}`"
         )
     package = PACKAGES[name].name
     try:
@@ -250,7 +251,7 @@ def _publish(name, arrays, folder, source, sha256):
         files.claim(folder, KIND)
         files.remove(folder, KIND, OURS)
         try:
-            _eagerly(_write, name, arrays, folder)
+            eagerly(_write, name, arrays, folder)
             sums = {}
             for at, _, found in os.walk(folder):
                 for path in (os.path.join(at, file) for file in sorted(found)):
@@ -274,23 +275,6 @@ def _note(name):
     }
 
 
-def _eagerly(function, *arguments):
-    """Runs a function in a thread of its own, where no graph is being built."""
-    failure = []
-
-    def run():
-        try:
-            function(*arguments)
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-
-
 def _write(name, arrays, folder):
     names = sorted(arrays)
     prefix = os.path.join(folder, "checkpoint", "model-0")
@@ -310,7 +294,7 @@ def _write(name, arrays, folder):
     tf.saved_model.save(served, path, signatures={"serving_default": served.classify})
     os.makedirs(os.path.join(path, "assets.extra"), exist_ok=True)
     note = _note(name) | {"input_range": [0, 255]}
-    files.write_json(os.path.join(path, "assets.extra", "prototrain.json"), note)
+    files.write_sealed(os.path.join(path, "assets.extra", "prototrain.json"), note)
 
 
 def reusable(name, arrays):

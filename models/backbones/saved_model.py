@@ -5,7 +5,6 @@ each tower imports its own copy of the operations, over variables that are made 
 """
 
 import hashlib
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+
+from trainer import files, layers
 
 v1 = tf.compat.v1
 
@@ -212,14 +213,19 @@ def _output(names, path):
 
 
 def _note(folder):
-    """What this project writes beside its own SavedModels."""
-    try:
-        with open(
-            os.path.join(folder, "assets.extra", "prototrain.json"), encoding="utf-8"
-        ) as file:
-            return json.load(file)
-    except (OSError, ValueError):
+    """What this project writes beside its own SavedModels; their checksums are compared."""
+    path = os.path.join(folder, "assets.extra", "prototrain.json")
+    if not os.path.exists(path):
         return {}
+    note = files.known_keys(path, set(), "a SavedModel")
+    if "checksum" in note:  # one written by hand has none
+        note = files.read_sealed(path, set(), "a SavedModel")
+    sums = note.get("sha256", {})
+    for name in sums if isinstance(sums, dict) else ():
+        file = os.path.join(folder, name)
+        if not os.path.isfile(file) or files.sha256(file) != sums[name]:
+            raise ValueError(f"{file}: is damaged (its checksum differs); export the model again")
+    return note
 
 
 def _fingerprint(folder):
@@ -256,7 +262,7 @@ def apply(model, images, batch_statistics):
     if model.dtype == tf.uint8:
         pixels = tf.cast(images if images.dtype == tf.uint8 else tf.round(images), tf.uint8)
     else:
-        pixels = _scaled(tf.cast(images, tf.float32), model.input_range)
+        pixels = scaled(tf.cast(images, tf.float32), model.input_range)
     run = _run_tf2 if model.graphs is None else _run_tf1
     try:
         output = run(model, pixels, batch_statistics)
@@ -278,7 +284,7 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-def _scaled(pixels, input_range):
+def scaled(pixels, input_range):
     """Float pixels 0 to 255 in the range that a network wants."""
     if input_range == "caffe":
         pixels = pixels[..., ::-1]
@@ -384,7 +390,7 @@ def _variables(model, graph, kept):
                 node.name,
                 tf.TensorShape(node.attr["shape"].shape),
                 tf.dtypes.as_dtype(node.attr["dtype"].type),
-                initializer=read_from(prefix, node.name),
+                initializer=layers.read_from(prefix, node.name),
                 trainable=name in trained,
             )
             handles[name] = variable.handle
@@ -392,19 +398,3 @@ def _variables(model, graph, kept):
             node.attr.clear()
             node.attr["dtype"].type = tf.resource.as_datatype_enum
     return handles
-
-
-def read_from(checkpoint, name):
-    """An initializer that reads a variable's value from a checkpoint when it runs.
-
-    As a constant it would travel with every copy of the graph.
-    """
-
-    def initializer(shape, dtype, partition_info=None):
-        with v1.device("/device:CPU:0"):
-            value = tf.raw_ops.RestoreV2(
-                prefix=checkpoint, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
-            )[0]
-            return tf.ensure_shape(value, shape)
-
-    return initializer

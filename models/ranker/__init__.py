@@ -1,7 +1,8 @@
-"""Product visual search: a pretrained backbone, a linear head, triplets mined in the batch."""
+"""Product visual search: a pretrained backbone, image colors, a linear head."""
 
 from models.ranker.config import config
-from models.ranker.datasets import datasets, table
-from models.ranker.definition import build, loss, metrics
+from models.ranker.datasets import datasets
+from models.ranker.definition import build, frozen_features, loss, metrics
+from models.ranker.tables import notes, table
 
-__all__ = ["build", "config", "datasets", "loss", "metrics", "table"]
+__all__ = ["build", "config", "datasets", "frozen_features", "loss", "metrics", "notes", "table"]

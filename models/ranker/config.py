@@ -2,6 +2,7 @@
 
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from metriclearn.datasets import READERS
+from models.backbones.pooling import METHODS
 from trainer.config import Config
 
 # How the first version of this model spelled its data sets.
@@ -10,12 +11,14 @@ ALIASES = {"Stanford_Online_Products": "sop", "DeepFashion": "deepfashion_c2s"}
 config = Config(
     {
         "trainer.experiment_name": "exp-ranker",
-        "trainer.evaluation_interval": 500,
+        "trainer.evaluation_interval": 25,
+        "trainer.early_stopping_patience": 6,
         "trainer.best_metric": "recall@1",
         "model.batch_size": 64,
-        "model.num_steps": 5000,
+        "model.num_steps": 300,
+        "model.ema_decay": 0.95,
         "model.optimizer.method": "adam",
-        "model.lr_schedule.warmup_steps": 100,
+        "model.lr_schedule.warmup_steps": 10,
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 1e-3,
         # --model.learning_rate_factor=0.1 then slows the backbone, not what is new.
@@ -29,7 +32,8 @@ config.declare(
     "model.hub_address",
     "pretrained:efficientnet_lite0",
     "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
-    "module or SavedModel, or resnet18, mobilenet or convnet to train from scratch.",
+    "module or SavedModel, keras:FILE or keras:keras.applications:NAME (see docs/pretrained.md), "
+    "or resnet18, mobilenet or convnet to train from scratch.",
     fixed=True,
 )
 config.declare(
@@ -41,6 +45,14 @@ config.declare(
     fixed=True,
 )
 config.declare(
+    "model.pooling",
+    "auto",
+    "How a Keras model's positions become one vector: class_token, mean, gem, concat (class token "
+    "and mean), attention. auto: as the network was trained, by its class token or else the mean.",
+    choices=METHODS,
+    fixed=True,
+)
+config.declare(
     "model.default_image_dimensions",
     [224, 224, 3],
     "Height, width and channels that images are resized to.",
@@ -48,8 +60,8 @@ config.declare(
 )
 config.declare(
     "model.reduced_dimension",
-    128,
-    "Dimensions of the embedding, a linear map of the backbone's features; 0: the features "
+    256,
+    "Dimensions of the embedding, a linear map of the backbone's features and the colors; 0: these "
     "themselves.",
     fixed=True,
 )
@@ -62,12 +74,28 @@ config.declare(
 )
 config.declare(
     "model.cached_features",
-    False,
+    True,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk.",
+    "on disk. Off: train the backbone too. A backbone from scratch is always trained.",
     fixed=True,
 )
-config.declare("model.loss", "triplet", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
+config.declare(
+    "model.color",
+    "auto",
+    "Weight of a color histogram that is joined to the features. auto: the one with which the "
+    "untrained features find best, 0 included. 0: none.",
+    fixed=True,
+)
+config.declare(
+    "model.head_init",
+    "auto",
+    "What the head starts as. pca: features and colors are centered and brought to length 1, and "
+    "step 0 compares as the frozen network. random: a random map of the features as they are. "
+    "auto: pca on cached features.",
+    choices=("auto", "pca", "random"),
+    fixed=True,
+)
+config.declare("model.loss", "supervised_contrastive", "Loss.", choices=(*LOSSES, *PROXY_LOSSES))
 config.declare(
     "model.loss.options",
     [],
@@ -147,7 +175,12 @@ config.declare(
     "images. both: the two together.",
     choices=("", "products", "photos", "both"),
 )
-config.declare("dataset.validation.share", 0.1, "Share of the products or images held out.")
+config.declare(
+    "dataset.validation.share",
+    0.0,
+    "Share of the products or images held out; 0: a tenth, but twenty products where that is at "
+    "most a fifth.",
+)
 config.declare(
     "dataset.domains",
     False,
@@ -212,8 +245,9 @@ config.declare(
 config.declare(
     "evaluation.precision@k.feature_key",
     "embeddings",
-    "Output that images are compared by: embeddings, or features of the backbone.",
-    choices=("embeddings", "features"),
+    "Output that images are compared by: embeddings; features of the backbone; or untrained: "
+    "features joined to the colors, before the head.",
+    choices=("embeddings", "features", "untrained"),
 )
 config.declare(
     "evaluation.precision@k.max_examples", 0, "Queries to evaluate, a fixed choice (0: all)."

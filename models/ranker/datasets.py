@@ -3,25 +3,17 @@
 import collections.abc
 import dataclasses
 import functools
-import hashlib
-import os
 
 import numpy as np
 import tensorflow as tf
 
-from metriclearn import PROXY_LOSSES, augment
-from metriclearn.datasets import (
-    READERS,
-    layout,
-    pipeline,
-    queries_and_catalogue,
-    select_where,
-    split_by_product,
-)
+from metriclearn import augment
+from metriclearn.datasets import pipeline
 from models import backbones
 from models.backbones import features
-from models.ranker import samplers
-from models.ranker.config import ALIASES, config
+from models.ranker import head, samplers, tables
+from models.ranker.config import config
+from models.ranker.tables import of_catalogue, test_tables, training_tables
 from trainer.config import UserError, seed_of
 
 AUGMENTATIONS = {
@@ -31,8 +23,6 @@ AUGMENTATIONS = {
     "flip": augment.random_flip,
     "noise": augment.random_noise(),
 }
-# Readers whose images can lie elsewhere than their lists.
-LISTED = ("cars196", "cub200", "deepfashion_c2s", "grocery", "in_shop", "sop")
 
 
 class Lazy(collections.abc.Mapping):
@@ -60,164 +50,10 @@ def datasets(start_step=0):
     makers = {"trn": lambda: _train_batches(train, start_step)}
     if validation:
         makers["vld"] = lambda: _validation_batches(*validation)
-    table = _where(_table(), "dataset.test_where")
-    if (table.splits == "test").any():
-        queries, catalogue = queries_and_catalogue(table, split="test")
-        most = config["evaluation.precision@k.max_examples"]
-        if 0 < most < len(queries):
-            some = np.random.default_rng(0).permutation(len(queries))[:most]
-            queries = queries.select(np.sort(some))
-        makers["retrieval_query"] = lambda: _every(queries)
-        makers["retrieval_index"] = lambda: _every(catalogue)
+    if test := test_tables():
+        makers["retrieval_query"] = lambda: _every(test[0])
+        makers["retrieval_index"] = lambda: _every(test[1])
     return Lazy(makers)
-
-
-# ---------------------------------------------------------------------------- tables
-
-
-def training_tables():
-    """What is trained on, and what is held out of it.
-
-    Returns:
-      (the ProductTable of training images; None, or the one to validate on and, bool [N], which
-      of its images are the catalogue: where none is, each is searched among the others).
-    """
-    table = _where(_table(), "dataset.train_where")
-    shop, pool = table.splits == "catalogue", np.isin(table.splits, ("train", "val"))
-    held = _held_out(table, pool)
-    train = pool & ~held
-    if config["dataset.domains"]:
-        train |= shop & np.isin(table.labels, table.labels[train])
-    shown = _of_catalogue(table)
-    asked = held & ~shown
-    shown &= np.isin(table.labels, table.labels[asked])
-    if config["dataset.validation.holdout"] not in ("photos", "both"):
-        shown &= held | shop  # of other products than those trained on
-    if config["dataset.validation"] and not asked.any():
-        raise UserError(
-            "dataset.validation: no image is held out; raise dataset.validation.share, or give "
-            "--nodataset.validation."
-        )
-    rows = np.flatnonzero(asked | (shown & (pool | shop)))
-    validation = (table.select(rows), shown[rows]) if asked.any() else None
-    if validation and not _answerable(*validation):
-        raise UserError(
-            "dataset.validation: no product that is held out has an image to find (two images or, "
-            "where there is a catalogue, one in it); choose another dataset.validation.holdout, or "
-            "give --nodataset.validation."
-        )
-    return _with_positives(table.select(train)), validation
-
-
-def _answerable(table, shown):
-    """Whether any query, an image that is not shown, has an image of its product to find."""
-    answers = np.bincount(table.labels, shown) if shown.any() else np.bincount(table.labels) - 1
-    return bool((answers[table.labels[~shown]] > 0).any())
-
-
-def _with_positives(train):
-    """The rows of products that make a pair: of one image there is none.
-
-    With `dataset.domains` a product needs images of both kinds, unless its pairs may be of one. A
-    loss against proxies needs no pair.
-    """
-    counts = np.bincount(train.labels)
-    kept = counts >= (1 if config["model.loss"] in PROXY_LOSSES else 2)
-    paired = config["dataset.sampler"] == "pairs" and config["dataset.intradomain_pairs"]
-    if config["dataset.domains"] and not paired:
-        of_catalogue = np.bincount(train.labels, _of_catalogue(train))
-        kept = (of_catalogue > 0) & (of_catalogue < counts)
-        if not kept.any():
-            raise UserError(
-                f"dataset.domains: no product of {config['dataset.name']} has images of both "
-                "kinds to train on (catalogue images have the role catalogue or the domain shop)."
-            )
-    if not kept.any():
-        raise UserError(
-            f"{config['dataset.name']}: no training product has two images, and one makes no pair."
-        )
-    return train.select(kept[train.labels])
-
-
-def _of_catalogue(table):
-    """bool [N]: the images that a query is looked up in."""
-    found = (table.roles == "catalogue") | (table.splits == "catalogue")
-    return found | (table.domains == "shop") if config["dataset.domains"] else found
-
-
-def _held_out(table, pool):
-    """bool [N]: the rows of the pool, training and validation splits, that are not trained on."""
-    how, share = config["dataset.validation.holdout"], config["dataset.validation.share"]
-    if not config["dataset.validation"]:
-        return np.zeros(len(table), bool)
-    own = table.splits == "val"
-    if not how and own.any():
-        return own
-    if not 0 < share < 1:
-        raise UserError(f"dataset.validation.share={share} must be between 0 and 1.")
-    held = np.zeros(len(table), bool)
-    rows = np.flatnonzero(pool)
-    if how in ("", "products", "both"):
-        parts = split_by_product(table.products[rows], (1 - share, share, 0))
-        held[rows] = parts == "val"
-    if how in ("photos", "both"):
-        rows = np.flatnonzero(pool & ~held & ~_of_catalogue(table))
-        held[rows] = _share_of_each(table.products[rows], table.ids[rows], share)
-    return held
-
-
-def _share_of_each(products, ids, share):
-    """bool [N]: a share of each product's images, those whose ids' hashes come first."""
-    keys = np.array([hashlib.sha256(name.encode()).hexdigest() for name in ids.tolist()])
-    codes = np.unique(products, return_inverse=True)[1]
-    order, counts = np.lexsort((keys, codes)), np.bincount(codes)
-    place = np.empty(len(ids), np.int64)
-    place[order] = np.arange(len(ids)) - (np.cumsum(counts) - counts)[codes[order]]
-    return place < np.rint(share * counts)[codes]
-
-
-def _where(table, key):
-    """The rows that meet the conditions of a key."""
-    try:
-        return select_where(table, config[key])
-    except ValueError as error:
-        raise UserError(f"{key}={config[key]}: {error}.") from None
-
-
-def table():
-    """Returns the ProductTable of all images of the data set."""
-    return _table()
-
-
-def _table():
-    keys = ("name", "base_path", "image_path", "columns", "on_bad_image", "max_pixels")
-    return _load(*(config[f"dataset.{key}"] for key in keys))
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name, base, images, columns, on_bad_image, max_pixels):
-    name = ALIASES.get(name, name)
-    base, images = os.path.expanduser(base), os.path.expanduser(images)
-    if not base and name != "glyphs":
-        raise UserError(f"dataset.base_path is empty: give the folder of the data set {name!r}.")
-    options = {}
-    if columns and name != "manifest":
-        raise UserError(f"dataset.columns: the data set {name!r} has its own columns.")
-    if name == "manifest":
-        options = {"root": images or None, "columns": columns}
-        base = os.path.join(base, "manifest.csv") if os.path.isdir(base) else base
-    elif images and name not in LISTED:
-        raise UserError(f"dataset.image_path: the data set {name!r} has no other place of images.")
-    elif images:
-        options = {"check_files": False}
-    table = READERS[name](*([] if name == "glyphs" else [base]), **options)
-    if images and name in LISTED:
-        paths = [os.path.join(images, *path.split("/")) for path in table.ids.tolist()]
-        layout.check_files(paths, f"dataset.image_path={images}")
-        table = dataclasses.replace(table, paths=paths)
-    if table.images is not None and table.images.shape[-1] == 1:
-        table = dataclasses.replace(table, images=np.repeat(table.images, 3, axis=-1))
-    return pipeline.usable_images(table, on_bad_image, max_pixels)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -243,11 +79,15 @@ def image_dimensions():
     return tuple(dimensions)
 
 
-@functools.lru_cache(maxsize=1)
 def load_backbone(address):
-    """`models.backbones.load`, once: weights are checked when they are loaded."""
+    """`models.backbones.load` as the configuration has it, once."""
+    return _loaded(address, config["model.hub_input_range"], config["model.pooling"])
+
+
+@functools.lru_cache(maxsize=1)  # weights are checked when they are loaded
+def _loaded(address, input_range, pooling):
     try:
-        return backbones.load(address, input_range=config["model.hub_input_range"])
+        return backbones.load(address, input_range=input_range, pooling=pooling)
     except ValueError as error:
         raise UserError(f"model.hub_address: {error}") from None
 
@@ -259,8 +99,8 @@ def _every(table):
 
 def _train_batches(table, start_step):
     options = {"start_step": start_step, "seed": seed_of(config["trainer.random_seed"])}
-    sample = samplers.create(table, _of_catalogue(table))
-    if config["model.cached_features"]:
+    sample = samplers.create(table, of_catalogue(table))
+    if trains_head_alone():
         return features.train_batches(_cached(table), sample, **options)
     crop, augmentation = _augmentation(table)
     budget = config["dataset.cache_mb"] << 20
@@ -295,7 +135,7 @@ def _cached(table):
 
     So that another choice of what is held out finds them made.
     """
-    whole = _table()
+    whole = tables.table()
     whole = whole.select(whole.splits != "test")
     options, views = image_options(whole), config["dataset.cached_views"]
     height, width = options["image_size"]
@@ -310,6 +150,7 @@ def _cached(table):
             load_backbone(config["model.hub_address"]),
             whole,
             image_size=(height, width),
+            with_color=color_weight() != 0,
             crop=options["crop"],
             views=views,
             recipe=recipe,
@@ -324,14 +165,64 @@ def _cached(table):
     return dataclasses.replace(found, values=found.values[:, rows], table=table)
 
 
-def _validation_batches(table, of_catalogue):
+def _validation_batches(table, shown):
     """Batches that also say, in `catalogue`, which images are looked up in."""
     batch_size = config["model.batch_size"]
-    shown = tf.data.Dataset.from_tensor_slices(of_catalogue).batch(batch_size)
-    if config["model.cached_features"]:
+    shown = tf.data.Dataset.from_tensor_slices(shown).batch(batch_size)
+    if trains_head_alone():
         batches = features.eval_batches(_cached(table), batch_size=batch_size)
     else:
         batches = _every(table)
     return tf.data.Dataset.zip(batches, shown).map(
         lambda batch, shown: {**batch, "catalogue": shown}
+    )
+
+
+# ---------------------------------------------------------------------------- the head
+
+
+def trains_head_alone():
+    """Whether training reads cached features: `model.cached_features`, if there are weights."""
+    backbone = load_backbone(config["model.hub_address"])
+    return config["model.cached_features"] and bool(backbone.fingerprint)
+
+
+def head_starts_as():
+    """'pca' or 'random': `model.head_init`, decided."""
+    asked = config["model.head_init"]
+    return ("pca" if trains_head_alone() else "random") if asked == "auto" else asked
+
+
+def color_weight():
+    """`model.color`: a weight, 0 for no color, or None where the data choose it."""
+    text = config["model.color"]
+    if text == "auto":
+        return None if head_starts_as() == "pca" else 0.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < np.inf:
+        raise UserError(f"model.color={text}: give auto, 0, or a positive weight.")
+    return weight
+
+
+def start_of_head(size, dimensions):
+    """`head.fit` to the images that are trained or validated on, by their cached features.
+
+    Args:
+      size: of the backbone's features.
+      dimensions: of the embedding.
+    """
+    train, validation = training_tables()
+    tables = [train, validation[0]] if validation else [train]
+    return head.fit(
+        np.concatenate([_cached(table).values[0] for table in tables]),
+        size,
+        np.repeat([True, False], [len(train), len(tables[-1]) if validation else 0]),
+        np.concatenate([table.products for table in tables]).astype(str),
+        np.concatenate([of_catalogue(table) for table in tables]),
+        dimensions=dimensions,
+        weight=color_weight(),
+        seed=seed_of(config["trainer.random_seed"]),
     )

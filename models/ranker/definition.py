@@ -9,8 +9,16 @@ import tensorflow as tf
 
 import metriclearn
 from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from models.backbones import color
 from models.ranker.config import config
-from models.ranker.datasets import image_dimensions, load_backbone, training_tables
+from models.ranker.datasets import (
+    color_weight,
+    head_starts_as,
+    image_dimensions,
+    load_backbone,
+    start_of_head,
+)
+from models.ranker.tables import training_tables
 from retrieval.metrics import recall_at_k
 from trainer.config import UserError, did_you_mean, seed_of
 from trainer.layers import ModelDict, dense
@@ -21,8 +29,8 @@ v1 = tf.compat.v1
 def build(inputs=None, train_phase=False):
     """Builds one tower: `image`, uint8 [B, H, W, 3] -> `embeddings`, [B, D] of length 1.
 
-    A batch of cached `features`, [B, F], goes to the head at once; the backbone's variables are
-    made all the same, so that the checkpoint is one of the whole network.
+    A batch of cached `features`, [B, F + C] with the colors, goes to the head at once. The
+    backbone's variables are made too, so that the checkpoint is one of the whole network.
     """
     if inputs is None:
         names = config["actions.export.inputs"]
@@ -38,20 +46,66 @@ def build(inputs=None, train_phase=False):
         features = backbone.apply(images, train_phase and not cached, frozen)
     except ValueError as error:
         raise UserError(f"model.hub_address={config['model.hub_address']}: {error}") from None
-    model.features = inputs["features"] if cached else features
+    colored = color_weight() != 0
+    if cached:
+        joined = inputs["features"]
+        model.features = joined[:, : int(features.shape[1])]
+    else:
+        model.features = features
+        joined = tf.concat([features, color.histogram(images)], 1) if colored else features
     if cached:
         trainable = v1.get_collection_ref(v1.GraphKeys.TRAINABLE_VARIABLES)
         of_backbone = {v.op.name for v in backbone.variables()}
         trainable[:] = [v for v in trainable if v.op.name not in of_backbone]
-    projection = model.features
-    if config["model.reduced_dimension"]:
-        projection = dense(model.features, config["model.reduced_dimension"], "embedding")
+    untrained, projection = _head(joined, int(features.shape[1]), train_phase)
+    by = config["evaluation.precision@k.feature_key"]
+    if not train_phase and by != "embeddings":
+        projection = model.features if by == "features" else untrained
     model.embeddings = tf.nn.l2_normalize(projection, axis=1)
-    if not train_phase and config["evaluation.precision@k.feature_key"] == "features":
-        model.embeddings = tf.nn.l2_normalize(model.features, axis=1)
     if "label" in inputs:
         model.labels = inputs["label"]
     return model
+
+
+def _head(joined, features, train_phase):
+    """What the head gets, and makes of it: [B, F + C] -> ([B, F + C], [B, D]).
+
+    Where it starts is data of the training images. It is in the checkpoint: what restores one needs
+    neither the images nor this computation.
+    """
+    dimensions, size = config["model.reduced_dimension"], int(joined.shape[1])
+    if head_starts_as() == "random":
+        parts = [joined[:, :features], (color_weight() or 0.0) * joined[:, features:]]
+        joined = tf.concat(parts, 1)
+        return joined, dense(joined, dimensions, "embedding") if dimensions else joined
+    fitted = train_phase and not config["model.weights_load_path"]
+    start = start_of_head(features, dimensions or size) if fitted else None
+
+    def constant(name, shape, value):
+        initial = v1.constant_initializer(value) if fitted else v1.zeros_initializer()
+        return v1.get_variable(name, shape, initializer=initial, trainable=False)
+
+    with v1.variable_scope("head"):
+        joined -= constant("mean", [size], start and start.mean)
+        weight = constant("color_weight", [], start and start.weight)
+    parts = [joined[:, :features], joined[:, features:]]
+    of_features, of_colors = (tf.nn.l2_normalize(part, axis=1) for part in parts)
+    joined = tf.concat([of_features, weight * of_colors], 1)
+    if not dimensions:
+        return joined, joined
+    initial = v1.constant_initializer(start.kernel) if fitted else None
+    return joined, dense(joined, dimensions, "embedding", use_bias=False, initializer=initial)
+
+
+def frozen_features(inputs, outputs):
+    """Features [B, F] of the backbone before training, a baseline; None if it has no weights."""
+    backbone = load_backbone(config["model.hub_address"])
+    if not backbone.fingerprint:
+        return None
+    if config["model.cached_features"]:  # training left the backbone as it was
+        return outputs.features
+    with v1.variable_scope("frozen"):
+        return backbone.apply(inputs["image"])
 
 
 # ---------------------------------------------------------------------------- loss
@@ -133,7 +187,7 @@ def _miner(loss_name, train_phase):
             raise UserError("model.miner=given_positive does not mine in a memory.")
         across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
         options = {"negatives": "cross" if across else "both"} | options
-    elif name == "distance_weighted":
+    elif "seed" in inspect.signature(MINERS[name]).parameters:
         seed = seed_of(config["trainer.random_seed"])
         options = {"seed": tf.stack([tf.constant(seed, tf.int64), _step()])} | options
     if not options and loss_name == "triplet":

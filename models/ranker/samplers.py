@@ -64,7 +64,11 @@ def _number_of_products(table):
 def _pk(table, of_catalogue, share):
     """Products of K images; with domains, of each kind a fixed number."""
     images = config["dataset.images_per_product"]
-    count = _products(images, _number_of_products(table))
+    count = _products(images)
+    if count > (have := _number_of_products(table)):  # a small shop: more images of each
+        batch = config["model.batch_size"]
+        count = max(n for n in range(1, have + 1) if batch % n == 0)
+        images = batch // count
     options = {"products": count, "seed": _seed(), "single_category": share}
     categories = _categories_of_products(table)
     if not config["dataset.domains"]:

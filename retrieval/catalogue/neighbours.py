@@ -4,7 +4,6 @@ import time
 
 import faiss
 import numpy as np
-import psutil
 
 from retrieval import progress
 
@@ -174,6 +173,8 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
 
 def free_memory():
     """Available memory in bytes, including reclaimable cache."""
+    import psutil
+
     return psutil.virtual_memory().available
 
 

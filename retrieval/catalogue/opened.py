@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -18,10 +19,12 @@ from pyarrow import compute
 
 from retrieval.catalogue import inverted_lists, neighbours, versions
 from retrieval.embeddings import store
-from retrieval.embeddings.embedder import Embedder
 from retrieval.ranking import vectors
 from trainer import files
 from trainer.config import did_you_mean
+
+if TYPE_CHECKING:
+    from retrieval.embeddings.embedder import Embedder
 
 ITEMS = pyarrow.schema(
     # large: the texts of one column may take more than 2 GiB.
@@ -83,7 +86,7 @@ class Catalogue:
         index, items = read(version, manifest)
         return cls(index, items, manifest, version)
 
-    def embedder(self, threads: int = 0) -> Embedder:
+    def embedder(self, threads: int = 0) -> "Embedder":
         """Loads the model that embedded the items, which the index carries.
 
         Args:
@@ -92,6 +95,8 @@ class Catalogue:
         Raises:
           ValueError: the index carries no model, a damaged one, or one of other weights.
         """
+        from retrieval.embeddings.embedder import Embedder
+
         names = [name for name in self.manifest["sha256"] if name.startswith(f"{MODEL}/")]
         folder = os.path.join(self.folder, MODEL)
         if not names:
@@ -234,9 +239,9 @@ class Catalogue:
         there = compute.and_(compute.equal(self.items["id"], name), self.items["alive"])
         row = compute.index(there, True).as_py()
         if row < 0:
-            ids = self.items["id"].slice(0, 20_000)  # more would take seconds to compare
-            near = did_you_mean(name, ids.to_pylist())
-            raise ValueError(f"no item of the index has the id {name!r}.{near}")
+            ids = self.items["id"].filter(self.items["alive"])
+            near = did_you_mean(name, ids.slice(0, 20_000).to_pylist())  # more would take seconds
+            raise ValueError(f"no item of the index has the id {str(name)!r}.{near}")
         return row
 
     def categories(self) -> list[str]:

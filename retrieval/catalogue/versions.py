@@ -13,7 +13,7 @@ from trainer import files
 
 KIND = "index"  # of folder, in its mark
 KEPT = 3  # versions
-LITTER = r"\.\w+\.tmp"  # what a killed writer of `current` leaves
+LITTER = r"\.[^/]+\.tmp"  # what a killed writer of `current` leaves
 # The files of a version that its manifest names, and all that this program writes there.
 CONTENTS = (
     r"index\.faiss|items\.arrow|lists\.ivfdata"
@@ -22,7 +22,7 @@ CONTENTS = (
 )
 FILES = (
     rf"({CONTENTS}|manifest\.json|model/((variables|assets|assets\.extra)/)?"
-    r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.\w+\.tmp|model/saved_model\.pb\.tmp.*)?"
+    r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.[^/]+\.tmp|model/saved_model\.pb\.tmp.*)?"
 )
 
 

@@ -81,7 +81,8 @@ def library() -> Any:
     path = next(filter(os.path.exists, paths), None)
     if path is None:
         raise Unavailable(f"none of {', '.join(paths)} exists")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as `quiet.import_tensorflow` does
+    # Errors only: what an operation fails with is logged as a warning besides being returned.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with quiet.filtered_stderr():
             loaded = ctypes.CDLL(path)

@@ -22,6 +22,7 @@ from retrieval.embeddings import c_library
 from trainer import files, quiet
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
+TRAILER = 1 << 16  # bytes in which a JPEG's end is looked for: cameras append notes
 NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
 
 
@@ -50,19 +51,22 @@ class Embedder:
     source: dict
     inputs: tuple[str, ...]
 
-    def __init__(self, session, inputs, output, *, size, channels, source, dimensions, boxes=True,
-                 max_pixels=image_files.MAX_PIXELS, tensors=None):  # fmt: skip
+    def __init__(self, session, inputs, output, frozen=None, *, size, channels, source, dimensions,
+                 boxes=True, max_pixels=image_files.MAX_PIXELS, tensors=None):  # fmt: skip
         """Internal.
 
         Args:
           session: a `tf.compat.v1.Session` or a `c_library.Session`.
           inputs: {name: tensor to feed, or its name}.
           output: the embeddings [B, D], or their name.
+          frozen: the features [B, F] of the unchanged backbone, if the model offers them.
           size, channels, source, dimensions, boxes, max_pixels: the attributes.
           tensors: names of the tensors that decode images; None for a graph to put them into.
         """
         self._session, self._fed, self._output = session, inputs, output
-        self._run = session.make_callable(output, list(inputs.values()))
+        fed = list(inputs.values())
+        self._run = session.make_callable(output, fed)
+        self._run_both = None if frozen is None else session.make_callable([output, frozen], fed)
         self.size, self.channels, self.source = size, channels, source
         self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
         self.inputs = tuple(inputs)
@@ -74,7 +78,7 @@ class Embedder:
 
         Args:
           build: `build(session)` makes the graph and gives its variables their values; it returns
-            ({name: placeholder}, embeddings [B, D]).
+            ({name: placeholder}, embeddings [B, D]) and may add the frozen features [B, F].
           threads: for TensorFlow, 0 for all cores.
           about: size, channels, source, boxes and max_pixels, see the attributes. Without a size,
             it is that of the placeholder `image` where that is the only one.
@@ -86,11 +90,12 @@ class Embedder:
 
         session = _new_session(threads)
         with session.graph.as_default():
-            inputs, output = build(session)
-            output = tf.cast(output, tf.float32)
+            inputs, *outputs = build(session)
+            output, *frozen = [tf.cast(each, tf.float32) for each in outputs]
             if output.shape.rank != 2:
                 raise ValueError(f"the embeddings are {output.shape}, not [batch, dimensions]")
-            return cls(session, inputs, output, dimensions=int(output.shape[1] or 0), **about)
+            about["dimensions"] = int(output.shape[1] or 0)
+            return cls(session, inputs, output, *frozen, **about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, threads: int = 0) -> "Embedder":
@@ -109,7 +114,7 @@ class Embedder:
         tensors = note["tensors"]
         try:
             session = _session_of(folder, threads)
-            return cls(
+            made = cls(
                 session,
                 {"image": tensors["image"]},
                 tensors["embeddings"],
@@ -117,9 +122,12 @@ class Embedder:
                 dimensions=note["features"],
                 **{name: note[name] for name in NOTED},
             )
+            # A damaged one fails now; the first run of any other takes the time of many.
+            made.run({"image": np.zeros((1, *note["image_size"], made.channels), np.uint8)})
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
+        return made
 
     @classmethod
     def of_experiment(
@@ -129,6 +137,7 @@ class Embedder:
         *,
         spec: Mapping | None = None,
         threads: int = 0,
+        frozen: bool = False,
     ) -> "Embedder":
         """An embedder with the weights of a trained model.
 
@@ -139,6 +148,8 @@ class Embedder:
           spec: {name: TensorSpec} of the batches of the model's own datasets, if these will be
             embedded; None for images, which `model.build(None)` must take.
           threads: for TensorFlow, 0 for all cores.
+          frozen: `run_both` also gives the features of the unchanged backbone, if the model offers
+            them, see `passes.embed_datasets`; needs `spec`.
 
         Raises:
           ValueError: there is no checkpoint, it does not fit, or the model sets no embeddings.
@@ -159,6 +170,7 @@ class Embedder:
             "config_sha256": hashlib.sha256(model.config.to_json().encode()).hexdigest(),
         }
         found: dict = {"size": None, "channels": 3}
+        offers = frozen and spec is not None and hasattr(model, "frozen_features")
 
         def build(session):
             if spec is None:
@@ -174,8 +186,12 @@ class Embedder:
                 name = model.__name__
                 raise ValueError(f"{name}.build sets no embeddings: nothing to retrieve with")
             variables = session.graph.get_collection(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES)
+            features = model.frozen_features(inputs, built) if offers else None
             checkpoints.restore(session, checkpoint, variables, averages=True)
-            return inputs, embeddings
+            trained = {v.op.name for v in variables}
+            every = session.graph.get_collection(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES)
+            session.run([v.initializer for v in every if v.op.name not in trained])
+            return (inputs, embeddings) if features is None else (inputs, embeddings, features)
 
         options: dict = {
             "boxes": _key(model, "dataset.bounding_boxes", True),
@@ -243,6 +259,13 @@ class Embedder:
         """Embeddings float32 [B, D] of one batch: the arrays that the model's inputs are called."""
         return self._run(*(batch[name] for name in self.inputs))
 
+    def run_both(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `run`, with the features float32 [B, F] of the unchanged backbone, None without."""
+        if self._run_both is None:
+            return self.run(batch), None
+        embeddings, features = self._run_both(*(batch[name] for name in self.inputs))
+        return embeddings, features
+
     def embed(self, images: Sequence | np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Embeds images.
 
@@ -279,7 +302,8 @@ class Embedder:
             return of_pixels(_pixels(image, self.channels))
         try:
             content = image if isinstance(image, bytes) else _content(image)
-            if image_files.is_upright_jpeg(content):
+            # Without an end it is truncated, which Pillow says in one line, and libjpeg in several.
+            if image_files.is_upright_jpeg(content) and b"\xff\xd9" in content[-TRAILER:]:
                 return of_jpeg(content)
             limits = self.channels, self.size, None, self.max_pixels
             return of_pixels(image_files.read(content, *limits)[0])

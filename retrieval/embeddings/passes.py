@@ -4,19 +4,26 @@ They are read as in training, by TensorFlow's input pipeline, so that an image g
 embedding wherever it is embedded.
 """
 
-import hashlib
-import os
+import sys
 
 import numpy as np
 
 from metriclearn.datasets import ProductTable
 from retrieval.embeddings import images, store
 from retrieval.embeddings.embedder import Embedder
+from retrieval.embeddings.kept import Kept, listing
 from retrieval.embeddings.store import Embedded
 
 
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
     """Embeds some of a model's datasets in memory, with the reduced images.
+
+    A model with a pretrained backbone may offer `frozen_features(inputs, outputs)`, of the inputs
+    and the result of `build`: a tensor [B, F] of what the backbone gives before any training, or
+    None. It may build a second copy of the backbone; the checkpoint is not restored into that.
+
+    If the model has a `table()` of its data set, the embeddings are kept in the cache folder, and
+    used again as long as checkpoint, configuration, images and code are the same.
 
     Args:
       model: a model module.
@@ -31,9 +38,15 @@ def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
       ValueError: the model sets no embeddings, a dataset is missing or empty, the checkpoint does
         not fit the model, or an image cannot be read.
     """
+    rows = model.table() if hasattr(model, "table") else None
+    kept = rows is not None and Kept(model, names, checkpoint, rows)
+    found = kept.read() if kept else None
+    if found:
+        print(f"embeddings of {' and '.join(names)}: unchanged, from {kept.path}", file=sys.stderr)
+        return found
     found = {}
-    spec = images.spec_of(model, names)
-    with Embedder.of_experiment(model, checkpoint, spec=spec, threads=threads) as embedder:
+    options = {"spec": images.spec_of(model, names), "threads": threads, "frozen": True}
+    with Embedder.of_experiment(model, checkpoint, **options) as embedder:
         for name in names:
 
             def make(name=name):
@@ -43,6 +56,8 @@ def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
             if not parts:
                 raise ValueError(f"dataset {name!r} is empty: there is nothing to embed")
             found[name] = store.joined(parts)
+    if kept:
+        kept.write(found)
     return found
 
 
@@ -58,7 +73,8 @@ def batches(embedder, make, what, *, reduced=False):
     keys = (*embedder.inputs, "image")
     with images.opened(make, what, reduced=reduced, keys=keys) as parts:
         for batch in parts:
-            yield Embedded(embedder.run(batch), **images.facts(batch))
+            embeddings, features = embedder.run_both(batch)
+            yield Embedded(embeddings, **images.facts(batch), features=features)
 
 
 def embed_to_store(model, name, folder, embedder, **options) -> dict:
@@ -99,7 +115,7 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
     height, width = embedder.size
     boxes = embedder.boxes and rows.boxes is not None
     source = embedder.source | {
-        "images_sha256": _listing(rows, boxes),
+        "images_sha256": listing(rows, boxes),
         "image_size": [height, width],
         "boxes": boxes,
         "on_bad_image": on_bad_image,
@@ -122,24 +138,3 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
                 yield Embedded(found, **images.facts(batch)), skipped
 
     return store.fill(folder, source, rest, **options)
-
-
-def _listing(rows, boxes):
-    """Hash of what a table lists: ids, files with their sizes and times, products, boxes."""
-    stamps = map(_stamp, rows.paths.tolist())
-    columns = (rows.ids, rows.paths, rows.products, rows.categories)
-    rows_of = zip(*(column.tolist() for column in columns), stamps, strict=True)
-    lines = "\n".join("\t".join(row) for row in rows_of)
-    digest = hashlib.sha256(lines.encode())
-    if boxes:
-        digest.update(rows.boxes.tobytes())
-    return digest.hexdigest()
-
-
-def _stamp(path):
-    """Size and time of a file, which tell that it changed; '' if there is none."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return ""
-    return f"{about.st_size} {about.st_mtime_ns}"

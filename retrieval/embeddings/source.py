@@ -17,7 +17,8 @@ def define_flags(values):
     path("manifest", "", "Embed the images of this CSV of path,label[,category,...].")
     text("where", "", "Rows to embed: column=value|value,column=value; all conditions must hold.")
     text("columns", "", "Names of the manifest's columns, if others: path=file,label=sku.")
-    path("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
+         "keeps it, else the last.")  # fmt: skip
     path("saved_model", None, "Folder of a SavedModel to embed with instead.")
     many("image_size", [], "Height,width or one side; the SavedModel's if absent.")
     text("input_range", "", "Pixels that a SavedModel of floats wants, if it does not say: "
@@ -47,7 +48,9 @@ def locate(options, model, given):
     from trainer import experiment
 
     if not options.saved_model:
-        return experiment.locate(model, given, options.checkpoint)[1]
+        _, checkpoint = experiment.locate(model, given, options.checkpoint)
+        print(experiment.describe(checkpoint), flush=True)
+        return checkpoint
     if model is not None:
         experiment.restore_config(model, given)
     return None

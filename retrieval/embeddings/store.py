@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow
 from numpy.lib import format as npy
-from pyarrow import parquet
 
 from trainer import files
 
@@ -50,6 +49,7 @@ class Embedded:
       paths: str [N], the real paths of the image files, '' for an image that is not a file; None if
         no image is a file.
       hashes: str [N], SHA-256 of each image's bytes in hexadecimal, '' if unknown; None if all are.
+      features: float [N, F], what the backbone gave before training; None if unknown.
     """
 
     embeddings: np.ndarray
@@ -59,6 +59,7 @@ class Embedded:
     images: np.ndarray | None = dataclasses.field(default=None, repr=False)
     paths: np.ndarray | None = None
     hashes: np.ndarray | None = None
+    features: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self):
         return len(self.embeddings)
@@ -196,6 +197,8 @@ def append(folder, manifest, items: Embedded, batches, skipped=()):
 
 def _write_table(path, columns):
     """Writes {name: str [N]} as a Parquet table."""
+    from pyarrow import parquet  # which a search does not need
+
     texts = {name: pyarrow.array(v.tolist(), pyarrow.string()) for name, v in columns.items()}
     with files.published(path) as out:
         parquet.write_table(pyarrow.table(texts), out)
@@ -347,6 +350,8 @@ def _header(path, data):
 
 def _read_table(path):
     """Reads COLUMNS of a Parquet file; ValueError if it is damaged."""
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(path)
         if "sha256" not in table.column_names:  # written before 0.2

@@ -1,8 +1,37 @@
-"""Baselines that need no training: raw pixels and color histograms in place of embeddings."""
+"""Baselines that need no training: other vectors of the same images in place of embeddings.
+
+They are compared by cosine. A model offers the last two with `frozen_features`, see
+`retrieval.embeddings.passes.embed_datasets`.
+"""
 
 import dataclasses
+import functools
 
 import numpy as np
+
+TITLES = {
+    "raw_pixels": "raw pixels",
+    "color_histogram": "color histogram",
+    "frozen_backbone": "frozen backbone",
+    "frozen_backbone_color": "frozen backbone with color",
+}
+
+
+def pairs(queries, catalogue=None):
+    """Yields (name in `TITLES`, queries, catalogue) of every baseline that these items allow.
+
+    Args:
+      queries: `Embedded` with images.
+      catalogue: `Embedded`; None for the queries against themselves.
+    """
+    items = queries if catalogue is None else catalogue
+    ways = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
+    if queries.features is not None and items.features is not None:
+        center = items.features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        ways["frozen_backbone"] = frozen
+        ways["frozen_backbone_color"] = functools.partial(frozen_with_color, center=center)
+    for name, way in ways.items():
+        yield name, way(queries), None if catalogue is None else way(catalogue)
 
 
 def raw_pixels(items):
@@ -43,3 +72,29 @@ def color_histogram(items):
     flat = codes.reshape(len(items), -1) + bins * np.arange(len(items))[:, None]
     counts = np.bincount(flat.ravel(), minlength=bins * len(items)).reshape(len(items), bins)
     return dataclasses.replace(items, embeddings=np.sqrt(counts / flat.shape[1]).astype(np.float32))
+
+
+def frozen(items):
+    """Replaces each embedding by the features of the backbone before training, [N, F]."""
+    features = items.features.astype(np.float32)
+    features[~features.any(axis=1)] = 1.0  # zeros have no direction
+    return dataclasses.replace(items, embeddings=features)
+
+
+def frozen_with_color(items, center):
+    """Replaces each embedding by the centered features beside the color histogram.
+
+    Both have length 1, so that the cosine is the mean of the two cosines.
+
+    Args:
+      items: `Embedded` with images and features [N, F].
+      center: [F], the mean features of the catalogue.
+
+    Returns:
+      `Embedded` with float32 embeddings [N, F + 512], or [N, F + 16] for gray images.
+    """
+    features = items.features - center
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    features = features / np.where(length > 0, length, 1)
+    both = [features, color_histogram(items).embeddings]
+    return dataclasses.replace(items, embeddings=np.concatenate(both, 1).astype(np.float32))

@@ -10,15 +10,13 @@ from threadpoolctl import threadpool_limits
 from retrieval import metrics
 from retrieval.evaluation import identity
 from retrieval.evaluation.index_loss import IndexLoss
-from retrieval.evaluation.intervals import bootstrap, intervals, percentiles
+from retrieval.evaluation.intervals import FEW, bootstrap, intervals, percentiles
 from retrieval.evaluation.lists import in_order, nearest, tracked, without
 from retrieval.evaluation.records import Record
+from retrieval.evaluation.rejection import Rejection
 from retrieval.evaluation.rerank import Reranked
+from retrieval.evaluation.verdict import Verdict
 from retrieval.ranking import counting, exact, kernels, vectors
-from retrieval.ranking.vectors import pair_similarity
-
-FEW = 5  # an interval over fewer products would be meaningless
-SAMPLES = 100_000  # pairs drawn for the similarity histogram
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +95,7 @@ class Figures(Record):
     Rates are means over answerable queries; dictionaries of rates are keyed by k.
 
     Attributes:
+      verdict: what it all means; None for a baseline.
       source: what was evaluated; None for a baseline.
       recall, precision, map_at_r, r_precision, mrr, mean_rank, median_rank: see `metrics`.
       num_queries, num_unanswerable, num_catalogue: counts of queries and catalogue items.
@@ -111,9 +110,12 @@ class Figures(Record):
       per_category: {category: figures}; empty if no query has a category.
       index: what an approximate index loses, if one was evaluated.
       rerank: {method: what it gains}, for the methods that were evaluated.
-      raw_pixels, color_histogram: the figures of the baselines, if they were evaluated.
+      rejection: what rejecting weak matches does, for the first result; None for a baseline.
+      raw_pixels, color_histogram, frozen_backbone, frozen_backbone_color: the figures of the
+        baselines, if they were evaluated.
     """
 
+    verdict: Verdict | None = None
     source: Source | Files | None = dataclasses.field(default=None, metadata={"inlined": True})
     recall: dict[int, float]
     precision: dict[int, float]
@@ -137,8 +139,11 @@ class Figures(Record):
     num_byte_equal_copies: int | None = None
     index: IndexLoss | None = None
     rerank: dict[str, Reranked] = dataclasses.field(default_factory=dict)
+    rejection: Rejection | None = None
     raw_pixels: "Figures | None" = None
     color_histogram: "Figures | None" = None
+    frozen_backbone: "Figures | None" = None
+    frozen_backbone_color: "Figures | None" = None
 
     @property
     def models(self) -> list[Source]:
@@ -368,49 +373,3 @@ def shelf_ranks(queries, catalogue, similarity, same=None):
             before[row[ahead], cl[item[ahead]]] = True
         ranks[part] = np.where(best[part] >= 0, before.sum(1) + 1, 0)
     return ranks
-
-
-def similarity_histogram(queries, catalogue, similarity, bins=60, seed=0):
-    """Counts how similar images of the same product, and of different products, are.
-
-    Args:
-      queries, catalogue: `Embedded`.
-      similarity: 'cosine', 'dot' or 'euclidean'.
-      bins: number of bins.
-      seed: of the choice of at most `SAMPLES` pairs of each kind.
-
-    Returns:
-      {'edges' [bins + 1], 'same_product' [bins], 'different_product' [bins], 'unit'}. The unit is
-      the similarity, or for euclidean the distance.
-    """
-    random = np.random.default_rng(seed)
-    codes = np.unique(np.concatenate([queries.products, catalogue.products]), return_inverse=True)[
-        1
-    ]
-    ql, cl = codes[: len(queries)], codes[len(queries) :]
-    same = identity.same_images(queries, catalogue)
-    some = np.sort(random.permutation(len(queries))[:SAMPLES])
-    place = np.searchsorted(some, same.query).clip(max=len(some) - 1)
-    kept = some[place] == same.query
-    at, items = counting.relevant_pairs(ql[some], cl, (place[kept], same.item[kept]))
-    keep = random.permutation(len(at))[:SAMPLES]
-    alike = some[at[keep]], items[keep]
-    q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)
-    differ = ql[q] != cl[c]
-    values = [
-        pair_similarity(queries.embeddings[a], catalogue.embeddings[b], similarity)
-        for a, b in (alike, (q[differ], c[differ]))
-    ]
-    everything = np.concatenate(values)
-    low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
-    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # collapsed: bins would have no width
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, bins + 1)
-    counts = [np.histogram(v, edges)[0].tolist() for v in values]
-    unit = "distance" if similarity == "euclidean" else similarity
-    return {
-        "unit": unit,
-        "edges": edges.tolist(),
-        "same_product": counts[0],
-        "different_product": counts[1],
-    }

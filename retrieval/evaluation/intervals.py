@@ -1,10 +1,9 @@
-"""Confidence intervals and significance, by a bootstrap over products and by exact tests."""
-
-import math
+"""Confidence intervals by a bootstrap over products."""
 
 import numpy as np
 
 REPLICATES = 1000
+FEW = 5  # an interval over fewer products would be meaningless
 
 
 def per_query(ranking):
@@ -66,15 +65,3 @@ def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
         drawn = np.bincount(random.integers(0, count, count), minlength=count) @ totals
         means[i] = drawn[:-1] / drawn[-1]
     return means
-
-
-def mcnemar(won, lost):
-    """Two-sided exact p-value of the hypothesis that wins and losses are equally likely.
-
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", 1947.
-    """
-    n, k = won + lost, min(won, lost)
-    log = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
-    tail = math.fsum(math.exp(value - n * math.log(2)) for value in log)
-    return min(1.0, 2 * tail)

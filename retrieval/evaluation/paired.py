@@ -1,6 +1,6 @@
 """Two evaluations of the same queries, compared query by query."""
 
-import csv
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,10 +8,14 @@ import re
 
 import numpy as np
 
-from retrieval.evaluation import intervals
+from retrieval.evaluation import intervals, verdict
 from retrieval.evaluation.backward import Rates
 from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
+from trainer import files, filesets, tables
+
+# What lies beside `…-eval.json` and belongs to its figures.
+LISTS = ("queries.csv", "top_retrieved.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,51 +48,39 @@ class Difference(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class McNemar(Record):
-    """McNemar's exact test on the first result: right in B only (won), or in A only (lost)."""
-
-    won: int
-    lost: int
-    p_value: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison(Record):
     """B compared with A, as compare.json holds it.
 
     Attributes:
+      verdict: one sentence about the first result, by the evaluations' names.
+      outcome: B is 'better' or 'worse', or why not, as in `verdict.Verdict`.
+      name_a, name_b: short names, see `names_of`.
       a, b: paths of both evaluations.
       num_queries: queries that both can answer.
+      num_products: their products.
       only_in_a, only_in_b: queries that only one of them can answer.
       unlike: a sentence about how the catalogues or the similarities differ; '' if they do not.
       difference: {figure: difference} over the shared queries.
-      mcnemar: the test on the first result.
       won, lost: ids of queries whose first result is right in B only, or in A only, those whose
         rank changed most first.
       backward: {figure: rates}, if backward compatibility was evaluated.
     """
 
+    verdict: str
+    outcome: str
+    name_a: str
+    name_b: str
     a: str
     b: str
     num_queries: int
+    num_products: int
     only_in_a: int
     only_in_b: int
     unlike: str
     difference: dict[str, Difference]
-    mcnemar: McNemar
     won: list[str]
     lost: list[str]
     backward: dict[str, Rates] = dataclasses.field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        """What the comparison says about the first result."""
-        figure, d = next(iter(self.difference.items()))
-        low, high = d.interval
-        if low <= 0 <= high:
-            return f"No significant difference in {figure}: the interval contains 0."
-        better = "better" if low > 0 else "worse"
-        return f"B is {better} in {figure}: the interval of the difference excludes 0."
 
 
 def load(path) -> Written:
@@ -102,8 +94,11 @@ def load(path) -> Written:
       ValueError: there is none, or its files are damaged or do not belong together.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        folder = path if not os.path.isdir(f"{path}/analysis") else f"{path}/analysis"
+    inside = os.path.join(path, "analysis")
+    folder = inside if os.path.isdir(inside) else path if os.path.isdir(path) else ""
+    with contextlib.suppress(OSError):  # what the writer of an evaluation was killed at
+        filesets.settle(folder or os.path.dirname(path) or ".")
+    if folder:
         found = [name for name in os.listdir(folder) if name.endswith("-eval.json")]
         if not found:
             raise ValueError(f"{path}: holds no …-eval.json; run retrieval.eval first")
@@ -114,11 +109,12 @@ def load(path) -> Written:
         raise ValueError(f"{path}: there is no such file or folder; run retrieval.eval first")
     if prefix == path:
         raise ValueError(f"{path}: is not an …-eval.json of retrieval.eval")
+    data = files.read_sealed(path, set(), "an evaluation")
     try:
-        with open(path, encoding="utf-8") as text:
-            data = json.load(text)
-        with open(f"{prefix}-queries.csv", encoding="utf-8", newline="") as text:
-            queries = {row["id"]: _query(row) for row in csv.DictReader(text)}
+        for name in LISTS:
+            if files.sha256(f"{prefix}-{name}") != data["sha256"][name]:
+                raise ValueError(f"{prefix}-{name} is not the one that was written with it")
+        queries = {row["id"]: _query(row) for row in tables.read_csv(f"{prefix}-queries.csv")}
         if len(queries) == data["num_queries"]:
             return Written(path, Figures.from_json(data), queries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,7 +167,7 @@ def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> 
     for i, in_a, in_b in zip(shared, *rows, strict=True):
         if in_a.product != in_b.product:
             raise ValueError(f"query {i!r} has another product in {b.path}: not the same data")
-    ks = [k for k in a.figures.recall if k in b.figures.recall]
+    ks = sorted({1} | (a.figures.recall.keys() & b.figures.recall.keys()))
     names = [*(f"recall@{k}" for k in ks), "map@r", "mrr"]
     ranks = [np.array([query.rank for query in each]) for each in rows]
     values = [
@@ -184,38 +180,73 @@ def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> 
     products = np.array([query.product for query in rows[0]])
     drawn = intervals.percentiles(intervals.bootstrap(change, products, replicates, seed))
     means = ([float(column.mean()) for column in each.T] for each in (*values, change))
+    difference = {
+        name: Difference(a=in_a, b=in_b, difference=d, interval=interval)
+        for name, in_a, in_b, d, interval in zip(names, *means, drawn, strict=True)
+    }
+    first, called = difference["recall@1"], names_of(a.path, b.path)
+    count = len(np.unique(products))
+    outcome, sentence = verdict.of_pair(
+        called, (first.a, first.b), first.difference, first.interval, len(shared), count
+    )
     won = (ranks[0] > 1) & (ranks[1] == 1)
     lost = (ranks[0] == 1) & (ranks[1] > 1)
     order = np.argsort(-np.abs(np.log(ranks[0]) - np.log(ranks[1])), kind="stable")
     ids = np.array(shared)[order]
     return Comparison(
+        verdict=sentence,
+        outcome=outcome,
+        name_a=called[0],
+        name_b=called[1],
         a=a.path,
         b=b.path,
         num_queries=len(shared),
+        num_products=count,
         only_in_a=len(answered[0] - answered[1]),
         only_in_b=len(answered[1] - answered[0]),
-        unlike=_unlike(a, b, rows),
-        difference={
-            name: Difference(a=in_a, b=in_b, difference=d, interval=interval)
-            for name, in_a, in_b, d, interval in zip(names, *means, drawn, strict=True)
-        },
-        mcnemar=McNemar(
-            won=int(won.sum()),
-            lost=int(lost.sum()),
-            p_value=intervals.mcnemar(int(won.sum()), int(lost.sum())),
-        ),
+        unlike=_unlike(a, b, called, rows),
+        difference=difference,
         won=ids[won[order]].tolist(),
         lost=ids[lost[order]].tolist(),
     )
 
 
-def _unlike(a, b, rows):
+def names_of(a, b) -> tuple[str, str]:
+    """Short names of two evaluations: what differs in their paths, the experiment's name first.
+
+    Args:
+      a, b: paths of `…-eval.json` files.
+    """
+    parts = [_parts(path) for path in (a, b)]
+    for level in range(max(map(len, parts))):
+        shown = tuple(each[min(level, len(each) - 1)] for each in parts)
+        if shown[0] != shown[1]:
+            # The experiments agree: say which one as well.
+            prefix = parts[0][0] if level and parts[0][0] == parts[1][0] else ""
+            return tuple(f"{prefix} {name}".strip() for name in shown)
+    return "A", "B"
+
+
+def _parts(path):
+    """[experiment or folder, prefix of the file, the folders above] of an evaluation's path."""
+    *folders, name = os.path.normpath(os.path.abspath(path)).split(os.sep)
+    folders = [each for each in folders if each not in ("", "analysis")]
+    return [*folders[-1:], name.removesuffix("-eval.json"), *folders[-2::-1]]
+
+
+def _unlike(a, b, names, rows):
     searched = [
         f"{each.figures.num_catalogue:,} catalogue items by {each.figures.similarity}"
         for each in (a, b)
     ]
     if searched[0] != searched[1]:
-        return f"A searched {searched[0]}, B {searched[1]}: part of the difference comes from that."
+        return (
+            f"{names[0]} searched {searched[0]}, {names[1]} {searched[1]}: part of the difference "
+            "comes from that."
+        )
     if any(in_a.relevant != in_b.relevant for in_a, in_b in zip(*rows, strict=True)):
-        return "A and B searched different catalogues: part of the difference comes from that."
+        return (
+            f"{names[0]} and {names[1]} searched different catalogues: part of the difference "
+            "comes from that."
+        )
     return ""

@@ -4,12 +4,7 @@ import dataclasses
 
 import faiss
 
-from retrieval.evaluation import baselines, figures, index_loss, inputs, rerank
-
-BASELINES = {
-    "raw_pixels": ("raw pixels", baselines.raw_pixels),
-    "color_histogram": ("color histogram", baselines.color_histogram),
-}
+from retrieval.evaluation import baselines, figures, index_loss, inputs, rejection, rerank, verdict
 
 
 def evaluate(
@@ -31,7 +26,7 @@ def evaluate(
       catalogue: `Embedded`; None for the queries against themselves.
       source: the `figures.Source` or `figures.Files` to report.
       title: the name of this evaluation among the results.
-      with_baselines: also evaluate raw pixels and color histograms, by cosine.
+      with_baselines: also evaluate what needs no training, see `baselines.pairs`.
       index: a FAISS factory, 'auto' or the folder of an index to evaluate too; None for none.
       reranking: names from `rerank.METHODS` to evaluate too.
       threads: number of threads; None for all cores.
@@ -53,19 +48,24 @@ def evaluate(
     options["threads"] = threads
     result = figures.evaluate(queries, catalogue, **options)
     others = {}
-    for name, (_, replaced) in BASELINES.items() if with_baselines else ():
-        pair = replaced(queries), None if catalogue is None else replaced(catalogue)
+    for name, *pair in baselines.pairs(queries, catalogue) if with_baselines else ():
         others[name] = figures.evaluate(*pair, **options | {"similarity": "cosine"})
+    titled = {baselines.TITLES[name]: other for name, other in others.items()}
     items = queries if catalogue is None else catalogue
+    answerable = result.ranking.answerable
+    first = {name: each.ranking.first[answerable] == 1 for name, each in titled.items()}
     complete = dataclasses.replace(
         result.figures,
+        verdict=verdict.of_model(
+            result.ranking.first[answerable] == 1, queries.products[answerable], first
+        ),
         source=source,
+        rejection=rejection.of(queries, items, result),
         index=index_loss.losses(queries, items, result, index) if index else None,
         rerank=rerank.compare(queries, items, result, reranking) if reranking else {},
         **{name: other.figures for name, other in others.items()},
     )
-    result = dataclasses.replace(result, figures=complete)
-    return {title: result} | {BASELINES[name][0]: other for name, other in others.items()}
+    return {title: dataclasses.replace(result, figures=complete)} | titled
 
 
 def evaluate_files(queries, catalogue, paths, **options) -> figures.Evaluation:

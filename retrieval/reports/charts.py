@@ -59,7 +59,7 @@ def recall(curves, intervals) -> Chart:
 
 
 def histogram(counts) -> Chart:
-    """Shares of pairs over similarity, of what `figures.similarity_histogram` returns."""
+    """Shares of pairs over similarity, of what `similarity.histogram` returns."""
     from matplotlib.ticker import MaxNLocator
 
     edges = np.array(counts["edges"])

@@ -8,7 +8,7 @@ from retrieval.evaluation.paired import lists_of
 from retrieval.reports import page
 from retrieval.reports.selection import SHOWN
 from trainer import config as trainer_config
-from trainer import files, quiet
+from trainer import files, filesets, quiet
 
 EACH = 24  # queries shown as won, and as lost
 TITLES = {"map@r": "MAP@R", "mrr": "MRR"}
@@ -31,8 +31,8 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
       with_images: show images on the page.
       allow_code: see `images_of`.
     """
-    os.makedirs(folder, exist_ok=True)
     sides = {"A": a, "B": b}
+    called = {"A": result.name_a, "B": result.name_b}
     shown = {kind: _one_each(getattr(result, kind), a.queries) for kind in ("won", "lost")}
     asked = {name for names in shown.values() for name in names}
     lists = {side: lists_of(each, asked) for side, each in sides.items()}
@@ -40,10 +40,9 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
     items = {item["media"] for entry in entries for item in entry["results"][:SHOWN]}
     models = {each for side in sides.values() for each in side.figures.models}
     images = images_of(models, asked, items, paths, allow_code) if with_images and asked else {}
-    files.write_json(os.path.join(folder, "compare.json"), result.to_json())
 
     def line(side, name):
-        entry, note = lists[side][name], f"{side}: relevant item at rank"
+        entry, note = lists[side][name], f"{called[side]}: relevant item at rank"
         note = f"{note} {sides[side].queries[name].rank}"
         return [
             page.Cell(images, name, entry["product"], "query", note),
@@ -60,16 +59,18 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
         ]
 
     header, rows = backward_table(result.backward)
-    page.write(
-        os.path.join(folder, "compare.html"),
-        "comparison.html",
-        title="B against A",
-        titles=TITLES,
-        result=result,
-        backward_header=header,
-        backward_rows=rows,
-        lines={k: [line(s, n) for n in names for s in sides] for k, names in shown.items()},
-    )
+    with filesets.together(os.path.join(folder, "compare")) as staged:
+        files.write_json(f"{staged}.json", result.to_json())
+        page.write(
+            f"{staged}.html",
+            "comparison.html",
+            title=f"{result.name_b} against {result.name_a}",
+            titles=TITLES,
+            result=result,
+            backward_header=header,
+            backward_rows=rows,
+            lines={k: [line(s, n) for n in names for s in sides] for k, names in shown.items()},
+        )
 
 
 def _one_each(names, queries):

@@ -5,9 +5,9 @@ import math
 from typing import NamedTuple
 
 from retrieval.embeddings.store import Embedded
+from retrieval.evaluation.baselines import TITLES
 from retrieval.evaluation.figures import FEW, Evaluation
-from retrieval.evaluation.suite import BASELINES
-from retrieval.reports import charts, page, selection
+from retrieval.reports import charts, explorer, page, selection
 from retrieval.reports.page import Cell
 
 MOST_CATEGORIES = 40  # the weakest are listed; figures.csv has the others
@@ -21,12 +21,12 @@ RERANKING = {
 class Rate(NamedTuple):
     """A row of the summary: a figure of the embedding and of each baseline.
 
-    interval: (low, high) for the embedding, None for a figure without one. form: a format.
+    intervals: (low, high) of each, None for a figure without one. form: a format.
     """
 
     title: str
     values: list
-    interval: tuple | None
+    intervals: list
     form: str
 
 
@@ -37,17 +37,24 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
       path: the HTML file.
       result: the `figures.Evaluation`, complete.
       curves: {title: recall over k, see `plots.recall_curve`}.
-      histogram: what `figures.similarity_histogram` returns.
+      histogram: what `similarity.histogram` returns.
       chosen: what `selection.choose` returns.
       queries, catalogue: `Embedded`.
       images: ({id: image} of queries, {id: image} of catalogue items).
     """
     figures = result.figures
-    show = _Gallery(queries, catalogue, result, chosen.answers, *images)
+    of_page, known = page.Images(), []
+    for items, found, rows in zip(
+        (queries, catalogue), images, chosen.wanted([result]), strict=True
+    ):
+        names = items.ids[sorted(rows)].tolist()
+        known.append(of_page.add({name: found[name] for name in names if name in found}))
+    show = _Gallery(queries, catalogue, result, chosen.answers, *known)
+    listed = explorer.data_of(queries, catalogue, result, chosen, *known)
     hubs = [show.item(r, "wrong", f"{n:,} times") for r, n in chosen.hubs]
     baselines = {
         title.capitalize(): getattr(figures, name)
-        for name, (title, _) in BASELINES.items()
+        for name, title in TITLES.items()
         if getattr(figures, name)
     }
     intervals = {k: figures.intervals[f"recall@{k}"] for k in figures.recall}
@@ -61,6 +68,13 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
         title="Retrieval report",
         figures=figures,
         few=FEW,
+        plane=explorer.map_of(queries, catalogue, listed, figures.similarity),
+        data={
+            "images": of_page.urls,
+            "items": listed["items"],
+            "queries": listed["queries"],
+            "rejection": figures.rejection.to_json() if figures.rejection else {},
+        },
         rates=list(_rates([figures, *baselines.values()])),
         baselines=list(baselines),
         curves=curves,
@@ -85,11 +99,11 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
 
 def _rates(sets):
     """The rows of the summary for these `Figures`, the embedding's first."""
-    intervals = sets[0].intervals
-    for name in ("recall", "precision"):
-        for k in getattr(sets[0], name):
-            title = f"{name}@{k}"
-            yield Rate(title, [getattr(f, name)[k] for f in sets], intervals.get(title), ".3f")
+    rows = [
+        (f"{name}@{k}", [getattr(f, name)[k] for f in sets], f"{name}@{k}", ".3f")
+        for name in ("recall", "precision")
+        for k in getattr(sets[0], name)
+    ]
     for title, name, key, form in (
         ("MAP@R", "map_at_r", "map@r", ".3f"),
         ("R-precision", "r_precision", None, ".3f"),
@@ -97,7 +111,9 @@ def _rates(sets):
         ("mean rank", "mean_rank", None, ",.1f"),
         ("median rank", "median_rank", None, ",.1f"),
     ):
-        yield Rate(title, [getattr(f, name) for f in sets], intervals.get(key), form)
+        rows.append((title, [getattr(f, name) for f in sets], key, form))
+    for title, values, key, form in rows:
+        yield Rate(title, values, [f.intervals.get(key) for f in sets], form)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,23 @@
 """The files of one evaluation: its figures as JSON and CSV, plots, the report."""
 
-import contextlib
-import csv
 import json
-import os
 
 import numpy as np
 
 from retrieval import progress
-from retrieval.evaluation.figures import similarity_histogram
+from retrieval.evaluation import similarity
+from retrieval.evaluation.paired import LISTS
 from retrieval.reports import evaluation_page, page, plots, selection
-from trainer import files
+from trainer import files, filesets, tables
 
 SHOWN = 12  # queries in top_retrieved.png
 PLOTS = ("recall_at_k", "histogram")  # plots that a model can do without
 
 
 def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
-    """Writes `<prefix>-eval.json` and all that lies beside it.
+    """Writes `<prefix>-eval.json` and all that lies beside it, in place of an earlier evaluation.
 
-    An earlier `…-eval.json` is removed first and the new one is written last, so that figures never
-    lie beside the lists of another evaluation.
+    All files appear together, so that figures never lie beside the lists of another evaluation.
 
     Args:
       prefix: path that the names of all files begin with.
@@ -30,12 +27,15 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
         images that are known.
       drawn: which of `PLOTS` to draw.
     """
+    with filesets.together(prefix) as staged:
+        _write(staged, results, queries, catalogue, images, drawn)
+
+
+def _write(prefix, results, queries, catalogue, images, drawn):
     result = next(iter(results.values()))
     figures = result.figures.to_json()
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f"{prefix}-eval.json")
-    histogram = similarity_histogram(queries, catalogue, result.figures.similarity)
-    _write_table(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
+    histogram = similarity.histogram(queries, catalogue, result.figures.similarity)
+    tables.write_csv(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
     lists = progress.track(lists, len(queries), "writing what was retrieved")
     write_json_list(f"{prefix}-top_retrieved.json", lists)
@@ -48,7 +48,7 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
         plots.recall_at_k(f"{prefix}-recall_at_k.png", curves)
     chosen = selection.choose(queries, catalogue, result)
     shown = _some_rows(len(queries), SHOWN)
-    beside = dict(list(results.items())[:2])  # there is no room for the color histogram
+    beside = dict(list(results.items())[:2])  # there is no room for more than raw pixels
     asked, found = chosen.wanted(list(beside.values()), shown)
     query_images = images("queries", queries.ids[sorted(asked)])
     item_images = images("catalogue", catalogue.ids[sorted(found)])
@@ -66,12 +66,18 @@ def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
         images=(query_images, item_images),
     )
     # For the user to fill in `corrected_product` and apply it to the data.
-    _write_table(
+    tables.write_csv(
         f"{prefix}-suspected_labels.csv",
         ["id", "product", "suggested_product", "corrected_product"],
         ([queries.ids[q], queries.products[q], product, ""] for q, product in chosen.suspects),
     )
-    files.write_json(f"{prefix}-eval.json", figures)
+    write_figures(prefix, figures)
+
+
+def write_figures(prefix, figures):
+    """Writes `<prefix>-eval.json`, with checksums of itself and of the lists beside it."""
+    sums = {name: files.sha256(f"{prefix}-{name}") for name in LISTS}
+    files.write_sealed(f"{prefix}-eval.json", figures | {"sha256": sums})
 
 
 def write_stored(prefix, result, queries, catalogue):
@@ -110,13 +116,6 @@ def top_retrieved(queries, catalogue, scores, rows):
         }
 
 
-def _write_table(path, header, rows):
-    with files.published(path, "w") as out:
-        table = csv.writer(out)
-        table.writerow(header)
-        table.writerows(rows)
-
-
 def _flat(value, name=""):
     """Yields (dotted name, number) of nested figures; what JSON writes as null is left empty."""
     if isinstance(value, dict | list):
@@ -142,7 +141,7 @@ def write_queries(path, queries, catalogue, result):
             yield from (catalogue.ids[r], catalogue.products[r], f"{result.scores[q, 0]:.6f}")
 
     header = "id product category relevant rank average_precision found found_product score"
-    _write_table(path, header.split(), map(line, range(len(queries))))
+    tables.write_csv(path, header.split(), map(line, range(len(queries))))
 
 
 def write_json_list(path, values):

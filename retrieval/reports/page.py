@@ -19,15 +19,17 @@ from markupsafe import Markup
 from retrieval import progress
 from trainer import files
 
-THUMBNAIL = 128  # pixels
+THUMBNAIL = 160  # pixels
 LONGEST = 60  # characters of a name that are shown
+END = 26  # characters of an id that are shown: the end of a path says most
 
 
 class Cell(NamedTuple):
     """One image with its product and a note below it.
 
     Attributes:
-      images: {id: uint8 [H, W, C]}, the images that are known.
+      images: {id: uint8 [H, W, C]}, the images that are known; or, for a page whose images are all
+        in one list, {id: place in `Images.urls`}.
       identity: id of this image.
       product: its product.
       kind: 'query', 'found', 'right', 'wrong', or 'missed' for what should have been found.
@@ -39,6 +41,23 @@ class Cell(NamedTuple):
     product: str
     kind: str
     note: str
+
+
+class Images:
+    """The images of a page that shows some of them many times: each is in the file once.
+
+    Attributes:
+      urls: their data URLs.
+    """
+
+    def __init__(self):
+        self.urls: list[str] = []
+
+    def add(self, images) -> dict:
+        """Returns {id: place in `urls`} of {id: uint8 [H, W, C]}."""
+        first = len(self.urls)
+        self.urls += [str(_data_url(image)) for image in images.values()]
+        return dict(zip(images, range(first, len(self.urls)), strict=True))
 
 
 def write(path, template, **context):
@@ -79,7 +98,7 @@ def _data_url(image):
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     kind = "PNG" if max(picture.size) <= 48 else "JPEG"
     out = io.BytesIO()
-    picture.save(out, kind, quality=80)
+    picture.save(out, kind, quality=75)
     # Base64 needs no escaping, and looking at each of its characters would take seconds.
     return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}")
 
@@ -97,6 +116,7 @@ ENVIRONMENT.filters |= {
     "anchor": lambda heading: re.sub(r"\W+", "-", heading.lower()),
     "data_url": _data_url,
     "fmt": format,
+    "end": lambda value: value if len(value) <= END else f"…{value[-END:]}",
     "nonempty": lambda sections: [each for each in sections if each[1].strip()],
     "shortened": _shortened,
 }
@@ -108,6 +128,20 @@ def paths_of(items) -> dict:
         items.ids if items.paths is None else np.where(items.paths == "", items.ids, items.paths)
     )
     return dict(zip(items.ids.tolist(), paths.tolist(), strict=True))
+
+
+def own_files(items, ids) -> dict:
+    """{id: path} for those of `ids` whose image file holds no other item of an `Embedded`.
+
+    Several items of one file are crops of it, which only the model's data set knows.
+    """
+    if items.paths is None:
+        return {}
+    names, count = np.unique(items.paths, return_counts=True)
+    alone = set(names[count == 1].tolist()) - {""}
+    wanted = set(map(str, ids))
+    rows = zip(items.ids.tolist(), items.paths.tolist(), strict=True)
+    return {name: path for name, path in rows if name in wanted and path in alone}
 
 
 def images_at(paths) -> dict:

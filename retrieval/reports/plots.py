@@ -116,7 +116,7 @@ def recall_at_k(path, curves):
 
 
 def histogram(path, counts):
-    """Draws what `figures.similarity_histogram` returns."""
+    """Draws what `similarity.histogram` returns."""
     figure, axes = _figure()
     for kind, color in (("different_product", QUERY), ("same_product", RIGHT)):
         shares = np.array(counts[kind]) / max(1, sum(counts[kind]))

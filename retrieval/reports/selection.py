@@ -9,6 +9,8 @@ from retrieval.ranking.vectors import pair_similarity
 EACH = 12  # entries of every section
 SHOWN = 5  # results beside a query
 HUB_DEPTH = 10  # results per query that count for a hub
+LISTED = 400  # queries to explore
+MOST_IMAGES = 800  # on a page: about 4 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Chosen:
       hits: a random choice of queries whose first result is relevant.
       hubs: [(catalogue row, times it was wrongly among the first `HUB_DEPTH`)].
       suspects: [(query row, product it looks like)], the surest first, see `_suspects`.
+      listed: queries to explore: those above and a random choice of the others, in order.
       answers: {query row: (catalogue row, similarity)} of the best relevant item, for queries that
         do not show it among their results.
     """
@@ -31,6 +34,7 @@ class Chosen:
     hits: list[int]
     hubs: list[tuple[int, int]]
     suspects: list[tuple[int, str]]
+    listed: list[int]
     answers: dict[int, tuple[int, float]]
 
     def wanted(self, results, others=()):
@@ -40,12 +44,16 @@ class Chosen:
           results: the evaluations whose results are shown.
           others: further query rows.
         """
-        queries = {*self.worst, *self.near, *self.hits, *(q for q, _ in self.suspects[:EACH])}
+        queries = {*self.listed, *self.shown()}
         items = {row for row, _ in (*self.hubs, *self.answers.values())}
         items |= set(results[0].rows[sorted(queries), :SHOWN].ravel().tolist())
         for each in results:
             items |= set(each.rows[list(others), :SHOWN].ravel().tolist())
         return queries | set(others), items - {-1}
+
+    def shown(self):
+        """Rows of the queries in the sections."""
+        return {*self.worst, *self.near, *self.hits, *(q for q, _ in self.suspects[:EACH])}
 
 
 def choose(queries, catalogue, result, seed=0) -> Chosen:
@@ -65,15 +73,33 @@ def choose(queries, catalogue, result, seed=0) -> Chosen:
     hubs = np.argsort(-count, kind="stable")[:EACH]
     suspects = _suspects(queries, catalogue, result, right)
     worst, near = (_one_each(each, queries.products)[:EACH] for each in (worst, near))
-    shown = [q for q in sorted({*worst, *near, *suspects[:EACH].tolist()}) if first[q] > SHOWN]
+    hits = np.sort(random.permutation(hits)[:EACH]).tolist()
+    chosen = [*worst, *near, *hits, *suspects[:EACH].tolist()]
+    listed = _listed(np.array([*chosen, *random.permutation(len(queries))], int), result)
+    shown = [q for q in sorted({*chosen, *listed}) if first[q] > SHOWN]
     return Chosen(
         worst=worst,
         near=near,
-        hits=np.sort(random.permutation(hits)[:EACH]).tolist(),
+        hits=hits,
         hubs=[(int(row), int(count[row])) for row in hubs if count[row] > 0],
         suspects=[(int(q), str(catalogue.products[rows[q, 0]])) for q in suspects],
+        listed=listed,
         answers=_answers(queries, catalogue, shown, result),
     )
+
+
+def _listed(rows, result):
+    """The first of the queries `rows`, as many as `LISTED` and `MOST_IMAGES` allow, sorted."""
+    listed, items = set(), set()
+    for q in rows.tolist():
+        more, count = items | set(result.rows[q, :SHOWN].tolist()), len(listed) + 1
+        # For each query also the relevant item that is not among the results.
+        shown = count + min(count + len(more), result.figures.num_catalogue)
+        if len(listed) == LISTED or shown > MOST_IMAGES:
+            break
+        listed.add(q)
+        items = more
+    return sorted(listed)
 
 
 def _one_each(rows, products):

@@ -4,6 +4,7 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from retrieval.evaluation import identity
 from retrieval.reports.comparison_page import TITLES, backward_table
@@ -12,20 +13,25 @@ from retrieval.reports.comparison_page import TITLES, backward_table
 def print_evaluation(results, prefix):
     """Prints {title: evaluation}, the first one complete, whose files begin with `prefix`."""
     figures = next(iter(results.values())).figures
+    if figures.verdict:
+        _say(figures.verdict.sentence, "red" if figures.verdict.outcome == "worse" else "")
+        if figures.verdict.warning:
+            _say(figures.verdict.warning, "bold red")
     step = getattr(figures.source, "step", None)
     ks = list(figures.recall)
     names = [*(f"recall@{k}" for k in ks), "MAP@R"]
     rows = []
     for title, result in results.items():
-        rows.append([title, *_rates(result.figures.recall.values(), result.figures.map_at_r)])
+        of_title = result.figures
+        rows.append([title, *_rates(of_title.recall.values(), of_title.map_at_r)])
+        spans = [of_title.intervals[name.replace("MAP@R", "map@r")] for name in names]
+        rows.append(["  95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in spans)])
     index = figures.index
     if index:
         rows.append([f"index {index.factory}", *_rates(index.recall.values()), ""])
     for method, found in figures.rerank.items():
         rate = [] if found.map_at_r is None else [found.map_at_r]
         rows.append([f"with {method}", *_rates(found.recall.values(), *rate)])
-    spans = [figures.intervals[name.replace("MAP@R", "map@r")] for name in names]
-    rows.append(["95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in spans)])
     _print("Retrieval" if step is None else f"Retrieval at step {step}", ["", *names], rows, 110)
     print(
         f"{figures.num_queries} queries against {figures.num_catalogue} catalogue items; "
@@ -51,14 +57,17 @@ def print_evaluation(results, prefix):
 def print_comparison(result):
     """Prints a `paired.Comparison`; its warning goes to stderr."""
     rows = []
+    _say(result.verdict)
     for name, d in result.difference.items():
         span = f"{d.interval[0]:+.3f} to {d.interval[1]:+.3f}"
         rows.append([TITLES.get(name, name), *_rates((d.a, d.b)), f"{d.difference:+.3f}", span])
-    _print("B against A", ["", "A", "B", "B - A", "95% interval"], rows)
-    test = result.mcnemar
+    names = result.name_a, result.name_b
+    title = f"{names[1]} against {names[0]}"
+    _print(title, ["", *names, "difference", "95% interval"], rows)
     print(
-        f"{result.num_queries} queries in both; first results won {test.won}, lost {test.lost}, "
-        f"McNemar p = {test.p_value:.2g}. {result.verdict}"
+        f"{result.num_queries:,} queries of {result.num_products:,} products in both; the first "
+        f"result is right in {names[1]} only for {len(result.won):,}, in {names[0]} only for "
+        f"{len(result.lost):,}."
     )
     if result.unlike:
         print(f"warning: {result.unlike}", file=sys.stderr)
@@ -86,10 +95,15 @@ def _rates(values, *more):
     return [f"{value:.3f}" for value in (*values, *more)]
 
 
+def _say(sentence, style=""):
+    """Prints a sentence in one line, in color on a terminal."""
+    Console(soft_wrap=True).print(Text(sentence, style))
+
+
 def _print(title, header, rows, width=100):
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for name in header:
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(Text(name), justify="right" if name else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else width).print(table)

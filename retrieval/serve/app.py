@@ -26,7 +26,6 @@ from retrieval.serve.searcher import Searcher
 from retrieval.serve.served import Served
 
 
-
 class _Anything(convertors.PathConvertor):
     """An id in a path: unlike those of `path`, it may hold line breaks."""
 
@@ -69,7 +68,9 @@ _IMAGE = {
     }
 }
 _JSON = {
-    "application/json": {"schema": {"anyOf": [ById.model_json_schema(), ByVector.model_json_schema()]}}
+    "application/json": {
+        "schema": {"anyOf": [ById.model_json_schema(), ByVector.model_json_schema()]}
+    }
 }
 
 
@@ -145,7 +146,9 @@ def _said(errors):
 def _api(app, searcher, feedback_file):
     v1 = fastapi.APIRouter(prefix="/v1")
 
-    async def served(catalogue: Annotated[Text, Query(description="One of several.")] = "") -> Served:
+    async def served(
+        catalogue: Annotated[Text, Query(description="One of several.")] = "",
+    ) -> Served:
         return searcher.served(catalogue)
 
     InUse = Annotated[Served, Depends(served)]

@@ -1,9 +1,4 @@
-"""Damaged image lists, folders, images and weights: read, or refused in one line; never a hang.
-
-    PROTOTRAIN_FUZZ=100000 pytest tests/fuzz/test_data.py        # inputs per target; default 100
-
-Each input is made from (target, number) alone; a failure prints that number.
-"""
+"""Damaged image lists, folders, images and weights: read, or refused in one line; never a hang."""
 
 import base64
 import contextlib
@@ -13,6 +8,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import warnings
 
 import numpy as np
@@ -32,77 +28,8 @@ from metriclearn.datasets import (
 )
 from models.backbones import pth
 
-COUNT = int(os.environ.get("PROTOTRAIN_FUZZ", "100"))
-FIRST = int(os.environ.get("PROTOTRAIN_FUZZ_FIRST", "0"))
-SECONDS = 20  # that one input may take
-# Bytes that mean something in one of the formats.
-TOKENS = [
-    b"", b"\0", b"\n", b"\r", b"\r\n", b'"', b'""', b",", b";", b"\t", b"=", b"|", b"\\", b"..",
-    b"/", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xe9", b"\x00\x00\x00\x00", b"\xff\xff\xff\xff",
-    b"\x7f\xff\xff\xff", b"\x80\x00", b"path", b"label", b"split", b"99999999999999999999", b"-1",
-    b"1e9", b"nan", b"\xff\xd8", b"\xff\xd9", b"IDAT", b"IEND", b"(", b"t", b"}", b"R", b"b", b"Q",
-]  # fmt: skip
-
-
-def mutated(data, target, number):
-    """Bytes with a few random changes; the same for the same target and number."""
-    random = np.random.default_rng([sum(target.encode()), number])
-    data = bytearray(data)
-    for _ in range(random.integers(1, 6)):
-        # Half the changes near the start, where the headers are.
-        end = len(data) if random.random() < 0.5 else min(len(data), 64)
-        at, length = int(random.integers(0, end + 1)), int(random.integers(0, 32))
-        kind = random.integers(6)
-        if kind == 0:
-            data[at : at + 1] = random.bytes(1)
-        elif kind == 1:
-            del data[at : at + length]
-        elif kind == 2:
-            data[at:at] = data[int(random.integers(0, len(data) + 1)) :][:length]
-        elif kind == 3:
-            data[at : at + length] = random.bytes(length)
-        elif kind == 4:
-            token = TOKENS[random.integers(len(TOKENS))]
-            data[at : at + int(random.integers(0, len(token) + 1))] = token
-        elif random.random() < 0.3:
-            del data[at:]
-    return bytes(data)
-
-
-@contextlib.contextmanager
-def example(target, number):
-    """Prints the number of an input that fails, or that takes too long."""
-
-    def late(*_):
-        raise AssertionError(f"takes more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about damaged notes
-            yield
-    except BaseException:
-        print(f"\ninput {number} of {target}: PROTOTRAIN_FUZZ=1 PROTOTRAIN_FUZZ_FIRST={number}")
-        raise
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def numbers():
-    return range(FIRST, FIRST + COUNT)
-
-
-def read_or_refused(function, name):
-    """What the function returns, or None where it raises one line that names the file."""
-    try:
-        return function()
-    except ValueError as error:
-        message = str(error)
-        assert name in message and len(message.splitlines()) == 1, message
-        return None
-
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from damage import FIRST, SECONDS, UNIT, example, mutated, numbers, read_or_refused, seeded
 
 # ---------------------------------------------------------------------------- lists
 
@@ -128,9 +55,9 @@ LISTS = {
 @pytest.mark.parametrize("kind", LISTS)
 def test_manifests(shop, kind):
     path = shop / "manifest.csv"
-    for number in numbers():
+    for number in numbers(3):
         with example(f"manifest {kind}", number):
-            path.write_bytes(mutated(LISTS[kind].encode(), f"manifest {kind}", number))
+            path.write_bytes(mutated(LISTS[kind].encode(), seeded(f"manifest {kind}", number)))
             table = read_or_refused(lambda: manifest.load(path), str(path))
             assert table is None or all(map(os.path.isfile, table.paths))
 
@@ -140,7 +67,7 @@ CELLS = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
 )
 
 
-@settings(max_examples=COUNT)
+@settings(max_examples=UNIT)
 @given(
     st.lists(st.lists(CELLS, max_size=6), max_size=5),
     st.sampled_from(",;\t"),
@@ -154,7 +81,7 @@ def test_manifests_of_any_cells(shop, rows, separator, columns):
         manifest.load(path, columns=columns)
 
 
-@settings(max_examples=COUNT)
+@settings(max_examples=UNIT)
 @given(st.text() | st.text(st.sampled_from("ab=|,\\ ")))
 def test_conditions(text):
     table = ProductTable(products=["a", "b"], ids=["1", "2"], extra={"a": ["a", "b"]})
@@ -181,7 +108,7 @@ def test_folders(tmp_path):
         b"y.PNG",
     ]
     for number in numbers():
-        random = np.random.default_rng([5, number])
+        random = seeded("folder", number)
         root = os.fsencode(tmp_path / str(number))
         os.mkdir(root)
         places = [root]
@@ -257,8 +184,8 @@ def test_images(tmp_path, kind):
     good = IMAGES[kind]()
     assert image_files.read(good)[0].shape in ((12, 16, 3), (16, 12, 3))
     path, limit = tmp_path / "image", 1 << 16
-    for number in numbers():
-        data = mutated(good, kind, number)
+    for number in numbers(2):
+        data = mutated(good, seeded(kind, number))
         path.write_bytes(data)
         least = (4, 4) if number % 2 else None
         for source in (data, str(path)):
@@ -274,13 +201,13 @@ def test_images(tmp_path, kind):
 
 def test_images_in_batches(tmp_path):
     paths = []
-    for number in numbers():
+    for number in numbers(0.5):
         kind = list(IMAGES)[number % len(IMAGES)]
         paths.append(str(tmp_path / f"{number}.jpg"))
-        pathlib.Path(paths[-1]).write_bytes(mutated(IMAGES[kind](), kind, number))
+        pathlib.Path(paths[-1]).write_bytes(mutated(IMAGES[kind](), seeded(kind, number)))
     table = ProductTable(products=["p"] * len(paths), paths=paths)
     with example("batches", FIRST), warnings.catch_warnings():
-        signal.alarm(SECONDS + COUNT // 20)
+        signal.alarm(SECONDS + UNIT // 20)
         bad = pipeline.unreadable_images(table, max_pixels=1 << 16)
         batches = pipeline.eval_batches(
             table, batch_size=64, image_size=8, on_bad_image="skip", max_pixels=1 << 16
@@ -301,9 +228,9 @@ FILES = json.loads((pathlib.Path(__file__).parent.parent / "models" / "oracle.js
 def test_weights(tmp_path, kind):
     path, good = tmp_path / "weights.pth", base64.b64decode(FILES["files"][kind])
     start = good.index(b"\x80\x02")  # the pickle
-    for number in numbers():
+    for number in numbers(3):
         with example(f"pth {kind}", number):
             head = good[:start] if number % 2 else b""
-            path.write_bytes(head + mutated(good[len(head) :], f"pth {kind}", number))
+            path.write_bytes(head + mutated(good[len(head) :], seeded(f"pth {kind}", number)))
             found = read_or_refused(lambda: pth.load(path), str(path))
             assert found is None or sum(a.nbytes for a in found.values()) <= 4 * len(good) + 4096

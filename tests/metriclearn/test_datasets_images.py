@@ -182,3 +182,21 @@ def test_palettes_of_every_format(kind):
     palette = photo(16, 20).quantize(40)
     image, _ = decode(encoded(palette, kind))
     assert (image == np.asarray(palette.convert("RGB"), int)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_upright_jpeg_is_decoded_alike_by_ops_alone(channels):
+    """At every reduction; no function of Python is in the graph, and a large one is refused."""
+    for sides in ((30, 50), (64, 48), (300, 200)):
+        data = encoded(photo(*sides), "JPEG")
+        with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+            options = {"channels": channels, "max_pixels": 50_000}
+            image = images.decode_upright_jpeg(tf.constant(data), (24, 32), **options)
+            assert not any("PyFunc" in op.type for op in graph.get_operations())
+            if sides == (300, 200):
+                with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+                    session.run(image)
+                continue
+            found = session.run(image)
+        whole = images.decode(tf.constant(data), channels=channels, least=(24, 32))[0]
+        np.testing.assert_array_equal(found, images.resize(whole, (24, 32)))

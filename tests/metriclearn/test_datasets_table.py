@@ -9,6 +9,7 @@ from metriclearn.datasets import (
     queries_and_catalogue,
     select_where,
     split_by_product,
+    whole_catalogue,
 )
 
 
@@ -144,3 +145,13 @@ def test_conditions_select_rows_and_name_what_is_wrong():
     ):
         with pytest.raises(ValueError, match=message):
             select_where(t, text)
+
+
+def test_the_whole_catalogue_is_of_all_splits():
+    products, splits = list("abcd"), ["train", "val", "test", "catalogue"]
+    t = ProductTable(products=products, ids=products, splits=splits, roles=["catalogue", *[""] * 3])
+    assert whole_catalogue(t).ids.tolist() == ["a", "d"]
+    t = ProductTable(products=products, ids=products, roles=["query", "train", "", "query"])
+    assert whole_catalogue(t).ids.tolist() == ["b", "c"]
+    with pytest.raises(ValueError, match="every image has the role query"):
+        whole_catalogue(t.where(role="query"))

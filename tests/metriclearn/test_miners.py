@@ -15,6 +15,8 @@ pytestmark = pytest.mark.numeric
 
 
 def triplets(mined):
+    if len(mined) == 4:  # pairs of each kind
+        return [triplets(mined[:2]), triplets(mined[2:])]
     return [tuple(int(i) for i in t) for t in zip(*mined, strict=True)]
 
 
@@ -245,7 +247,7 @@ def test_distance_weighted_frequencies_follow_the_weights():
 def test_semi_hard_sorts_where_passes_would_be_many(monkeypatch):
     labels, x = batch(4, size=30, classes=2)
     passes = triplets(metriclearn.mine_semi_hard(labels, x))
-    monkeypatch.setattr(miners, "PASSES", 1)
+    monkeypatch.setattr(miners.nearest, "PASSES", 1)
     assert triplets(metriclearn.mine_semi_hard(labels, x)) == passes
 
 
@@ -272,9 +274,8 @@ def test_an_empty_batch_yields_no_triplets(name):
     def mine(labels, embeddings):
         return metriclearn.MINERS[name](labels, embeddings)
 
-    assert [len(rows) for rows in mine(np.zeros(0, np.int64), np.zeros((0, 4), np.float32))] == [
-        0
-    ] * 3
+    mined = mine(np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
+    assert not any(len(rows) for rows in mined)
 
 
 def test_references_stand_in_for_the_batch():

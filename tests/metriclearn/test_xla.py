@@ -22,24 +22,15 @@ def gradients(function):
         with tf.GradientTape() as tape:
             tape.watch(rows)
             value = function(labels, rows)
-        return value, tape.gradient(value, rows)
+        return value, tf.convert_to_tensor(tape.gradient(value, rows))
 
     return run
 
 
-def itself(labels, rows):
-    return metriclearn.References(labels, rows, tf.range(12))
-
-
 LOSSES = metriclearn.LOSSES
+OF_TRIPLETS = ("triplet", "margin", "dynamic_soft_margin")  # whose number depends on the data
 COMPILED = (
-    {name: gradients(LOSSES[name]) for name in sorted(set(LOSSES) - {"triplet", "margin"})}
-    | {
-        f"{name} of references": gradients(
-            lambda y, x, loss=LOSSES[name]: loss(y, x, references=itself(y, x + 0.1))
-        )
-        for name in ("contrastive", "smooth_ap", "supervised_contrastive")
-    }
+    {name: gradients(LOSSES[name]) for name in sorted(set(LOSSES) - {*OF_TRIPLETS})}
     | {
         name: gradients(lambda y, x, loss=loss: loss(y, x, PROXIES))
         for name, loss in metriclearn.PROXY_LOSSES.items()
@@ -71,6 +62,8 @@ REFUSED = (
     | {
         "triplet_loss/batch_all": lambda y, x: LOSSES["triplet"](y, x, miner="batch_all"),
         "margin_loss/mine_distance_weighted": LOSSES["margin"],
+        "contrastive_loss/mine_hdc": lambda y, x: LOSSES["contrastive"](y, x, miner="hdc"),
+        "dynamic_soft_margin_loss": LOSSES["dynamic_soft_margin"],
         "count_suspended": lambda y, x: metriclearn.count_suspended(y, x, 1.0),
         "circle_loss/float_labels_cannot_be_checked": lambda y, x: LOSSES["circle"](
             tf.cast(y, tf.float32), x

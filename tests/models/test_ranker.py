@@ -400,6 +400,28 @@ def test_filters_slow_or_freeze_the_backbone(config, tiny):
         np.testing.assert_allclose(other[1], plain[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_frozen_backbone_is_offered_as_a_baseline(config, tiny, cached):
+    """By its weights before training, whatever the checkpoint holds; cached, by those it has."""
+    shop(config, tiny, **{"model.cached_features": cached})
+    image = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.set_random_seed(1)
+        inputs = {"image": tf.constant(image)}
+        outputs = ranker.build(inputs)
+        trained = {v.op.name for v in v1.global_variables()}
+        frozen = ranker.frozen_features(inputs, outputs)
+        more = [v for v in v1.global_variables() if v.op.name not in trained]
+        assert bool(more) != cached and all(v.op.name.startswith("frozen/") for v in more)
+        session.run(v1.global_variables_initializer())
+        (kernel,) = [v for v in v1.global_variables() if v.op.name == "tiny/conv/kernel"]
+        before = session.run(frozen)
+        session.run(kernel.assign_add(tf.ones_like(kernel)))
+        after, moved = session.run([frozen, outputs.features])
+    assert np.abs(moved - before).max() > 0.1
+    np.testing.assert_array_equal(after, moved if cached else before)
+
+
 def test_features_take_the_embeddings_place_in_evaluation(config, tiny):
     shop(config, tiny, **{"evaluation.precision@k.feature_key": "features"})
     with tf.Graph().as_default():
@@ -413,13 +435,12 @@ def test_features_take_the_embeddings_place_in_evaluation(config, tiny):
         assert ranker.build()["embeddings"].shape[1] == 6
 
 
-def test_export_serves_what_the_configuration_names(config, tiny, monkeypatch):
+def test_export_serves_what_the_configuration_names(config, tiny):
     names = ["embeddings", "features"]
     keys = {"actions.export.inputs": ["query"], "actions.export.outputs": names}
     train(config, tiny, "served", **keys, **{"model.num_steps": 0})
     options = types.SimpleNamespace(checkpoint=None, output=None, outputs=[], overwrite=False)
-    monkeypatch.setattr(export.flags, "FLAGS", options)
-    export.main(ranker, set(), [])
+    export.main(options, ranker, set(), [])
     with v1.Session(graph=tf.Graph()) as session:
         folder = str(tiny / "served" / "export" / "model-0")
         signature = v1.saved_model.load(session, ["serve"], folder).signature_def

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metriclearn.datasets import ProductTable
 from retrieval import metrics
 from retrieval.catalogue import index
 from retrieval.embeddings import store
@@ -55,6 +56,11 @@ def build(inputs=None, train_phase=False):
     w = tf.compat.v1.get_variable("w", [64, config["model.size"]])
     model.embeddings = tf.nn.l2_normalize(x @ w, axis=1)
     return model
+
+def frozen_features(inputs, outputs):
+    x = tf.reshape(tf.cast(inputs["image"], tf.float32), [-1, 64])
+    one = tf.compat.v1.ones_initializer()  # in no checkpoint
+    return x * tf.compat.v1.get_variable("frozen/scale", [64], initializer=one)
 """
 
 
@@ -94,6 +100,29 @@ def tiny(tmp_path_factory):
         sys.path.remove(str(folder))
         del sys.modules["tiny"]
     return folder
+
+
+@pytest.fixture
+def tiny_model(tiny, monkeypatch):
+    """The module `tiny`, configured as its experiment, in its folder."""
+    from trainer import config as config_lib
+
+    monkeypatch.syspath_prepend(tiny)
+    monkeypatch.chdir(tiny)
+    model = config_lib.load_model("tiny")
+    model.config["model.size"] = 16
+    yield model
+    sys.modules.pop("tiny", None)
+
+
+@pytest.fixture
+def tiny_table(tiny_model, monkeypatch):
+    """Gives the tiny model a table of its data set: eight images, two of them queries."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
+    roles = ["query", "query", *[""] * 6]
+    rows = ProductTable(products=list("abcdabcd"), ids=list("12345678"), roles=roles, images=pixels)
+    monkeypatch.setattr(tiny_model, "table", lambda: rows, raising=False)
+    return rows
 
 
 @pytest.fixture
@@ -206,3 +235,47 @@ def shop(tmp_path):
     store.finish(tmp_path / "s", manifest)
     index.build(tmp_path / "s", tmp_path / "i", "Flat")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def mean_color(tmp_path_factory):
+    """A SavedModel of another origin: float images of 8 x 16 to their mean color, times 1, 2, 3."""
+    import tensorflow as tf
+
+    class Mean(tf.Module):
+        def __init__(self):
+            self.weight = tf.Variable([1.0, 2.0, 3.0])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 16, 3], tf.float32)])
+        def serve(self, picture):
+            return {"embeddings": tf.reduce_mean(picture, [1, 2]) * self.weight}
+
+    module = Mean()
+    folder = str(tmp_path_factory.mktemp("mean"))
+    tf.saved_model.save(module, folder, signatures=module.serve)
+    return folder
+
+
+COLORS = {"red": (220, 10, 10), "green": (10, 220, 10), "blue": (10, 10, 220), "gray": (99,) * 3}
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory, mean_color):
+    """A folder with images of four products and shop.csv of them; beside it, their index `i`."""
+    from stores import run_program
+
+    from retrieval import build
+
+    folder = tmp_path_factory.mktemp("colors") / "photos"
+    folder.mkdir()
+    lines = ["path,label,category,role"]
+    for name, color in COLORS.items():
+        for number, role in enumerate(("query", "catalogue", "catalogue")):
+            shade = tuple(max(0, value - 9 * number) for value in color)
+            path = f"{name}-{number}.{'jpg' if number == 0 else 'png'}"
+            Image.new("RGB", (40, 20), shade).save(folder / path, quality=95)
+            lines.append(f"{path},{name},{'neutral' if name == 'gray' else 'bright'},{role}")
+    (folder / "shop.csv").write_text("\n".join(lines) + "\n")
+    line = [f"--saved_model={mean_color}", "--input_range=0,255", f"--manifest={folder}/shop.csv"]
+    assert run_program(build, *line, f"--output={folder.parent}/i") == 0
+    return folder

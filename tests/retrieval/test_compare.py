@@ -15,7 +15,6 @@ from retrieval.embeddings import store
 from retrieval.evaluation import paired
 from retrieval.evaluation.figures import evaluate
 from retrieval.reports import outputs
-from trainer import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,10 +25,10 @@ def write_evaluation(folder, noise, ids, labels, truth):
     items = store.Embedded(points, ids, labels.astype(str), np.full(len(labels), ""))
     result = evaluate(items)
     folder.mkdir()
-    files.write_json(folder / "embeddings-eval.json", result.figures.to_json())
     outputs.write_queries(folder / "embeddings-queries.csv", items, items, result)
     lists = outputs.top_retrieved(items, items, result.scores, result.rows)
     outputs.write_json_list(folder / "embeddings-top_retrieved.json", lists)
+    outputs.write_figures(folder / "embeddings", result.figures.to_json())
     return result
 
 
@@ -45,29 +44,33 @@ def test_differences_are_paired(tmp_path, capsys):
     expected = clean.figures.recall[1] - noisy.figures.recall[1]
     assert one["difference"] == pytest.approx(expected)
     assert 0 < one["interval95"][0] <= expected <= one["interval95"][1]
-    test = result["mcnemar"]
-    assert len(result["won"]) == test["won"] and len(result["lost"]) == test["lost"]
-    assert (test["won"] - test["lost"]) / result["num_queries"] == pytest.approx(expected)
+    won, lost = len(result["won"]), len(result["lost"])
+    assert (won - lost) / result["num_queries"] == pytest.approx(expected)
+    assert result["outcome"] == "better" and result["verdict"].startswith("b is better than a: ")
     page = (tmp_path / "out/compare.html").read_text()
     assert "&lt;3&gt;" in page and "<3>" not in page
-    assert "McNemar" in capsys.readouterr().out
+    assert page.count(result["verdict"]) == 1 and "McNemar" not in page
+    printed = capsys.readouterr().out
+    assert printed.startswith(result["verdict"]) and " p = " not in printed
     # Another catalogue must not pass for a better model.
     assert result["unlike"] == ""
-    figures = json.loads((tmp_path / "b/embeddings-eval.json").read_text())
-    files.write_json(tmp_path / "b/embeddings-eval.json", figures | {"num_catalogue": 9000})
+    figures = clean.figures.to_json()
+    outputs.write_figures(tmp_path / "b/embeddings", figures | {"num_catalogue": 9000})
     compare.main([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-    said = "A searched 80 catalogue items by cosine, B 9,000 catalogue items by cosine"
+    said = "a searched 80 catalogue items by cosine, b 9,000 catalogue items by cosine"
     assert said in capsys.readouterr().err and said in (tmp_path / "out/compare.html").read_text()
-    files.write_json(tmp_path / "b/embeddings-eval.json", figures)
     table = (tmp_path / "b/embeddings-queries.csv").read_text()
     one = table.splitlines()[1].split(",")
     more = ",".join([*one[:3], str(int(one[3]) + 1), *one[4:]])
     (tmp_path / "b/embeddings-queries.csv").write_text(table.replace(",".join(one), more))
+    with pytest.raises(ValueError, match=r"queries\.csv is not the one that was written with it"):
+        paired.load(tmp_path / "b")
+    outputs.write_figures(tmp_path / "b/embeddings", figures)
     pair = [paired.load(tmp_path / side) for side in "ab"]
-    assert paired.compare(*pair).unlike.startswith("A and B searched different catalogues")
+    assert paired.compare(*pair).unlike.startswith("a and b searched different catalogues")
     # Against itself nothing differs.
     same = paired.compare(*[paired.load(tmp_path / "a")] * 2)
-    assert same.difference["map@r"].interval == (0, 0) and same.mcnemar.p_value == 1
+    assert same.difference["map@r"].interval == (0, 0) and same.outcome == "alike"
 
 
 def test_new_queries_against_an_old_catalogue(models, tmp_path):

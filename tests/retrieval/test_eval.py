@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retrieval import metrics
 from retrieval.ranking import kernels
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,7 +41,30 @@ def test_figures_and_counts(evaluated):
     assert 0 < result["map@r"] <= result["recall@k"]["20"] <= 1
     assert set(result["raw_pixels"]["recall@k"]) == {"1", "5", "10", "20"}
     assert f"{result['recall@k']['1']:.3f}" in done.stdout
+    assert next(iter(result)) == "verdict"
+    assert done.stdout.startswith(result["verdict"]["sentence"])
     assert "22 queries against 25 catalogue items; 2 queries" in done.stdout
+
+
+def test_what_a_model_offers_untrained_is_a_baseline(evaluated):
+    """From the same pass over the images, by its own initial weights."""
+    _, folder = evaluated
+    result = json.loads((folder / "model-3-eval.json").read_text())
+    patterns = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 1))
+
+    def pixels(first, count, face):
+        noise = np.random.default_rng([6, face]).normal(0, 60, (count, 8, 8, 1))
+        found = np.clip(patterns[first : first + count] + noise, 0, 255).astype(np.uint8)
+        return found.reshape(count, -1).astype(np.float32), np.arange(first, first + count)
+
+    ranking = metrics.rank_queries(*pixels(10, 22, 1), *pixels(12, 25, 2))
+    expected = metrics.summarize(ranking)["recall@k"]
+    found = result["frozen_backbone"]["recall@k"]
+    assert found == {str(k): pytest.approx(rate) for k, rate in expected.items()}
+    assert set(result["frozen_backbone_color"]["recall@k"]) == set(found)
+    projected = folder / "model-3-projector"
+    assert len((projected / "tensors.tsv").read_text().splitlines()) == 22 + 25
+    assert any(path.name.startswith("events.out.tfevents") for path in projected.iterdir())
 
 
 def test_top_retrieved_agrees_with_the_figures(evaluated):

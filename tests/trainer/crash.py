@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 
 CHANGES = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
+REAL = {name: getattr(os, name) for name in CHANGES}
 
 
 class Killed(BaseException):
@@ -41,3 +43,26 @@ def points(run, monkeypatch):
         if len(done) < count:
             return
     raise AssertionError("more than 1,000 changes")
+
+
+def kill_after(count):
+    """Lets `count` changes of the file system happen; the next one kills this process."""
+    left = [count]
+
+    def counted(real):
+        def change(*arguments, **options):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(*arguments, **options)
+
+        return change
+
+    for name in CHANGES:
+        setattr(os, name, counted(REAL[name]))
+
+
+def spare():
+    """Undoes `kill_after`, for a child of the process."""
+    for name in CHANGES:
+        setattr(os, name, REAL[name])

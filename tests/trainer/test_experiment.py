@@ -160,6 +160,19 @@ def test_a_home_folder_is_expanded(config, monkeypatch, tmp_path):
     assert checkpoints.find("~/model-3") == str(tmp_path / "model-3")
 
 
+def test_the_best_checkpoint_is_used_where_one_is_kept(config, folder):
+    made(folder)  # steps 10 and 20; the best is step 10
+    prefix = experiment.locate(toy, ())[1]
+    assert prefix == experiment.locate(toy, (), "best")[1]
+    assert experiment.describe(prefix).endswith("best on validation, step 10; the last is step 20")
+    last = experiment.locate(toy, (), "last")[1]
+    assert experiment.describe(last) == f"checkpoint: {last}" and last.endswith("model-20")
+    (folder / "checkpoint" / "best" / "model-10.index").unlink()
+    assert experiment.locate(toy, ())[1] == last
+    with pytest.raises(UserError, match="keeps no best checkpoint.*--checkpoint=last"):
+        experiment.locate(toy, (), "best")
+
+
 # ---------------------------------------------------------------------------- configuration
 
 

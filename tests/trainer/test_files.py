@@ -5,9 +5,12 @@ import json
 import os
 import pathlib
 import re
+import resource
+import signal
 
 import pytest
 
+from metriclearn.datasets import files as dataset_files
 from trainer import files
 
 
@@ -18,6 +21,49 @@ def test_an_error_leaves_the_old_file_and_no_litter(tmp_path):
         out.write("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+WRITES = (files.write_text, lambda path, text: dataset_files.write(path, text.encode()))
+WRITERS = pytest.mark.parametrize("write", WRITES, ids=["trainer", "metriclearn"])
+
+
+@WRITERS
+def test_what_is_not_a_file_is_not_replaced(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "folder", "null"):
+        with pytest.raises(OSError, match="not a file to write") as refused:
+            write(tmp_path / name, "x")
+        assert refused.value.filename == str(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "null", "pipe"]
+
+
+@WRITERS
+def test_what_killed_writers_left_goes_and_what_live_ones_write_stays(tmp_path, write):
+    (tmp_path / ".a.txt.abcd1234.tmp").write_text("half")
+    (tmp_path / ".a.txt.mine.tmp").write_text("another's")
+    with files.published(tmp_path / "a.txt", "w") as out:
+        live = os.path.basename(out.name)
+        write(tmp_path / "a.txt", "first")
+        assert sorted(os.listdir(tmp_path)) == sorted([".a.txt.mine.tmp", live, "a.txt"])
+    write(tmp_path / ("b" * 255), "long")
+    assert sorted(os.listdir(tmp_path)) == [".a.txt.mine.tmp", "a.txt", "b" * 255]
+
+
+def test_a_disk_that_fills_leaves_the_old_file_and_names_it(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for write in WRITES:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"a\.txt"):
+                write(path, "new" * 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_json_has_no_nan(tmp_path):

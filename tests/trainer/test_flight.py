@@ -102,15 +102,24 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_reason(train, capsys,
     [
         (["--fresh", "--yes"], ["--toy.nan_at=3"]),
         (["-f", "--yes=true", "--nodebug"], ["--toy.nan_at=3"]),
-        (["--flagfile=my.flags"], ["--flagfile=my.flags", "--nofresh", "--noyes"]),
+        (["--fallback"], ["--toy.nan_at=3"]),
+        (["--flagfile=my.flags"], ["--flagfile=my.flags", "--nofresh", "--noyes", "--nofallback"]),
     ],
 )
 def test_the_replay_command_deletes_nothing(monkeypatch, words, flags):
-    command = ["python", "-m", "trainer.main", "--toy.nan_at=3", *words]
-    monkeypatch.setattr(sys, "orig_argv", command)
-    found = shlex.split(flight.replay_command(4))
-    assert found[0] == sys.executable and found[-2:] == ["--debug", "--replay_step=4"]
-    assert not {"--fresh", "-f", "--yes", "--yes=true"} & set(found) and set(flags) <= set(found)
+    monkeypatch.setattr(sys, "argv", ["trainer/main.py", "--toy.nan_at=3", *words])
+    monkeypatch.setattr(flight.helptext, "running", lambda: "trainer.main")
+    for started_as, program in (("", ["-m", "trainer.main"]), ("prototrain train", ["train"])):
+        monkeypatch.setattr(flight.helptext, "started_as", started_as)
+        found = shlex.split(flight.replay_command(4))
+        assert found[1 : len(program) + 1] == program
+        assert found[-2:] == ["--debug", "--replay_step=4"] and set(flags) <= set(found)
+        assert not {"--fresh", "-f", "--yes", "--yes=true", "--fallback"} & set(found)
+
+
+def test_a_script_gets_the_call_that_replays():
+    """Its command line may do anything, such as train with fresh=True."""
+    assert flight.replay_command(4) == "loop.train(model, config, debug=True, replay_step=4)"
 
 
 def test_the_replay_command_runs_as_printed(program):

@@ -49,6 +49,62 @@ os._exit(0)
 """
 
 
+TYPES = """\
+W0000 00:00:1740000000.000000   123 type_inference.cc:340] Type inference failed. This indicates an invalid graph that escaped type checking. Error message: INVALID_ARGUMENT: expected compatible input types, but input 1:
+goo.gle/debugproto
+type_id: TFT_OPTIONAL
+args {
+  type_id: TFT_PRODUCT
+  args {
+    type_id: TFT_TENSOR
+  }
+}
+ is neither a subtype nor a supertype of the combined inputs preceding it:
+goo.gle/debugproto
+type_id: TFT_OPTIONAL
+
+\tfor Tuple type infernce function 0
+\twhile inferring type of node 'cond/output/_69'
+"""  # noqa: E501
+
+
+def test_a_message_of_many_lines_is_noise_to_its_end():
+    shown = ["W0000 a real warning\n", "args are real, too\n", "  and what is indented\n"]
+    lines = [shown[0], *TYPES.splitlines(keepends=True), *shown[1:], *TYPES.splitlines(True)]
+    assert list(quiet.without_noise(lines)) == shown
+
+
+DURING = """
+import os, sys
+from trainer import quiet
+with quiet.filtered(), quiet.filtered():
+    os.write(2, b"I0000 noise\\nW0000 a real warning\\n")
+    print("Python", file=sys.stderr)
+    os.write(2, b"last words: \\xff")
+    {end}
+os.write(2, b", I0000 after")
+"""
+
+
+def test_noise_is_hidden_while_a_program_runs_whatever_its_end():
+    def stderr(end):
+        code = DURING.replace("{end}", end)
+        # Until the filter has ended, too: it holds the pipe.
+        return subprocess.run([sys.executable, "-c", code], capture_output=True).stderr
+
+    shown = b"W0000 a real warning\nlast words: \xff"
+    assert stderr("pass").replace(b"Python\n", b"") == shown + b", I0000 after"
+    for end in ("os.abort()", "os._exit(3)", "os.kill(os.getpid(), 9)"):
+        assert stderr(end).replace(b"Python\n", b"") == shown, end
+    assert stderr("raise OSError('broken')").replace(b"Python\n", b"").startswith(shown)
+
+
+def test_closed_streams_need_no_filter():
+    code = "import trainer.quiet as q; exec('with q.filtered(): pass')"
+    close = 'exec 0<&- 1>&- 2>&-; exec "$0" -c "$1"'
+    assert subprocess.run(["sh", "-c", close, sys.executable, code]).returncode == 0
+
+
 def test_warnings_show_and_an_exception_shows_everything():
     def stderr(end):
         code = PROGRAM.replace("{end}", end)

@@ -163,6 +163,7 @@ ELSEWHERE = {
         "trainer.summary_save_interval",
         "trainer.print_interval",
     ),
+    "test_api.py::test_a_logger_gets_every_line": ("trainer.log",),
     "test_loop.py::test_what_a_run_writes": ("trainer.evaluation_interval",),
     "test_loop.py::test_steps_are_completed_updates": ("trainer.checkpoint_save_interval",),
     "test_loop.py::test_best_checkpoint_and_early_stopping": (

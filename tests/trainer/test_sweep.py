@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ import optuna
 import pytest
 import toy
 
-from trainer import meters, sweep
+from trainer import files, meters, sweep
 from trainer.config import UserError
 
 # Stands in for the trainer: learns as toy.dropout says, without TensorFlow.
@@ -226,3 +227,19 @@ def test_the_documented_lines_search(config, tmp_path, monkeypatch):
     values = [trial.value for trial in names["study"].trials]
     assert len(set(values)) == 2 and all(value > 0 for value in values)
     assert sorted(os.listdir("experiments/margins")) == ["trial-0", "trial-1"]
+
+
+@pytest.mark.parametrize("start", [b"", b"SQLite format 3\0"], ids=["full_disk", "damaged"])
+def test_a_damaged_study_and_a_full_disk_are_one_line(config, tmp_path, start):
+    folder = tmp_path / "sweep"
+    files.claim(folder, "sweep")
+    (folder / "sweep.db").write_bytes(start.ljust(5000 * bool(start), b"\1"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+    message = r"sweep\.db: cannot be read or written \(\w+ .*\)\. Free"
+    try:
+        with pytest.raises(UserError, match=message), sweep._opened(str(folder)):
+            sweep._open_study(optuna, str(folder), {}, 0, "none", True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

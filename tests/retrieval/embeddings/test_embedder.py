@@ -10,20 +10,9 @@ from stores import run_program
 from retrieval import embed
 from retrieval import index as index_program
 from retrieval.catalogue import index
-from retrieval.embeddings import embedder, images, passes, store
+from retrieval.embeddings import c_library, embedder, images, passes, store
 
 pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture
-def tiny_model(tiny, monkeypatch):
-    from trainer import config as config_lib
-
-    monkeypatch.syspath_prepend(tiny)
-    monkeypatch.chdir(tiny)
-    model = config_lib.load_model("tiny")
-    model.config["model.size"] = 16
-    return model
 
 
 CHECKPOINT = "experiments/exp-tiny/checkpoint/model-3"
@@ -32,28 +21,6 @@ CHECKPOINT = "experiments/exp-tiny/checkpoint/model-3"
 def of_dataset(model, name):
     spec = images.spec_of(model, [name])
     return embedder.Embedder.of_experiment(model, CHECKPOINT, spec=spec)
-
-
-def test_embedding_resumes_after_a_kill(tiny_model, tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    made = of_dataset(tiny_model, "retrieval_index")
-    passes.embed_to_store(tiny_model, "retrieval_index", whole, made, shard_rows=7)
-    append = store.append
-
-    def killed(folder, manifest, *given):
-        if len(manifest["shards"]) == 2:
-            raise KeyboardInterrupt
-        append(folder, manifest, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "append", killed)
-        with pytest.raises(KeyboardInterrupt):
-            passes.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
-    passes.embed_to_store(tiny_model, "retrieval_index", broken, made, shard_rows=7)
-    a, b = store.read(whole), store.read(broken)
-    np.testing.assert_array_equal(a.embeddings, b.embeddings)
-    np.testing.assert_array_equal(a.ids, b.ids)
-    assert len(store.manifest_of(broken)["shards"]) == 4
 
 
 def test_embedding_with_a_saved_model(tiny_model, tmp_path):
@@ -81,8 +48,6 @@ def test_embedding_with_a_saved_model(tiny_model, tmp_path):
 
 def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monkeypatch, capsys):
     """A photo of a catalogue item, searched for in the catalogue that the model's dataset makes."""
-    import sys
-
     from PIL import Image
 
     made = of_dataset(tiny_model, "retrieval_index")
@@ -111,7 +76,6 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
     # One photo, by the programs.
     index.build(tmp_path / "s", tmp_path / "i", "Flat")
     line = ["--model=tiny", f"--folder={tmp_path}/photos/07.png", f"--output={tmp_path}/q"]
-    del sys.modules["tiny"]
     assert run_program(embed, *line) == 0
     capsys.readouterr()
     line = ["search", f"--store={tmp_path}/q", f"--index={tmp_path}/i", "--k=2"]
@@ -120,6 +84,69 @@ def test_picture_files_are_embedded_as_the_models_own(tiny_model, tmp_path, monk
     assert answer["query"] == "07.png" and len(answer["results"]) == 2
     best = answer["results"][0]
     assert best["id"] == str(catalogue.ids[7]) and best["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_saved_embedder_embeds_alike(tiny_model, tmp_path, monkeypatch):
+    """By TensorFlow's C library, by its Python package, and as any SavedModel: files and arrays."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    gray = random.integers(0, 256, (40, 60), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "a.jpg")
+    Image.fromarray(gray).convert("RGB").rotate(3).save(tmp_path / "b.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(gray).convert("RGB").save(tmp_path / "c.jpg", exif=turned)
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg")]
+    rows = images.table(str(tmp_path))
+    with embedder.Embedder.of_experiment(tiny_model, CHECKPOINT) as made:
+        made.save(tmp_path / "model")
+        expected = made.embed(paths)
+        passes.embed_table(rows, tmp_path / "s", made)
+        np.testing.assert_allclose(store.read(tmp_path / "s").embeddings, expected, atol=1e-6)
+        with embedder.Embedder.load(tmp_path / "model") as loaded:
+            assert isinstance(loaded._session, c_library.Session)
+            for name in ("size", "channels", "boxes", "dimensions", "max_pixels", "source"):
+                assert getattr(loaded, name) == getattr(made, name), name
+            np.testing.assert_allclose(loaded.embed(paths), expected, atol=1e-6)
+            np.testing.assert_array_equal(loaded.decode(paths[2]), made.decode(paths[2]))
+            with open(paths[0], "rb") as file:
+                np.testing.assert_array_equal(loaded.decode(file.read()), made.decode(paths[0]))
+            with pytest.raises(ValueError, match="copy its folder"):
+                loaded.save(tmp_path / "again")
+
+    def unavailable(folder, threads):
+        raise c_library.Unavailable("no library")
+
+    monkeypatch.setattr(c_library, "Session", unavailable)
+    with embedder.Embedder.load(tmp_path / "model") as loaded:
+        np.testing.assert_allclose(loaded.embed(paths), expected, atol=1e-6)
+    with embedder.Embedder.of_saved_model(str(tmp_path / "model")) as other:
+        np.testing.assert_allclose(other.embed(paths), expected, atol=1e-6)
+
+
+def test_what_a_loaded_embedder_refuses(tiny_model, tmp_path):
+    from PIL import Image
+
+    with pytest.raises(ValueError, match=r"prototrain\.json: cannot be read"):
+        embedder.Embedder.load(tmp_path)
+    with embedder.Embedder.of_experiment(tiny_model, CHECKPOINT) as made:
+        made.max_pixels = 1000
+        made.save(tmp_path / "model")
+    Image.new("L", (50, 50)).save(tmp_path / "large.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "large.jpg").read_bytes()[:200])
+    with embedder.Embedder.load(tmp_path / "model") as loaded:
+        with pytest.raises(ValueError, match=r"large.jpg': 50 x 50 pixels exceed the limit of 1,0"):
+            loaded.decode(tmp_path / "large.jpg")
+        with pytest.raises(ValueError, match=r"cut.jpg': the file is truncated"):
+            loaded.decode(tmp_path / "cut.jpg")
+        with pytest.raises(ValueError, match=r"^cannot read the image: not a JPEG"):
+            loaded.decode(b"text")
+    (tmp_path / "model/variables/variables.index").unlink()
+    with pytest.raises(ValueError, match="model: the model cannot be loaded: "):
+        embedder.Embedder.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="takes no images alone"):
+        of_dataset(tiny_model, "retrieval_index").save(tmp_path / "other")
 
 
 def test_a_model_without_a_placeholder_of_images_is_named(tiny_model, monkeypatch):
@@ -132,22 +159,3 @@ def test_a_model_without_a_placeholder_of_images_is_named(tiny_model, monkeypatc
     monkeypatch.setattr(tiny_model, "build", lambda inputs, train_phase: None)
     with pytest.raises(ValueError, match="makes no placeholder of images"):
         made()
-
-
-def test_an_image_that_cannot_be_read_is_one_line(tiny_model, monkeypatch):
-    import tensorflow as tf
-
-    def datasets():
-        damaged = tf.data.Dataset.range(2).map(lambda n: _broken(tf, n))
-        return {"retrieval_index": damaged.batch(1)}
-
-    monkeypatch.setattr(tiny_model, "datasets", datasets)
-    with pytest.raises(ValueError, match=r"^cannot read the image 'a b\.jpg': truncated$"):
-        passes.embed_datasets(tiny_model, ["retrieval_index"], CHECKPOINT)
-
-
-def _broken(tf, n):
-    check = tf.debugging.Assert(n < 1, ["cannot read the image 'a b.jpg': truncated"])
-    with tf.control_dependencies([check]):
-        text = {key: tf.identity("x") for key in ("id", "product", "category")}
-        return text | {"image": tf.zeros([8, 8, 1], tf.uint8), "label": n}

@@ -30,23 +30,9 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def mean(tmp_path_factory):
-    """A SavedModel of floats that gives the mean colour, for pictures of 8 x 16."""
-    import tensorflow as tf
-
-    class Mean(tf.Module):
-        def __init__(self):
-            self.weight = tf.Variable([1.0, 2.0, 3.0])
-
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 16, 3], tf.float32)])
-        def serve(self, picture):
-            return {"embeddings": tf.reduce_mean(picture, [1, 2]) * self.weight}
-
-    module = Mean()
-    folder = str(tmp_path_factory.mktemp("mean"))
-    tf.saved_model.save(module, folder, signatures=module.serve)
-    return folder
+@pytest.fixture
+def mean(mean_color):
+    return mean_color
 
 
 def test_a_folder_tells_products_by_its_folders(pictures):

@@ -13,7 +13,11 @@ def vote(query, id, good, rank, model="m"):
 
 def test_what_was_appended_is_read_and_the_last_judgment_counts(tmp_path):
     path = tmp_path / "f.jsonl"
-    for one in (vote("q", "a", True, 1), vote("q", "b\n\u2028é", True, 2), vote("q", "a", False, 1)):
+    for one in (
+        vote("q", "a", True, 1),
+        vote("q", "b\n\u2028é", True, 2),
+        vote("q", "a", False, 1),
+    ):
         feedback.append(path, one)
     first, second = feedback.read(path)
     assert (first["id"], first["good"]) == ("a", False) and second["id"] == "b\n\u2028é"

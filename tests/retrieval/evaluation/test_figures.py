@@ -5,7 +5,7 @@ import pytest
 
 from retrieval import metrics
 from retrieval.embeddings import store
-from retrieval.evaluation import figures
+from retrieval.evaluation import figures, similarity
 from retrieval.evaluation.figures import evaluate
 from retrieval.ranking import vectors
 
@@ -61,7 +61,7 @@ def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
 def test_histogram_of_a_collapsed_embedding():
     names = np.array(["1", "2", "3", "4"])
     items = store.Embedded(np.ones((4, 2), np.float32), names, np.array([*"ppqq"]), names)
-    found = figures.similarity_histogram(items, items, "cosine")
+    found = similarity.histogram(items, items, "cosine")
     edges = found["edges"]
     assert edges[0] < 1 < edges[-1] and edges == sorted(set(edges))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from retrieval.catalogue import index
 from retrieval.embeddings import store
-from retrieval.evaluation import figures, identity, inputs
+from retrieval.evaluation import figures, identity, inputs, similarity
 
 KINDS = ("folder", "manifest", "npy", "npy without ids", "store", "index")
 RELATIONS = ("same files", "same names", "same bytes", "nothing in common")
@@ -183,7 +183,7 @@ def test_all_rows_of_the_querys_own_file_are_excluded():
     assert result.rows.tolist() == [[3, -1, -1, -1]]
     assert result.ranking.candidates.tolist() == [1]
     assert figures.shelf_ranks(queries, catalogue, "cosine", same).tolist() == [1]
-    histogram = figures.similarity_histogram(queries, catalogue, "cosine")
+    histogram = similarity.histogram(queries, catalogue, "cosine")
     assert sum(histogram["same_product"]) == 1
 
 

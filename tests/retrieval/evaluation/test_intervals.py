@@ -1,6 +1,4 @@
-"""Intervals and significance against plain definitions."""
-
-import math
+"""Intervals against plain definitions."""
 
 import numpy as np
 import pytest
@@ -19,10 +17,3 @@ def test_intervals_are_wider_when_products_are_few():
     assert clustered.std() > 3 * alone.std()
     expected = values[::20].std() / np.sqrt(20)
     assert clustered.std() == pytest.approx(expected, rel=0.1)
-
-
-def test_mcnemar_against_the_binomial():
-    for won, lost in ((0, 0), (7, 2), (2, 7), (5, 5), (900, 800)):
-        n = won + lost
-        tail = sum(math.comb(n, i) for i in range(min(won, lost) + 1)) / 2**n
-        assert intervals.mcnemar(won, lost) == pytest.approx(min(1, 2 * tail))

@@ -21,6 +21,25 @@ def test_the_first_evaluation_reports_everything(clustered):
     assert found.raw_pixels == results["raw pixels"].figures
     pixels = figures.evaluate(baselines.raw_pixels(items)).figures
     assert found.raw_pixels == pixels and pixels.recall != plain.figures.recall
+    assert found.frozen_backbone is None  # this model offers none
+    best = max(results["raw pixels"], results["color histogram"], key=lambda r: r.figures.recall[1])
+    assert found.verdict.baseline_rate == pytest.approx(best.figures.recall[1])
+    assert found.verdict.rate == pytest.approx(plain.figures.recall[1])
+    assert found.verdict.outcome == "better" and not found.verdict.warning
+    written = found.to_json()
+    assert next(iter(written)) == "verdict" and figures.Figures.from_json(written) == found
+
+
+def test_a_frozen_backbone_is_a_baseline_with_and_without_color(clustered):
+    items, plain = clustered
+    items = dataclasses.replace(items, features=items.embeddings)
+    results = suite.evaluate(items, title="mine", with_baselines=True)
+    assert list(results)[3:] == ["frozen backbone", "frozen backbone with color"]
+    found = results["mine"].figures
+    assert found.frozen_backbone.recall == plain.figures.recall
+    both = found.frozen_backbone.recall[1], found.frozen_backbone_color.recall[1]
+    assert found.verdict.baseline_rate == pytest.approx(max(both))
+    assert f"({found.verdict.baseline}): " in found.verdict.sentence
 
 
 def test_baselines_are_compared_by_cosine(clustered):
@@ -35,7 +54,9 @@ def test_files_are_named(clustered):
     items, plain = clustered
     found = suite.evaluate_files(items, None, ("q.npy", None)).figures
     assert found.source == figures.Files(queries="q.npy", catalogue=None, made_by=[])
-    assert dataclasses.replace(found, source=None) == plain.figures
+    assert found.verdict.outcome == "no baseline" and found.rejection
+    bare = dataclasses.replace(found, source=None, verdict=None, rejection=None)
+    assert bare == plain.figures
 
 
 @pytest.mark.parametrize(

@@ -61,21 +61,63 @@ for (const width of [390, 1280]) {
 </script>"""
 
 
+USE = """<!doctype html><body><iframe width=WIDTH height=800 src="PAGE"></iframe><script>
+const frame = document.querySelector('iframe');
+const wait = () => new Promise(done => setTimeout(done, 50));
+frame.onload = async () => {
+  const view = frame.contentWindow, page = frame.contentDocument;
+  const all = (selector, root = page) => [...root.querySelectorAll(selector)];
+  const one = (selector, root = page) => root.querySelector(selector);
+  const press = (key, more = {}) => (page.activeElement || page.body).dispatchEvent(
+    new view.KeyboardEvent('keydown', {key, bubbles: true, cancelable: true, ...more}));
+  const seen = {errors: []};
+  view.onerror = message => seen.errors.push(message);
+  try {
+    view.focus();
+    await (async () => { STEPS })();
+  } catch (error) { seen.errors.push(String(error)); }
+  document.body.textContent = JSON.stringify(seen);
+};
+</script>"""
+
+
 @pytest.fixture
-def looks(tmp_path):
-    """Shows a page in a browser on a phone and on a desktop, and returns {width: what was seen}."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-    if browser is None:
+def browser(tmp_path):
+    """Shows a page of our own in a browser, and returns the JSON that its script leaves behind."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
         pytest.skip("no Chromium on this machine: the page was not looked at in a browser")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     flags += ["--allow-file-access-from-files", "--virtual-time-budget=20000"]
 
-    def look_at(path):
-        (tmp_path / "look.html").write_text(LOOK.replace("PAGE", f"file://{path}"))
+    def show(text):
+        (tmp_path / "look.html").write_text(text)
         seen = subprocess.run(
-            [browser, *flags, "--dump-dom", f"file://{tmp_path}/look.html"],
+            [program, *flags, "--dump-dom", f"file://{tmp_path}/look.html"],
             capture_output=True, text=True, timeout=120, check=True,
         ).stdout  # fmt: skip
         return json.loads(html.unescape(re.search(r"<body>(.*)</body>", seen, re.DOTALL)[1]))
 
-    return look_at
+    return show
+
+
+@pytest.fixture
+def looks(browser):
+    """Shows a page in a browser on a phone and on a desktop, and returns {width: what was seen}."""
+    return lambda path: browser(LOOK.replace("PAGE", f"file://{path}"))
+
+
+@pytest.fixture
+def uses(browser):
+    """Uses a page at a width in a browser.
+
+    The steps, JavaScript, write to `seen`; they have `page`, `view` (its window), `one`, `all`,
+    `press(key)` and `await wait()`.
+    """
+
+    def use(path, width, steps):
+        text = USE.replace("PAGE", f"file://{path}").replace("WIDTH", str(width))
+        return browser(text.replace("STEPS", steps))
+
+    return use

@@ -37,10 +37,12 @@ def test_one_query_of_one_product(circle, stored, tmp_path):
 def test_report_holds_everything_and_escapes_it(evaluated_files):
     folder, _, _ = evaluated_files
     page = (folder / "embeddings-report.html").read_text()
-    assert "<script" not in page and "\x07" not in page
+    # Nothing of the data becomes markup, nor ends the script that holds it.
+    assert "<script>alert" not in page and "\x07" not in page
+    assert page.count("<script") == page.count("</script") == 2
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;&amp;&#39;␇é" in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?+(?!data:|#)""", page)
-    assert "url(" not in page
+    assert "url(" not in page and "innerHTML" not in page
 
 
 def test_what_comes_after_the_model_is_in_every_form(evaluated_files):

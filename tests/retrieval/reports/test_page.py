@@ -67,6 +67,8 @@ def test_an_image_may_be_missing():
     figure = page.ENVIRONMENT.get_template("macros.html").module.figure
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     shown = figure(page.Cell({"<1>": image}, "<1>", "a&b", "right", "<n>"))
+    assert "<span class=id>&lt;1&gt;</span>" in shown  # as text, not only as a tooltip
+    assert "data-image=3" in figure(page.Cell({"<1>": 3}, "<1>", "a", "right", "n"))
     found = re.search(r'alt="a&amp;b" src="data:image/png;base64,([^"]*)"', shown)
     decoded = Image.open(io.BytesIO(base64.b64decode(found[1])))
     np.testing.assert_array_equal(np.asarray(decoded), image)
@@ -79,7 +81,7 @@ def test_an_image_may_be_missing():
 def test_large_images_become_thumbnails():
     shown = page.ENVIRONMENT.filters["data_url"](np.full((600, 300, 1), 9, np.uint8))
     kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", shown).groups()
-    assert kind == "jpeg" and Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 128)
+    assert kind == "jpeg" and Image.open(io.BytesIO(base64.b64decode(data))).size == (80, 160)
 
 
 def test_a_variable_that_is_missing_is_an_error(tmp_path):
@@ -97,6 +99,10 @@ def test_images_are_read_by_path_or_id(tmp_path):
     items = store.Embedded(np.ones((4, 2)), ids, ids, ids, paths=paths)
     found = page.images_at(page.paths_of(items))
     assert {name: image.shape for name, image in found.items()} == {
-        "1": (5, 9, 3), ids[1]: (71, 128, 3),
+        "1": (5, 9, 3), ids[1]: (89, 160, 3),
     }  # fmt: skip
     assert page.paths_of(store.Embedded(np.ones((4, 2)), ids, ids, ids))["4"] == "4"
+    # Two items of one file are crops of it, which only the data set knows.
+    twice = store.Embedded(np.ones((3, 2)), ids[:3], ids[:3], ids[:3], paths=paths[[0, 0, 2]])
+    assert page.own_files(twice, ids) == {"3": paths[2]}
+    assert page.own_files(twice, ["1"]) == {}

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from retrieval.evaluation.figures import evaluate, similarity_histogram
+from retrieval.evaluation import similarity
+from retrieval.evaluation.figures import evaluate
 from retrieval.reports import plots
 
 
@@ -49,5 +50,5 @@ def test_captions_are_plain_text(tmp_path):
 def test_curves_and_histograms_are_drawn(circle, tmp_path):
     plots.recall_at_k(tmp_path / "r.png", {"this": ([1, 2, 5], [0.1, 0.5, 1.0])})
     assert len(colors_of(tmp_path / "r.png")) > 10
-    plots.histogram(tmp_path / "h.png", similarity_histogram(*circle, "cosine"))
+    plots.histogram(tmp_path / "h.png", similarity.histogram(*circle, "cosine"))
     assert len(colors_of(tmp_path / "h.png")) > 10

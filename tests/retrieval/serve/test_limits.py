@@ -12,7 +12,6 @@ import zlib
 import httpx
 import numpy as np
 import psutil
-import pytest
 from PIL import Image
 
 from retrieval.serve import limits, processes
@@ -190,7 +189,9 @@ def bomb(width, height):
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     pixels = zlib.compress(bytes(20 * MIB), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def test_bombs_are_refused_undecoded(http):

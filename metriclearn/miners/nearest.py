@@ -1,37 +1,18 @@
-"""Miners: which triplets of a batch a loss uses.
+"""Miners that rank each anchor's references in blocks of rows: O(block + B D) memory."""
 
-A miner is a function `(labels [B], embeddings [B, D], ...) -> Triplets`, or its name in `MINERS`.
-It returns indices only, so it carries no gradient.
-
-Candidates are ranked by one matrix product. References with equal embeddings tie exactly, and ties
-go to the lowest index; distances of different rows are compared to within the rounding of the
-product.
-
-All miners except `mine_batch_all` share these options:
-    distance: a name in `DISTANCES` or a `Distance`.
-    references: a `References` to mine in; the batch itself if None.
-    mining_dtype: floating-point dtype of the matrix product, such as 'bfloat16'.
-    false_negative_guard: a distance. References of another class that are nearer to the anchor than
-        this are assumed to be wrong labels and are not mined. `count_suspended` counts them.
-They raise ValueError for an unknown name, and for labels and embeddings that do not fit together.
-The number of triplets depends on the data, so XLA refuses to compile miners; its error names them.
-"""
-
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-from metriclearn.distances import ON_SPHERE, Distance
-from metriclearn.inputs import TensorLike, refuse_xla
+from metriclearn.distances import Distance
+from metriclearn.inputs import TensorLike
+from metriclearn.miners.results import Triplets
 from metriclearn.pairs import (
     Block,
     MiningOptions,
     References,
-    class_sizes,
     compare,
-    masks,
     scan_rows,
     valid_anchors,
 )
@@ -39,20 +20,6 @@ from metriclearn.registry import resolve
 
 # Up to this many positives per anchor, one pass over the row for each is faster than sorting it.
 PASSES = 16
-
-
-class Triplets(NamedTuple):
-    """Row indices of T triplets, each `[T]` int32.
-
-    Attributes:
-        anchors: rows of the batch.
-        positives: rows of the references (of the batch, unless the miner was given references).
-        negatives: rows of the references.
-    """
-
-    anchors: tf.Tensor
-    positives: tf.Tensor
-    negatives: tf.Tensor
 
 
 def mine_batch_hard(
@@ -86,31 +53,6 @@ def mine_batch_hard(
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
         positives, negatives, found = scan_rows(select, _ONE_EACH, comparison, options)
         return _one_per_anchor(valid_anchors(comparison) & found, positives, negatives)
-
-
-def mine_batch_all(
-    labels: TensorLike, embeddings: TensorLike, *, references: References | None = None
-) -> Triplets:
-    """Returns every triplet of the batch, ordered by anchor, positive, negative.
-
-    Hermans, Beyer, Leibe (arXiv 1703.07737), eq. 7. T is up to B^3 / 4.
-
-    Args:
-        labels: `[B]`, see `metriclearn.inputs`.
-        embeddings: `[B, D]` floating point.
-        references: a `References` to take positives and negatives from; the batch if None.
-    """
-    with tf.name_scope("mine_batch_all"):
-        comparison = compare(labels, embeddings, references)
-        positive, negative = masks(comparison)
-        refused = refuse_xla(comparison.codes, "mining_has_shapes_that_depend_on_data")
-        with tf.control_dependencies(refused):
-            positive = tf.identity(positive)
-        anchors, positives = tf.unstack(tf.cast(tf.where(positive), tf.int32), num=2, axis=1)
-        rows, negatives = tf.unstack(
-            tf.cast(tf.where(tf.gather(negative, anchors)), tf.int32), num=2, axis=1
-        )
-        return Triplets(tf.gather(anchors, rows), tf.gather(positives, rows), negatives)
 
 
 def mine_semi_hard(
@@ -254,75 +196,6 @@ def mine_top_k_hard(
         return Triplets(anchors, tf.gather(positives, anchors), tf.gather_nd(negatives, chosen))
 
 
-def mine_distance_weighted(
-    labels: TensorLike,
-    embeddings: TensorLike,
-    *,
-    seed: TensorLike = (0, 0),
-    cutoff: float = 0.5,
-    nonzero_loss_cutoff: float = 1.4,
-    references: References | None = None,
-    mining_dtype: Any = None,
-    false_negative_guard: float | None = None,
-) -> Triplets:
-    """Returns, for each (anchor, positive), a negative drawn uniformly over distances.
-
-    Wu, Manmatha, Smola, Krahenbuhl: Sampling Matters in Deep Embedding Learning (arXiv
-    1706.07567), section 4.1: weights 1 / q(d), where q(d) ~ d^(D-2) (1 - d^2/4)^((D-3)/2) is the
-    density of distances on the unit sphere. Embeddings are normalized first.
-
-    Args:
-        labels: `[B]`, see `metriclearn.inputs`.
-        embeddings: `[B, D]` floating point; not all zero.
-        seed: two integers or a `[2]` tensor. Pass the step as the second: otherwise every step
-            draws the same.
-        cutoff: nearer negatives weigh as much as one at this distance, which bounds the variance.
-        nonzero_loss_cutoff: farther negatives are not drawn. If an anchor has no others, all of its
-            negatives are equally likely.
-        references, mining_dtype, false_negative_guard: see the module. The guard is a Euclidean
-            distance of normalized embeddings.
-
-    Returns:
-        `Triplets`, one per pair, ordered by anchor and positive.
-    """
-    with tf.name_scope("mine_distance_weighted"):
-        comparison = compare(labels, embeddings, references).normalized()
-        dimension = tf.cast(tf.shape(comparison.embeddings)[1], comparison.embeddings.dtype)
-        # Drawn for the whole batch at once, so that blocks do not change what is drawn.
-        places = tf.maximum(tf.reduce_max(class_sizes(comparison)), 1)
-        shape = tf.stack([tf.size(comparison.codes), places])
-        draws = tf.random.stateless_uniform(shape, seed, dtype=comparison.embeddings.dtype)
-
-        def select(block: Block) -> tuple:
-            allowed = block.negatives > block.negatives.dtype.min
-            squared = 2 - 2 * tf.maximum(block.negatives, -1)
-            squared = tf.clip_by_value(squared, cutoff**2, 3.99)  # at 4 the density is 0
-            log_weights = -(dimension - 2) / 2 * tf.math.log(squared)
-            log_weights -= (dimension - 3) / 2 * tf.math.log(1 - squared / 4)
-            near = allowed & (squared < nonzero_loss_cutoff**2)
-            highest = tf.reduce_max(
-                tf.where(near, log_weights, log_weights.dtype.min), axis=1, keepdims=True
-            )
-            weights = tf.where(near, tf.exp(log_weights - highest), 0)
-            none_near = ~tf.reduce_any(near, axis=1, keepdims=True)
-            weights = tf.where(none_near & allowed, tf.ones_like(weights), weights)
-            sums = tf.cumsum(weights, axis=1)
-            # Just below the total: if rounding reached it, it would point beyond the row.
-            thresholds = tf.gather(draws, block.rows) * sums[:, -1:] * (1 - 1e-6)
-            negatives = tf.searchsorted(sums, thresholds, side="right")
-            found = tf.broadcast_to(tf.reduce_any(allowed, 1)[:, None], tf.shape(negatives))
-            return block.columns, block.is_positive & found, negatives
-
-        # On the unit sphere |x - y|^2 = 2 - 2 x.y; the scan ranks by -x.y.
-        guard = None if false_negative_guard is None else false_negative_guard**2 / 2 - 1
-        options = MiningOptions(ON_SPHERE, mining_dtype, guard)
-        dtypes = (tf.int32, tf.bool, tf.int32)
-        positives, is_positive, negatives = scan_rows(select, dtypes, comparison, options)
-        pairs = tf.where(is_positive)
-        anchors = tf.cast(pairs[:, 0], tf.int32)
-        return Triplets(anchors, *(tf.gather_nd(t, pairs) for t in (positives, negatives)))
-
-
 def mine_given_positive(
     labels: TensorLike,
     embeddings: TensorLike,
@@ -422,37 +295,6 @@ def count_suspended(
         return total - kept
 
 
-def call_miner(
-    miner: str | Callable[..., Any], labels: TensorLike, embeddings: TensorLike, **options: Any
-) -> Triplets:
-    """Calls a miner for a loss, with the loss's options.
-
-    Args:
-        miner: a name in `MINERS`, or a function `(labels, embeddings) -> Triplets`, such as a
-            `functools.partial` of one here.
-        labels: `[B]`.
-        embeddings: `[B, D]`.
-        options: the loss's own. `distance` and `margin` are also used by the loss, so a miner may
-            lack them or bind others. `references` and `mining_dtype` are the miner's to honor.
-
-    Raises:
-        ValueError: the miner cannot honor `references` or `mining_dtype`, or binds other ones.
-    """
-    function = resolve(miner, MINERS, "miner")
-    name = miner if isinstance(miner, str) else getattr(function, "__name__", repr(function))
-    bound = getattr(function, "keywords", {})
-    parameters = inspect.signature(function).parameters
-    for option in ("references", "mining_dtype"):
-        value, own = options.get(option), bound.get(option)
-        if value is not None and option not in parameters:
-            raise ValueError(f"the miner {name} takes no {option}")
-        # The loss must know references, which it measures; how a miner ranks may be bound.
-        if own is not None and own is not value and (value is not None or option == "references"):
-            raise ValueError(f"the miner {name} binds {option}: pass it to the loss instead")
-    taken = {k: v for k, v in options.items() if k in parameters and k not in bound}
-    return Triplets(*function(labels, embeddings, **taken))
-
-
 def _best(scores: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """`[b]` int32: the place of the highest score in each row; of equals, the lowest."""
     if mask is not None:
@@ -519,14 +361,4 @@ _FALLBACKS: dict[str, Callable[[Block], tuple]] = {
     "none": _no_negative,
     "farthest": _farthest,
     "hardest": _nearest,
-}
-
-MINERS: dict[str, Callable[..., Triplets]] = {
-    "batch_all": mine_batch_all,
-    "batch_hard": mine_batch_hard,
-    "distance_weighted": mine_distance_weighted,
-    "easy_positive": mine_easy_positive,
-    "given_positive": mine_given_positive,
-    "semi_hard": mine_semi_hard,
-    "top_k_hard": mine_top_k_hard,
 }

@@ -1,0 +1,102 @@
+"""Files of weights: what is none is refused in one line; safetensors are read by NumPy alone.
+
+A safetensors file holds 8 bytes, the length of a header; the header, JSON of {name: {dtype, shape,
+data_offsets}}; and the values. Nothing in it can be run.
+"""
+
+import json
+import math
+import os
+import struct
+
+import numpy as np
+
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+# How files begin that are taken for weights.
+_OTHERS = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
+    b"<!doctype": "it is a web page, not the file: download it again",
+    b"<html": "it is a web page, not the file: download it again",
+    b"\x89HDF": "it is an HDF5 file of Keras",
+    b"PK": "it is a zip archive, as PyTorch and Keras write them (TorchScript too)",
+    b"GGUF": "it is a GGUF file",
+}
+_LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
+
+
+def check(path, start=None):
+    """Refuses a file that is missing or of another kind.
+
+    Args:
+      path: the file.
+      start: bytes that it must begin with, if there are any.
+
+    Raises:
+      ValueError: one line that names the file and what it is.
+    """
+    try:
+        with open(path, "rb") as file:
+            first = file.read(64)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if start and first.startswith(start):
+        return
+    for other, kind in _OTHERS.items():
+        if first.lower().startswith(other.lower()):
+            raise ValueError(f"{path}: {kind}")
+    if start:
+        raise ValueError(f"{path}: it is damaged, or of another kind")
+
+
+def load(path):
+    """Reads a safetensors file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      {name: array}, memory-mapped; float16 and bfloat16 as float32.
+
+    Raises:
+      ValueError: one line that names the file, and the tensor if it is one.
+    """
+    check(path)
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_LONGEST_HEADER, size - 8):
+                raise ValueError("it is cut off, or of another kind")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+    except (OSError, struct.error, ValueError) as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    empty = size == 8 + length
+    data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r", 8 + length)
+    return {name: _array(path, name, entry, data) for name, entry in header.items()}
+
+
+def _array(path, name, entry, data):
+    try:
+        kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        count = math.prod(shape)
+        sound = 0 <= begin <= end <= len(data) and min(shape, default=0) >= 0
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: {name}: {entry} describes no tensor") from None
+    if kind not in _DTYPES:
+        raise ValueError(f"{path}: {name} is of the type {kind}; known are {' '.join(_DTYPES)}")
+    dtype = np.dtype(_DTYPES[kind])
+    if not sound or end - begin != count * dtype.itemsize:
+        raise ValueError(
+            f"{path}: {name}: {kind} {shape} is not bytes {begin} to {end} of {len(data)}: the "
+            "file is cut off or damaged"
+        )
+    array = data[begin:end].view(dtype).reshape(shape)
+    if kind == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if kind == "F16" else array

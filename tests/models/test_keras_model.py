@@ -1,0 +1,292 @@
+"""Keras models by address: files, functions, and the networks that come with Keras."""
+
+import sys
+import types
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.applications import convnext, resnet
+from PIL import Image
+
+from models import backbones, ranker
+from trainer import checkpoints, export, loop, towers
+from trainer.keras_model import eagerly
+
+pytestmark = pytest.mark.numeric
+v1 = tf.compat.v1
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+SESSION = v1.ConfigProto(device_count={"CPU": 2})
+
+
+def small(inside=True, size=None, dtype="float32"):
+    """A convolution and its batch norm, to maps; the pixels' range is inside or unknown."""
+    keras.utils.set_random_seed(0)
+    x = images = keras.Input((size, size, 3), dtype=dtype)
+    if inside:
+        x = keras.layers.Rescaling(1 / 127.5, -1)(x)
+    x = keras.layers.Conv2D(8, 3, 2, activation="gelu")(x)
+    return keras.Model(images, keras.layers.BatchNormalization()(x))
+
+
+def tiny_convnext():
+    """With its preprocessing and drop path; its convolutions are grouped."""
+    keras.utils.set_random_seed(0)
+    sizes = {"depths": [1, 1, 1, 1], "projection_dims": [8, 8, 16, 16]}
+    return convnext.ConvNeXt(
+        **sizes, drop_path_rate=0.5, layer_scale_init_value=1.0, weights=None, include_top=False,
+        input_shape=(None, None, 3), weights_name="", name="tiny",
+    )  # fmt: skip
+
+
+def tiny_resnet(include_top, weights, input_shape):
+    keras.utils.set_random_seed(0)
+
+    def stack(x):
+        return resnet.stack_residual_blocks_v1(x, 8, 1, name="conv2")
+
+    return resnet.ResNet(
+        stack, False, True, include_top=False, weights=None, input_shape=input_shape, name="tiny"
+    )
+
+
+tiny_resnet.__module__ = "keras.src.applications.resnet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def user_module():
+    """A module of a user's with functions that make models."""
+    module = types.ModuleType("user_networks")
+    module.small, module.convnext, module.number = small, tiny_convnext, lambda: 3
+    module.unknown = lambda: small(inside=False)
+    module.pair = lambda: keras.Model(
+        [x := keras.Input((8, 8, 3)), y := keras.Input((8, 8, 3))], x + y
+    )
+    module.broken = lambda: 1 / 0
+    sys.modules["user_networks"] = module
+    yield
+    del sys.modules["user_networks"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keras") / "my-net.keras"
+    eagerly(lambda: small().save(path))
+    return path
+
+
+class Built(NamedTuple):
+    """Features of IMAGES in training and not, gradients of the former's mean square, names."""
+
+    trained: np.ndarray
+    served: np.ndarray
+    slopes: list
+    names: list
+
+
+def built(backbone, count=1):
+    """Builds a backbone on `count` towers, its batch norm frozen."""
+
+    def build(inputs, train_phase):
+        return {"features": backbone.apply(inputs["image"], train_phase, frozen_batch_norm=True)}
+
+    devices = [f"/device:CPU:{i}" for i in range(count)]
+    with tf.Graph().as_default(), v1.Session(config=SESSION) as session:
+        inputs, step = {"image": tf.constant(IMAGES)}, tf.constant(2, tf.int64)
+        parts = towers.replicate(build, inputs, devices, train_phase=True, step=step)
+        trained = tf.concat([tower["features"] for tower in parts], 0)
+        slopes = v1.gradients(tf.reduce_mean(trained**2), v1.trainable_variables())
+        assert None not in slopes
+        with v1.variable_scope(v1.get_variable_scope(), reuse=True):
+            served = backbone.apply(tf.constant(IMAGES))
+        session.run(v1.global_variables_initializer())
+        names = [v.op.name for v in backbone.variables()]
+        return Built(*session.run([trained, served, slopes]), names)
+
+
+def test_a_file(path):
+    backbone = backbones.load(f"keras:{path}")
+    assert backbone.name == "my_net" and len(backbone.fingerprint) == 64
+    assert backbone.preprocessing == "RGB 0 to 255, scaled to 0,255; pooling auto"
+    _, found, _, names = built(backbone)
+    expected = eagerly(lambda: small()(IMAGES.astype(np.float32), training=False).numpy())
+    np.testing.assert_allclose(found, expected.mean((1, 2)), atol=1e-5)
+    assert "my_net/conv2d/kernel" in names and "my_net/batch_normalization/gamma" in names
+    gem = backbones.load(f"keras:{path}", pooling="gem")
+    assert gem.preprocessing != backbone.preprocessing
+    assert "my_net/pooling/exponent" in built(gem).names
+
+
+def test_another_file_has_another_fingerprint(path, tmp_path):
+    def moved():
+        model = small()
+        model.layers[2].kernel.assign_add(np.ones(model.layers[2].kernel.shape))
+        model.save(tmp_path / "my-net.keras")
+
+    eagerly(moved)
+    other = backbones.load(f"keras:{tmp_path / 'my-net.keras'}")
+    assert other.fingerprint != backbones.load(f"keras:{path}").fingerprint
+
+
+@pytest.mark.parametrize("asked", ("0,1", "caffe"))
+def test_a_function_and_a_range_of_pixels(asked):
+    backbone = backbones.load("keras:user_networks:unknown", input_range=asked)
+    assert backbone.name == "unknown" and backbone.fingerprint
+    pixels = IMAGES.astype(np.float32)
+    if asked == "caffe":
+        pixels = keras.applications.resnet.preprocess_input(pixels)
+    else:
+        pixels /= 255
+    expected = eagerly(lambda: small(False)(pixels, training=False).numpy())
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(built(backbone).served, expected.mean((1, 2)), atol=1e-5 * scale)
+
+
+def test_convnext_trains_on_two_towers_as_on_one():
+    """Its grouped convolutions run on any device; drop path drops the same examples."""
+    backbone = backbones.load("keras:user_networks:convnext")
+    one, two = (built(backbone, count) for count in (1, 2))
+    scale = np.abs(one.served).max()
+    np.testing.assert_allclose(two.trained, one.trained, rtol=0, atol=1e-5 * scale)
+    largest = max(np.abs(slope).max() for slope in one.slopes)
+    for a, b in zip(one.slopes, two.slopes, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest)
+    expected = eagerly(lambda: tiny_convnext()(IMAGES.astype(np.float32), training=False).numpy())
+    np.testing.assert_allclose(one.served, expected.mean((1, 2)), rtol=0, atol=1e-5 * scale)
+    assert np.abs(one.trained - one.served).max() > 0.01 * scale
+
+
+def test_networks_of_keras_take_weights_and_preprocess_as_their_module_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(keras.applications, "ResNet50", tiny_resnet)
+    file = tmp_path / "own.weights.h5"
+
+    def weights():
+        model = tiny_resnet(False, None, (None, None, 3))
+        for variable in model.trainable_variables:
+            variable.assign_add(0.1 * np.ones(variable.shape))
+        model.save_weights(file)
+        pixels = keras.applications.resnet.preprocess_input(IMAGES.astype(np.float32))
+        return model(pixels, training=False).numpy()
+
+    expected = eagerly(weights)
+    backbone = backbones.load(f"keras:keras.applications:ResNet50,weights={file}")
+    assert "keras.applications.resnet" in backbone.preprocessing and backbone.fingerprint
+    _, found, _, names = built(backbone)
+    np.testing.assert_allclose(found, expected.mean((1, 2)), atol=1e-5 * np.abs(expected).max())
+    assert "tiny/conv1_conv/kernel" in names
+    assert backbones.load("keras:keras.applications:ResNet50").fingerprint == ""
+
+
+def test_a_ranker_trains_resumes_and_serves_a_keras_model(path, tmp_path):
+    """The same vectors from the checkpoint's graph and from the exported SavedModel."""
+    before = ranker.config.to_dict()
+    lines = ["path,label,split"]
+    for i in range(16):
+        Image.fromarray(IMAGES[i // 4] // (i % 4 + 1)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i // 4},train")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    try:
+        ranker.config.update(
+            {
+                "trainer.experiment_base_dir": str(tmp_path),
+                "trainer.experiment_name": "run",
+                "trainer.evaluation_interval": 0,
+                "trainer.num_towers": 2,
+                "model.hub_address": f"keras:{path}",
+                "model.default_image_dimensions": [32, 32, 3],
+                "model.batch_size": 8,
+                "model.num_steps": 1,
+                "dataset.name": "manifest",
+                "dataset.base_path": str(tmp_path),
+                "dataset.validation": False,
+            }
+        )
+        for steps in (1, 2):
+            ranker.config["model.num_steps"] = steps
+            loop.train(ranker, ranker.config)
+        prefix = checkpoints.latest(str(tmp_path / "run" / "checkpoint"))
+        names = set(checkpoints.shapes(prefix))
+        assert {"my_net/conv2d/kernel", "my_net/batch_normalization/moving_mean"} <= names
+        with tf.Graph().as_default(), v1.Session() as session:
+            model = ranker.build({"image": tf.constant(IMAGES)})
+            checkpoints.restore(session, prefix, v1.global_variables())
+            expected = session.run(model.embeddings)
+        export.export(ranker, prefix, str(tmp_path / "served"))
+    finally:
+        ranker.config.update(before)
+    served = eagerly(tf.saved_model.load, str(tmp_path / "served"))
+    found = eagerly(lambda: served.signatures["serving_default"](tf.constant(IMAGES)))
+    np.testing.assert_allclose(found["embeddings"].numpy(), expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------ bad addresses
+
+
+def old_format(folder):
+    (folder / "net.h5").write_bytes(b"\x89HDF")
+    return str(folder / "net.h5")
+
+
+def pointer(folder):
+    (folder / "net.keras").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    return str(folder / "net.keras")
+
+
+def page(folder):
+    (folder / "net.keras").write_text("<!DOCTYPE html><html>")
+    return str(folder / "net.keras")
+
+
+def cut_off(folder):
+    eagerly(lambda: small().save(folder / "net.keras"))
+    whole = (folder / "net.keras").read_bytes()
+    (folder / "net.keras").write_bytes(whole[: len(whole) // 2])
+    return str(folder / "net.keras")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (old_format, "Keras's old format: load it with Keras and save it as .keras"),
+        (pointer, "Git LFS pointer, not the file itself: run git lfs pull"),
+        (page, "it is a web page"),
+        (cut_off, "Keras cannot load it: "),
+        ("no/such.keras", "cannot be read: No such file"),
+        ("nothing", "there is no such file; give FILE.keras, package.module:function"),
+        ("user_networks:none", "it fails: AttributeError: module 'user_networks' has no attribute"),
+        ("user_networks:broken", "it fails: ZeroDivisionError: division by zero"),
+        ("user_networks:number", "it returns a int, not a keras.Model"),
+        ("user_networks:pair", "must take images"),
+        ("user_networks:unknown", "--model.hub_input_range: 0,1"),
+        ("keras.applications:ResNet51", "Did you mean 'ResNet50"),
+        ("keras.applications:ResNet50,top=1", "the only option is weights=FILE"),
+        ("keras.applications:ResNet50,weights=no.h5", "no.h5: cannot be read: No such file"),
+    ],
+)
+def test_an_address_that_will_not_do(address, message, tmp_path):
+    address = address if isinstance(address, str) else address(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        backbones.load(f"keras:{address}")
+    assert f"The backbone 'keras:{address}' cannot be used" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_size_than_the_model_takes(tmp_path):
+    sys.modules["user_networks"].fixed = lambda: small(size=16)
+    backbone = backbones.load("keras:user_networks:fixed")
+    assert backbone.image_size == (16, 16)
+    with tf.Graph().as_default(), pytest.raises(ValueError, match="of 16 x 16, not 32 x 32"):
+        backbone.apply(tf.constant(IMAGES))
+
+
+def test_integers_take_pixels_as_they_are():
+    sys.modules["user_networks"].bytes = lambda: small(dtype="uint8")
+    backbone = backbones.load("keras:user_networks:bytes")
+    assert built(backbone).served.shape == (4, 8)
+
+
+def test_pooling_is_for_keras_models():
+    with pytest.raises(ValueError, match="model.pooling=gem is for Keras models"):
+        backbones.load("mobilenet", pooling="gem")

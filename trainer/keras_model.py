@@ -1,0 +1,320 @@
+"""Any Keras 3 model as a part of a graph: its layers, over variables of ours.
+
+    @functools.cache
+    def network():
+        return keras_model.eagerly(keras.applications.ResNet50, weights=None, include_top=False)
+
+    def build(inputs=None, train_phase=False):
+        maps = keras_model.apply(network(), inputs["pixels"], train_phase)   # [B, h, w, 2048]
+
+The variables are like those of any layer: shared by towers and validation, trained, saved, selected
+by name. They are named by the model's paths, as `conv1_conv/kernel`.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from trainer import layers
+from trainer.config import UserError
+
+v1 = tf.compat.v1
+
+
+class _Weights(NamedTuple):
+    """Where a model's weights went.
+
+    Attributes:
+      prefix: of a checkpoint in a temporary folder, which lives as long as the model.
+      names: [(Keras variable, its name, whether it is trained)].
+      seeds: Keras variables that hold the state of a random number generator.
+    """
+
+    prefix: str
+    names: list
+    seeds: list
+
+
+_taken = weakref.WeakKeyDictionary()  # model: _Weights
+
+
+def eagerly(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Returns `function(*args, **kwargs)`, called where no graph is being built.
+
+    Keras models must be made so: in a thread of its own, even from within `build`.
+    """
+    results, failures = [], []
+
+    def run():
+        try:
+            results.append(function(*args, **kwargs))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def apply(
+    model: Any, inputs: tf.Tensor, train_phase: bool = False, *, frozen_batch_norm: bool = False
+) -> Any:
+    """Builds a Keras model in the current graph, or once more over the same variables.
+
+    The first call moves the weights from the model into a temporary file, from which variables are
+    initialized: from then on the model is a description without weights, and works only here.
+    Dropout and drop path draw for each example of the global batch, as `layers.random_uniform`;
+    new batch-norm averages go to UPDATE_OPS.
+
+    Args:
+      model: a `keras.Model` or layer that has been built, made outside of the graph (see
+        `eagerly`).
+      inputs: what it takes, [B, …].
+      train_phase: its training mode, a Python bool.
+      frozen_batch_norm: batch norm uses its stored averages also in training.
+
+    Returns:
+      The model's output: a tensor, or a structure of them.
+
+    Raises:
+      UserError: a model without weights yet, made within a graph, or for another backend than
+        TensorFlow; a layer with a tensor made outside of the graph.
+    """
+    import keras  # costs a second
+
+    weights = take(model)
+    # A tuple, as TensorFlow's own private keys: such a collection is never written to files. It
+    # keeps the model, and so the weights' file, as long as the graph.
+    v1.add_to_collection(("keras_model",), model)
+    variables, mapping = {}, []
+    for variable, name, trained in weights.names:
+        initializer = layers.read_from(weights.prefix, name)
+        dtype = tf.as_dtype(variable.dtype)
+        own = v1.get_variable(name, variable.shape, dtype, initializer, trainable=trained)
+        variables[name] = own
+        mapping.append((variable, own))
+    mapping += [(seed, _key(seed)) for seed in weights.seeds]
+    stored = frozen_batch_norm or layers.frozen_batch_norm.active
+    with (
+        _averages(model) if stored else contextlib.nullcontext(),
+        _operations(inputs.shape[0]),
+        keras.StatelessScope(mapping, initialize_variables=False) as scope,
+    ):
+        before = {name: scope.get_current_value(v) for v, name, _ in weights.names}
+        try:
+            outputs = model(inputs, training=train_phase)
+        except RuntimeError as error:
+            if "capture an EagerTensor" not in str(error):
+                raise
+            raise UserError(
+                f"{model.name}: a layer keeps a tensor that was made outside of the graph, as "
+                "layers of preprocessing do: make the model without it"
+            ) from None
+        after = {name: scope.get_current_value(v) for v, name, _ in weights.names}
+    for name, value in after.items():
+        if train_phase and value is not before[name]:
+            v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, v1.assign(variables[name], value))
+    return outputs
+
+
+def take(model: Any) -> _Weights:
+    """Moves a model's weights into a temporary file, the first time; see `apply`."""
+    if model not in _taken:
+        _taken[model] = eagerly(_take, model)
+    return _taken[model]
+
+
+def _take(model):
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow")
+    if not model.built or not model.variables:
+        raise UserError(
+            f"{model.name} has no weights yet: give it an Input layer, or call it on an image"
+        )
+    if len(getattr(model, "inputs", None) or [0]) != 1:
+        raise UserError(f"{model.name} has {len(model.inputs)} inputs; it must take images alone")
+    variables = list({id(v): v for v in model.variables}.values())
+    seeds = [v for v in variables if v.path.endswith("seed_generator_state")]
+    kept = [v for v in variables if not any(v is seed for seed in seeds)]
+    names = _names(model, kept)
+    if any(tf.is_symbolic_tensor(v.handle) for v in kept):
+        raise UserError(
+            f"{model.name} was made within a graph: make it by trainer.keras_model.eagerly"
+        )
+    folder = tempfile.mkdtemp(prefix="prototrain-keras-")
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    prefix = os.path.join(folder, "weights")
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[v.numpy() for v in kept],
+    )
+    trained = [bool(v.trainable) for v in kept]
+    for variable in (*kept, *seeds):
+        variable._value, variable._initializer = None, _gone
+    for layer in _layers(model):
+        # Layers of preprocessing keep constants as eager tensors, which no graph takes.
+        for name, value in vars(layer).items():
+            if isinstance(value, tf.Tensor):
+                object.__setattr__(layer, name, value.numpy())
+    return _Weights(prefix, list(zip(kept, names, trained, strict=True)), seeds)
+
+
+def _gone(shape, dtype=None):
+    raise ValueError("This model's weights are in a graph: it works only in keras_model.apply.")
+
+
+def _layers(model):
+    return list(model._flatten_layers())
+
+
+def _names(model, variables):
+    """Paths of variables as names in a graph.
+
+    Keras numbers layers without a name through the process (`dense_7`). Here the numbers start from
+    0 in each model and layer: another process, which made other models, must find the same names.
+    """
+    automatic = {
+        layer.name
+        for layer in _layers(model)
+        if re.fullmatch(rf"{_snake_case(type(layer).__name__)}(_\d+)?", layer.name)
+    }
+    paths = [v.path.split("/") for v in variables]
+    if all(len(path) > 1 and path[0] == model.name for path in paths):
+        paths = [path[1:] for path in paths]
+    numbers, again, names = {}, {}, {}
+    for path in paths:
+        parts = []
+        for part in path:
+            if part in automatic:
+                base = re.sub(r"_\d+$", "", part)
+                seen = numbers.setdefault((*parts, base), {})
+                number = seen.setdefault(part, len(seen))
+                part = f"{base}_{number}" if number else base
+            parts.append(re.sub(r"[^\w.-]", "_", part, flags=re.ASCII))
+        name = "/".join(parts)
+        while name in names:
+            again[name] = again.get(name, 0) + 1
+            name = f"{name}_{again[name]}"
+        names[name] = None
+    return list(names)
+
+
+def _snake_case(name):
+    """The name that Keras gives to the first layer of a class."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+@contextlib.contextmanager
+def _averages(model):
+    """Within this context the model's batch norm uses its stored averages in training, too."""
+    import keras
+
+    kind = keras.layers.BatchNormalization
+    norms = [x for x in _layers(model) if isinstance(x, kind) and x.trainable]
+    try:
+        for norm in norms:
+            norm.trainable = False
+        yield
+    finally:
+        for norm in norms:
+            norm.trainable = True
+
+
+# ------------------------------------------------------------------ operations in Keras's place
+
+
+def _key(seed):
+    """The state of a generator for draws that are not by example: by seed, step and its name."""
+    name = zlib.crc32(seed.path.encode()) % 2**31
+    replica = layers.current_replica()
+    if replica is None:
+        return tf.constant([name, 0], seed.dtype)
+    return tf.cast(tf.stack([(replica.seed + name) % 2**31, replica.step % 2**31]), seed.dtype)
+
+
+@contextlib.contextmanager
+def _operations(batch):
+    """Within this context Keras draws random numbers by example, and compiles no convolution.
+
+    Args:
+      batch: examples in the batch if known, else None.
+    """
+    from keras.src.backend.tensorflow import nn, random
+
+    uniform, conv = random.uniform, nn.conv
+
+    def draw(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+        first, *rest = (_static(n) for n in shape)
+        if first is None and None not in rest:
+            drawn = layers.random_uniform(rest, shape[0])
+        elif batch and None not in rest and first is not None and first % batch == 0:
+            drawn = layers.random_uniform([first // batch, *rest], batch)
+        else:
+            return uniform(shape, minval, maxval, dtype, seed)
+        drawn = tf.reshape(drawn, [shape[0], *rest])
+        return tf.cast(minval + (maxval - minval) * drawn, dtype or tf.float32)
+
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        if rate in (0, 1):
+            return tf.zeros_like(inputs) if rate else inputs
+        shape = tf.shape(inputs)
+        sizes = [shape[i] if n is None else n for i, n in enumerate(inputs.shape)]
+        sizes = [n if m is None else m for n, m in zip(sizes, noise_shape or sizes, strict=True)]
+        keep = draw(sizes, seed=seed) >= rate
+        return tf.where(keep, inputs / (1 - rate), tf.zeros([], inputs.dtype))
+
+    def convolve(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
+        groups = inputs.shape[-1] // kernel.shape[-2]
+        if data_format == "channels_first" or len(kernel.shape) != 4 or groups == 1:
+            return conv(inputs, kernel, strides, padding, data_format, dilation_rate)
+        strides, dilations = _pair(strides), _pair(dilation_rate)
+        return _grouped(inputs, kernel, groups, strides, padding.upper(), dilations)
+
+    try:
+        random.uniform, random.dropout, nn.conv, replaced = draw, dropout, convolve, random.dropout
+        yield
+    finally:
+        random.uniform, random.dropout, nn.conv = uniform, replaced, conv
+
+
+def _static(size):
+    value = tf.get_static_value(size) if tf.is_tensor(size) else size
+    return None if value is None else int(value)
+
+
+def _pair(value):
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _grouped(inputs, kernel, groups, strides, padding, dilations):
+    """A convolution in groups of channels: [B, H, W, C], kernel [h, w, C / groups, filters].
+
+    Keras compiles it by XLA on CPU, which works on the first CPU device alone.
+    """
+    height, width, depth, filters = kernel.shape
+    if depth == 1 and strides[0] == strides[1] and 1 in (strides[0], max(dilations)):
+        kernel = tf.reshape(kernel, [height, width, groups, filters // groups])
+        return tf.nn.depthwise_conv2d(
+            inputs, kernel, [1, *strides, 1], padding, dilations=dilations
+        )
+    parts = zip(tf.split(inputs, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return tf.concat(
+        [tf.nn.conv2d(x, k, strides, padding, dilations=dilations) for x, k in parts], -1
+    )
