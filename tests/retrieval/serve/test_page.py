@@ -183,7 +183,9 @@ def test_a_part_of_a_photo_is_searched(page, file, tmp_path):
     drag.move_to_element_with_offset(stage, -40, -15).click_and_hold().move_by_offset(60, 30)
     drag.release().perform()  # a new box
     page.settled()
-    left, crop = page.run("return [parseFloat($('box').style.left), parseFloat($('box').style.width)]")
+    left, crop = page.run(
+        "return [parseFloat($('box').style.left), parseFloat($('box').style.width)]"
+    )
     assert 0 < left < 50 and abs(crop - 100 * 60 / width) < 3
 
 
@@ -314,7 +316,9 @@ def test_everything_fits_at_every_width_and_in_both_directions(page, file, direc
         for n, (left, right, top, bottom) in enumerate(cards):
             assert 0 <= left < right <= width
             for other in cards[n + 1 :]:
-                apart = right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+                apart = (
+                    right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+                )
                 assert apart, f"cards overlap at {width}"
         clipped = page.run("""return [...document.querySelectorAll('.card .text *, #panel button')]
             .filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).length""")
