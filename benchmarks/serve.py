@@ -56,8 +56,8 @@ def build(folder, count):
 
     def graph(session):
         images = tf.compat.v1.placeholder(tf.uint8, [None, 224, 224, 3], "image")
-        network = backbones.load("efficientnet-lite0")
-        features = network(images, False)
+        network = backbones.load("pretrained:efficientnet_lite0")
+        features = network.apply(images, False)
         session.run(tf.compat.v1.global_variables_initializer())
         return {"image": images}, tf.nn.l2_normalize(features, 1)
 

@@ -17,9 +17,11 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no browser: apt-get install chromium chromium-driver"
 )
-ARGUMENTS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic
- --no-first-run --disable-background-networking --disable-component-update --disable-sync
- --hide-scrollbars""".split()
+ARGUMENTS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+]
 
 
 class Page:
@@ -253,7 +255,8 @@ def test_nothing_found_and_what_is_no_image_are_said(page, file, tmp_path):
 def test_while_the_answer_is_on_its_way(page, file):
     page.run(
         """const real = window.fetch; window.go = null;
-        window.fetch = (...all) => new Promise((done) => { window.go = () => done(real(...all)); });"""
+        window.fetch = (...all) => new Promise((done) => {
+          window.go = () => done(real(...all)); });"""
     )
     page.driver.find_element("id", "file").send_keys(str(file(1)))
     page.wait("return Boolean(window.go)")
