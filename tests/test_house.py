@@ -14,7 +14,7 @@ PACKAGES = ("trainer", "metriclearn", "retrieval", "models")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 # The rooms of retrieval: each imports from itself and from those before it.
-ROOMS = ("ranking", "embeddings", "catalogue", "evaluation", "reports")
+ROOMS = ("ranking", "embeddings", "catalogue", "evaluation", "reports", "serve")
 # retrieval's tools, which import nothing of it and may be used by any room.
 TOOLS = ("progress",)
 
@@ -29,6 +29,11 @@ SIBLINGS = (
     (r"retrieval/embeddings/", ("trainer", "metriclearn.datasets", "metriclearn.augment")),
     # Pages read image files as everything else does.
     (r"retrieval/reports/page\.py", ("trainer", "metriclearn.datasets.image_files")),
+    # So do the server's queries and the images of what it finds.
+    (
+        r"retrieval/serve/(searcher|thumbnails)\.py",
+        ("trainer", "metriclearn.datasets.image_files"),
+    ),
     (r"retrieval/", ("trainer",)),
     (
         r"models/",

@@ -72,8 +72,8 @@ def figures(judgments: Sequence[Mapping], ks: Sequence[int]) -> list[dict]:
       ks: cut-offs.
 
     Returns:
-      [{'model', 'judgments', 'good', 'queries', 'recall@k', 'interval95'}], interval95 a dict of the
-      95% intervals by a bootstrap over queries.
+      [{'model', 'judgments', 'good', 'queries', 'recall@k', 'interval95'}]; interval95 is a dict of
+      the 95% intervals by a bootstrap over queries.
     """
     models: dict[str | None, list] = {}
     for one in judgments:

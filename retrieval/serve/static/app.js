@@ -433,8 +433,13 @@ function startDrag(event) {
   // The point that stays: the opposite corner, or where a new box begins.
   const fixed = corner
     ? { x: box.x + (1 - corner.dataset.x) * box.w, y: box.y + (1 - corner.dataset.y) * box.h } : start;
+  // A corner is gripped beside its very point.
+  const grip = corner
+    ? { x: box.x + corner.dataset.x * box.w - start.x, y: box.y + corner.dataset.y * box.h - start.y }
+    : { x: 0, y: 0 };
   const move = (e) => {
-    const now = at(e);
+    const pointer = at(e);
+    const now = { x: bounded(pointer.x + grip.x, 0, 1), y: bounded(pointer.y + grip.y, 0, 1) };
     if (moves) {
       return setCrop({ ...box, x: bounded(box.x + now.x - start.x, 0, 1 - box.w),
         y: bounded(box.y + now.y - start.y, 0, 1 - box.h) });

@@ -1,4 +1,4 @@
-"""A served catalogue: 24 images of 12 products in an index, the tiny model, and a running server."""
+"""A served catalogue: 24 images of 12 products, the tiny model, and a running server."""
 
 import contextlib
 import functools

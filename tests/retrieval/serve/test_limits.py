@@ -45,7 +45,10 @@ def talk(address, parts):
         return answer
 
 
-POST = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+POST = (
+    b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\n"
+)
 
 
 def test_a_large_body_is_refused_by_its_announcement(serving):
@@ -104,7 +107,7 @@ def test_too_many_connections_are_closed(start, shop, monkeypatch):
 
 
 def test_a_token_is_needed_and_compared(start, shop, photo):
-    with start(f"shop={shop[0]}/i", token="sésame") as (address, _):
+    with start(f"shop={shop[0]}/i", token="sésame") as (address, _):  # noqa: SIM117
         with httpx.Client(base_url=address) as http:
             for path in ("/", "/static/app.js", "/healthz", "/readyz", "/openapi.json"):
                 assert http.get(path).status_code == 200
