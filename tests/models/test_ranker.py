@@ -134,6 +134,7 @@ def test_recipe_runs_from_the_official_layout_to_a_report(program, tmp_path, rec
     assert code == 0, err
     result = json.loads((folder / "analysis" / "model-3-eval.json").read_text())
     assert (result["num_queries"], result["num_catalogue"]) == counts
+    assert {"frozen_backbone", "frozen_backbone_color"} <= set(result)
     lists = json.loads((folder / "analysis" / "model-3-top_retrieved.json").read_text())
     assert {len(entry["results"]) for entry in lists} == {min(11, counts[1])}
     drawn = {path.name for path in (folder / "analysis").glob("*.png")}

@@ -239,3 +239,25 @@ def test_equal_names_in_two_folders_are_two_images_and_a_link_is_one(mean, tmp_p
     for same in ("linked", "manifest"):
         with pytest.raises(ValueError, match="no query has a relevant catalogue item"):
             evaluated("photos", same)
+
+
+def test_images_of_a_model_may_be_read_from_their_files(pictures):
+    """With the proportions of the file, where it can be read; else as the model sees them."""
+    import types
+
+    import tensorflow as tf
+
+    ids = ["a/1.png", "a/2.jpg", "b/5.jpg", "none"]
+    paths = [str(pictures / name) if name != "none" else "" for name in ids]
+
+    def datasets():
+        entries = {"id": ids, "path": paths, "image": np.zeros((4, 8, 8, 3), np.uint8)}
+        return {"retrieval_index": tf.data.Dataset.from_tensor_slices(entries).batch(3)}
+
+    model = types.SimpleNamespace(__name__="m", datasets=datasets)
+    found = images.wanted_of(model, "retrieval_index", ids[1:], page.image_at)
+    assert {name: image.shape for name, image in found.items()} == {
+        "a/2.jpg": (20, 40, 3), "b/5.jpg": (8, 8, 3), "none": (8, 8, 3),
+    }  # fmt: skip
+    plain = images.wanted_of(model, "retrieval_index", ids[1:])
+    assert {image.shape for image in plain.values()} == {(8, 8, 3)}
