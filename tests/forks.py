@@ -52,7 +52,7 @@ import trainer.loop
 import trainer.sweep_report
 from trainer import cli
 
-SECONDS = 120  # that one run may take
+SECONDS = 600  # that one run may take, on a busy machine, before it counts as hanging
 
 
 def forked(task, kill_after=None, changes=None, limit=None):

@@ -330,6 +330,8 @@ def tried(name, kills, seed, work):
         assert code == -signal.SIGKILL or "Traceback" not in text, f"{options}: {text}"
         if code == -signal.SIGKILL or code:
             counts["full disk" if fault == "limit" else "kill"] += 1
+            if sum(counts.values()) % 25 == 0:
+                print(f"{name}: {dict(counts)} so far", flush=True)
         assert_ok(kind, None, f"{options}, then {text}")
         if name in ("embed", "train", "sweep") and code == 0:  # a finished one stays as it is
             assert_ok(kind, number, text)
