@@ -73,6 +73,7 @@ class Config:
 
     Attributes:
       given: names of the keys that the command line set.
+      own_flags: {name: text} of the flags that the model defines with absl and that were given.
       code_allowed: whether the command line has `--allow_code`.
 
     Args:
@@ -83,6 +84,7 @@ class Config:
         self._keys = dict(schema.KEYS)
         self._values = {key.name: key.default for key in self._keys.values()}
         self.given: set[str] = set()
+        self.own_flags: dict[str, str] = {}
         self.code_allowed = False
         self.update(values)
 
@@ -171,6 +173,7 @@ class Config:
         other = Config()
         other._keys, other._values = dict(self._keys), dict(self._values)
         other.given, other.code_allowed = set(self.given), self.code_allowed
+        other.own_flags = dict(self.own_flags)
         return other
 
     def to_dict(self) -> dict[str, Any]:
@@ -480,7 +483,7 @@ def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
       kinds: 'path', 'float' (which takes `within`, a range such as '(0, 1]'), or the end of the
         name of a function of absl, as in 'integer'.
     """
-    functions = {"path": define_path, "float": _define_float}
+    functions: dict[str, Callable[..., Any]] = {"path": define_path, "float": _define_float}
     return [
         functools.partial(
             functions.get(kind) or getattr(flags, f"DEFINE_{kind}"), flag_values=values
@@ -552,7 +555,7 @@ def from_flags(
             flag_values.unparse_flags()
             return None, set(), flag_values(argv)[1:]
         model = load_model(flag_values["model"].value)
-        _adopt_flags(flag_values)
+        adopted = _adopt_flags(flag_values)
         preset = flag_values["preset"].value if "preset" in flag_values else None
         define_flags(model.config, model.__name__, flag_values)
         if wanted:
@@ -570,14 +573,20 @@ def from_flags(
     for name in given:
         model.config[name] = flag_values[name].value
     model.config.given = given
+    model.config.own_flags = {
+        flag.name: str(flag.value) if flag.boolean else flag.serialize().partition("=")[2]
+        for flag in adopted
+        if flag.present
+    }
     model.config.code_allowed = flag_values["allow_code"].value
     return model, given, rest[1:]
 
 
 def _adopt_flags(flag_values):
-    """Makes the flags that a user's module defines with absl flags of this program, too."""
+    """Makes flags that a user's module defines with absl flags of this program; returns them."""
+    adopted = []
     if flag_values is flags.FLAGS:
-        return
+        return adopted
     for name in flags.FLAGS:
         flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name, "")
         if name != flag.name:  # its short name
@@ -585,8 +594,10 @@ def _adopt_flags(flag_values):
         if name not in flag_values:
             flag_values[name] = flag
             flag_values.register_flag_by_module(module, flag)
+            adopted.append(flag)
         elif flag_values[name] is not flag and module.split(".")[0] not in helptext.LIBRARIES:
             raise UserError(f"{module} defines the flag --{name}, which this program has already.")
+    return adopted
 
 
 def no_arguments(rest: Collection[str]) -> None:

@@ -74,7 +74,7 @@ def run(
     trials = trials or len(points)
     metric = metric or config["trainer.best_metric"] or "loss"
     shared = {key: config_lib.to_text(config.to_dict()[key]) for key in sorted(keys or ())}
-    shared["trainer.best_metric"] = metric
+    shared |= config.own_flags | {"trainer.best_metric": metric}
     if not config["trainer.evaluation_interval"] and "trainer.evaluation_interval" not in space:
         shared["trainer.evaluation_interval"] = str(max(config["model.num_steps"] // 10, 1))
     metric, lower = meters.direction(metric)

@@ -164,7 +164,6 @@ def test_mistakes_on_the_command_line(config, arguments, message):
         ("batch_size", "--model.batch_size"),
         ("optimizer.metod", "--model.optimizer.method"),
         ("droput", "--toy.dropout"),
-        ("noclip_gradient", "--model.clip_gradients"),
     ],
 )
 def test_a_flag_without_its_prefix_names_the_key(config, name, meant):
@@ -200,8 +199,10 @@ def test_flags_that_a_model_defines_are_flags_of_every_program(model_with_flags)
     name = model_with_flags("has_flags", "side")
     # As if several programs ran in this process, none sees what another was given.
     for arguments, value in ((["--side=7"], 7), ([], 4), (["--side=9"], 9)):
-        parse(f"--model={name}", *arguments)
+        model, _, _ = parse(f"--model={name}", *arguments)
         assert flags.FLAGS.side == value
+        given = {"side": str(value)} if arguments else {}
+        assert model.config.own_flags == given  # the trials of a sweep get them
     with pytest.raises(UserError, match="side=-1: -1 is not a non-negative"):
         parse(f"--model={name}", "--side=-1")
 
