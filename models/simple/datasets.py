@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from metriclearn import augment
-from metriclearn.datasets import glyphs, manifest, pipeline, queries_and_catalogue
+from metriclearn.datasets import glyphs, manifest, overview, pipeline, queries_and_catalogue
 from metriclearn.samplers import pk_sampler
 from models.simple.config import config
 from trainer.config import UserError, seed_of
@@ -18,8 +18,7 @@ def channels():
 
 def datasets(start_step=0):
     """Returns the datasets by name; training batches are a pure function of (seed, step)."""
-    path, seed = config["dataset.manifest"], seed_of(config["trainer.random_seed"])
-    table = manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
+    table, seed = _table(), seed_of(config["trainer.random_seed"])
     train, validation = table.where(split="train"), table.where(split="val")
     images = config["dataset.images_per_product"]
     sample = pk_sampler(train.labels, products=_products(train, images), images=images, seed=seed)
@@ -42,6 +41,24 @@ def datasets(start_step=0):
         queries, catalogue = queries_and_catalogue(table, split="test")
         found |= {"retrieval_query": every(queries), "retrieval_index": every(catalogue)}
     return found
+
+
+def notes():
+    """Lines for the start of training: what each split holds."""
+    table, parts = _table(), {}
+    for split in ("train", "val", "test"):
+        rows = table.where(split=split)
+        asked = len(rows) if split == "val" else 0
+        parts[split] = (rows, asked, asked)
+    if len(parts["test"][0]):
+        queries, catalogue = queries_and_catalogue(table, split="test")
+        parts["test"] = (parts["test"][0], len(queries), len(catalogue))
+    return overview.overview(parts, {})
+
+
+def _table():
+    path = config["dataset.manifest"]
+    return manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
 
 
 def _products(train, images):
