@@ -276,7 +276,9 @@ def main():
     results = read()
     if o.list:
         for row, runs in results.items():
-            texts = [f"'{t}'" if "|" in t else t for t in flags_of(row, chosen(row, runs), 0)]
+            texts = [
+                f"'{t}'" if "|" in t else t for t in (*flags_of(row, chosen(row, runs), 0), *_HELD)
+            ]
             print(f"python -m trainer.main --model=models.ranker {' '.join(texts)}")
         return
     if o.base_path or o.manifest:

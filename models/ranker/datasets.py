@@ -28,7 +28,8 @@ AUGMENTATIONS = {
 class Lazy(collections.abc.Mapping):
     """Datasets by name, each made when it is asked for.
 
-    The features that a head trains on take minutes to compute, and an evaluation needs none.
+    The features that a head trains on take minutes to compute, and near duplicates are looked for
+    among all images; an evaluation needs neither.
     """
 
     def __init__(self, makers):
@@ -46,10 +47,9 @@ class Lazy(collections.abc.Mapping):
 
 def datasets(start_step=0):
     """Returns the datasets by name; training batches are a pure function of (seed, step)."""
-    train, validation = training_tables()
-    makers = {"trn": lambda: _train_batches(train, start_step)}
-    if validation:
-        makers["vld"] = lambda: _validation_batches(*validation)
+    makers = {"trn": lambda: _train_batches(training_tables()[0], start_step)}
+    if config["dataset.validation"]:
+        makers["vld"] = lambda: _validation_batches(*training_tables()[1])
     if test := test_tables():
         makers["retrieval_query"] = lambda: _every(test[0])
         makers["retrieval_index"] = lambda: _every(test[1])

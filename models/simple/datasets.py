@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from metriclearn import augment
-from metriclearn.datasets import glyphs, manifest, pipeline, queries_and_catalogue
+from metriclearn.datasets import glyphs, manifest, overview, pipeline, queries_and_catalogue
 from metriclearn.samplers import pk_sampler
 from models.simple.config import config
 from trainer.config import UserError, seed_of
@@ -47,6 +47,19 @@ def datasets(start_step=0):
         queries, catalogue = queries_and_catalogue(rows, split="test")
         found |= {"retrieval_query": every(queries), "retrieval_index": every(catalogue)}
     return found
+
+
+def notes():
+    """Lines for the start of training: what each split holds."""
+    rows, parts = table(), {}
+    for split in ("train", "val", "test"):
+        part = rows.where(split=split)
+        asked = len(part) if split == "val" else 0
+        parts[split] = (part, asked, asked)
+    if len(parts["test"][0]):
+        queries, catalogue = queries_and_catalogue(rows, split="test")
+        parts["test"] = (parts["test"][0], len(queries), len(catalogue))
+    return overview.overview(parts, {})
 
 
 def _products(train, images):

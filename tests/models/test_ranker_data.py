@@ -191,7 +191,7 @@ def test_held_out_products_of_one_image_cannot_be_found(monkeypatch, config):
     table = ProductTable(products=products, splits=splits, ids=ids, images=pixels)
     monkeypatch.setattr(tables, "_table", lambda: table)
     with pytest.raises(UserError, match="dataset.validation: no product .* give --nodataset.val"):
-        ranker.datasets()
+        dict(ranker.datasets())
     config["dataset.validation"] = False
     assert set(ranker.datasets()) == {"trn"}
 
