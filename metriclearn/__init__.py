@@ -89,6 +89,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "keras":  # the module, which imports Keras
+        return importlib.import_module("metriclearn.keras")
     if name not in _HOME:
         raise AttributeError(f"module 'metriclearn' has no attribute {name!r}")
     found = getattr(importlib.import_module(f"metriclearn.{_HOME[name]}"), name)

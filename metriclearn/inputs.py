@@ -54,7 +54,7 @@ def _whole(labels: tf.Tensor, what: str) -> tf.Tensor:
         return tf.cast(labels, tf.int64)
     whole = tf.equal(labels, tf.round(labels)) & (tf.abs(labels) <= limit)
     checks = [
-        tf.debugging.assert_equal(whole, True, message=message),
+        tf.debugging.Assert(tf.reduce_all(whole), [message]),
         *refuse_xla(labels, "float_labels_cannot_be_checked"),
     ]
     with tf.control_dependencies(checks):

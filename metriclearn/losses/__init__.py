@@ -1,6 +1,7 @@
 """Losses: pure functions `loss(labels, embeddings, *, options)`; each docstring cites its paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -101,7 +102,7 @@ PROXY_LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 
 
 def weighted_sum(
-    *terms: tuple[str | Callable[..., tf.Tensor], float],
+    *terms: Sequence[Any],
 ) -> Callable[[TensorLike, TensorLike], tf.Tensor]:
     """Makes one loss `(labels, embeddings)` of several with weights.
 

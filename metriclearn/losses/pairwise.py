@@ -30,6 +30,7 @@ from metriclearn.losses.matrices import (
 from metriclearn.losses.reductions import reduce_terms
 from metriclearn.miners import call_miner, mine_distance_weighted
 from metriclearn.pairs import References, compare, informative_pairs
+from metriclearn.registry import resolve
 
 
 def lifted_structured_loss(
@@ -37,25 +38,39 @@ def lifted_structured_loss(
     embeddings: TensorLike,
     *,
     margin: float = 1.0,
+    form: str = "anchors",
     distance: str | Distance = "euclidean",
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """`generalized_lifted_structured_loss` with one margin, that of the negatives.
+    """Compares positives with all negatives at once, by a soft maximum; two forms of one idea.
 
     Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding
-    (arXiv 1511.06452), whose eq. 4 takes one pair of positives at a time and squares it.
+    (arXiv 1511.06452), eq. 4: per pair of positives `max(0, d(i, j) + log(sum_n exp(margin - d(i,
+    n)) + sum_n exp(margin - d(j, n))))^2 / 2`. `generalized_lifted_structured_loss` supersedes it.
 
-    Terms: one per anchor that has a positive and a negative.
+    Args:
+        form: 'anchors', `generalized_lifted_structured_loss` with this margin for the negatives;
+            'pairs', that of the paper, which compares the batch with itself only.
+
+    Terms: one per anchor that has a positive and a negative; for 'pairs' one per ordered pair of
+    positives whose anchor has a negative.
     """
-    return generalized_lifted_structured_loss(
-        labels,
-        embeddings,
-        negative_margin=margin,
-        distance=distance,
-        reduction=reduction,
-        references=references,
-    )
+    options = {"distance": distance, "reduction": reduction, "references": references}
+    if not resolve(form, {"anchors": False, "pairs": True}, "form"):
+        return generalized_lifted_structured_loss(
+            labels, embeddings, negative_margin=margin, **options
+        )
+    if references is not None:
+        raise ValueError("form='pairs' compares the batch with itself: it takes no references")
+    with tf.name_scope("lifted_structured_loss"):
+        comparison, positive, negative, distances = measure(labels, embeddings, distance, None)
+        against = log_sum_exp(margin - distances, negative)
+        highest = tf.maximum(against[:, None], against)
+        both = highest + tf.nn.softplus(-tf.abs(against[:, None] - against))
+        terms = tf.nn.relu(distances + both) ** 2 / 2
+        kept = positive & tf.reduce_any(negative, axis=1, keepdims=True)
+        return reduce_terms(tf.boolean_mask(terms, kept), reduction, comparison)
 
 
 def generalized_lifted_structured_loss(

@@ -119,7 +119,7 @@ def mine_uniform_histogram(
         comparison = compare(labels, embeddings, references)
         distances = distance_matrix(comparison, distance)
 
-        def draw(mask: tf.Tensor, count: int, kind: int) -> tuple[tf.Tensor, tf.Tensor]:
+        def draw(mask: tf.Tensor, count: int, kind: int) -> list[tf.Tensor]:
             pairs = tf.where(mask)
             values = tf.gather_nd(distances, pairs)
             # Of no pairs there is no range.

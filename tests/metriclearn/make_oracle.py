@@ -119,6 +119,12 @@ CASES = [
         None,
     ),
     (
+        "lifted_structured",
+        {"margin": 1.0, "form": "pairs"},
+        losses.LiftedStructureLoss(neg_margin=1.0, distance=EUCLIDEAN, reducer=MEAN),
+        None,
+    ),
+    (
         "multi_similarity",
         {"alpha": 2.0, "beta": 10.0, "base": 0.5, "epsilon": None},
         losses.MultiSimilarityLoss(alpha=2.0, beta=10.0, base=0.5, reducer=MEAN),

@@ -1,0 +1,478 @@
+"""The losses as Keras 3 wants them: saved with the model, with weights of their own, live recall.
+
+A loss function goes into `compile` as it is: `model.compile(optimizer, metriclearn.triplet_loss)`.
+`Loss` adds options, integer labels of any size, and a place in `.keras` files; `ProxyLoss`,
+`MarginLoss` and `MemoryLoss` are layers, since they have weights. `import metriclearn` does not
+import this module, which needs Keras on TensorFlow.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from metriclearn.inputs import TensorLike, label_array, label_tensor
+from metriclearn.losses import LOSSES, PROXY_LOSSES, weighted_sum
+from metriclearn.losses.pairwise import margin_loss
+from metriclearn.memory import Memory, enqueue
+from metriclearn.miners import MINERS
+from metriclearn.registry import check_options, resolve
+
+# Of the configurations in saved models: raised when an older reader would misread a newer one.
+FORMAT = 1
+
+_serializable = keras.saving.register_keras_serializable("metriclearn")
+
+
+class _Configured:
+    """What losses and layers share: a name or sum of losses, its options, and their saved form."""
+
+    def _set_loss(
+        self,
+        loss: str | Sequence | Callable,
+        options: dict[str, Any],
+        table: dict[str, Callable[..., tf.Tensor]],
+    ) -> None:
+        self.loss, self.options = loss, options
+        if isinstance(loss, list | tuple):
+            check_options(lambda: None, options, "a sum of losses")
+            terms = [(name, weight, _bound(*rest)) for name, weight, *rest in loss]
+            self._function: Callable[..., tf.Tensor] = weighted_sum(*terms)
+            return
+        function = resolve(loss, table, "loss")
+        check_options(function, options, f"loss {loss!r}" if isinstance(loss, str) else "the loss")
+        if options.get("reduction") == "none":
+            raise ValueError("reduction='none' leaves no one number to minimize")
+        self._function = functools.partial(function, **_bound(options))
+
+    def get_config(self) -> dict[str, Any]:
+        for option, value in {"loss": self.loss, **self.options}.items():
+            if callable(value):
+                raise ValueError(
+                    f"{option}={getattr(value, '__name__', value)!r} is a function, which cannot "
+                    "be saved: give its name in metriclearn's tables"
+                )
+        config = {"format": FORMAT, "name": self.name, "loss": self.loss}  # type: ignore[attr-defined]
+        return config | self.options
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        config = dict(config)
+        found = config.pop("format", FORMAT)
+        if found > FORMAT:
+            raise ValueError(
+                f"this model was saved by a newer metriclearn (format {found} of {cls.__name__}; "
+                f"this one reads up to {FORMAT}): update metriclearn"
+            )
+        try:
+            return cls(**config)
+        except ValueError as error:
+            raise ValueError(f"saved by another version of metriclearn? {error}") from None
+
+
+@_serializable
+class Loss(_Configured, keras.losses.Loss):
+    """A loss of `LOSSES` for `model.compile`, which `.keras` files keep.
+
+        model.compile("adam", Loss("triplet", margin=0.2, miner="semi_hard"))
+        model.compile("adam", Loss([("triplet", 1.0, {"margin": 0.1}), ("histogram", 0.5)]))
+
+    Labels are integers of any width, strings, or whole floats, `[B]` or `[B, 1]`, as the data set
+    gives them; `compile` with a plain function turns them into float32 first. Embeddings are
+    `[B, D]`, computed in at least float32 also under mixed precision. Under a `tf.distribute`
+    strategy each replica mines in its own part of the batch, and the loss is their mean.
+
+    Args:
+        loss: a name in `LOSSES`; a function `(labels, embeddings)`; or a list of (name, weight) or
+            (name, weight, options), whose weighted sum it is.
+        name: for logs.
+        options: the loss's. `miner` may also be (name, options of the miner).
+
+    Raises:
+        ValueError: an unknown name or option. When called: labels or embeddings that are not legal,
+            several outputs, or sample weights, which a loss over pairs cannot honor.
+    """
+
+    def __init__(
+        self,
+        loss: str | Sequence | Callable = "triplet",
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._set_loss(loss, options, LOSSES)
+        super().__init__(name=name or (loss if isinstance(loss, str) else "metric_loss"))
+
+    def __call__(
+        self, y_true: TensorLike, y_pred: TensorLike, sample_weight: TensorLike | None = None
+    ) -> tf.Tensor:
+        # Not that of Keras, which would turn labels into float32.
+        if sample_weight is not None:
+            raise ValueError(
+                f"{self.name} takes no sample_weight or class_weight: its terms are pairs and "
+                "triplets, not examples"
+            )
+        if isinstance(y_pred, dict | list | tuple) or isinstance(y_true, dict | list | tuple):
+            raise ValueError(
+                f"{self.name} compares the embeddings of one output with one vector of labels, but "
+                "the model has several: compile with one loss per output, such as "
+                "loss={'embedding': ...}"
+            )
+        with tf.name_scope(self.name):
+            return _share_of_replica(self.call(y_true, y_pred))
+
+    def call(self, y_true: TensorLike, y_pred: TensorLike) -> tf.Tensor:
+        return self._function(y_true, y_pred)
+
+
+class _LossLayer(_Configured, keras.layers.Layer):
+    """A loss with weights. `call(labels, embeddings)` gives the loss, or passes embeddings on.
+
+    In a model's `compute_loss` or a training loop, call it: the result is the loss. In a functional
+    model, make it with `output="embeddings"`: it then adds its loss to the model and returns the
+    embeddings, so that it can stand in the graph; compile without a loss.
+    """
+
+    def __init__(
+        self,
+        loss: str,
+        table: dict[str, Callable[..., tf.Tensor]],
+        options: dict[str, Any],
+        output: str,
+        name: str | None,
+    ) -> None:
+        # Keras would cast labels given as floats to half precision.
+        super().__init__(name=name, autocast=False)
+        self._set_loss(loss, options, table)
+        self.passes_on = resolve(output, {"loss": False, "embeddings": True}, "output")
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"output": "embeddings" if self.passes_on else "loss"}
+
+    def _finish(self, value: tf.Tensor, embeddings: TensorLike) -> tf.Tensor:
+        if self.passes_on:
+            self.add_loss(value)
+            return embeddings
+        return _share_of_replica(value)
+
+
+@_serializable
+class ProxyLoss(_LossLayer):
+    """A loss of `PROXY_LOSSES` with its proxies as a weight; see `metriclearn.losses.proxies`.
+
+        loss = ProxyLoss("arcface", classes=100)
+        value = loss(labels, embeddings)
+
+    Args:
+        loss: a name in `PROXY_LOSSES`.
+        classes: C; labels are whole numbers in [0, C).
+        centers: proxies per class, for 'soft_triple' and 'sub_center_arcface'.
+        output: 'loss' or 'embeddings', what a call returns.
+        name: of the layer.
+        options: the loss's.
+    """
+
+    def __init__(
+        self,
+        loss: str = "proxy_anchor",
+        *,
+        classes: int,
+        centers: int | None = None,
+        output: str = "loss",
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(loss, PROXY_LOSSES, options, output, name)
+        self.classes, self.centers = classes, centers
+
+    def build(self, labels_shape: tuple, embeddings_shape: tuple) -> None:
+        width = embeddings_shape[-1]
+        shape = (
+            (self.classes, width) if self.centers is None else (self.classes, self.centers, width)
+        )
+        self.proxies = self.add_weight(
+            shape=shape,
+            initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+            name="proxies",
+        )
+
+    def call(self, labels: TensorLike, embeddings: TensorLike) -> tf.Tensor:
+        value = self._function(labels, embeddings, tf.convert_to_tensor(self.proxies))
+        return self._finish(value, embeddings)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"classes": self.classes, "centers": self.centers}
+
+
+@_serializable
+class MarginLoss(_LossLayer):
+    """`margin_loss` whose boundary is learned, one per class (arXiv 1706.07567, section 4.2).
+
+    Args:
+        classes: C; labels are whole numbers in [0, C).
+        beta: the boundaries' first value.
+        output: 'loss' or 'embeddings', what a call returns.
+        name: of the layer.
+        options: those of `margin_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        beta: float = 1.2,
+        output: str = "loss",
+        name: str | None = None,
+        loss: str = "margin",
+        **options: Any,
+    ) -> None:
+        super().__init__(loss, {"margin": margin_loss}, options, output, name)
+        self.classes, self.beta = classes, beta
+
+    def build(self, labels_shape: tuple, embeddings_shape: tuple) -> None:
+        self.boundaries = self.add_weight(
+            shape=(self.classes,),
+            initializer=keras.initializers.Constant(self.beta),
+            name="boundaries",
+        )
+
+    def call(self, labels: TensorLike, embeddings: TensorLike) -> tf.Tensor:
+        labels = label_tensor(labels)
+        beta = tf.gather(tf.convert_to_tensor(self.boundaries), labels)
+        return self._finish(self._function(labels, embeddings, beta=beta), embeddings)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"classes": self.classes, "beta": self.beta}
+
+
+@_serializable
+class MemoryLoss(_LossLayer):
+    """A loss on the batch plus the same loss against embeddings of past batches.
+
+    Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning (arXiv 1912.06798).
+    Validation computes the batch's own loss only, and leaves the memory alone.
+
+    Args:
+        loss: a name in `LOSSES` of a loss that takes references.
+        size: examples the memory holds.
+        start: examples seen before the memory is used: embeddings drift at first.
+        output: 'loss' or 'embeddings', what a call returns.
+        name: of the layer.
+        options: the loss's.
+    """
+
+    def __init__(
+        self,
+        loss: str = "contrastive",
+        *,
+        size: int = 8192,
+        start: int = 0,
+        output: str = "loss",
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(loss, LOSSES, options, output, name)
+        check_options(resolve(loss, LOSSES, "loss"), ["references"], f"loss {loss!r}")
+        self.size, self.start = size, start
+
+    def build(self, labels_shape: tuple, embeddings_shape: tuple) -> None:
+        def weight(name: str, shape: tuple, dtype: str) -> Any:
+            return self.add_weight(
+                shape=shape, dtype=dtype, initializer="zeros", trainable=False, name=name
+            )
+
+        self.labels = weight("labels", (self.size,), "int64")
+        self.embeddings = weight("embeddings", (self.size, embeddings_shape[-1]), "float32")
+        self.total = weight("total", (), "int64")
+
+    def call(
+        self, labels: TensorLike, embeddings: TensorLike, training: bool | None = None
+    ) -> tf.Tensor:
+        value = self._function(labels, embeddings)
+        if training:
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                raise ValueError(f"{self.name}: replicas cannot share a cross-batch memory")
+            memory = Memory(*(v.value for v in (self.labels, self.embeddings, self.total)))
+            used = tf.convert_to_tensor(memory.total) >= self.start
+            references = enqueue(memory, labels, embeddings)
+            remembered = self._function(labels, embeddings, references=references)
+            value += tf.where(used, remembered, tf.zeros_like(remembered))
+        return self._finish(value, embeddings)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"size": self.size, "start": self.start}
+
+
+class RecallAtK(keras.callbacks.Callback):
+    """Logs retrieval figures after an epoch, as `val_recall@1` and so on.
+
+    Put it before `EarlyStopping` and `ModelCheckpoint`, which then take
+    `monitor="val_recall@1", mode="max"`. The search is exact: cosine in float64, equal scores in
+    the order of the catalogue. `val_recall@k` is the share of queries with an item of their label
+    among the k nearest, `val_mrr` the mean of 1 / rank of the first one. Queries whose label the
+    catalogue lacks are not counted.
+
+    Args:
+        queries: (inputs, labels), or a `tf.data.Dataset` of batches of them.
+        catalogue: likewise; None searches the queries among each other, each without itself.
+        every: measure every so many epochs, and in the first; between, the last figures are logged.
+        ks: the k of recall@k.
+        embed: `inputs -> embeddings [N, D]`, or a Keras model; the trained model's `predict` if
+            None.
+
+    Raises:
+        ValueError: at the first measurement: no query's label is in the catalogue; labels or
+            embeddings that are not legal.
+    """
+
+    def __init__(
+        self,
+        queries: Any,
+        catalogue: Any = None,
+        every: int = 1,
+        *,
+        ks: Sequence[int] = (1, 5, 10),
+        embed: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if every < 1 or not ks or min(ks) < 1:
+            raise ValueError(f"every={every} and ks={tuple(ks)} must be at least 1")
+        self.queries, self.catalogue, self.every, self.ks = queries, catalogue, every, tuple(ks)
+        self.embed = embed
+        self.figures: dict[str, float] = {}
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if (epoch + 1) % self.every == 0 or not self.figures:
+            self.figures = self._measure()
+        if logs is not None:
+            logs.update(self.figures)
+
+    def _measure(self) -> dict[str, float]:
+        query_labels, queries = self._embed(self.queries)
+        if self.catalogue is None:
+            ranks = first_ranks(query_labels, queries)
+        else:
+            ranks = first_ranks(query_labels, queries, *self._embed(self.catalogue))
+        figures = {f"val_recall@{k}": float(np.mean(ranks <= k)) for k in self.ks}
+        return figures | {"val_mrr": float(np.mean(1 / ranks))}
+
+    def _embed(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
+        embed = self.embed or functools.partial(self.model.predict, verbose=0)
+        if isinstance(embed, keras.Model):
+            embed = functools.partial(embed.predict, verbose=0)
+        if not isinstance(items, tf.data.Dataset):
+            inputs, labels = items
+            return label_array(labels), np.asarray(embed(inputs))
+        labels = np.concatenate([np.asarray(labels) for _, labels in items])
+        return label_array(labels), np.asarray(embed(items.map(lambda inputs, _: inputs)))
+
+
+def first_ranks(
+    labels: np.ndarray,
+    queries: np.ndarray,
+    catalogue_labels: np.ndarray | None = None,
+    catalogue: np.ndarray | None = None,
+) -> np.ndarray:
+    """The rank, from 1, of each query's first catalogue item of its label, by cosine.
+
+    Exact, a block of queries at a time. Equal scores rank in the order of the catalogue, and items
+    with equal embeddings have equal scores.
+
+    Args:
+        labels: `[Q]` of the queries.
+        queries: `[Q, D]`.
+        catalogue_labels, catalogue: `[M]` and `[M, D]`; None for the queries, each without itself.
+
+    Returns:
+        `[A]`, of the queries whose label the catalogue has.
+
+    Raises:
+        ValueError: there are none; rows that do not fit.
+    """
+    alone = catalogue is None
+    if catalogue is None or catalogue_labels is None:
+        catalogue_labels, catalogue = labels, queries
+    for name, rows, of in ("queries", queries, labels), ("catalogue", catalogue, catalogue_labels):
+        if rows.ndim != 2 or len(rows) != len(of):
+            raise ValueError(
+                f"{name}: embeddings must be a matrix with a row per label, got {rows.shape} for "
+                f"{len(of)} labels"
+            )
+    # A matrix product alone does not give equal columns equal sums.
+    distinct, places = np.unique(_directions(catalogue), axis=0, return_inverse=True)
+    places, columns = places.reshape(-1), np.arange(len(catalogue))
+    directions, ranks = _directions(queries), []
+    step = max(1, 2**22 // max(1, len(catalogue)))
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        scores = (directions[rows] @ distinct.T)[:, places]
+        relevant = labels[rows, None] == catalogue_labels
+        if alone:
+            itself = np.arange(len(queries))[rows, None] == columns
+            scores, relevant = np.where(itself, -np.inf, scores), relevant & ~itself
+        hits = np.where(relevant, scores, -np.inf)
+        first = hits.argmax(axis=1)[:, None]
+        best = np.take_along_axis(hits, first, axis=1)
+        above = (scores > best) | ((scores == best) & (columns < first))
+        ranks.append(1 + above.sum(axis=1)[relevant.any(axis=1)])
+    found = np.concatenate([np.zeros(0, int), *ranks])
+    if not len(found):
+        raise ValueError("no query has its label in the catalogue: there is nothing to find")
+    return found
+
+
+def batches(
+    sample: Callable[[Any], tf.Tensor],
+    inputs: Any,
+    labels: TensorLike,
+    *,
+    start: int = 0,
+    steps: int | None = None,
+) -> tf.data.Dataset:
+    """The batches of a sampler as `model.fit` takes them: (inputs, labels).
+
+        sample = metriclearn.pk_sampler(labels, products=16, images=4)
+        model.fit(batches(sample, images, labels), steps_per_epoch=100)
+
+    Args:
+        sample: `step -> rows`, a sampler.
+        inputs: an array, or a nest of arrays, with a row per item. File names can be mapped to
+            images afterwards.
+        labels: `[N]`.
+        start: the first step: to resume, the number of those done.
+        steps: number of batches; endless if None.
+    """
+    end = np.iinfo(np.int64).max if steps is None else start + steps
+    arrays = tf.nest.map_structure(tf.convert_to_tensor, (inputs, label_array(labels)))
+
+    def batch(step: tf.Tensor) -> Any:
+        rows = sample(step)
+        return tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)
+
+    drawn = tf.data.Dataset.range(start, end).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+    return drawn.prefetch(tf.data.AUTOTUNE)
+
+
+def _bound(options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Options with a miner given as (name, options) turned into a function."""
+    options = dict(options or {})
+    if isinstance(options.get("miner"), list | tuple):
+        name, given = options["miner"]
+        miner = resolve(name, MINERS, "miner")
+        check_options(miner, given, f"miner {name!r}")
+        options["miner"] = functools.partial(miner, **given)
+    return options
+
+
+def _share_of_replica(value: tf.Tensor) -> tf.Tensor:
+    """Keras sums the losses of a strategy's replicas, but divides only those that it reduces."""
+    return value / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)

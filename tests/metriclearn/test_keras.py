@@ -1,0 +1,337 @@
+"""The losses in Keras: compiled, saved, with weights, with live recall."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+import metriclearn
+from metriclearn import LOSSES, PROXY_LOSSES
+from metriclearn.keras import Loss, MarginLoss, MemoryLoss, ProxyLoss, RecallAtK, batches
+
+pytestmark = pytest.mark.numeric
+LABELS = np.arange(16) % 4
+INPUTS = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+
+
+def network(outputs=3, **options):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(outputs, **options)])
+
+
+def fit(model, loss, labels=LABELS, **options):
+    model.compile("sgd", loss)
+    return model.fit(INPUTS, labels, batch_size=16, shuffle=False, verbose=0, **options).history
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_compiles_as_it_is(name):
+    """Keras hands over float32 labels [B, 1]; through `Loss`, integers of any size."""
+    embeddings = tf.constant(INPUTS[:, :3])
+    wanted = LOSSES[name](LABELS, embeddings)
+    labels = tf.constant(LABELS[:, None])
+    model = network()
+    for loss, given in (LOSSES[name], labels), (Loss(name), labels + 2**53):
+        model.compile("sgd", loss)
+        got = model.compute_loss(y=given, y_pred=embeddings)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [metriclearn.triplet_loss, Loss("histogram")])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_fit_lowers_the_loss(loss, dtype):
+    losses = fit(network(dtype=dtype), loss, epochs=8)["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_saved_loss_is_the_same_again(tmp_path):
+    terms = [["triplet", 1.0, {"margin": 0.3, "miner": "semi_hard"}], ["nt_xent", 0.5]]
+    for loss in (
+        Loss("triplet", margin=0.3, miner=["top_k_hard", {"k": 2}]),
+        Loss(terms, name="both"),
+    ):
+        model = network()
+        fit(model, loss)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert again.loss.name == loss.name and again.loss.get_config() == loss.get_config()
+        figures = [m.evaluate(INPUTS, LABELS, batch_size=16, verbose=0) for m in (model, again)]
+        np.testing.assert_allclose(figures[1], figures[0], rtol=1e-6)
+    e = model.predict(INPUTS, verbose=0)
+    parts = metriclearn.triplet_loss(LABELS, e, margin=0.3, miner="semi_hard")
+    np.testing.assert_allclose(
+        figures[0], parts + 0.5 * metriclearn.nt_xent_loss(LABELS, e), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": 9}, r"newer metriclearn \(format 9 of Loss; this one reads up to 1\)"),
+        ({"loss": "tripel"}, r"another version of metriclearn\? unknown loss 'tripel' \(did you"),
+        ({"marginn": 0.3}, r"another version .* no option 'marginn' \(did you mean 'margin'\?\)"),
+    ],
+)
+def test_a_file_of_another_version_is_refused_in_one_line(tmp_path, change, message):
+    model = network()
+    model.compile("sgd", Loss("triplet"))
+    model.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    config = json.loads(parts["config.json"])
+    config["compile_config"]["loss"]["config"] |= change
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "changed.keras", "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(ValueError, match=message) as raised:
+        keras.saving.load_model(tmp_path / "changed.keras")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------- losses with weights
+
+
+class Trained(keras.Model):
+    """A model whose loss is a layer, the way Keras documents for `compute_loss`."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.embed, self.metric = keras.layers.Dense(3), loss
+
+    def call(self, inputs):
+        return self.embed(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return self.metric(y, y_pred, training=training) if training else self.metric(y, y_pred)
+
+
+LAYERS = {
+    "sub_center_arcface": lambda **o: ProxyLoss(
+        "sub_center_arcface", classes=4, centers=2, scale=8.0, **o
+    ),
+    "margin": lambda **o: MarginLoss(classes=4, miner="batch_hard", **o),
+    "memory": lambda **o: MemoryLoss("contrastive", size=32, **o),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_the_loss_of_a_functional_model(name, tmp_path):
+    """It trains its own weights, is saved with them, and the embeddings pass through it."""
+    inputs, labels = keras.Input((6,)), keras.Input((), dtype="int64")
+    embeddings = keras.layers.Dense(3)(inputs)
+    layer = LAYERS[name](output="embeddings")
+    model = keras.Model([inputs, labels], layer(labels, embeddings))
+    before = [w.numpy().copy() for w in layer.weights]
+    model.compile("sgd")
+    data = [INPUTS, LABELS]
+    history = model.fit(data, epochs=4, batch_size=16, shuffle=False, verbose=0).history["loss"]
+    if name != "memory":  # which compares with ever more
+        assert history[-1] < history[0]
+    assert all((w.numpy() != old).any() for w, old in zip(layer.weights, before, strict=True))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for one, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(again.predict(data, verbose=0), model.predict(data, verbose=0))
+    assert again.layers[-1].get_config() == layer.get_config()
+
+
+def test_a_layer_is_the_loss_in_compute_loss():
+    class Plain(Trained):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return self.metric(y, y_pred)
+
+    model = Plain(ProxyLoss("arcface", classes=4, scale=8.0))
+    model.compile("sgd")
+    history = model.fit(INPUTS, LABELS, epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0] and len(model.trainable_weights) == 3
+
+
+def test_a_layers_value_is_that_of_the_function():
+    embeddings = tf.constant(INPUTS[:, :3])
+    for name in PROXY_LOSSES:
+        layer = ProxyLoss(name, classes=4)
+        value = layer(LABELS.astype(np.float32)[:, None], embeddings)
+        wanted = PROXY_LOSSES[name](LABELS, embeddings, layer.proxies.numpy())
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+def test_a_memory_starts_when_told_and_rests_in_validation():
+    x = tf.constant(INPUTS[:, :3])
+    layer = MemoryLoss("contrastive", size=32, start=16)
+    alone = metriclearn.contrastive_loss(LABELS, x)
+    np.testing.assert_allclose(layer(LABELS, x), alone)
+    assert int(layer.total.numpy()) == 0
+    np.testing.assert_allclose(layer(LABELS, x, training=True), alone)
+    remembered = metriclearn.References(
+        np.tile(LABELS, 2), np.concatenate([x, 2 * x]), np.arange(16, 32)
+    )
+    both = sum(
+        metriclearn.contrastive_loss(LABELS, 2 * x, references=r) for r in (None, remembered)
+    )
+    np.testing.assert_allclose(layer(LABELS, 2 * x, training=True), both, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------- recall and batches
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_recall_counts_as_sorting_does(alone):
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(20, 3))  # each shown several times, so that ties abound
+    queries = vectors[rng.integers(0, 20, 60)]
+    items = queries if alone else vectors[rng.integers(0, 20, 50)]
+    labels = rng.integers(0, 12, 60)
+    item_labels = labels if alone else rng.integers(3, 15, 50)
+    scores = [[1 - reference.distance("cosine", q, item) for item in items] for q in queries]
+    wanted = []
+    for i, row in enumerate(np.array(scores)):
+        order = [j for j in np.argsort(-row, kind="stable") if not (alone and i == j)]
+        ranks = [1 + r for r, j in enumerate(order) if item_labels[j] == labels[i]]
+        wanted += ranks[:1]
+    callback = RecallAtK(
+        (queries, labels),
+        None if alone else (items, item_labels),
+        ks=(1, 3),
+        embed=lambda inputs: inputs,
+    )
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    wanted = np.array(wanted)
+    assert logs["val_recall@1"] == np.mean(wanted <= 1)
+    assert logs["val_recall@3"] == np.mean(wanted <= 3)
+    assert logs["val_mrr"] == pytest.approx(np.mean(1 / wanted))
+
+
+def test_recall_is_there_for_other_callbacks(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)).batch(5)
+    name = tmp_path / "{val_recall@1:.2f}.keras"
+    history = fit(
+        network(),
+        Loss("triplet"),
+        epochs=6,
+        callbacks=[
+            RecallAtK(data, (INPUTS[4:], LABELS[4:]), every=2),
+            keras.callbacks.ModelCheckpoint(name, "val_recall@1", mode="max", save_best_only=True),
+            keras.callbacks.EarlyStopping("val_recall@1", mode="max", patience=2),
+        ],
+    )
+    assert len(history["val_recall@1"]) < 6  # each query is in the catalogue: it cannot rise
+    assert pathlib.Path(str(name).format(**{k: v[0] for k, v in history.items()})).exists()
+
+
+def test_batches_of_a_sampler_fit():
+    sample = metriclearn.pk_sampler(LABELS, products=4, images=2)
+    rows = [sample(step).numpy() for step in range(3)]
+    inputs = {"image": INPUTS, "row": np.arange(16)}
+    given = list(batches(sample, inputs, LABELS, start=1, steps=2))
+    for (got, labels), wanted in zip(given, rows[1:], strict=True):
+        np.testing.assert_array_equal(got["row"], wanted)
+        np.testing.assert_array_equal(labels, LABELS[wanted])
+    model = network()
+    model.compile("sgd", metriclearn.triplet_loss)
+    model.fit(batches(sample, INPUTS, LABELS), steps_per_epoch=3, verbose=0)
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+def one_line(call, message, kind=ValueError):
+    with pytest.raises(kind, match=message) as raised:
+        call()
+    assert len(str(raised.value).strip().splitlines()) == 1
+
+
+def test_labels_that_are_none_are_refused():
+    for loss in metriclearn.triplet_loss, Loss("triplet"):
+        two = np.stack([LABELS, LABELS], axis=1)
+        message = r"labels must be a vector \[N\] or a column \[N, 1\], got \(16, 2\)"
+        one_line(lambda loss=loss, two=two: fit(network(), loss, two), message)
+        # Values are known only when the graph runs; TensorFlow says where, and then this line.
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            fit(network(), loss, LABELS + 0.5)
+        lines = [
+            line for line in str(raised.value).splitlines() if "labels given as floats" in line
+        ]
+        message = (
+            "labels given as floats must be whole numbers up to 16777216: pass integers instead"
+        )
+        assert lines == [f"assertion failed: [{message}]"]
+
+
+def test_what_a_loss_over_pairs_cannot_honor_is_refused():
+    model, weights = network(), np.ones(16)
+    model.compile("sgd", Loss("triplet"))
+    one_line(
+        lambda: model.fit(INPUTS, LABELS, sample_weight=weights, verbose=0),
+        "takes no sample_weight",
+    )
+    one_line(lambda: Loss("triplet", reduction="none"), "no one number to minimize")
+    one_line(lambda: Loss("triplet", margn=1), "did you mean 'margin'")
+    one_line(lambda: Loss("arcface"), "unknown loss 'arcface'")
+    one_line(lambda: Loss("triplet", miner=len).get_config(), "miner='len' is a function")
+    one_line(lambda: MemoryLoss("vicreg"), "loss 'vicreg' has no option 'references'")
+    one_line(lambda: RecallAtK((INPUTS, LABELS), every=0), "every=0 .* at least 1")
+    nothing = RecallAtK((INPUTS, LABELS), (INPUTS, LABELS + 9), embed=lambda x: x)
+    one_line(lambda: nothing.on_epoch_end(0, {}), "no query has its label in the catalogue")
+    crooked = RecallAtK((INPUTS, LABELS), embed=lambda x: x[:-1])
+    one_line(lambda: crooked.on_epoch_end(0, {}), "a row per label, got .15, 6. for 16 labels")
+
+
+def test_one_loss_for_several_outputs_is_refused_and_one_each_works():
+    inputs = keras.Input((6,))
+    outputs = [
+        keras.layers.Dense(3, name="embedding")(inputs),
+        keras.layers.Dense(4, name="to")(inputs),
+    ]
+    model = keras.Model(inputs, outputs)
+    for loss in metriclearn.triplet_loss, Loss("triplet"):
+        one_line(lambda loss=loss: fit(model, loss), "`loss` argument", KeyError)  # Keras's own
+    one_line(lambda: Loss("triplet")(LABELS, [INPUTS, INPUTS]), "compile with one loss per output")
+    each = {"embedding": Loss("triplet"), "to": "sparse_categorical_crossentropy"}
+    history = fit(model, each, {"embedding": LABELS, "to": LABELS})
+    assert np.isfinite(history["embedding_loss"][0])
+
+
+REPLICAS = """
+import numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import keras, metriclearn
+from metriclearn.keras import Loss, ProxyLoss
+x, y = np.random.default_rng(0).normal(size=(16, 6)).astype("float32"), np.arange(16) % 4
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    inputs, labels = keras.Input((6,)), keras.Input((), dtype="int64")
+    proxies = ProxyLoss("proxy_anchor", classes=4, output="embeddings")
+    model = keras.Model([inputs, labels], proxies(labels, keras.layers.Dense(3)(inputs)))
+    model.compile("sgd", Loss("triplet", miner="batch_hard"))
+e, w = model.predict([x, y], verbose=0), proxies.proxies.numpy()
+wanted = [
+    metriclearn.triplet_loss(y[h], e[h]) + metriclearn.proxy_anchor_loss(y[h], e[h], w)
+    for h in (slice(8), slice(8, 16))
+]
+got = model.fit([x, y], y, batch_size=16, shuffle=False, verbose=0).history["loss"][0]
+print(np.isclose(got, np.mean(wanted), rtol=1e-5))
+"""
+
+
+def test_replicas_share_the_loss():
+    """A process of its own: virtual devices must be made before TensorFlow starts."""
+    root = pathlib.Path(__file__).parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert done.stdout.split() == ["True"], done.stderr[-2000:]
