@@ -31,7 +31,7 @@ def write(folder, size=192):
     table = glyphs.load().where(split="test")
     products = list(dict.fromkeys(table.products.tolist()))[:CHARACTERS]
     query = None
-    for name, product, pixels in zip(table.ids, table.products, table.images, strict=True):
+    for product, pixels in zip(table.products.tolist(), table.images, strict=True):
         if product not in products:
             continue
         drawn = Image.fromarray(pixels.reshape(pixels.shape[:2]))

@@ -4,8 +4,8 @@
 
 Builds an index of random items of 128 dimensions with EfficientNet-Lite0 at 224 px (or takes
 --index=INDEX), starts `prototrain serve` on it on loopback, and compares it with the same embedder
-and the same search in this process. The figures are ratios of measurements that alternate, since another program on the
-machine slows both. Every phase is bounded by --seconds.
+and the same search in this process. The figures are ratios of measurements that alternate, since
+another program on the machine slows both. Every phase is bounded by --seconds.
 """
 
 import argparse
