@@ -2,6 +2,6 @@
 
 from models.ranker.config import config
 from models.ranker.datasets import datasets
-from models.ranker.definition import build, loss, metrics
+from models.ranker.definition import build, loss, metrics, sources
 
-__all__ = ["build", "config", "datasets", "loss", "metrics"]
+__all__ = ["build", "config", "datasets", "loss", "metrics", "sources"]

@@ -54,6 +54,15 @@ def build(inputs=None, train_phase=False):
     return model
 
 
+def sources():
+    """What a run's provenance says of the backbone's weights, a dict."""
+    backbone = load_backbone(config["model.hub_address"])
+    return {
+        "backbone": backbone.source or config["model.hub_address"],
+        "sha256": backbone.fingerprint,
+    }
+
+
 # ---------------------------------------------------------------------------- loss
 
 
