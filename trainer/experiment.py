@@ -361,6 +361,7 @@ def write_provenance(
                 "host": platform.node(),
                 "devices": devices,
                 "data_fingerprint": data_fingerprint,
+                "sources": getattr(model, "sources", dict)(),  # of what the run starts from
             }
         )
         write_text(path, json.dumps(starts, indent=1) + "\n")

@@ -253,6 +253,9 @@ def _key(seed):
 def _operations(batch):
     """Within this context Keras draws random numbers by example, and compiles no convolution.
 
+    Tensors are compared by value, as in Keras's own graphs: outside of functions TensorFlow would
+    compare the objects, without an error.
+
     Args:
       batch: examples in the batch if known, else None.
     """
@@ -287,11 +290,24 @@ def _operations(batch):
         strides, dilations = _pair(strides), _pair(dilation_rate)
         return _grouped(inputs, kernel, groups, strides, padding.upper(), dilations)
 
-    try:
-        random.uniform, random.dropout, nn.conv, replaced = draw, dropout, convolve, random.dropout
+    def equal(x, y):
+        return False if y is None else tf.equal(x, y)
+
+    def unequal(x, y):
+        return True if y is None else tf.not_equal(x, y)
+
+    replaced = [
+        (random, "uniform", draw),
+        (random, "dropout", dropout),
+        (nn, "conv", convolve),
+        (tf.Tensor, "__eq__", equal),
+        (tf.Tensor, "__ne__", unequal),
+    ]
+    with contextlib.ExitStack() as at_end:
+        for place, name, ours in replaced:
+            at_end.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, ours)
         yield
-    finally:
-        random.uniform, random.dropout, nn.conv = uniform, replaced, conv
 
 
 def _static(size):

@@ -18,13 +18,13 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from metriclearn.datasets.glyphs import cache_folder
-from models.backbones import efficientnet, keras_model, pretrained, saved_model, scratch
+from models.backbones import efficientnet, keras_model, kerashub, pretrained, saved_model, scratch
 from trainer import layers
 from trainer.config import did_you_mean
 
 v1 = tf.compat.v1
 
-PRETRAINED, KERAS = "pretrained:", "keras:"
+PRETRAINED, KERAS, KERASHUB = "pretrained:", "keras:", "kerashub:"
 _FROM_SCRATCH = {
     "resnet18": (scratch.resnet18, 512),
     "mobilenet": (scratch.mobilenet, 1024),
@@ -42,6 +42,7 @@ class Backbone:
       features: dimensions of its output, or None if known only after building it.
       fingerprint: SHA-256 of its weights, '' for a network from scratch.
       preprocessing: what it does to pixels, in words.
+      source: where it comes from, with the revision that was fetched.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Backbone:
     _names: weakref.WeakKeyDictionary = dataclasses.field(
         default_factory=weakref.WeakKeyDictionary, repr=False, compare=False
     )
+    source: str = ""
 
     def apply(self, images, train_phase=False, frozen_batch_norm=False):
         """Builds the network in the current graph, or once more over the same variables.
@@ -97,6 +99,7 @@ def load(address, *, input_range="", pooling="auto", cache=None):
         the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
         `keras:FILE.keras`, `keras:package.module:function` or
           `keras:keras.applications:NAME[,weights=FILE]`: a Keras model;
+        `kerashub:PRESET`: a network of KerasHub, see `kerashub.load`;
         `resnet18`, `mobilenet` or, for small images, `convnet`, from scratch.
       input_range: pixels that a SavedModel of floats wants, if it does not say: a key of
         `saved_model.RANGES`.
@@ -113,6 +116,8 @@ def load(address, *, input_range="", pooling="auto", cache=None):
     try:
         if address.startswith(KERAS):
             return _keras(keras_model.load(address.removeprefix(KERAS), input_range), pooling)
+        if address.startswith(KERASHUB):
+            return _keras(kerashub.load(address.removeprefix(KERASHUB), pooling), pooling)
         if pooling not in ("auto", "mean"):
             raise ValueError(f"model.pooling={pooling} is for Keras models; give auto")
         if address in _FROM_SCRATCH:
@@ -158,7 +163,8 @@ def _keras(network, pooling):
         return keras_model.build(network, images, train_phase, frozen, pooling)
 
     words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
-    return Backbone(network.name, network.image_size, None, network.fingerprint, words, build)
+    found = Backbone(network.name, network.image_size, None, network.fingerprint, words, build)
+    return dataclasses.replace(found, source=network.source)
 
 
 def _folder(address, cache):

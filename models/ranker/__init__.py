@@ -2,7 +2,10 @@
 
 from models.ranker.config import config
 from models.ranker.datasets import datasets
-from models.ranker.definition import build, frozen_features, loss, metrics
+from models.ranker.definition import build, frozen_features, loss, metrics, sources
 from models.ranker.tables import notes, table
 
-__all__ = ["build", "config", "datasets", "frozen_features", "loss", "metrics", "notes", "table"]
+__all__ = [
+    *("build", "config", "datasets", "frozen_features", "loss", "metrics", "notes", "sources"),
+    "table",
+]

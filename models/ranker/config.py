@@ -32,8 +32,8 @@ config.declare(
     "model.hub_address",
     "pretrained:efficientnet_lite0",
     "Backbone: pretrained:efficientnet_lite0 (to lite4), the URL or folder of a TensorFlow Hub "
-    "module or SavedModel, keras:FILE or keras:keras.applications:NAME (see docs/pretrained.md), "
-    "or resnet18, mobilenet or convnet to train from scratch.",
+    "module or SavedModel, keras:FILE, keras:keras.applications:NAME or kerashub:PRESET (see "
+    "docs/pretrained.md), or resnet18, mobilenet or convnet to train from scratch.",
     fixed=True,
     path=True,
 )

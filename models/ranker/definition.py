@@ -108,6 +108,15 @@ def frozen_features(inputs, outputs):
         return backbone.apply(inputs["image"])
 
 
+def sources():
+    """What a run's provenance says of the backbone's weights, a dict."""
+    backbone = load_backbone(config["model.hub_address"])
+    return {
+        "backbone": backbone.source or config["model.hub_address"],
+        "sha256": backbone.fingerprint,
+    }
+
+
 # ---------------------------------------------------------------------------- loss
 
 

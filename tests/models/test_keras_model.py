@@ -1,5 +1,6 @@
 """Keras models by address: files, functions, and the networks that come with Keras."""
 
+import json
 import sys
 import types
 from typing import NamedTuple
@@ -209,6 +210,8 @@ def test_a_ranker_trains_resumes_and_serves_a_keras_model(path, tmp_path):
         prefix = checkpoints.latest(str(tmp_path / "run" / "checkpoint"))
         names = set(checkpoints.shapes(prefix))
         assert {"my_net/conv2d/kernel", "my_net/batch_normalization/moving_mean"} <= names
+        (start, _) = json.loads((tmp_path / "run" / "provenance.json").read_text())
+        assert start["sources"]["backbone"] == str(path) and len(start["sources"]["sha256"]) == 64
         with tf.Graph().as_default(), v1.Session() as session:
             model = ranker.build({"image": tf.constant(IMAGES)})
             checkpoints.restore(session, prefix, v1.global_variables())

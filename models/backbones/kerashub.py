@@ -1,0 +1,256 @@
+"""Networks of KerasHub: `kerashub:PRESET`, in its own format and in those that others publish.
+
+A preset is a folder, `hf:OWNER/NAME[@revision]`, `kaggle:…`, or a name of KerasHub's. KerasHub
+reads its own format and much of Hugging Face's and timm's; `weight_maps` names the rest for it.
+"""
+
+import contextlib
+import functools
+import os
+import re
+
+import numpy as np
+
+from models.backbones import presets, resize, weight_files, weight_maps
+from models.backbones.keras_model import Network, reason
+from trainer import keras_model
+
+EXTRA = "pip install 'prototrain[kerashub]'"
+
+
+def load(preset, pooling="auto"):
+    """Finds the network of a `kerashub:` address; without that prefix.
+
+    Args:
+      preset: a folder, `hf:OWNER/NAME[@revision]`, `kaggle:OWNER/MODEL/keras/VARIANT[/VERSION]`, or
+        a name of KerasHub's such as `dinov2_small`.
+      pooling: CLIP and SigLIP give the vector that they were trained for with auto, else tokens.
+
+    Returns:
+      A `keras_model.Network`.
+
+    Raises:
+      ValueError: one line.
+    """
+    try:
+        import keras_hub  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"it needs KerasHub ({error}): {EXTRA}") from None
+    folder, source = presets.folder_of(preset)
+    kind, config = presets.kind_of(folder)
+    pixels, words, size = presets.pixels_of(folder, kind, config)
+    prefix, class_token = presets.tokens_of(kind, config)
+    antialias = kind in ("open_clip", "timm")
+
+    @functools.cache
+    def make(size):
+        return keras_model.eagerly(_make, folder, kind, config, size, pooling, antialias)
+
+    name = os.path.basename(source.split("@")[0].rstrip("/"))
+    scope = re.sub(r"\W+", "_", name, flags=re.ASCII)
+    return Network(
+        scope if re.match("[A-Za-z]", scope) else f"kerashub_{scope}",
+        make,
+        pixels,
+        words,
+        presets.fingerprint(folder),
+        size,
+        prefix,
+        class_token,
+        source,
+    )
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+def _make(folder, kind, config, size, pooling, antialias):
+    """The Keras model for images of a size: the source's weights, positions resized."""
+    import keras
+
+    try:
+        source, head = _source(folder, kind, config)
+    except Exception as error:  # KerasHub raises many kinds for files of other networks
+        raise ValueError(reason(error)) from None
+    # KerasHub's converter of ViT leaves this out, which moves features by 5e-6.
+    made = _resized(source, size, antialias, config.get("layer_norm_eps"))
+    _mend(made)
+    output = made.output
+    if pooling == "auto":  # CLIP's goes on into the space that images share with texts
+        for layer in head:
+            output = layer(output)
+    elif type(made).__name__ == "SigLIPVisionEncoder":
+        output = made.post_layer_norm.output
+    return keras.Model(made.inputs[0], output)  # of a tensor: KerasHub's takes a dictionary
+
+
+def _source(folder, kind, config):
+    """(KerasHub's network of images at its own size, with its weights; CLIP's last layers)."""
+    from keras_hub import models
+
+    own = config.get("model_type", "")
+    if kind == "open_clip":
+        vision = config["vision_cfg"]
+        quick = config.get("quick_gelu", False)
+        timm_tower = "timm_model_name" in vision
+        width, head = vision.get("width", 768), vision.get("head_width", 64)
+        names = ("open_clip_model.safetensors", "model.safetensors")
+        tensors = weight_maps.unwrap(presets.tensors(folder, names))
+        sizes = {
+            "hidden_act": "quick_gelu" if quick else "gelu",
+            "num_attention_heads": None if timm_tower else width // head,
+        }
+        return weight_maps.vision_tower(weight_maps.of_open_clip(tensors), sizes, folder)
+    if kind == "hf" and own.startswith(("clip", "siglip")):
+        vision = config.get("vision_config", config)
+        default = "quick_gelu" if own.startswith("clip") else "gelu_pytorch_tanh"
+        sizes = {
+            "hidden_act": vision.get("hidden_act", default),
+            "num_attention_heads": vision.get("num_attention_heads", 12),
+            "layer_norm_eps": vision.get("layer_norm_eps", 1e-6),
+        }
+        return weight_maps.vision_tower(weight_maps.unwrap(presets.tensors(folder)), sizes, folder)
+    if kind == "keras":
+        with _checked(folder):
+            network = models.Backbone.from_preset(folder)
+    elif kind == "timm" and "dinov2" in config["architecture"]:
+        tensors = weight_maps.of_timm_dinov2(weight_maps.unwrap(presets.tensors(folder)))
+        network = _dinov2(tensors, config, folder)
+    else:
+        with _read_by_us(folder, weight_maps.unwrap(presets.tensors(folder))):
+            network = models.Backbone.from_preset(folder)
+    if not hasattr(network, "vision_encoder"):
+        return network, []
+    names = ("vision_pooler", "vision_post_layer_norm", "vision_projection")
+    return network.vision_encoder, [getattr(network, n) for n in names if hasattr(network, n)]
+
+
+def _dinov2(tensors, config, source):
+    """timm's DINOv2 by KerasHub's converter of Hugging Face's."""
+    from keras_hub.src.utils.transformers import convert_dinov2
+
+    def of(name):
+        if name not in tensors:
+            raise ValueError(f"{source}: the tensor {name} is missing")
+        return tensors[name].shape
+
+    patch = of("embeddings.patch_embeddings.projection.weight")[-1]
+    width, count = of("embeddings.cls_token")[-1], of("embeddings.position_embeddings")[1]
+    args = config.get("model_args", {})
+    swiglu = "encoder.layer.0.mlp.fc2.weight" not in tensors or "giant" in config["architecture"]
+    if swiglu:
+        raise ValueError(f"{source}: DINOv2-g of timm is not converted; use Hugging Face's")
+    described = {
+        "model_type": "dinov2",
+        "image_size": patch * int((count - 1) ** 0.5),
+        "patch_size": patch,
+        "num_hidden_layers": sum(n.endswith("norm1.weight") for n in tensors),
+        "hidden_size": width,
+        "num_attention_heads": args.get("num_heads", width // 64),
+        "mlp_ratio": of("encoder.layer.0.mlp.fc1.weight")[0] / width,
+        "layerscale_value": 1.0,
+        "num_register_tokens": tensors.get("embeddings.register_tokens", np.zeros((1, 0))).shape[1],
+        "use_mask_token": False,
+        "use_swiglu_ffn": False,
+        "hidden_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+    }
+    network = convert_dinov2.backbone_cls(**convert_dinov2.convert_backbone_config(described))
+    with _read_by_us(source, tensors) as loader:
+        convert_dinov2.convert_weights(network, loader, described)
+    return network
+
+
+@contextlib.contextmanager
+def _checked(folder):
+    """Names the file of weights if it is none."""
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".weights.h5"):
+            weight_files.check(os.path.join(folder, name), b"\x89HDF")
+    yield
+
+
+@contextlib.contextmanager
+def _read_by_us(folder, tensors):
+    """Lets KerasHub's converters read these tensors: bfloat16, too, and a missing one is named."""
+    from keras_hub.src.utils.transformers import safetensor_utils
+
+    class Loader(safetensor_utils.SafetensorLoader):
+        def __init__(self, preset=None, prefix=None, fname=None):
+            contextlib.ExitStack.__init__(self)
+            self.prefix, self.safetensor_config = prefix, None
+
+        def get_tensor(self, hf_weight_key):
+            key = self.get_prefixed_key(hf_weight_key, tensors)
+            if key not in tensors:  # a file without the classifier has no `vit.` before its names
+                key = key.partition(".")[2]
+            if key not in tensors:
+                raise ValueError(f"{folder}: the tensor {hf_weight_key} is missing")
+            return np.asarray(tensors[key])
+
+    from keras_hub.src.utils.timm import preset_loader as timm_loader
+    from keras_hub.src.utils.transformers import preset_loader as hf_loader
+
+    before = hf_loader.SafetensorLoader, timm_loader.SafetensorLoader
+    try:
+        hf_loader.SafetensorLoader = timm_loader.SafetensorLoader = Loader
+        yield Loader()
+    finally:
+        hf_loader.SafetensorLoader, timm_loader.SafetensorLoader = before
+
+
+def _resized(source, size, antialias, epsilon=None):
+    """The same network for images of a size.
+
+    It is made anew even for its own size, without the network's name: KerasHub puts it into some
+    layers' names, and the variables must have the same ones at every size.
+    """
+    config = source.get_config()
+    shape = config.get("image_shape")
+    config.pop("name", None)
+    if epsilon and "layer_norm_epsilon" in config:
+        config["layer_norm_epsilon"] = epsilon
+    patch = config.get("patch_size", 1)
+    patch = patch[0] if isinstance(patch, list | tuple) else patch
+    if any(n % patch for n in size):
+        near = " or ".join(str(max(size[0] // patch + more, 1) * patch) for more in (0, 1))
+        raise ValueError(
+            f"images of {size[0]} x {size[1]} are no multiple of its patches, {patch}; give {near}"
+        )
+    if shape is None or None in tuple(shape):
+        return source
+    config["image_shape"] = (*size, 3)
+    try:
+        made = type(source).from_config(config)
+    except ValueError as error:
+        raise ValueError(f"images of {size[0]} x {size[1]}: {reason(error)}") from None
+    antialias |= bool(getattr(source, "antialias_in_interpolation", False))
+    values = [variable.numpy() for variable in source.weights]
+    paths = [variable.path for variable in source.weights]
+    tables = [v for v, p in zip(values, paths, strict=True) if p.endswith("/position_embeddings")]
+    for variable, value in zip(made.weights, values, strict=True):
+        if variable.path.endswith("position_ids"):
+            value = np.arange(variable.shape[1])[None]
+        if variable.path.endswith("interpolated_position_embeddings"):
+            value = tables[0]
+        if tuple(variable.shape) != value.shape:
+            grid = tuple(n // patch for n in size)
+            value = resize.positions(value, grid, antialias=antialias)
+        variable.assign(value)
+    return made
+
+
+def _mend(model):
+    """KerasHub's drop path of DINOv2 and DINOv3 scales paths by noise; this one drops them."""
+    from keras import ops, random
+
+    def call(layer, inputs, training=None):
+        if not training or layer.rate == 0:
+            return inputs
+        shape = (ops.shape(inputs)[0], *(1,) * (len(inputs.shape) - 1))
+        keep = 1 - layer.rate
+        return inputs / keep * ops.floor(keep + random.uniform(shape, dtype=inputs.dtype))
+
+    for layer in model._flatten_layers():
+        if type(layer).__name__ in ("DINOV2DropPath", "DINOV3DropPath"):
+            layer.call = functools.partial(call, layer)

@@ -1,0 +1,172 @@
+"""Folders of published weights: where they are, whose format they have, what pixels they want."""
+
+import hashlib
+import os
+import re
+
+import numpy as np
+
+from models.backbones import weight_files
+from models.backbones.keras_model import reason
+from trainer import files
+
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+# The files of a model that say how its images are made.
+_PREPROCESSING = ("image_converter.json", "preprocessor_config.json", "open_clip_config.json")
+
+
+# ---------------------------------------------------------------------------- finding files
+
+
+def folder_of(preset):
+    """(local folder, what to call it with the revision that was fetched)."""
+    place, _, rest = preset.partition(":")
+    from keras_hub.src.utils import preset_utils
+
+    if preset in preset_utils.BUILTIN_PRESETS:
+        handle = preset_utils.BUILTIN_PRESETS[preset]["kaggle_handle"]
+        place, rest = "kaggle", handle.removeprefix("kaggle://")
+    try:
+        if place == "hf":
+            import huggingface_hub
+
+            name, _, revision = rest.partition("@")
+            folder = huggingface_hub.snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.safetensors", "*.weights.h5"],
+            )
+            return folder, f"hf:{name}@{os.path.basename(folder)}"
+        if place == "kaggle":
+            import kagglehub
+
+            folder = kagglehub.model_download(rest.removeprefix("//"))
+            return folder, f"kaggle:{rest.removeprefix('//')}@{os.path.basename(folder)}"
+    except Exception as error:  # these clients raise many kinds
+        raise ValueError(
+            f"it cannot be fetched ({reason(error)}); check the name and the network, or give a "
+            "folder"
+        ) from None
+    folder = os.path.expanduser(preset)
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"there is no folder {folder}; give one, hf:OWNER/NAME[@revision], kaggle:…, or a name "
+            "that KerasHub knows"
+        )
+    return folder, preset
+
+
+def kind_of(folder):
+    """(whose format the folder has, its configuration)."""
+    found = {n: os.path.join(folder, n) for n in ("open_clip_config.json", "config.json")}
+    for name, path in found.items():
+        if not os.path.exists(path):
+            continue
+        weight_files.check(path)
+        try:
+            config = files.read_json(path)
+            if name.startswith("open_clip"):
+                return "open_clip", config["model_cfg"] | {
+                    "preprocess": config.get("preprocess_cfg")
+                }
+            for key, kind in (
+                ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
+            ):  # fmt: skip
+                if key in config:
+                    return kind, config
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: cannot be read: {reason(error)}") from None
+        raise ValueError(f"{path}: it is no configuration of KerasHub, Hugging Face or timm")
+    raise ValueError(
+        f"{folder}: there is no config.json, which says what network the weights are of"
+    )
+
+
+def fingerprint(folder):
+    digest = hashlib.sha256()
+    for name in sorted(os.listdir(folder)):
+        if name.endswith((".json", ".safetensors", ".h5")):
+            digest.update(f"{name} {files.sha256(os.path.join(folder, name))}\n".encode())
+    return digest.hexdigest()
+
+
+def tensors(folder, names=("model.safetensors",)):
+    """{name: array} of the folder's safetensors, in one file or in parts."""
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if os.path.exists(index):
+        names = sorted(set(files.read_json(index)["weight_map"].values()))
+    else:
+        names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[-1:]
+    found = {}
+    for name in names:
+        found |= weight_files.load(os.path.join(folder, name))
+    return found
+
+
+# ---------------------------------------------------------------------------- pixels, tokens
+
+
+def pixels_of(folder, kind, config):
+    """(function on pixels 0 to 255, the same in words, (height, width) or None)."""
+    found = [n for n in _PREPROCESSING if os.path.exists(os.path.join(folder, n))]
+    how = "resized as configured"
+    if kind == "timm":
+        given = config.get("pretrained_cfg", {})
+        mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
+        size, how = given.get("input_size", [3, None, None])[1:], given.get("interpolation", how)
+        scale, offset = 1 / 255 / np.array(deviation), -np.array(mean) / deviation
+    elif kind == "open_clip":
+        given = config["preprocess"] or {}
+        mean, deviation = given.get("mean", _CLIP[0]), given.get("std", _CLIP[1])
+        size, how = config["vision_cfg"].get("image_size"), given.get("interpolation", how)
+        scale, offset = 1 / 255 / np.array(deviation), -np.array(mean) / deviation
+    elif not found:
+        raise ValueError(
+            f"{folder}: nothing says how pixels are scaled; put {' or '.join(_PREPROCESSING[:2])} "
+            "beside the weights"
+        )
+    elif kind == "keras":
+        given = files.read_json(os.path.join(folder, found[0]))["config"]
+        size, how = given.get("image_size"), given.get("interpolation", how)
+        scale = np.array(1.0 if given.get("scale") is None else given["scale"])
+        offset = np.array(0.0 if given.get("offset") is None else given["offset"])
+    else:
+        given = files.read_json(os.path.join(folder, found[0]))
+        factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0
+        mean, deviation = (
+            given.get("image_mean", _IMAGENET[0]),
+            given.get("image_std", _IMAGENET[1]),
+        )
+        if not given.get("do_normalize", True):
+            mean, deviation = 0.0, 1.0
+        size = given.get("crop_size") if given.get("do_center_crop") else given.get("size")
+        how = {2: "bilinear", 3: "bicubic"}.get(given.get("resample"), how)
+        scale, offset = factor / np.array(deviation), -np.array(mean) / deviation
+    if isinstance(size, dict):
+        size = [size.get("height"), size.get("width")]
+    size = [size, size] if isinstance(size, int) else size
+    size = tuple(size) if size and None not in size else None
+    scale, offset = scale.astype(np.float32), offset.astype(np.float32)
+    words = f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}, trained {how}"
+    return lambda pixels: pixels * scale + offset, words, size
+
+
+def tokens_of(kind, config):
+    """(tokens before those of patches, whether the first is a class token)."""
+    name = config.get("registered_name", config.get("model_type", config.get("architecture", "")))
+    inner = config.get("config", config) if kind == "keras" else config
+    inner = inner | config.get("model_args", {})
+    registers = inner.get("num_register_tokens", 0)
+    if kind == "timm" and (reg := re.search(r"reg(\d+)", name)):
+        registers = int(reg[1])
+    name = name.lower().replace("_", "")
+    if "siglip" in name or (kind == "open_clip" and "siglip" in str(config).lower()):
+        return 0, False
+    if "dinov" in name:
+        return 1 + registers, True
+    if "deit" in name:
+        return 2, True
+    if re.search(r"vit|clip", name) or kind == "open_clip":
+        return 1, True
+    return 0, False

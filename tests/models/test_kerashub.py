@@ -1,0 +1,241 @@
+"""Published networks through KerasHub against PyTorch's features and gradients in float64."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import published
+
+from models import backbones
+
+pytest.importorskip("keras_hub", reason="the extra [kerashub] is not installed")
+pytestmark = pytest.mark.numeric
+v1 = tf.compat.v1
+ORACLE = json.loads(published.PATH.read_text())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    return {name: published.folder(root / name, family) for name, family in ORACLE.items()}
+
+
+def run(backbone, size):
+    """Features of the size's images, and the oracle's gradient by pixels."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        pixels = tf.constant(published.images(size), tf.float32)
+        features = backbone.apply(pixels)
+        loss = tf.reduce_sum(features * published.direction(features.shape[1]))
+        (slope,) = v1.gradients(loss, [pixels])
+        slope = tf.reduce_sum(tf.reshape(slope[0], [size // 4, 4, size // 4, 4, 3]), [1, 3])
+        session.run(v1.global_variables_initializer())
+        names = [v.op.name for v in backbone.variables()]
+        return *session.run([features, slope]), names
+
+
+@pytest.mark.parametrize("name", ORACLE)
+def test_features_and_gradients_equal_pytorch(folders, name):
+    backbone = backbones.load(f"kerashub:{folders[name]}")
+    by_size = []
+    for case in ORACLE[name]["cases"]:
+        features, slope, names = run(backbone, case["size"])
+        by_size.append(names)
+        for found, expected in ((features, case["features"]), (slope, case["slope"])):
+            expected = np.reshape(expected, found.shape)
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            assert error < 1e-5, (case["size"], error)
+    assert all(names == by_size[0] for names in by_size), "names depend on the images' size"
+    assert not any("text" in n or "token_embedding" in n for n in by_size[0])
+
+
+def open_clip(tensors):
+    """CLIP's image tower in OpenCLIP's names, from Hugging Face's."""
+    found = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("vision_model.")
+        for theirs, ours in (
+            ("embeddings.class_embedding", "class_embedding"),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("embeddings.patch_embedding", "conv1"),
+            ("pre_layrnorm", "ln_pre"),
+            ("post_layernorm", "ln_post"),
+            ("encoder.layers", "transformer.resblocks"),
+            ("self_attn", "attn"),
+            ("layer_norm", "ln_"),
+            ("fc1", "c_fc"),
+            ("fc2", "c_proj"),
+        ):
+            name = name.replace(theirs, ours)
+        if name == "visual_projection.weight":
+            name, value = "proj", value.T
+        found[f"visual.{name}"] = value
+    for i in range(2):
+        for end in ("weight", "bias"):
+            start = f"visual.transformer.resblocks.{i}.attn."
+            parts = [found.pop(f"{start}{p}_proj.{end}") for p in "qkv"]
+            found[f"{start}in_proj_{end}"] = np.concatenate(parts)
+    return found
+
+
+def test_clip_of_open_clip_is_that_of_hugging_face(tmp_path):
+    family = ORACLE["clip"]
+    values = {n: published.value(n, s) for n, s in family["shapes"].items()}
+    tower = {n: v for n, v in values.items() if n.startswith(("vision_model.", "visual_"))}
+    processor = family["files"]["preprocessor_config.json"]
+    config = {
+        "model_cfg": {
+            "vision_cfg": {"image_size": 24, "width": 32, "head_width": 16},
+            "quick_gelu": True,
+        },
+        "preprocess_cfg": {"mean": processor["image_mean"], "std": processor["image_std"]},
+    }
+    files = {"files": {"open_clip_config.json": config}, "weights": "open_clip_model.safetensors"}
+    path = published.folder(tmp_path / "clip", files, open_clip(tower))
+    features, _, _ = run(backbones.load(f"kerashub:{path}"), 24)
+    expected = np.reshape(family["cases"][0]["features"], features.shape)
+    np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_kerashubs_own_format_and_a_mended_drop_path(tmp_path):
+    """A DINOv2 that KerasHub saved: positions are resized by PyTorch's rule here, too."""
+    import keras
+    import keras_hub
+
+    from trainer import towers
+    from trainer.keras_model import eagerly
+
+    def save():
+        keras.utils.set_random_seed(0)
+        network = keras_hub.models.DINOV2Backbone(
+            patch_size=4, num_layers=2, hidden_dim=32, num_heads=2, intermediate_dim=64,
+            image_shape=(24, 24, 3), position_embedding_shape=(24, 24), drop_path_rate=0.9,
+        )  # fmt: skip
+        network.save_to_preset(tmp_path)
+        converter = {"config": {"image_size": [24, 24], "scale": 1 / 255, "offset": -0.5}}
+        (tmp_path / "image_converter.json").write_text(json.dumps(converter))
+        pixels = published.images(24).astype(np.float32) / 255 - 0.5
+        return network({"images": pixels}, training=False)[:, 0].numpy()
+
+    expected = eagerly(save)
+    backbone = backbones.load(f"kerashub:{tmp_path}")
+    assert backbone.image_size == (24, 24)
+    np.testing.assert_allclose(run(backbone, 24)[0], expected, atol=1e-5 * np.abs(expected).max())
+    images = np.concatenate([published.images(24)] * 4)
+
+    def trained(count):
+        def build(inputs, train_phase):
+            return {"features": backbone.apply(inputs["image"], train_phase)}
+
+        devices = [f"/device:CPU:{i}" for i in range(count)]
+        sessions = v1.ConfigProto(device_count={"CPU": 2})
+        with tf.Graph().as_default(), v1.Session(config=sessions) as session:
+            inputs, step = {"image": tf.constant(images)}, tf.constant(0, tf.int64)
+            parts = towers.replicate(build, inputs, devices, train_phase=True, step=step)
+            joined = tf.concat([part["features"] for part in parts], 0)
+            session.run(v1.global_variables_initializer())
+            return session.run(joined)
+
+    one, two = trained(1), trained(2)
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-5 * np.abs(one).max())
+    # The same two images again and again: dropped in some examples, not in all.
+    assert 1 < len(np.unique(np.round(one[::2], 4), axis=0)) <= 4
+
+
+def test_a_network_of_maps_takes_any_size(tmp_path):
+    import keras_hub
+
+    from trainer.keras_model import eagerly
+
+    def save():
+        network = keras_hub.models.ResNetBackbone(
+            input_conv_filters=[64], input_conv_kernel_sizes=[7], stackwise_num_filters=[64],
+            stackwise_num_blocks=[1], stackwise_num_strides=[1], block_type="basic_block",
+            image_shape=(None, None, 3),
+        )  # fmt: skip
+        network.save_to_preset(tmp_path)
+
+    eagerly(save)
+    (tmp_path / "image_converter.json").write_text('{"config": {}}')
+    backbone = backbones.load(f"kerashub:{tmp_path}", pooling="gem")
+    for size in (24, 32):
+        features, _, names = run(backbone, size)
+        assert features.shape == (2, 64) and np.isfinite(features).all()
+    assert any("moving_mean" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ("F16", "BF16"))
+def test_half_precision_is_read_as_float32(tmp_path, kind):
+    family = ORACLE["vit"]
+    path = published.folder(tmp_path / "vit", family)
+    values = {n: published.value(n, s) for n, s in family["shapes"].items()}
+    published.write(path / "model.safetensors", values, kind)
+    features, _, _ = run(backbones.load(f"kerashub:{path}"), 24)
+    expected = np.reshape(family["cases"][0]["features"], features.shape)
+    error = np.abs(features - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 0.1  # of rounded weights
+
+
+def changed(name, edit, size=24):
+    """Builds a family whose tensors were edited."""
+
+    def build(folder):
+        family = ORACLE[name]
+        values = {n: published.value(n, s) for n, s in family["shapes"].items()}
+        path = published.folder(folder / name, family, edit(values))
+        run(backbones.load(f"kerashub:{path}"), size)
+
+    return build
+
+
+def without(name):
+    return lambda values: {n: v for n, v in values.items() if n != name}
+
+
+def truncated(folder):
+    path = published.folder(folder / "vit", ORACLE["vit"])
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:-10])
+    run(backbones.load(f"kerashub:{path}"), 24)
+
+
+KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (changed("clip", without(KERNEL)), f"the tensor {KERNEL} is missing"),
+        (changed("siglip", lambda v: v | {"vision_model.odd": v[KERNEL]}), "odd is unknown"),
+        (
+            changed("clip", lambda v: v | {KERNEL: v[KERNEL][:, :5]}),
+            r"is \(32, 48\), not \(5, 48\)",
+        ),
+        (changed("vit", without("layernorm.weight")), "the tensor .*layernorm.weight is missing"),
+        (changed("timm_dinov2", without("norm.bias")), "the tensor layernorm.bias is missing"),
+        (changed("dinov2", dict, 26), "26 x 26 are no multiple of its patches, 4; give 24 or 28"),
+        (truncated, "the file is cut off or damaged"),
+    ],
+)
+def test_weights_that_will_not_do(tmp_path, build, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrapped_weights_are_unwrapped(tmp_path):
+    changed("dinov2", lambda values: {f"teacher.backbone.{n}": v for n, v in values.items()})(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("pooling", ("mean", "concat"))
+def test_towers_of_images_give_their_tokens_to_another_pooling(folders, pooling):
+    backbone = backbones.load(f"kerashub:{folders['clip']}", pooling=pooling)
+    assert run(backbone, 24)[0].shape == (2, 32 if pooling == "mean" else 64)
+    siglip = f"kerashub:{folders['siglip']}"
+    assert run(backbones.load(siglip, pooling="mean"), 24)[0].shape == (2, 32)

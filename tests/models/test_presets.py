@@ -1,0 +1,165 @@
+"""Folders of weights: whose they are, what pixels they want, and the revision that was fetched."""
+
+import json
+
+import numpy as np
+import pytest
+
+from models.backbones import presets
+
+PIXELS = np.array([[[[0.0, 51.0, 255.0]]]], np.float32)
+MEAN, DEVIATION = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+SCALED = (PIXELS / 255 - MEAN) / DEVIATION
+
+
+def folder(path, **files):
+    path.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return str(path)
+
+
+PROCESSOR = {"image_mean": MEAN, "image_std": DEVIATION, "size": {"height": 30, "width": 20}}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "size", "expected"),
+    [
+        (
+            {"config": {"model_type": "vit"}, "preprocessor_config": PROCESSOR},
+            *("hf", (30, 20), SCALED),
+        ),
+        (
+            {
+                "config": {"model_type": "vit"},
+                "preprocessor_config": PROCESSOR
+                | {"do_rescale": False, "do_center_crop": True, "crop_size": 24},
+            },
+            *("hf", (24, 24), (PIXELS - MEAN) / DEVIATION),
+        ),
+        (
+            {
+                "config": {"model_type": "vit"},
+                "preprocessor_config": {"size": {"shortest_edge": 256}, "do_normalize": False},
+            },
+            *("hf", None, PIXELS / 255),
+        ),
+        (
+            {
+                "config": {
+                    "architecture": "resnet18",
+                    "pretrained_cfg": {"mean": MEAN, "std": DEVIATION, "input_size": [3, 16, 18]},
+                }
+            },
+            *("timm", (16, 18), SCALED),
+        ),
+        (
+            {
+                "open_clip_config": {
+                    "model_cfg": {"vision_cfg": {"image_size": 16}},
+                    "preprocess_cfg": {"mean": MEAN, "std": DEVIATION},
+                },
+                "config": {"model_type": "siglip"},
+            },
+            *("open_clip", (16, 16), SCALED),
+        ),
+        (
+            {
+                "config": {"registered_name": "keras_hub>ViTBackbone"},
+                "image_converter": {"config": {"image_size": [8, 8], "scale": 2, "offset": 1}},
+            },
+            *("keras", (8, 8), PIXELS * 2 + 1),
+        ),
+    ],
+)
+def test_pixels_are_made_as_the_files_say(tmp_path, files, kind, size, expected):
+    path = folder(tmp_path, **files)
+    found, config = presets.kind_of(path)
+    assert found == kind
+    function, words, image_size = presets.pixels_of(path, found, config)
+    assert image_size == size
+    np.testing.assert_allclose(function(PIXELS), expected, rtol=1e-5, atol=1e-5)
+    assert words.startswith("x * ")
+
+
+def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
+    path = folder(tmp_path, config={"model_type": "vit"}, preprocessor_config=PROCESSOR)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = presets.fingerprint(path)
+    (tmp_path / "README.md").write_text("nothing")
+    assert presets.fingerprint(path) == before
+    folder(tmp_path, preprocessor_config=PROCESSOR | {"image_mean": DEVIATION})
+    after = presets.fingerprint(path)
+    (tmp_path / "model.safetensors").write_bytes(b"weightS")
+    assert len({before, after, presets.fingerprint(path)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no config.json, which says what network"),
+        ("{", "config.json: cannot be read"),
+        ("version https://git-lfs.github.com/spec/v1", "config.json: it is a Git LFS pointer"),
+        ('{"a": 1}', "no configuration of KerasHub, Hugging Face or timm"),
+        ("[1]", "no configuration of KerasHub"),
+    ],
+)
+def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        presets.kind_of(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_a_word_on_pixels(tmp_path):
+    path = folder(tmp_path, config={"model_type": "vit"})
+    with pytest.raises(ValueError, match="nothing says how pixels are scaled; put image_conv"):
+        presets.pixels_of(path, *presets.kind_of(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "expected"),
+    [
+        ("hf", {"model_type": "dinov2"}, (1, True)),
+        ("hf", {"model_type": "dinov3_vit", "num_register_tokens": 4}, (5, True)),
+        ("hf", {"model_type": "deit"}, (2, True)),
+        ("hf", {"model_type": "siglip"}, (0, False)),
+        ("hf", {"model_type": "swin"}, (0, False)),
+        ("timm", {"architecture": "vit_small_patch14_reg4_dinov2"}, (5, True)),
+        ("timm", {"architecture": "resnet50"}, (0, False)),
+        ("keras", {"registered_name": "keras_hub>ViTBackbone", "config": {}}, (1, True)),
+        (
+            "keras",
+            {"registered_name": "keras_hub>DINOV2Backbone", "config": {"num_register_tokens": 3}},
+            (4, True),
+        ),
+        ("keras", {"registered_name": "keras_hub>ResNetBackbone", "config": {}}, (0, False)),
+    ],
+)
+def test_tokens_before_those_of_patches(kind, config, expected):
+    assert presets.tokens_of(kind, config) == expected
+
+
+def test_a_revision_is_found_in_the_cache_of_hugging_face(tmp_path, monkeypatch):
+    pytest.importorskip("keras_hub", reason="the extra [kerashub] is not installed")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    root = tmp_path / "models--me--net"
+    (root / "refs").mkdir(parents=True)
+    for revision in ("main", "v2"):
+        (root / "refs" / revision).write_text(commit)
+    (root / "snapshots").mkdir()
+    folder(root / "snapshots" / commit, config={"model_type": "vit"})
+    for preset in ("hf:me/net", "hf:me/net@v2", f"hf:me/net@{commit}"):
+        found, source = presets.folder_of(preset)
+        assert found == str(root / "snapshots" / commit)
+        assert source == f"hf:me/net@{commit}"
+    with pytest.raises(ValueError, match="it cannot be fetched") as caught:
+        presets.folder_of("hf:me/other")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="there is no folder no/such; give one, hf:OWNER"):
+        presets.folder_of("no/such")
