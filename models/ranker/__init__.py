@@ -6,6 +6,13 @@ from models.ranker.definition import build, frozen_features, loss, metrics, sour
 from models.ranker.tables import notes, table
 
 __all__ = [
-    *("build", "config", "datasets", "frozen_features", "loss", "metrics", "notes", "sources"),
+    "build",
+    "config",
+    "datasets",
+    "frozen_features",
+    "loss",
+    "metrics",
+    "notes",
+    "sources",
     "table",
 ]
