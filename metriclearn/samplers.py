@@ -315,12 +315,14 @@ class _Table(NamedTuple):
 
 def _group(labels: np.ndarray, rows: np.ndarray | None = None, min_images: int = 1) -> _Table:
     """Groups `rows` (all of them if None) by label, in the order of labels and of rows."""
-    rows = np.arange(len(labels)) if rows is None else rows
-    _, codes, count = np.unique(labels[rows], return_inverse=True, return_counts=True)
-    order = rows[np.argsort(codes, kind="stable")]
-    offset = np.cumsum(count) - count
+    values = labels if rows is None else labels[rows]
+    by = np.argsort(values, kind="stable")
+    values = values[by]  # one sort, where np.unique takes a second and three times the memory
+    is_first = np.append([True], values[1:] != values[:-1])[: len(by)]
+    offset = np.flatnonzero(is_first)
+    count = np.diff(offset, append=len(by))
     keep = count >= min_images
-    return _Table(order, offset[keep], count[keep])
+    return _Table(by if rows is None else rows[by], offset[keep], count[keep])
 
 
 class _Dealt(NamedTuple):
