@@ -68,10 +68,13 @@ def build(folder, count):
         os.makedirs(place)
         manifest = store.begin(place, source)
         random = np.random.default_rng(0)
+        # Products of 20 images: without products, any index must scan everything.
+        centers = random.normal(size=(count // 20 + 1, embedder.dimensions))
         for start in range(0, count, 10_000):
             size = min(10_000, count - start)
             ids = np.char.add("item-", np.arange(start, start + size).astype(str))
-            rows = random.normal(size=(size, embedder.dimensions)).astype(np.float32)
+            near = centers[random.integers(0, len(centers), size)]
+            rows = (near + 0.3 * random.normal(size=near.shape)).astype(np.float32)
             store.append(place, manifest, store.Embedded(rows, ids, ids, np.full(size, "")), 1)
         store.finish(place, manifest)
         index.build(place, os.path.join(folder, "index"), "IVF256,Flat", save_model=embedder.save)
