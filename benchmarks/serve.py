@@ -5,7 +5,8 @@
 Builds an index of random items of 128 dimensions with EfficientNet-Lite0 at 224 px (or takes
 --index=INDEX), starts `prototrain serve` on it on loopback, and compares it with the same embedder
 and the same search in this process. The figures are ratios of measurements that alternate, since
-another program on the machine slows both. Every phase is bounded by --seconds.
+another program on the machine slows both; processor time tells what a query costs in any case.
+Every phase is bounded by --seconds.
 """
 
 import argparse
@@ -68,10 +69,13 @@ def build(folder, count):
         os.makedirs(place)
         manifest = store.begin(place, source)
         random = np.random.default_rng(0)
+        # Products of 20 images: without products, any index must scan everything.
+        centers = random.normal(size=(count // 20 + 1, embedder.dimensions))
         for start in range(0, count, 10_000):
             size = min(10_000, count - start)
             ids = np.char.add("item-", np.arange(start, start + size).astype(str))
-            rows = random.normal(size=(size, embedder.dimensions)).astype(np.float32)
+            near = centers[random.integers(0, len(centers), size)]
+            rows = (near + 0.3 * random.normal(size=near.shape)).astype(np.float32)
             store.append(place, manifest, store.Embedded(rows, ids, ids, np.full(size, "")), 1)
         store.finish(place, manifest)
         index.build(place, os.path.join(folder, "index"), "IVF256,Flat", save_model=embedder.save)
@@ -99,6 +103,12 @@ def server(index, *flags):
     finally:
         process.terminate()
         process.wait()
+
+
+def cpu_of(process):
+    """Seconds of processor time that a server has used, all its threads together."""
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
 
 
 def ask(connection, method, path, body=None):
@@ -185,30 +195,39 @@ def measure(options, folder):
 
         with server(index, *options.flags) as (port, process, ready):
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            alone, served = [], []
+            alone, served, cpu = [], [], [0.0, cpu_of(process)]
             end = time.perf_counter() + 2 * options.seconds
             while time.perf_counter() < end:  # alternating
                 for photo, body in zip(given, bodies, strict=True):
+                    begun = time.process_time()
                     alone.append(bare(photo))
+                    cpu[0] += time.process_time() - begun
                     start = time.perf_counter()
                     assert ask(connection, "POST", "/v1/search", body) == 200
                     served.append(time.perf_counter() - start)
+            cpu = [1e3 * seconds / len(alone) for seconds in (cpu[0], cpu_of(process) - cpu[1])]
             medians = [1e3 * statistics.median(times) for times in (alone, served)]
             results["one_client"] = {
                 "bare_ms": round(medians[0], 2),
                 "served_ms": round(medians[1], 2),
                 "ratio": round(medians[1] / medians[0], 3),
+                "bare_cpu_ms": round(cpu[0], 2),
+                "served_cpu_ms": round(cpu[1], 2),
             }
             pixels = np.stack([embedder.decode(photo) for photo in given])
             rounds = []
             for _ in range(3):  # alternating
-                start, count = time.perf_counter(), 0
+                start, count, used = time.perf_counter(), 0, time.process_time()
                 while time.perf_counter() - start < options.seconds / 3:
                     embedder.run({"image": pixels[:8]})
                     count += 8
                 forward = count / (time.perf_counter() - start)
+                forward_cpu = 1e3 * (time.process_time() - used) / count
+                used = cpu_of(process)
                 eight = load(port, bodies, 8, options.seconds / 3)
-                rounds.append((forward, summary(eight, options.seconds / 3), eight))
+                served_cpu = 1e3 * (cpu_of(process) - used) / len(eight)
+                found = summary(eight, options.seconds / 3)
+                rounds.append((forward, found, eight, forward_cpu, served_cpu))
             forward = statistics.median(r[0] for r in rounds)
             eight = summary([one for r in rounds for one in r[2]], options.seconds)
             rates = [r[1]["per_second"] / r[0] for r in rounds]
@@ -216,6 +235,8 @@ def measure(options, folder):
                 "bare_forward_per_second": round(forward, 1),
                 "ratio": round(statistics.median(rates), 3),
                 "p99_over_p50": round(eight["p99_ms"] / eight["p50_ms"], 2),
+                "bare_forward_cpu_ms": round(statistics.median(r[3] for r in rounds), 2),
+                "served_cpu_ms": round(statistics.median(r[4] for r in rounds), 2),
             }
             peak = max(eight["per_second"], summary(
                 load(port, bodies, 32, options.seconds), options.seconds

@@ -313,14 +313,10 @@ async def _embedded(searcher, served, given):
     if isinstance(given, ById):
         return given.id, given.id
     if isinstance(given, ByVector):
-        return _named(str(given.vector).encode()), np.array(given.vector, np.float32)
-    vector = await searcher.embed(served, given)
-    given.seek(0)
-    return await searcher.thread(lambda: _named(given.read())), vector
-
-
-def _named(data):
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        vector = np.array(given.vector, np.float32)
+        return f"sha256:{hashlib.sha256(vector).hexdigest()}", vector
+    digest, vector = await searcher.embed(served, given)
+    return f"sha256:{digest}", vector
 
 
 def _probes(app, searcher):

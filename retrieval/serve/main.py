@@ -20,6 +20,9 @@ from trainer import config as trainer_config
 from trainer.config import UserError
 
 MIB = 2**20
+# Images embedded at once, on a CPU and on a GPU. On a CPU larger batches are slower: what lies
+# between two layers no longer fits the caches.
+BATCHES = (8, 32)
 
 
 def main(options, *_):
@@ -68,7 +71,7 @@ def _searcher(options, token, hosts):
         pixels=options.max_pixels,
         queue=options.max_queue,
         timeout=options.timeout,
-        batch=options.max_batch,
+        batch=options.max_batch or BATCHES[_gpus() > 0],
         wait=options.max_wait / 1000,
         token=token,
         hosts=limits.LOOPBACK if hosts is None else hosts,
@@ -102,7 +105,8 @@ def define_flags(values):
     path("feedback", "", "JSONL file to append judgments of results to; none are taken if absent.")
     number("workers", 0, "Processes; one per GPU, one on a CPU, if 0.", lower_bound=0)
     number("threads", 0, "Threads per process (0: one per core).", lower_bound=0)
-    number("max_batch", 32, "Images embedded at once, at most.", lower_bound=1)
+    number("max_batch", 0, "Images embedded at once, at most; 8 on a CPU, 32 on a GPU, if 0.",
+           lower_bound=0)  # fmt: skip
     decimal("max_wait", 5, "Milliseconds that a batch waits for images being decoded.",
             lower_bound=0)  # fmt: skip
     number("max_queue", 64, "Requests that may wait; more get a 503.", lower_bound=1)

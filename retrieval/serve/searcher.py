@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import os
 import time
 
@@ -85,13 +86,15 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def embed(self, served: Served, file):
-        """The embedding float32 [D] of an image in a file object.
+        """The SHA-256 of an image in a file object, in hexadecimal, and its embedding float32 [D].
 
         Raises:
           Refused: it cannot be read as an image.
         """
-        decode = self.thread(self._decode, served.embedder, file)
-        return await self._batchers[served.name].embed(decode)
+        digest = hashlib.sha256()
+        decode = self.thread(self._decode, served.embedder, file, digest)
+        vector = await self._batchers[served.name].embed(decode)
+        return digest.hexdigest(), vector
 
     async def search(self, served: Served, query, k, **options):
         """As `Served.search`, in a thread."""
@@ -100,9 +103,11 @@ class Searcher:
     def _embed(self, embedder, images):
         return self._timed("embed", embedder.run, {"image": images})
 
-    def _decode(self, embedder, file):
+    def _decode(self, embedder, file, digest):
+        content = file.read()
+        digest.update(content)
         try:
-            return self._timed("decode", self._pixels, embedder, file.read())
+            return self._timed("decode", self._pixels, embedder, content)
         except ValueError as error:
             raise schemas.Refused(422, "image", str(error)) from None
 

@@ -1,6 +1,7 @@
 """From a query to results, without HTTP."""
 
 import asyncio
+import hashlib
 import io
 
 import numpy as np
@@ -33,9 +34,11 @@ def use(shop):
 def test_queries_at_once_get_the_embeddings_that_each_gets_alone(use, shop, photo):
     async def work(found):
         served = found.served()
-        embeddings = await asyncio.gather(
+        answers = await asyncio.gather(
             *(found.embed(served, io.BytesIO(photo(n))) for n in range(12))
         )
+        digests, embeddings = zip(*answers, strict=True)
+        assert digests[3] == hashlib.sha256(photo(3)).hexdigest()
         alone = shop[1].embed([photo(n) for n in range(12)], batch_size=1)
         # A batch is another matrix product: float32 sums of 192 terms, of unit length.
         np.testing.assert_allclose(embeddings, alone, atol=192 * 2**-24)
