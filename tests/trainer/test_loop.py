@@ -14,7 +14,7 @@ import tensorflow as tf
 import toy
 from runs import assert_equal_runs, weights
 
-from trainer import checkpoints, loop, meters
+from trainer import checkpoints, experiment, loop, meters
 from trainer.config import UserError
 
 v1 = tf.compat.v1
@@ -138,9 +138,9 @@ def test_what_a_run_writes(train):
 
     lines = meters.read_metrics(folder)
     full = [line for line in lines if "examples" in line]
-    assert [line["step"] for line in full] == [10, 20]
+    assert [line["step"] for line in full] == [0, 10, 20]
     assert all(line["examples"] == 48 and line["mean_error"] > 0 for line in full)
-    assert [line["step"] for line in lines if line["split"] == "vld"] == [5, 10, 10, 15, 20, 20]
+    assert [line["step"] for line in lines if line["split"] == "vld"] == [0, 5, 10, 10, 15, 20, 20]
 
     def events(split):
         (path,) = glob.glob(f"{folder}/summaries/{split}/*")
@@ -158,7 +158,7 @@ def test_what_a_run_writes(train):
 
 
 def test_best_checkpoint_and_early_stopping(train, monkeypatch):
-    errors = iter([3.0, 1.0, 2.0, 2.5, 9.0, 9.0])
+    errors = iter([9.0, 3.0, 1.0, 2.0, 2.5, 9.0, 9.0])  # the first is of step 0
     monkeypatch.setattr(toy, "metrics", lambda outputs: {"mean_error": next(errors)})
     folder = train(
         keys={
@@ -174,6 +174,25 @@ def test_best_checkpoint_and_early_stopping(train, monkeypatch):
     # Resuming does not forget: one more pass without a better figure stops again.
     train()
     assert checkpoints.steps(f"{folder}/checkpoint") == [50]
+
+
+def test_step_0_is_the_best_where_training_harms(train, monkeypatch):
+    errors = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(toy, "metrics", lambda outputs: {"mean_error": next(errors)})
+    monkeypatch.setattr(toy, "notes", lambda: ["what the data hold"], raising=False)
+    keys = {"trainer.evaluation_interval": 10, "trainer.best_metric": "mean_error"}
+    folder = train(keys=keys)
+    assert checkpoints.steps(f"{folder}/checkpoint/best") == [0]
+    assert checkpoints.steps(f"{folder}/checkpoint") == [0, 20]
+    assert experiment.locate(toy, ())[1].endswith("best/model-0")
+
+
+def test_averages_start_from_loaded_weights(train):
+    before = train("before")
+    keys = {"model.weights_load_path": f"{before}/checkpoint", "model.num_steps": 0}
+    after = weights(train("after", keys={**keys, "model.ema_decay": 0.9}))
+    average = after["out/kernel/ExponentialMovingAverage"]
+    np.testing.assert_array_equal(average, weights(before)["out/kernel"])
 
 
 def test_a_best_metric_that_nobody_reports(train):
@@ -328,9 +347,10 @@ def test_a_folder_that_goes_away_is_noticed_and_stays_away(train, monkeypatch, t
     folder = pathlib.Path(toy.config["trainer.experiment_base_dir"], "toy")
 
     def metrics(outputs):
-        os.rename(folder, tmp_path / "moved")
-        if replaced:
-            (folder / "checkpoint").mkdir(parents=True)
+        if not (tmp_path / "moved").exists():
+            os.rename(folder, tmp_path / "moved")
+            if replaced:
+                (folder / "checkpoint").mkdir(parents=True)
         return {"mean_error": 1.0}
 
     monkeypatch.setattr(toy, "metrics", metrics)

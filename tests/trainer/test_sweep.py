@@ -204,7 +204,7 @@ def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
     (trial,) = study.trials
     lines = meters.read_metrics(folder / "trial-000")
     full = {line["step"]: line["mean_error"] for line in lines if "examples" in line}
-    assert trial.intermediate_values == full and set(full) == {20, 40, 60}
+    assert trial.intermediate_values == full and set(full) == {0, 20, 40, 60}
     assert trial.value == min(full.values())
 
 
