@@ -37,9 +37,10 @@ class _Configured:
         table: dict[str, Callable[..., tf.Tensor]],
     ) -> None:
         self.loss, self.options = loss, options
-        if isinstance(loss, list | tuple):
+        if not isinstance(loss, str) and not callable(loss):
             check_options(lambda: None, options, "a sum of losses")
-            terms = [(name, weight, _bound(*rest)) for name, weight, *rest in loss]
+            entries: Any = loss
+            terms = [(name, weight, _bound(*rest)) for name, weight, *rest in entries]
             self._function: Callable[..., tf.Tensor] = weighted_sum(*terms)
             return
         function = resolve(loss, table, "loss")
@@ -407,11 +408,11 @@ def first_ranks(
     directions, ranks = _directions(queries), []
     step = max(1, 2**22 // max(1, len(catalogue)))
     for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
-        scores = (directions[rows] @ distinct.T)[:, places]
-        relevant = labels[rows, None] == catalogue_labels
+        block = slice(start, start + step)
+        scores = (directions[block] @ distinct.T)[:, places]
+        relevant = labels[block, None] == catalogue_labels
         if alone:
-            itself = np.arange(len(queries))[rows, None] == columns
+            itself = np.arange(len(queries))[block, None] == columns
             scores, relevant = np.where(itself, -np.inf, scores), relevant & ~itself
         hits = np.where(relevant, scores, -np.inf)
         first = hits.argmax(axis=1)[:, None]

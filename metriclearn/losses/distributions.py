@@ -139,11 +139,14 @@ def histogram(place: tf.Tensor, weights: tf.Tensor, bins: int) -> tf.Tensor:
 
 def _two_views(comparison: Comparison) -> tuple[list[tf.Tensor], tf.Tensor]:
     """(`[B, D]` first and second example of each class, `[B]` bool whether there are both)."""
-    count = tf.shape(comparison.codes)[0]  # at least the number of classes
+    codes, x = comparison.codes, comparison.embeddings
+    count = tf.shape(codes)[0]  # at least the number of classes
     rows = tf.range(count)
-    first = tf.math.unsorted_segment_min(rows, comparison.codes, count)
-    later = tf.where(tf.equal(tf.gather(first, comparison.codes), rows), count, rows)
-    second = tf.math.unsorted_segment_min(later, comparison.codes, count)
-    # The minimum of nothing is the largest integer.
-    views = [tf.gather(comparison.embeddings, tf.minimum(t, count - 1)) for t in (first, second)]
-    return views, second < count
+    is_first = tf.equal(tf.gather(tf.math.unsorted_segment_min(rows, codes, count), codes), rows)
+    second = tf.math.unsorted_segment_min(tf.where(is_first, count, rows), codes, count)
+    is_second = tf.equal(tf.gather(second, codes), rows)
+    views = [
+        tf.math.unsorted_segment_sum(tf.where(mask[:, None], x, tf.zeros_like(x)), codes, count)
+        for mask in (is_first, is_second)
+    ]
+    return views, second < count  # the minimum of nothing is the largest integer

@@ -56,10 +56,14 @@ def lifted_structured_loss(
     Terms: one per anchor that has a positive and a negative; for 'pairs' one per ordered pair of
     positives whose anchor has a negative.
     """
-    options = {"distance": distance, "reduction": reduction, "references": references}
     if not resolve(form, {"anchors": False, "pairs": True}, "form"):
         return generalized_lifted_structured_loss(
-            labels, embeddings, negative_margin=margin, **options
+            labels,
+            embeddings,
+            negative_margin=margin,
+            distance=distance,
+            reduction=reduction,
+            references=references,
         )
     if references is not None:
         raise ValueError("form='pairs' compares the batch with itself: it takes no references")

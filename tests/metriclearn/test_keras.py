@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -300,6 +301,20 @@ def test_one_loss_for_several_outputs_is_refused_and_one_each_works():
     each = {"embedding": Loss("triplet"), "to": "sparse_categorical_crossentropy"}
     history = fit(model, each, {"embedding": LABELS, "to": LABELS})
     assert np.isfinite(history["embedding_loss"][0])
+
+
+def test_the_guides_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it saves a model
+    root = pathlib.Path(__file__).parent.parent.parent
+    guide = (root / "docs" / "keras.md").read_text(encoding="utf-8")
+    images = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype(np.float32)
+    labels = np.arange(64) % 10
+    names = {"images": images, "labels": labels}
+    names |= {"query_images": images[:20], "query_labels": labels[:20]}
+    for block in re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S):
+        exec(block.replace("steps_per_epoch=10", "steps_per_epoch=2"), names)
+    np.testing.assert_allclose(names["again"].loss.get_config()["margin"], 0.2)
+    assert names["search"].predict(images[:2], verbose=0).shape == (2, 64)
 
 
 REPLICAS = """
