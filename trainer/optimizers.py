@@ -1,5 +1,6 @@
 """Optimizers by name, from configuration."""
 
+import re
 from collections.abc import Iterable
 
 import tensorflow as tf
@@ -33,10 +34,9 @@ def create(config: Config, learning_rate: tf.Tensor, decayed: Iterable[tf.Variab
             f"model.learning_rate_factor={factor} must be above 0; to freeze variables, exclude "
             "them by model.trainable_variables.filter_regex."
         )
-    if factor == 1:
+    if factor == 1 and config["model.layer_decay"] == 1:
         return _create(config, learning_rate, decayed)
-    rates = learning_rate, factor * learning_rate
-    return TwoRates(*(_create(config, rate, decayed) for rate in rates), config)
+    return Rates(lambda rate: _create(config, rate * learning_rate, decayed), config)
 
 
 def _create(config, learning_rate, decayed):
@@ -64,25 +64,68 @@ def _create(config, learning_rate, decayed):
     )
 
 
-class TwoRates:
-    """Two optimizers: for the variables that `model.learning_rate_factor` chooses, and the rest.
+class Rates:
+    """An optimizer for each learning rate that `model.learning_rate_factor` and `layer_decay` make.
 
     Scaling gradients instead would have no effect under Adam, which divides by their size.
     """
 
-    def __init__(self, rest, chosen, config):
-        self._rest, self._chosen, self._config = rest, chosen, config
+    def __init__(self, make, config):
+        self._make, self._config = make, config
 
     def apply_gradients(self, grads_and_vars, global_step):
-        variables = [v for _, v in grads_and_vars]
-        chosen = towers.select(variables, self._config, "model.learning_rate_factor")
-        chosen = {v.op.name for v in chosen}
-        parts = {self._rest: [], self._chosen: []}
-        for gradient, v in grads_and_vars:
-            parts[self._chosen if v.op.name in chosen else self._rest].append((gradient, v))
-        updates = [optimizer.apply_gradients(part) for optimizer, part in parts.items() if part]
+        parts = {}
+        factors = self._factors([v for _, v in grads_and_vars])
+        for pair, factor in zip(grads_and_vars, factors, strict=True):
+            parts.setdefault(factor, []).append(pair)
+        # The full rate first: the order names the optimizers' own variables in checkpoints.
+        order = sorted(parts, key=lambda factor: (factor != 1, -factor))
+        updates = [self._make(factor).apply_gradients(parts[factor]) for factor in order]
         with tf.control_dependencies(updates):
             return global_step.assign_add(1).op
+
+    def _factors(self, variables):
+        factor, decay = (
+            self._config[f"model.{k}"] for k in ("learning_rate_factor", "layer_decay")
+        )
+        chosen = set()
+        if factor != 1:
+            prefix = "model.learning_rate_factor"
+            chosen = {v.op.name for v in towers.select(variables, self._config, prefix)}
+        heights = [0] * len(variables)
+        if decay != 1:
+            heights = layers_above([v.op.name for v in variables])
+        return [
+            (factor if v.op.name in chosen else 1) * decay**height
+            for v, height in zip(variables, heights, strict=True)
+        ]
+
+
+# How networks name blocks: layers_3, transformer_block_2, blocks_05, stage_1_block_0, conv4_block2.
+_BLOCK = re.compile(r"(?:stage|stack|layers?|blocks?|conv(?!\dd))_?(\d+)")
+
+
+def layers_above(names: Iterable[str]) -> list[int]:
+    """How many blocks follow each variable's: 0 for the head, 1 for the last block, and so on.
+
+    Args:
+      names: of variables in the order of their creation; those before the first block belong to
+        the input (patches, positions), those without a number after it to the head.
+
+    Raises:
+      UserError: no name has the number of a block.
+    """
+    blocks = [tuple(map(int, _BLOCK.findall(name))) for name in names]
+    order = {block: i for i, block in enumerate(sorted(set(blocks) - {()}))}
+    if not order:
+        raise UserError(
+            "model.layer_decay: no trained variable is in a numbered block, as layers_3 or block5."
+        )
+    first = next(i for i, block in enumerate(blocks) if block)
+    return [
+        len(order) - order[block] if block else (len(order) + 1) * (i < first)
+        for i, block in enumerate(blocks)
+    ]
 
 
 class DecoupledAdam(v1.train.Optimizer):

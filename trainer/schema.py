@@ -145,6 +145,9 @@ MODEL = (
     Key("model.learning_rate_factor.filter_regex", "str", "",
         "The factor applies to variables whose name this regular expression matches somewhere.",
         needs="model.learning_rate_factor!=1.0"),
+    Key("model.layer_decay", "float", 1.0,
+        "Factor on the learning rate for each block between a variable and the head (layer-wise "
+        "decay; 0.65 to 0.9 is common for vision transformers).", within="(0, 1]"),
     Key("model.clip_gradients", "bool", False,
         "Clip each averaged gradient to [minval, maxval], element by element."),
     Key("model.clip_gradients.minval", "float", -1.0,

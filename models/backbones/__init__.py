@@ -88,7 +88,7 @@ class Backbone:
         return [v for v in v1.global_variables() if v.op.name in names]
 
 
-def load(address, *, input_range="", pooling="auto", cache=None):
+def load(address, *, input_range="", pooling="auto", lora_rank=0, cache=None):
     """Finds a network; nothing is built before `apply`.
 
     Args:
@@ -105,6 +105,7 @@ def load(address, *, input_range="", pooling="auto", cache=None):
         `saved_model.RANGES`.
       pooling: how a Keras model's positions become one vector, one of `pooling.METHODS`; the other
         networks take the mean, 'auto'.
+      lora_rank: above 0, train low-rank updates of a Keras model's dense layers alone.
       cache: the project's cache folder, the user's by default.
 
     Returns:
@@ -115,11 +116,15 @@ def load(address, *, input_range="", pooling="auto", cache=None):
     """
     try:
         if address.startswith(KERAS):
-            return _keras(keras_model.load(address.removeprefix(KERAS), input_range), pooling)
+            found = keras_model.load(address.removeprefix(KERAS), input_range)
+            return _keras(found, pooling, lora_rank)
         if address.startswith(KERASHUB):
-            return _keras(kerashub.load(address.removeprefix(KERASHUB), pooling), pooling)
+            found = kerashub.load(address.removeprefix(KERASHUB), pooling)
+            return _keras(found, pooling, lora_rank)
         if pooling not in ("auto", "mean"):
             raise ValueError(f"model.pooling={pooling} is for Keras models; give auto")
+        if lora_rank:
+            raise ValueError(f"model.lora_rank={lora_rank} is for Keras models; give 0")
         if address in _FROM_SCRATCH:
             return _from_scratch(address)
         if address.startswith(PRETRAINED):
@@ -157,10 +162,10 @@ def _pretrained(network, cache):
     return Backbone(network, (side, side), efficientnet.FEATURES, weights.sha256, words, build)
 
 
-def _keras(network, pooling):
+def _keras(network, pooling, lora_rank):
     def build(images, train_phase, batch_statistics):
         frozen = train_phase and not batch_statistics
-        return keras_model.build(network, images, train_phase, frozen, pooling)
+        return keras_model.build(network, images, train_phase, frozen, pooling, lora_rank)
 
     words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
     found = Backbone(network.name, network.image_size, None, network.fingerprint, words, build)

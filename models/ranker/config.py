@@ -54,6 +54,13 @@ config.declare(
     fixed=True,
 )
 config.declare(
+    "model.lora_rank",
+    0,
+    "Train low-rank updates of a Keras model's dense layers, of this rank, and not its weights (0: "
+    "its weights).",
+    fixed=True,
+)
+config.declare(
     "model.default_image_dimensions",
     [224, 224, 3],
     "Height, width and channels that images are resized to.",

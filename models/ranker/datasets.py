@@ -81,13 +81,16 @@ def image_dimensions():
 
 def load_backbone(address):
     """`models.backbones.load` as the configuration has it, once."""
-    return _loaded(address, config["model.hub_input_range"], config["model.pooling"])
+    keys = "hub_input_range", "pooling", "lora_rank"
+    return _loaded(address, *(config[f"model.{key}"] for key in keys))
 
 
 @functools.lru_cache(maxsize=1)  # weights are checked when they are loaded
-def _loaded(address, input_range, pooling):
+def _loaded(address, input_range, pooling, lora_rank):
     try:
-        return backbones.load(address, input_range=input_range, pooling=pooling)
+        return backbones.load(
+            address, input_range=input_range, pooling=pooling, lora_rank=lora_rank
+        )
     except ValueError as error:
         raise UserError(f"model.hub_address: {error}") from None
 

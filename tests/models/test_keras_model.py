@@ -159,6 +159,46 @@ def test_convnext_trains_on_two_towers_as_on_one():
     assert np.abs(one.trained - one.served).max() > 0.01 * scale
 
 
+def test_low_rank_updates_are_all_that_is_trained():
+    def dense():
+        model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Flatten()])
+        model.add(keras.layers.Rescaling(1 / 255))
+        model.add(keras.layers.Dense(7, activation="relu", name="first"))
+        model.add(keras.layers.Dense(5))
+        return model
+
+    sys.modules["user_networks"].dense = lambda: [keras.utils.set_random_seed(0), dense()][1]
+
+    def run(lora_rank, moved=0.0):
+        backbone = backbones.load("keras:user_networks:dense", lora_rank=lora_rank)
+        with tf.Graph().as_default(), v1.Session() as session:
+            features = backbone.apply(tf.constant(IMAGES[:, :8, :8]), True)
+            trained = v1.trainable_variables()
+            slopes = v1.gradients(features, trained)
+            assert None not in slopes
+            session.run(v1.global_variables_initializer())
+            values = {v.op.name: session.run(v) for v in v1.global_variables()}
+            for v in trained:
+                if v.op.name.endswith("_b"):
+                    v.load(np.full(v.shape, moved, np.float32), session)
+            return session.run(features), values, {v.op.name for v in trained}
+
+    plain, weights, _ = run(0)
+    start, values, trained = run(2)
+    ends = ("lora_kernel_a", "lora_kernel_b")
+    assert trained == {f"dense/{layer}/{end}" for layer in ("first", "dense") for end in ends}
+    np.testing.assert_allclose(start, plain, atol=1e-6)
+    found = run(2, 0.1)[0]
+    x = IMAGES[:, :8, :8].reshape(4, -1).astype(np.float64) / 255
+    for layer in ("first", "dense"):
+        a = values[f"dense/{layer}/lora_kernel_a"]
+        kernel = weights[f"dense/{layer}/kernel"]
+        kernel = kernel + a @ np.full((2, kernel.shape[1]), 0.1)
+        x = x @ kernel + weights[f"dense/{layer}/bias"]
+        x = np.maximum(x, 0) if layer == "first" else x
+    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-5 * np.abs(x).max())
+
+
 def test_networks_of_keras_take_weights_and_preprocess_as_their_module_says(monkeypatch, tmp_path):
     monkeypatch.setattr(keras.applications, "ResNet50", tiny_resnet)
     file = tmp_path / "own.weights.h5"
@@ -290,6 +330,8 @@ def test_integers_take_pixels_as_they_are():
     assert built(backbone).served.shape == (4, 8)
 
 
-def test_pooling_is_for_keras_models():
+def test_pooling_and_lora_are_for_keras_models():
     with pytest.raises(ValueError, match="model.pooling=gem is for Keras models"):
         backbones.load("mobilenet", pooling="gem")
+    with pytest.raises(ValueError, match="model.lora_rank=2 is for Keras models"):
+        backbones.load("mobilenet", lora_rank=2)

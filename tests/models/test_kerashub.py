@@ -168,6 +168,16 @@ def test_a_network_of_maps_takes_any_size(tmp_path):
     assert any("moving_mean" in name for name in names)
 
 
+def test_low_rank_updates_of_a_vision_transformer(folders):
+    backbone = backbones.load(f"kerashub:{folders['dinov2']}", lora_rank=2)
+    case = ORACLE["dinov2"]["cases"][0]
+    features, _, names = run(backbone, 24)
+    expected = np.reshape(case["features"], features.shape)
+    np.testing.assert_allclose(features, expected, atol=1e-5 * np.abs(expected).max())
+    query = "dinov2/encoder/layers_1/attention/attention/query"
+    assert {f"{query}/kernel", f"{query}/lora_kernel_a", f"{query}/lora_kernel_b"} <= set(names)
+
+
 @pytest.mark.parametrize("kind", ("F16", "BF16"))
 def test_half_precision_is_read_as_float32(tmp_path, kind):
     family = ORACLE["vit"]

@@ -290,7 +290,7 @@ def test_recall_is_in_the_catalogue_or_among_the_others():
 class Tiny:
     """A backbone of one convolution, with weights that are always the same."""
 
-    name, fingerprint, preprocessing = "tiny", "weights", "RGB / 255"
+    name, fingerprint, preprocessing, source = "tiny", "weights", "RGB / 255", ""
 
     def apply(self, images, train_phase=False, frozen_batch_norm=False):
         x = tf.cast(images, tf.float32) / 255

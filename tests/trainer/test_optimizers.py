@@ -167,3 +167,42 @@ def test_learning_rate_factor_of_zero_and_a_filter_that_chooses_nothing_are_refu
         head = v1.get_variable("head", [])
         step = v1.train.create_global_step()
         optimizers.create(config, tf.constant(RATE)).apply_gradients([(head, head)], step)
+
+
+@pytest.mark.parametrize(
+    ("names", "above"),
+    [
+        ("v/cls_token v/layers_0/gamma v/layers_1/fc1 v/layers_10/fc1 v/ln e", [4, 3, 2, 1, 0, 0]),
+        ("c/stem c/stage_0_block_0 c/stage_0_block_1 c/block_1 c/stage_1_block_0 c/norm",
+         [5, 4, 3, 2, 1, 0]),
+        ("r/conv1_conv r/conv2_block1_1_conv r/conv2_block2_1_conv e", [3, 2, 1, 0]),
+        ("e/stem/kernel e/blocks_00/expand e/blocks_15/project e/head", [3, 2, 1, 0]),
+        ("m/conv2d/kernel m/conv2d_1/kernel m/block_3/conv2d_7/kernel h", [2, 2, 1, 0]),
+    ],
+)  # fmt: skip
+def test_blocks_are_told_by_their_names(names, above):
+    assert optimizers.layers_above(names.split()) == above
+
+
+def test_blocks_nearer_the_images_learn_more_slowly():
+    config = Config({"model.optimizer.method": "sgd", "model.layer_decay": 0.5})
+    config["model.learning_rate_factor"] = 0.1
+    config["model.learning_rate_factor.filter_regex"] = "^net/"
+    names = ["net/patches", "net/block_0/w", "net/block_1/w", "head"]
+    with tf.Graph().as_default(), v1.Session() as session:
+        variables = [v1.get_variable(name, initializer=0.0) for name in names]
+        pairs = [(tf.constant(-1.0), v) for v in variables]
+        step = v1.train.create_global_step()
+        update = optimizers.create(config, tf.constant(8.0)).apply_gradients(pairs, step)
+        session.run(v1.global_variables_initializer())
+        session.run(update)
+        np.testing.assert_allclose(session.run(variables), [0.1, 0.2, 0.4, 8.0], rtol=1e-6)
+        assert session.run(step) == 1
+
+
+def test_a_decay_by_layers_needs_layers():
+    config = Config({"model.layer_decay": 0.5})
+    with tf.Graph().as_default(), pytest.raises(UserError, match="model.layer_decay: no trained"):
+        head = v1.get_variable("head", [])
+        step = v1.train.create_global_step()
+        optimizers.create(config, tf.constant(RATE)).apply_gradients([(head, head)], step)
