@@ -55,7 +55,7 @@ def test_every_command_names_a_verb_and_flags_that_exist(path, helps, monkeypatc
             continue
         assert verb in cli.VERBS, f"{path.name}: prototrain {verb}"
         arguments = [a for a in arguments if a not in ("--flagfile=my.flags", "...")]
-        given = [a for a in expand_flag_files(arguments) if a.startswith("-")]
+        given = [a for a in expand_flag_files(arguments) if a.startswith("-") and a != "-"]
         models = [a.partition("=")[2] for a in given if re.match(r"--?m(odel)?=", a)]
         model = next((m for m in models if m in helps[verb]), "helpfull")
         known = known_flags(helps[verb][model]) | ABSL
