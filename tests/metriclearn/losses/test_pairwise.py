@@ -9,15 +9,6 @@ X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 LABELS = np.arange(8) % 3
 
 
-def test_the_two_kinds_of_contrastive_pairs_are_reduced_apart():
-    d = metriclearn.pairwise_distances(X).numpy()
-    same = (LABELS[:, None] == LABELS) & ~np.eye(8, dtype=bool)
-    near, far = d[same], np.maximum(2 - d[LABELS[:, None] != LABELS], 0)
-    for reduction, mean in ("mean", np.mean), ("nonzero_mean", lambda t: t[t > 0].mean()):
-        got = metriclearn.contrastive_loss(LABELS, X, negative_margin=2.0, reduction=reduction)
-        np.testing.assert_allclose(got, mean(near) + mean(far), rtol=1e-5)
-
-
 def test_multi_similarity_mining_can_be_switched_off():
     mined = metriclearn.multi_similarity_loss(LABELS, X, beta=5.0)
     every = metriclearn.multi_similarity_loss(LABELS, X, beta=5.0, epsilon=None)
