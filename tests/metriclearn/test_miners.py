@@ -220,37 +220,6 @@ def test_given_positives_take_negatives_from_either_side(negatives):
     assert mined == reference.given_positive(labels, d, negatives)
 
 
-def test_distance_weighted_draws_by_wu_et_al():
-    labels, x = batch(3, size=20, dimension=4)
-    draws = tf.random.stateless_uniform([20, np.bincount(labels).max()], (5, 7), dtype=tf.float64)
-    mined = triplets(metriclearn.mine_distance_weighted(labels, x, seed=(5, 7)))
-    assert mined == reference.distance_weighted(labels, x, draws.numpy())
-    # With a cutoff that nothing reaches, all negatives are equally likely.
-    mined = metriclearn.mine_distance_weighted(labels, x, seed=(5, 7), nonzero_loss_cutoff=0.1)
-    wanted = reference.distance_weighted(labels, x, draws.numpy(), nonzero_loss_cutoff=0.1)
-    assert triplets(mined) == wanted
-
-
-def test_distance_weighted_frequencies_follow_the_weights():
-    angles = np.array([0, 0.01, 0.6, 0.9, 1.2])  # radians on the unit circle; D=2 still differs
-    x = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], axis=1)
-    labels = np.array([0, 0, 1, 2, 3])
-    mine = tf.function(
-        lambda step: metriclearn.mine_distance_weighted(labels, x, seed=[1, step]).negatives[0]
-    )
-    drawn = np.bincount([int(mine(tf.constant(i))) for i in range(3000)], minlength=5)[2:] / 3000
-    d = 2 * np.sin(angles[2:] / 2)
-    weights = 1 / (d**2 * np.sqrt(1 - d**2 / 4))
-    np.testing.assert_allclose(drawn, weights / weights.sum(), atol=0.03)
-
-
-def test_semi_hard_sorts_where_passes_would_be_many(monkeypatch):
-    labels, x = batch(4, size=30, classes=2)
-    passes = triplets(metriclearn.mine_semi_hard(labels, x))
-    monkeypatch.setattr(miners.nearest, "PASSES", 1)
-    assert triplets(metriclearn.mine_semi_hard(labels, x)) == passes
-
-
 @pytest.mark.parametrize("name", sorted(set(metriclearn.MINERS) - {"batch_all"}))
 def test_blocks_do_not_change_what_is_mined(name, monkeypatch):
     labels, x = batch(5, size=24, classes=6)

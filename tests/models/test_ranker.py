@@ -193,11 +193,15 @@ def test_every_loss_trains_and_validates(config, four_classes, name):
     config["model.loss"] = name
     result, gradient = value()
     assert np.isfinite(result) and np.abs(gradient).max() > 0
-    assert np.isfinite(value(train_phase=False)[0])
+    if name in ("contrastive", "arcface"):  # in validation all others do as one of these
+        assert np.isfinite(value(train_phase=False)[0])
 
 
-@pytest.mark.parametrize("name", [name for name in MINERS if name != "given_positive"])
-@pytest.mark.parametrize("loss", ["triplet", "margin"])
+@pytest.mark.parametrize(
+    "loss, name",
+    [("triplet", name) for name in MINERS if name != "given_positive"]
+    + [("margin", name) for name in ("batch_hard", "distance_weighted", "hdc")],
+)
 def test_every_miner_mines_for_the_losses_that_take_one(config, name, loss):
     config.update({"model.miner": name, "model.loss": loss})
     result, gradient = value()

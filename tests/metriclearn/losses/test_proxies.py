@@ -10,12 +10,12 @@ X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 PROXIES = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("label", [-1, 4, 2**40])
 @pytest.mark.parametrize("name", sorted(PROXY_LOSSES))
-def test_a_label_without_a_proxy_is_refused_or_shows(name, label):
-    labels = np.array([0, 1, 2, 3, 0, label])
-    with pytest.raises(ValueError, match="labels must be rows of the 4 proxies"):
-        PROXY_LOSSES[name](labels, X, PROXIES)
+def test_a_label_without_a_proxy_is_refused_or_shows(name):
+    batches = [np.array([0, 1, 2, 3, 0, label]) for label in (-1, 4, 2**40)]
+    for labels in batches:
+        with pytest.raises(ValueError, match="labels must be rows of the 4 proxies"):
+            PROXY_LOSSES[name](labels, X, PROXIES)
 
     def loss(labels):
         return PROXY_LOSSES[name](labels, X, PROXIES)
@@ -23,7 +23,8 @@ def test_a_label_without_a_proxy_is_refused_or_shows(name, label):
     signature = [tf.TensorSpec([None], tf.int64)]
     for compiled in False, True:
         later = tf.function(loss, input_signature=signature, jit_compile=compiled)
-        assert np.isnan(later(labels)) and np.isfinite(later(np.minimum(np.abs(labels), 3)))
+        assert np.isfinite(later(np.arange(6) % 4))
+        assert all(np.isnan(later(labels)) for labels in batches)
 
 
 def test_terms_belong_to_examples():
