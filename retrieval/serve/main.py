@@ -30,6 +30,7 @@ def main(options, *_):
     for module in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
         with trainer_config.optional("pip install 'prototrain[serve]'"):
             __import__(module)
+    from retrieval.evaluation import feedback
     from retrieval.serve import processes
 
     if not options.index:
@@ -42,7 +43,7 @@ def main(options, *_):
             "environment), or --open to let everyone"
         )
     if options.feedback:
-        open(options.feedback, "a").close()  # fails now rather than at the first judgment
+        feedback.append(options.feedback)  # fails now rather than at the first judgment
     sock = processes.inherited()
     if sock is None:
         sock = processes.bound(options.host, options.port)
