@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from metriclearn.datasets import image_files
-from retrieval.embeddings import c_library
+from retrieval.embeddings import c_library, decoding
 from trainer import files, quiet
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
-TRAILER = 1 << 16  # bytes in which a JPEG's end is looked for: cameras append notes
 NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
 
 
@@ -70,7 +69,7 @@ class Embedder:
         self.size, self.channels, self.source = size, channels, source
         self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
         self.inputs = tuple(inputs)
-        self._tensors, self._decoders = tensors, None
+        self._tensors, self._decode = tensors, None
 
     @classmethod
     def of_graph(cls, build: Callable, *, threads: int = 0, **about: Any) -> "Embedder":
@@ -279,7 +278,7 @@ class Embedder:
         Raises:
           ValueError: see `decode`.
         """
-        self._decoding()
+        self._decoder()
         found = []
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(images), batch_size):
@@ -296,52 +295,18 @@ class Embedder:
         Raises:
           ValueError: a file that cannot be read, by name; an array of another shape or dtype.
         """
-        of_jpeg, of_pixels = self._decoding()
-        assert self.size
-        if isinstance(image, np.ndarray):
-            return of_pixels(_pixels(image, self.channels))
-        try:
-            content = image if isinstance(image, bytes) else _content(image)
-            # Without an end it is truncated, which Pillow says in one line, and libjpeg in several.
-            if image_files.is_upright_jpeg(content) and b"\xff\xd9" in content[-TRAILER:]:
-                return of_jpeg(content)
-            limits = self.channels, self.size, None, self.max_pixels
-            return of_pixels(image_files.read(content, *limits)[0])
-        except Exception as error:  # of two sessions, with kinds of their own
-            name = "" if isinstance(image, bytes) else f" {os.fspath(image)!r}"
-            reason = _reason(image, error, self.max_pixels)
-            raise ValueError(f"cannot read the image{name}: {reason}") from None
+        return self._decoder()(image)
 
-    def _decoding(self):
-        """(function of a JPEG's bytes, function of uint8 [h, w, channels]) -> uint8 [*size, C]."""
+    def _decoder(self):
+        """The function behind `decode`."""
         if self.size is None:
             raise ValueError("this model takes no images alone: it can embed its own datasets only")
-        if self._decoders is None:
-            if self._tensors is None:
-                self._tensors = self._add_decoders()
+        if self._decode is None:
+            about = self.size, self.channels, self.max_pixels
+            self._tensors = self._tensors or decoding.add_to_graph(self._session.graph, *about)
             # One assignment, since several threads may be here.
-            self._decoders = tuple(
-                self._session.make_callable(self._tensors[output], [self._tensors[fed]])
-                for output, fed in (("from_jpeg", "content"), ("from_pixels", "pixels"))
-            )
-        return self._decoders
-
-    def _add_decoders(self):
-        """Puts the decoding into the graph; returns the names of its tensors."""
-        import tensorflow as tf
-
-        from metriclearn.datasets import images as image_tensors
-
-        v1 = tf.compat.v1
-        with self._session.graph.as_default(), v1.name_scope("decode"):
-            content = v1.placeholder(tf.string, [], "content")
-            pixels = v1.placeholder(tf.uint8, [None, None, self.channels], "pixels")
-            from_jpeg = image_tensors.decode_upright_jpeg(
-                content, self.size, channels=self.channels, max_pixels=self.max_pixels
-            )
-            tensors = {"content": content, "pixels": pixels, "from_jpeg": from_jpeg}
-            tensors["from_pixels"] = image_tensors.resize(pixels, self.size)
-        return {name: tensor.name for name, tensor in tensors.items()}
+            self._decode = decoding.decoder(self._session, self._tensors, *about)
+        return self._decode
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a SavedModel that `load` reads, and any other program that takes uint8 images.
@@ -354,7 +319,7 @@ class Embedder:
         """
         from trainer import export
 
-        self._decoding()
+        self._decoder()
         if isinstance(self._output, str):
             raise ValueError("an embedder that was loaded is not saved again: copy its folder")
         (image,) = self._fed.values()
@@ -417,21 +382,6 @@ def _size_of(found, asked):
     return tuple(asked or known)
 
 
-def _pixels(array, channels):
-    """uint8 [H, W, channels] of an array; gray and RGB are converted into each other."""
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(f"an image must be uint8 [H, W, C], not {array.dtype} {array.shape}")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.shape[2] == channels:
-        return array
-    if array.shape[2] == 1:
-        return np.repeat(array, channels, axis=2)
-    if array.shape[2] == 3:
-        weights = np.array([0.299, 0.587, 0.114])
-        return np.round(array @ weights).astype(np.uint8)[..., None]
-    raise ValueError(f"an image must have {channels} channels, not {array.shape[2]}")
-
-
 def _session_of(folder, threads):
     """A session with a SavedModel: of the C library, else of TensorFlow's Python package."""
     try:
@@ -455,25 +405,6 @@ def _new_session(threads):
         intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
     )
     return v1.Session(graph=tf.Graph(), config=config)
-
-
-def _content(path):
-    """The bytes of a regular file: pipes and devices never end."""
-    if not os.path.isfile(path):
-        raise ValueError("not a regular file" if os.path.exists(path) else "no such file")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _reason(image, error, max_pixels):
-    """Why a file, or its bytes, could not be decoded, in our own words."""
-    if isinstance(error, ValueError):
-        return error
-    try:
-        image_files.read(image, max_pixels=max_pixels)
-    except ValueError as clearer:
-        return clearer
-    return getattr(error, "strerror", None) or "the file is truncated or damaged"
 
 
 def fingerprint(checkpoint) -> str:

@@ -18,6 +18,7 @@ from trainer import files
 from trainer.config import optional
 
 FORMAT = "1"
+FIELDS = [field.name for field in dataclasses.fields(Embedded)]
 
 
 class Kept:
@@ -41,7 +42,7 @@ class Kept:
         config = model.config.to_json()
         self._key = _sha256(
             *(FORMAT, fingerprint(checkpoint), config, _code(model), listing(rows), _parts(rows)),
-            *names,
+            *(*names, "fields", *FIELDS),
         )
 
     def read(self):
@@ -52,8 +53,7 @@ class Kept:
                     return None
                 found = {}
                 for name in self._names:
-                    fields = [field.name for field in dataclasses.fields(Embedded)]
-                    values = {f: held[at] for f in fields if (at := f"{name}/{f}") in held.files}
+                    values = {f: held[at] for f in FIELDS if (at := f"{name}/{f}") in held.files}
                     found[name] = Embedded(**values)
                 return found
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
@@ -62,10 +62,10 @@ class Kept:
     def write(self, found):
         """Replaces the file; where that fails, a warning says so."""
         arrays = {
-            f"{name}/{field.name}": value
+            f"{name}/{field}": value
             for name, items in found.items()
-            for field in dataclasses.fields(items)
-            if (value := getattr(items, field.name)) is not None
+            for field in FIELDS
+            if (value := getattr(items, field)) is not None
         }
         with optional("a copy of the embeddings for the next evaluation"):
             os.makedirs(os.path.dirname(self.path), exist_ok=True)

@@ -17,8 +17,8 @@ def test_embeddings_are_kept_while_everything_is_the_same(
     """Checkpoint, configuration, images and code; a damaged file is made again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names, ran = ("retrieval_query", "retrieval_index"), []
-    run = embedder.Embedder.run
-    monkeypatch.setattr(embedder.Embedder, "run", lambda *a: ran.append(1) or run(*a))
+    run = embedder.Embedder.run_both
+    monkeypatch.setattr(embedder.Embedder, "run_both", lambda *a: ran.append(1) or run(*a))
 
     def embedded():
         ran.clear()
