@@ -87,9 +87,11 @@ def server(index, *flags):
     """Yields (port, process, seconds from start to ready) of a server of its own."""
     command = [sys.executable, "-m", "retrieval.serve.main", f"--index={index}", "--port=0"]
     start = time.perf_counter()
+    # A session of its own: Linux shares a busy machine between sessions, not processes.
     process = subprocess.Popen(
-        [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+        [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         line = next((line for line in process.stderr if "http://" in line), "")
         threading.Thread(target=process.stderr.read, daemon=True).start()

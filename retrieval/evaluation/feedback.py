@@ -17,9 +17,14 @@ from retrieval.evaluation import intervals
 FIELDS = {"query": str, "id": str, "good": bool, "rank": int}
 
 
-def append(path: str | os.PathLike, judgment: Mapping[str, Any]) -> None:
-    """Adds a line to a file, whole: several processes may append to one file."""
-    line = json.dumps({"time": round(time.time(), 3), **judgment}) + "\n"
+def append(path: str | os.PathLike, judgment: Mapping[str, Any] | None = None) -> None:
+    """Adds a line to a file, whole: several processes may append to one file.
+
+    Args:
+      path: the file; made if there is none.
+      judgment: a JSON object; None: only check that the file can be written.
+    """
+    line = json.dumps({"time": round(time.time(), 3), **judgment}) + "\n" if judgment else ""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())

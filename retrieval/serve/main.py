@@ -12,6 +12,7 @@ what you want.
 
 import functools
 import os
+import signal
 import sys
 
 from absl import flags
@@ -30,6 +31,7 @@ def main(options, *_):
     for module in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
         with trainer_config.optional("pip install 'prototrain[serve]'"):
             __import__(module)
+    from retrieval.evaluation import feedback
     from retrieval.serve import processes
 
     if not options.index:
@@ -42,14 +44,15 @@ def main(options, *_):
             "environment), or --open to let everyone"
         )
     if options.feedback:
-        open(options.feedback, "a").close()  # fails now rather than at the first judgment
+        feedback.append(options.feedback)  # fails now rather than at the first judgment
     sock = processes.inherited()
     if sock is None:
         sock = processes.bound(options.host, options.port)
         gpus = _gpus()
-        workers = options.workers or max(1, gpus)
+        workers = options.workers or max(1, len(gpus))
         if workers > 1:
-            return processes.supervise(workers, sock, bool(gpus))
+            return processes.supervise(workers, sock, gpus)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed
     with trainer_config.user_errors():
         searcher = _searcher(options, token, () if not loopback or token or options.open else None)
     from retrieval.serve import app
@@ -71,7 +74,7 @@ def _searcher(options, token, hosts):
         pixels=options.max_pixels,
         queue=options.max_queue,
         timeout=options.timeout,
-        batch=options.max_batch or BATCHES[_gpus() > 0],
+        batch=options.max_batch or BATCHES[bool(_gpus())],
         wait=options.max_wait / 1000,
         token=token,
         hosts=limits.LOOPBACK if hosts is None else hosts,
@@ -83,12 +86,12 @@ def _searcher(options, token, hosts):
 
 
 def _gpus():
-    """The number of GPUs, without TensorFlow, which would take them."""
+    """The GPUs as CUDA_VISIBLE_DEVICES names them, without TensorFlow, which would take them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return len([name for name in named.split(",") if name.strip() not in ("", "-1")])
+        return [name for name in map(str.strip, named.split(",")) if name not in ("", "-1")]
     known = "/proc/driver/nvidia/gpus"
-    return len(os.listdir(known)) if os.path.isdir(known) else 0
+    return list(map(str, range(len(os.listdir(known))))) if os.path.isdir(known) else []
 
 
 def define_flags(values):

@@ -99,10 +99,15 @@ def inherited() -> socket.socket | None:
     return None if number is None else socket.socket(fileno=int(number))
 
 
-def supervise(count: int, sock: socket.socket, gpus: bool) -> int:
-    """Runs `count` copies of this program on one socket, one per GPU, until a signal ends them.
+def supervise(count: int, sock: socket.socket, gpus: list[str]) -> int:
+    """Runs `count` copies of this program on one socket until a signal ends them.
 
-    A worker that dies is started again, unless it never became ready. SIGHUP goes to all.
+    A worker that dies is started again, unless it did so at once. SIGHUP goes to all.
+
+    Args:
+      count: number of workers.
+      sock: the bound socket.
+      gpus: names of the GPUs, dealt to the workers in turn.
 
     Returns:
       The exit code.
@@ -117,7 +122,7 @@ def supervise(count: int, sock: socket.socket, gpus: bool) -> int:
         shared = os.environ | {FD: str(sock.fileno()), "PROMETHEUS_MULTIPROC_DIR": metrics}
 
         def start(place):
-            own = {"CUDA_VISIBLE_DEVICES": str(place)} if gpus else {}
+            own = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
             # A group of its own: Ctrl-C reaches it through this process only.
             return time.monotonic(), subprocess.Popen(
                 command, env=shared | own, pass_fds=[sock.fileno()], start_new_session=True
@@ -127,8 +132,10 @@ def supervise(count: int, sock: socket.socket, gpus: bool) -> int:
         code = 0
         while not ending:
             time.sleep(0.1)
+            hangup = bool(hangups)
+            hangups.clear()
             for place, (since, worker) in enumerate(workers):
-                if hangups:
+                if hangup:
                     worker.send_signal(signal.SIGHUP)
                 if worker.poll() is not None:
                     if time.monotonic() - since < 30 or worker.returncode == 1:
@@ -137,7 +144,6 @@ def supervise(count: int, sock: socket.socket, gpus: bool) -> int:
                         break
                     print(f"worker {place} ended ({worker.returncode}): restarted", file=sys.stderr)
                     workers[place] = start(place)
-            hangups.clear()
         for _, worker in workers:
             if worker.poll() is None:
                 worker.terminate()

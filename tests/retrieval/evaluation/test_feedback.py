@@ -3,7 +3,9 @@
 import threading
 
 import pytest
+from stores import run_program
 
+from retrieval import eval as evaluator
 from retrieval.evaluation import feedback
 
 
@@ -51,6 +53,16 @@ def test_recall_by_hand():
     low, high = mine["interval95"]["recall@5"]
     assert 0 <= low <= 0.5 <= high <= 1
     assert other["recall@10"] == 0 and other["queries"] == 1
+
+
+def test_the_program_prints_it(tmp_path, capsys):
+    for rank in (1, 3):
+        feedback.append(tmp_path / "f", vote(f"q{rank}", "a", True, rank))
+    assert run_program(evaluator, f"--feedback={tmp_path}/f", "--ks=1,5") == 0
+    out = capsys.readouterr().out
+    assert "0.500" in out and "1.000" in out and "2 judgments of 2 queries" in out
+    assert run_program(evaluator, f"--feedback={tmp_path}/none") == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_worker_that_cannot_start_ends_the_server(monkeypatch):
     code = (
         "import sys\nfrom retrieval.serve import processes\n"
         "processes._arguments = lambda: ['-c', 'import sys; sys.exit(1)']\n"
-        "sys.exit(processes.supervise(2, processes.bound('127.0.0.1', 0), False))"
+        "sys.exit(processes.supervise(2, processes.bound('127.0.0.1', 0), []))"
     )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 1

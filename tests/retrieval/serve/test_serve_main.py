@@ -37,6 +37,12 @@ def test_errors_of_the_user_are_one_line(arguments, said, capsys, monkeypatch):
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
 
 
+def test_gpus_are_those_that_are_visible(monkeypatch):
+    for text, expected in (("", []), ("-1", []), ("2, 5", ["2", "5"]), ("GPU-a", ["GPU-a"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert main._gpus() == expected
+
+
 def test_a_taken_port_is_told_before_anything_is_loaded(capsys):
     with processes.bound("127.0.0.1", 0) as taken:
         taken.listen()
