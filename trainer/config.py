@@ -128,8 +128,7 @@ class Config:
         self._keys[key] = schema.Key(
             key, type, default, doc, tuple(choices), fixed, within, path, essential, needs
         )
-        self[key] = default
-        self._keys[key] = self._keys[key]._replace(default=self._values[key])
+        self.set_default(key, default)
 
     def key(self, name: str) -> schema.Key:
         """Returns the `schema.Key` of a declared name."""
@@ -167,6 +166,11 @@ class Config:
         """Sets several keys."""
         for name, value in dict(values).items():
             self[name] = value
+
+    def set_default(self, name: str, value: Any) -> None:
+        """Sets a key, and makes the value its default: it may then have no effect, unsaid."""
+        self[name] = value
+        self._keys[name] = self._keys[name]._replace(default=self._values[name])
 
     def copy(self) -> "Config":
         """Returns an independent configuration with the same keys and values."""

@@ -21,10 +21,10 @@ config = Config(
         "model.lr_schedule.warmup_steps": 10,
         "model.lr_schedule.method": "cosine",
         "model.lr_schedule.cosine.value": 1e-3,
-        # --model.learning_rate_factor=0.1 then slows the backbone, not what is new.
-        "model.learning_rate_factor.filter_regex": "^(?!embedding/|proxies)",
     }
 )
+# --model.learning_rate_factor=0.1 then slows the backbone, not what is new.
+config.set_default("model.learning_rate_factor.filter_regex", "^(?!embedding/|proxies)")
 
 # ---------------------------------------------------------------------------- model
 

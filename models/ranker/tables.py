@@ -129,7 +129,21 @@ def notes():
             f"validation: the data name no validation split, so {count} products are held out of "
             "training, near duplicates on one side (dataset.validation.share: another number)"
         )
-    return lines
+    return lines + _hint_of_domains(found.train)
+
+
+def _hint_of_domains(train):
+    """A line if training could also see the catalogue's images, as the search will."""
+    if config["dataset.domains"]:
+        return []
+    shown = _table().products[of_catalogue(_table())]
+    count = len(np.intersect1d(shown, train.products))
+    if not count:
+        return []
+    return [
+        f"{count} training products have catalogue images: add --dataset.domains to train on both "
+        "kinds of image, as the search compares them"
+    ]
 
 
 def _answerable(table, shown):

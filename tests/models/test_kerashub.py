@@ -1,5 +1,6 @@
 """Published networks through KerasHub against PyTorch's features and gradients in float64."""
 
+import importlib.resources
 import json
 import pathlib
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import published
@@ -16,6 +18,7 @@ from models import backbones
 pytest.importorskip("keras_hub", reason="the extra [kerashub] is not installed")
 pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
+RECIPES = importlib.resources.files("models.ranker") / "configs"
 ORACLE = json.loads(published.PATH.read_text())
 
 
@@ -249,3 +252,28 @@ def test_towers_of_images_give_their_tokens_to_another_pooling(folders, pooling)
     assert run(backbone, 24)[0].shape == (2, 32 if pooling == "mean" else 64)
     siglip = f"kerashub:{folders['siglip']}"
     assert run(backbones.load(siglip, pooling="mean"), 24)[0].shape == (2, 32)
+
+
+@pytest.mark.parametrize("recipe", ("sop_dinov2", "grocery_dinov2"))
+def test_a_recipe_trains_a_network_of_the_same_layout(
+    folders, tmp_path, recipe, monkeypatch, request
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    program = request.getfixturevalue("program")  # which takes the environment as it is then
+    lines = ["path,label,split,role"]
+    for i in range(24):
+        pixels = np.full((24, 24, 3), 10 * (i // 3), np.uint8) + published.images(24)[0] // 2
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        role = "catalogue" if i % 3 == 0 and recipe.startswith("grocery") else ""
+        lines.append(f"{i}.png,p{i // 3},{role or 'train'},{role}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    code, out, err = program(
+        "trainer.main",
+        f"--flagfile={RECIPES / recipe}.flags",
+        f"--model.hub_address=kerashub:{folders['dinov2']}",
+        f"--dataset.base_path={tmp_path}",
+        *("--dataset.name=manifest", "--nodataset.validation", "--dataset.images_per_product=2"),
+        *("--model.default_image_dimensions=24,24,3", "--model.batch_size=8"),
+        *("--model.num_steps=3", "--trainer.evaluation_interval=0"),
+    )
+    assert code == 0, err
