@@ -117,6 +117,11 @@ def _renamed(tensors, rules):
 # ---------------------------------------------------------------------------- vision towers
 
 
+def heads_of(width):
+    """Attention heads of timm's SigLIP, which its files do not say: of 64, but in two sizes."""
+    return {1152: 16, 1536: 16}.get(width, max(width // 64, 1))
+
+
 def vision_tower(tensors, sizes, source):
     """The image tower of a CLIP or SigLIP in Hugging Face's names, as KerasHub's network.
 
@@ -150,7 +155,7 @@ def vision_tower(tensors, sizes, source):
     patch, width = kernel.shape[0], kernel.shape[-1]
     layers = {int(m[1]) for n in tensors if (m := re.match(rf"{prefix}encoder\.layers\.(\d+)", n))}
     side = patch * int(len(table) ** 0.5)
-    heads = sizes.get("num_attention_heads") or max(width // 64, 1)
+    heads = sizes.get("num_attention_heads") or heads_of(width)
     options = {
         "patch_size": patch,
         "hidden_dim": width,

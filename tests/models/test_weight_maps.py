@@ -46,3 +46,8 @@ def test_wrappers_are_taken_off_when_all_names_have_one():
         assert weight_maps.unwrap({prefix + name: v for name, v in inner.items()}) == inner
     mixed = {"model.a": 1, "b": 2}
     assert weight_maps.unwrap(mixed) == mixed
+
+
+def test_heads_of_siglips_sizes():
+    """As timm's vision_transformer.py has them: B, L, so400m, giant."""
+    assert [weight_maps.heads_of(n) for n in (768, 1024, 1152, 1536)] == [12, 16, 16, 16]
