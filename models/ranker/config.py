@@ -59,6 +59,7 @@ config.declare(
     "Train low-rank updates of a Keras model's dense layers, of this rank, and not its weights (0: "
     "its weights).",
     fixed=True,
+    within="[0, inf)",
 )
 config.declare(
     "model.default_image_dimensions",

@@ -261,7 +261,7 @@ def test_domains_without_two_kinds_of_pictures_are_refused(monkeypatch, config):
     monkeypatch.setattr(tables, "_table", lambda: table.where(split=("train", "test")))
     config["dataset.domains"] = True
     with pytest.raises(UserError, match="images of both kinds"):
-        ranker.datasets()
+        ranker.datasets()["trn"]
 
 
 @pytest.mark.parametrize("sampler, by_batch", [("pk", False), ("pairs", True)])
