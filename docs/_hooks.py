@@ -16,15 +16,16 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Turns links as they work in the repository into links of the site."""
-    folder = ROOT if page.file.src_uri == "index.md" else (ROOT / "docs" / page.file.src_uri).parent
-    pages = {ROOT / "docs" / file.src_uri for file in files}
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+    if page.file.src_uri == "index.md":
+        markdown = markdown.replace("](docs/", "](")
+        folder = ROOT
+    pages = {file.src_uri for file in files}
 
     def link(found):
-        before, text, target = found.groups()
-        path = (folder / target).resolve()
-        if folder == ROOT and path in pages:
-            return f"{before}[{text}]({path.relative_to(ROOT / 'docs')})"
+        target = found[2]
+        source = target not in pages and (folder / target).exists()
         # Source files are not part of the site: name them instead.
-        return f"`{target.lstrip('./')}`" if path.exists() and path not in pages else found[0]
+        return f"`{target.lstrip('./')}`" if source else found[0]
 
-    return re.sub(r"(!?)\[([^\]]*)\]\(([\w./-]+)\)", link, markdown)
+    return re.sub(r"\[([^\[\]]*)\]\(([\w./-]+)\)", link, markdown)
