@@ -57,7 +57,10 @@ def evaluate(
     complete = dataclasses.replace(
         result.figures,
         verdict=verdict.of_model(
-            result.ranking.first[answerable] == 1, queries.products[answerable], first
+            result.ranking.first[answerable] == 1,
+            queries.products[answerable],
+            first,
+            untrained=getattr(source, "step", None) == 0,
         ),
         source=source,
         rejection=rejection.of(queries, items, result),

@@ -48,13 +48,14 @@ class Verdict(Record):
     difference_interval: tuple[float, float] | None = None
 
 
-def of_model(right, products, baselines) -> Verdict:
+def of_model(right, products, baselines, *, untrained=False) -> Verdict:
     """The verdict on a model beside what needs no training.
 
     Args:
       right: bool [A], whether the first result is relevant, for every answerable query.
       products: [A], the product of each.
       baselines: {title: bool [A]}, the same of each baseline; 'raw pixels' also has the warning.
+      untrained: whether the model is the one of step 0.
     """
     right = np.asarray(right, float)
     others = {title: np.asarray(each, float) for title, each in baselines.items()}
@@ -84,14 +85,17 @@ def of_model(right, products, baselines) -> Verdict:
         return Verdict(sentence=sentence, outcome="no baseline", **facts)
     outcome = outcome_of(differences[best], count)
     rate_text, best_text = percents(rate, rates[best], distinct=outcome in OPPOSITE)
-    sentence = (
-        f"Finds the right product first for {rate_text} of photos{_range(interval)}. Without "
-        f"training it would be {best_text} ({best}): "
-    )
+    sentence = f"Finds the right product first for {rate_text} of photos{_range(interval)}. "
+    if untrained:
+        sentence += "This is the model before training, at step 0. "
+        sentence += f"The best baseline, {best}, finds {best_text}: "
+    else:
+        sentence += f"Without training it would be {best_text} ({best}): "
     points = points_of(rate - rates[best], differences[best])
+    what = "the model" if untrained else "training"
     sentence += {
-        "better": f"training gains {points}, which is significant.",
-        "worse": f"training loses {points}, which is significant. Do not use this model as it is.",
+        "better": f"{what} gains {points}, which is significant.",
+        "worse": f"{what} loses {points}, which is significant. Do not use this model as it is.",
     }.get(outcome) or f"{why_not(outcome, count)}."
     warning = ""
     pixels = rates.get("raw pixels", 0.0)

@@ -47,6 +47,16 @@ def test_worse():
     )
 
 
+def test_before_training():
+    model, products = shares(*[0.7, 0.8] * 10)
+    found = of_model(model, products, {"histogram": shares(*[0.5] * 20)[0]}, untrained=True)
+    assert re.search(
+        r"photos \(.*\)\. This is the model before training, at step 0\. The best baseline, "
+        r"histogram, finds 50%: the model gains 25 points",
+        found.sentence,
+    )
+
+
 def test_not_distinguishable():
     model, products = shares(*[1.0, 0.4] * 8, 0.7)
     other = shares(*[0.4, 1.0] * 8, 0.4)[0]
