@@ -27,10 +27,10 @@ import sys
 
 from absl import flags
 
-from retrieval import metrics
-from retrieval.evaluation import feedback, figures, inputs, rerank, suite
+from retrieval import api, metrics
+from retrieval.evaluation import feedback, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
-from retrieval.reports import outputs, page, plots, projector, terminal
+from retrieval.reports import outputs, plots, terminal
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -88,51 +88,20 @@ def main(options, model, given, rest):
         raise UserError(f"--{stray[0]} needs --queries, a file or a store")
     if model is None:
         raise UserError("Give a model (--model=models.simple) or stored embeddings (--queries=…).")
-    from retrieval.embeddings import images as embedded_images
-    from retrieval.embeddings import passes
-    from trainer import checkpoints, experiment
+    from trainer import experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     print(experiment.describe(checkpoint), flush=True)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)
-    step = checkpoints.step_of(checkpoint)
     output = _folder(options.output or os.path.join(folder, "analysis"))
-    prefix = os.path.join(output, f"model-{step}")
-    names = {"queries": "retrieval_query", "catalogue": "retrieval_index"}
-
-    def images(which, ids):
-        items = queries if which == "queries" else catalogue
-        found = page.images_at(page.own_files(items, ids))
-        missing = [name for name in ids.tolist() if name not in found]
-        return found | (embedded_images.wanted_of(model, names[which], missing) if missing else {})
-
-    with trainer_config.user_errors(prefix):
-        evaluating = _options(options) | {"title": "this model", "with_baselines": True}
-        wanted = tuple(names.values())
-        found = passes.embed_datasets(model, wanted, checkpoint, threads=options.threads)
-        queries, catalogue = (found[name] for name in wanted)
-        source = figures.Source(checkpoint=checkpoint, step=step, model=model.__name__)
-        results = suite.evaluate(queries, catalogue, source=source, **evaluating)
-        kept = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
-        outputs.write(prefix, results, queries, catalogue, images, kept)
-        _write_projector(f"{prefix}-projector", queries, catalogue)
+    drawn = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
+    with trainer_config.user_errors(output):
+        evaluating = _options(options) | {"drawn": drawn, "threads": options.threads}
+        results, prefix = api.evaluate_model(model, checkpoint, output, **evaluating)
     terminal.print_evaluation(results, prefix)
     return 0
-
-
-def _write_projector(folder, queries, catalogue):
-    """Writes the projector's files and marks the folder as a run, which TensorBoard then finds."""
-    import tensorflow as tf
-
-    projector.write(folder, queries, catalogue)
-    if not any(name.startswith("events.") for name in os.listdir(folder)):
-        v1 = tf.compat.v1
-        with tf.Graph().as_default():
-            writer = v1.summary.FileWriter(folder)
-            writer.add_session_log(v1.SessionLog(status=v1.SessionLog.START), 0)
-            writer.close()
 
 
 def stored(options):

@@ -85,8 +85,9 @@ def rooms_before(name):
         return ["retrieval.ranking", "retrieval.progress"]
     if room in TOOLS:
         return []
-    # `metrics` is the public face of `ranking`; programs, outside the rooms, may import all rooms.
-    seen = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ROOMS
+    # `metrics` is the public face of `ranking`; programs, outside the rooms, may import all rooms
+    # and `api`, which is the evaluation for Python.
+    seen = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else (*ROOMS, "api")
     faces = () if room == "ranking" else ("metrics",)
     return [f"retrieval.{each}" for each in (*seen, *faces, *TOOLS)]
 
