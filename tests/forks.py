@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import functools
 import pathlib
+import re
 import resource
 import select
 import shutil
@@ -169,7 +170,8 @@ class Forked:
 
 def main():
     threads = pathlib.Path("/proc/self/task").glob("*/comm")
-    assert {path.read_text().strip() for path in threads} <= {"python", "jemalloc_bg_thd"}
+    names = {path.read_text().strip() for path in threads}
+    assert all(re.fullmatch(r"python[\d.]*|jemalloc_bg_thd", name) for name in names), names
     import kills
     import programs
 

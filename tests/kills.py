@@ -241,7 +241,7 @@ def check_sweep(ended):
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 2, study.trials
     values = json.loads(pathlib.Path("known.json").read_text())
     assert [t.value for t in study.trials] == values
-    litter(folder, r"sweep\.(db|html|png)|events[^/]*\.hparams|trial-\d{3}(\.log|/[^.].*)")
+    litter(folder, r"sweep\.(db|html|png)|events[^/]*hparams|trial-\d{3}(\.log|/[^.].*)")
 
 
 def prepare_sweep():

@@ -38,7 +38,9 @@ def running() -> str:
 
 def _python():
     """`python` if a shell finds the running one by it, else its path."""
-    return "python" if shutil.which("python") == sys.executable else sys.executable
+    found, here = shutil.which("python"), sys.executable  # .venv/bin/python and …/python3.11
+    same = found and os.path.dirname(found) == os.path.dirname(here)
+    return "python" if same and os.path.samefile(found, here) else here
 
 
 # Flags of these packages are not ours: `--helpfull` lists them last.

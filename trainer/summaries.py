@@ -1,14 +1,17 @@
 """What goes to TensorBoard: scalars always, histograms and images as configured."""
 
 import os
+import tempfile
+import time
 
 import tensorflow as tf
 
+from trainer import files
 from trainer.config import optional
 
 v1 = tf.compat.v1
 
-HPARAMS = ".hparams"  # how the names of their event files end
+HPARAMS = "events.out.tfevents.hparams"  # the event file of a sweep or a trial
 
 
 def merged(reported, inputs, outputs, grads_and_vars, config) -> tf.Tensor:
@@ -119,11 +122,16 @@ def write_hparams(folder: str, space: dict, metric: str, trials: list[dict]) -> 
 
 def _write_alone(folder, *found):
     """Writes an event file of these summaries in place of an earlier one."""
-    for name in os.listdir(folder):
-        if name.endswith(HPARAMS):
-            os.remove(os.path.join(folder, name))
-    with tf.Graph().as_default():
-        writer = v1.summary.FileWriter(folder, filename_suffix=HPARAMS)
-        for each in found:
-            writer.add_summary(v1.Summary.FromString(each.SerializeToString()))
-        writer.close()
+    now = time.time()
+    events = [v1.Event(wall_time=now, file_version="brain.Event:2")]
+    events += [
+        v1.Event(wall_time=now, summary=v1.Summary.FromString(each.SerializeToString()))
+        for each in found
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = os.path.join(scratch, HPARAMS)
+        with tf.io.TFRecordWriter(path) as writer:
+            for event in events:
+                writer.write(event.SerializeToString())
+        with open(path, "rb") as made, files.published(os.path.join(folder, HPARAMS)) as out:
+            out.write(made.read())

@@ -254,7 +254,7 @@ def test_a_ranker_trains_resumes_and_serves_a_keras_model(path, tmp_path):
         assert start["sources"]["backbone"] == str(path) and len(start["sources"]["sha256"]) == 64
         with tf.Graph().as_default(), v1.Session() as session:
             model = ranker.build({"image": tf.constant(IMAGES)})
-            checkpoints.restore(session, prefix, v1.global_variables())
+            checkpoints.restore(session, prefix, v1.global_variables(), averages=True)
             expected = session.run(model.embeddings)
         export.export(ranker, prefix, str(tmp_path / "served"))
     finally:

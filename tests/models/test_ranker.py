@@ -213,6 +213,7 @@ def test_options_reach_the_loss_and_the_miner(config):
 
     config.update(
         {
+            "model.loss": "triplet",
             "model.miner": "top_k_hard",
             "model.margin": 0.7,
             "model.distance": "squared",
@@ -236,7 +237,8 @@ def test_options_reach_the_loss_and_the_miner(config):
 
 
 def test_distance_weighted_draws_anew_at_each_step(config):
-    config.update({"model.miner": "distance_weighted", "model.margin": 2.0})
+    config.update({"model.loss": "triplet", "model.miner": "distance_weighted"})
+    config["model.margin"] = 2.0
     assert value(step=1)[0] != value(step=2)[0]
     assert value(step=2)[0] == value(step=2)[0]
 
@@ -273,7 +275,7 @@ def test_memory_adds_its_loss_from_its_first_step_on(config):
     ],
 )
 def test_what_a_loss_cannot_do_is_said(config, values, words):
-    config.update(values)
+    config.update({"model.loss": "triplet"} | values)
     with pytest.raises(UserError, match=words):
         value()
 

@@ -60,7 +60,7 @@ def test_a_logger_that_fails_is_a_warning(train, capsys):
 
     assert train(**{"trainer.log": broken}).step == 4
     warnings = [x for x in capsys.readouterr().err.splitlines() if "trainer.log" in x]
-    assert warnings == ["warning: trainer.log failed at step 1 (ConnectionError: no server)"]
+    assert warnings == ["warning: trainer.log failed at step 0 (ConnectionError: no server)"]
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_tensorboard_shows_the_trials(study, tmp_path, monkeypatch):
     spec = study.user_attrs["spec"]
     for _ in range(2):  # a second call replaces the first one's files
         sweep_report.write_hparams(study, "runs", toy.config, spec)
-    assert len(list(tmp_path.rglob("*.hparams"))) == 1 + 3
+    assert len(list(tmp_path.rglob("*tfevents.hparams"))) == 1 + 3
     runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory("runs").Reload()
 
     def content(run, tag):

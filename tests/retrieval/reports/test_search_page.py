@@ -35,7 +35,7 @@ def test_a_search_shows_its_pictures(shop, capsys, monkeypatch):
 
 def test_a_page_that_cannot_be_written_is_one_line(shop, capsys):
     assert search(shop, f"--page={shop}/none/found.html") == 1
-    assert re.fullmatch(r"error: .*none/.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*/none: .*\n", capsys.readouterr().err)
 
 
 def test_the_page_fits_the_screen(shop, looks):
