@@ -261,11 +261,11 @@ function draw() {
 function drawQueries() {
   $("queries").hidden = queries.length < 2;
   $("queries").replaceChildren(...queries.map((query) => {
-    const picture = query.address ? make("img", { src: query.address, alt: "" }) : "?";
+    const image = query.address ? make("img", { src: query.address, alt: "" }) : "?";
     const open = make("button", {
       type: "button", title: query.name, onclick: () => choose(query),
       attributes: { "aria-label": query.name, ...(query === current && { "aria-current": "true" }) },
-    }, picture);
+    }, image);
     const away = make("button", {
       type: "button", className: "remove", textContent: "×", onclick: () => remove(query),
       attributes: { "aria-label": `Remove ${query.name}` },
@@ -357,9 +357,9 @@ function card(result, n) {
     attributes: { "aria-label": `${name}: large view` },
   }, "no image");
   if (result.image) {
-    const picture = make("img", { loading: "lazy", alt: "", src: imageOf(result, 256) });
-    picture.onerror = () => picture.replaceWith("image is missing");
-    view.replaceChildren(picture);
+    const image = make("img", { loading: "lazy", alt: "", src: imageOf(result, 256) });
+    image.onerror = () => image.replaceWith("image is missing");
+    view.replaceChildren(image);
   }
   const bar = make("span");
   bar.style.inlineSize = `${100 * share(result.score)}%`;
