@@ -1,9 +1,8 @@
-"""Draws docs/serving.png: the search page over the glyphs that models.simple was trained on.
+"""Draws docs/serving.png: the search page over the shop of examples/shop.
 
-    prototrain train --model=models.simple && python -m benchmarks.page_image
+    python -m benchmarks.page_image --index=shop-index
 
-It needs chromium and chromedriver. Unseen characters in nine typefaces are written as PNG files and
-become the catalogue; the photo is one of them in a tenth typeface.
+The index is the one that docs/tutorial.md builds. It needs chromium and chromedriver.
 """
 
 import argparse
@@ -21,28 +20,7 @@ from PIL import Image
 from retrieval.client import Client
 
 ROOT = pathlib.Path(__file__).parent.parent
-CHARACTERS = 60
-
-
-def write(folder, size=192):
-    """Writes images/PRODUCT/FACE.png; returns one image that is not among them."""
-    from metriclearn.datasets import glyphs
-
-    table = glyphs.load().where(split="test")
-    products = list(dict.fromkeys(table.products.tolist()))[:CHARACTERS]
-    query = None
-    for product, pixels in zip(table.products.tolist(), table.images, strict=True):
-        if product not in products:
-            continue
-        drawn = Image.fromarray(pixels.reshape(pixels.shape[:2]))
-        drawn = drawn.resize((size, size), Image.Resampling.BICUBIC)
-        place = folder / "images" / product.replace("/", "_")
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / f"{len(list(place.iterdir()))}.png"
-        drawn.save(path)
-        if product == products[7] and query is None:
-            query = path.rename(folder / "photo.png")
-    return query
+PHOTO = ROOT / "examples/shop/photos/Bravo-Orange-Juice-test-1.jpg"
 
 
 def shot(address, photo, target):
@@ -74,24 +52,20 @@ def shot(address, photo, target):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--index", required=True)
     arguments.add_argument("--output", default=str(ROOT / "docs/serving.png"))
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(prefix="page-image-") as text:
-        folder = pathlib.Path(text)
-        photo = write(folder)
-        run = [sys.executable, "-m"]
-        build = ["retrieval.build", "--model=models.simple", f"--folder={folder}/images"]
-        subprocess.run([*run, *build, f"--output={folder}/index"], check=True)
+    with tempfile.TemporaryDirectory(prefix="page-image-") as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        serve = ["retrieval.serve.main", f"--index={folder}/index", f"--port={port}"]
+        serve = ["retrieval.serve.main", f"--index={options.index}", f"--port={port}"]
         serve += [f"--feedback={folder}/feedback.jsonl"]
-        server = subprocess.Popen([*run, *serve])
+        server = subprocess.Popen([sys.executable, "-m", *serve])
         try:
             with Client(f"http://127.0.0.1:{port}") as client:
                 while not client.ready():
                     time.sleep(0.1)
-            shot(f"http://127.0.0.1:{port}", photo, options.output)
+            shot(f"http://127.0.0.1:{port}", PHOTO, options.output)
         finally:
             server.terminate()
             server.wait()
