@@ -23,6 +23,12 @@ hypothesis.settings.register_profile("prototrain", derandomize=True, deadline=No
 hypothesis.settings.load_profile("prototrain")
 
 
+def _heed_signals():
+    """A test run under nohup, or in the background of a script, passes on that it ignores these."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Program:
     """Runs `python -m <module>` in a folder of its own, with the toy models importable."""
 
@@ -38,8 +44,7 @@ class Program:
             env=self._environment,
             text=True,
             **{
-                # Under nohup, which a test run may be started with, it would ignore a hangup.
-                "preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+                "preexec_fn": _heed_signals,
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,

@@ -70,9 +70,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
-        raise ValueError(
-            f"{path}: not PyTorch weights that can be read safely: {error or 'it ends too early'}"
-        ) from None
+        reason = " ".join(str(error).split()) or "it ends too early"  # names may hold line ends
+        raise ValueError(f"{path}: not PyTorch weights that can be read safely: {reason}") from None
 
 
 # What a damaged file or zip archive leads to; none of these is an error of this program.

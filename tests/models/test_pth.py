@@ -69,6 +69,15 @@ def test_a_file_that_wants_something_called_is_refused_and_calls_nothing(tmp_pat
     assert not marker.exists()
 
 
+def test_a_name_with_a_line_end_is_refused_in_one_line(tmp_path):
+    zipped(tmp_path / "weights.pth", b"\x80\x02ccollections\nOrd\x1cDict\n)R.")
+    with pytest.raises(
+        ValueError, match=r"asks for collections\.Ord Dict, which no tensor"
+    ) as found:
+        pth.load(tmp_path / "weights.pth")
+    assert len(str(found.value).splitlines()) == 1
+
+
 class Call:
     """Pickles as a call of a function that the reader knows, with any arguments."""
 

@@ -137,5 +137,5 @@ def serving(shop, feedback_file):
 
 @pytest.fixture(scope="session")
 def http(serving):
-    with httpx.Client(base_url=serving[0]) as client:
+    with httpx.Client(base_url=serving[0], timeout=60) as client:
         yield client

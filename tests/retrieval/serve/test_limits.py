@@ -108,7 +108,7 @@ def test_too_many_connections_are_closed(start, shop, monkeypatch):
 
 def test_a_token_is_needed_and_compared(start, shop, photo):
     with start(f"shop={shop[0]}/i", token="sésame") as (address, _):  # noqa: SIM117
-        with httpx.Client(base_url=address) as http:
+        with httpx.Client(base_url=address, timeout=60) as http:
             for path in ("/", "/static/app.js", "/healthz", "/readyz", "/openapi.json"):
                 assert http.get(path).status_code == 200
             for path in ("/v1/info", "/metrics", "/v1/items/images%2F3-0.png/image"):

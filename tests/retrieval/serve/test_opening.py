@@ -27,7 +27,7 @@ def test_each_catalogue_answers_for_itself(shop, start, photo):
     """With an embedder of its own; images are those of the item's catalogue."""
     with start(f"a={shop[0]}/i", f"b b={shop[0]}/i") as (address, found):
         assert found.served("a").embedder is not found.served("b b").embedder
-        with httpx.Client(base_url=address) as http:
+        with httpx.Client(base_url=address, timeout=60) as http:
             assert http.get("/v1/info").json()["catalogues"] == ["a", "b b"]
             for name in ("a", "b b"):
                 answer = http.post(

@@ -91,7 +91,7 @@ def test_two_processes_serve_reload_and_drain(shop, tmp_path, program, photo):
             assert search.info().version == 2
 
         def ask():
-            with httpx.Client(base_url=served()[0][0]) as http:
+            with httpx.Client(base_url=served()[0][0], timeout=60) as http:
                 while not stop.is_set():
                     try:
                         answer = http.post("/v1/search", files={"image": photo(1)})

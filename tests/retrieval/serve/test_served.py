@@ -27,7 +27,7 @@ def test_a_new_version_under_load_is_taken_within_two_seconds_and_no_answer_fail
     answers, stop = [], threading.Event()
 
     def search(address):
-        with httpx.Client(base_url=address) as http:
+        with httpx.Client(base_url=address, timeout=60) as http:
             while not stop.is_set():
                 answers.append(http.post("/v1/search", files={"image": photo(3)}, params={"k": 25}))
 
