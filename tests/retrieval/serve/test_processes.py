@@ -28,3 +28,10 @@ def test_a_worker_that_cannot_start_ends_the_server(monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 1
+
+
+def test_answers_on_a_kept_connection_are_sent_at_once():
+    with processes.bound("127.0.0.1", 0) as sock:
+        sock.listen()
+        with socket.create_connection(sock.getsockname()), sock.accept()[0] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
