@@ -110,8 +110,11 @@ def define_flags(values):
     path("output", None, "Folder of the index; an interrupted run resumes.")
     source.define_flags(values)
     text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
-    decimal("recall", 0.95, "Share of the 10 nearest items that a search must find.")
-    decimal("memory", None, "GiB that the index may take; half of what is available if absent.")
+    decimal(
+        "recall", 0.95, "Share of the 10 nearest items that a search must find.", within="(0, 1]"
+    )
+    decimal("memory", None, "GiB that the index may take; half of what is available if absent.",
+            within="(0, inf)")  # fmt: skip
     choice("similarity", "cosine", ["cosine", "dot", "euclidean"], "How near two embeddings are.")
 
 

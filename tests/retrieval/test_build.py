@@ -145,6 +145,8 @@ def test_one_product_is_warned_of(colors, mean_color, tmp_path, capsys):
         (["--output=i", "--folder=x"], "Give what embeds the images"),
         (["--output=i", "--saved_model=m"], "Give what embeds the images"),
         (["--output=i", "--saved_model=m", "--folder=x", "--checkpoint=c"], "give one of them"),
+        (["--output=i", "--recall=2"], "--recall=2: Config key 'recall' must be in (0, 1]"),
+        (["--output=i", "--memory=-1"], "--memory=-1: Config key 'memory' must be in (0, inf)"),
     ],
 )
 def test_a_command_line_that_lacks_something_is_one_line(tiny_model, capsys, given, said):
