@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from metriclearn.inputs import TensorLike, float_matrix
 from metriclearn.registry import resolve
+from metriclearn.xla import compiling
 
 # Elements gathered at a time for the distances of pairs: 8 MiB in float32.
 PAIR_ELEMENTS = 2**21
@@ -234,8 +235,9 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
 
 
 def _is_one_block(x: tf.Tensor) -> bool:
-    # How many pairs there are depends on the data; usually it is a few per row.
-    return x.shape.is_fully_defined() and x.shape.num_elements() <= PAIR_ELEMENTS
+    # How many pairs there are depends on the data; usually it is a few per row. XLA fuses the
+    # gathering into the sums, so that one block costs it no memory.
+    return compiling() or (x.shape.is_fully_defined() and x.shape.num_elements() <= PAIR_ELEMENTS)
 
 
 def _blocks_of_pairs(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., slice]]:

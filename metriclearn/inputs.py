@@ -11,8 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from metriclearn.xla import compiling, refuse_xla
+
 TensorLike: TypeAlias = Any
 """A tensor, a NumPy array, a variable or nested lists of numbers."""
+
+# What a float that is no label becomes under XLA, which cannot raise: its embedding becomes NaN.
+_NO_LABEL = tf.int64.min
 
 # float32 holds all whole numbers up to this one. Narrower floats hold fewer.
 LARGEST_FLOAT_LABEL = 2**24
@@ -22,7 +27,8 @@ def label_tensor(labels: TensorLike, what: str = "labels") -> tf.Tensor:
     """Returns labels as an `[N]` tensor of integers or strings.
 
     Values of floats are checked at once where they are known (eagerly, or constants), else by an
-    assertion in the graph. XLA drops assertions, so it refuses to compile that one.
+    assertion in the graph. XLA drops assertions: compiled, `check_batch` makes the embeddings of
+    such labels NaN, which shows in the loss.
 
     Args:
         labels: `[N]` or `[N, 1]` integers, strings, bools or whole floats.
@@ -53,12 +59,25 @@ def _whole(labels: tf.Tensor, what: str) -> tf.Tensor:
             raise ValueError(f"{message}; got {labels.dtype.name}")
         return tf.cast(labels, tf.int64)
     whole = tf.equal(labels, tf.round(labels)) & (tf.abs(labels) <= limit)
-    checks = [
-        tf.debugging.Assert(tf.reduce_all(whole), [message]),
-        *refuse_xla(labels, "float_labels_cannot_be_checked"),
-    ]
+    if compiling():
+        return tf.where(whole, tf.cast(labels, tf.int64), _NO_LABEL)
+    whole = _require(tf.reduce_all(whole), message)
+    checks = [whole, *refuse_xla(labels, "float_labels_cannot_be_checked")]
     with tf.control_dependencies(checks):
         return tf.cast(labels, tf.int64)
+
+
+@tf.function(experimental_attributes={"_noinline": True}, autograph=False)
+def _require(holds: tf.Tensor, message: tf.Tensor) -> tf.Tensor:
+    """An assertion whose error is its message, without TensorFlow's report of where it was made.
+
+    That report is written for nodes of the function that was called, and not for those of another
+    one within it.
+    """
+    with tf.control_dependencies(
+        [tf.debugging.Assert(holds, [message], name="labels_must_be_whole_numbers")]
+    ):
+        return tf.identity(holds)
 
 
 def column_tensor(values: TensorLike, what: str) -> tf.Tensor:
@@ -115,8 +134,11 @@ def check_batch(
         ValueError: a wrong dtype or shape, or lengths that are known and differ. Unknown lengths
             are compared by an assertion in the graph.
     """
-    labels = label_tensor(labels, f"{whose}labels")
+    given, labels = labels, label_tensor(labels, f"{whose}labels")
     embeddings = float_matrix(embeddings, f"{whose}embeddings")
+    if compiling() and tf.convert_to_tensor(given).dtype.is_floating:
+        broken = tf.cast(np.nan, embeddings.dtype)
+        embeddings = tf.where(tf.equal(labels, _NO_LABEL)[:, None], broken, embeddings)
     return match_rows(labels, embeddings, f"{whose}labels", f"{whose}embeddings"), embeddings
 
 
@@ -130,19 +152,6 @@ def match_rows(values: tf.Tensor, rows: tf.Tensor, what: str, of: str) -> tf.Ten
     same = tf.debugging.assert_equal(tf.shape(values)[0], tf.shape(rows)[0], message=message)
     with tf.control_dependencies([] if same is None else [same]):
         return tf.identity(values)
-
-
-def refuse_xla(tensor: tf.Tensor, why: str) -> list[tf.Operation]:
-    """Control dependencies that XLA cannot compile; its error shows `why`, a node's name.
-
-    For code that XLA would compile to something else: it drops assertions, and pads tensors whose
-    size depends on data. TensorFlow has no public way to ask whether XLA will compile a graph.
-    Formatting one element as a string costs nothing otherwise.
-    """
-    if tf.executing_eagerly():
-        return []
-    with tf.device("CPU:0"):
-        return [tf.strings.as_string(tf.reshape(tensor, [-1])[:1], name=why).op]
 
 
 def label_array(labels: Any, what: str = "labels", count: int | None = None) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 A loss function goes into `compile` as it is: `model.compile(optimizer, metriclearn.triplet_loss)`.
 `Loss` adds options, integer labels of any size, and a place in `.keras` files; `ProxyLoss`,
-`MarginLoss` and `MemoryLoss` are layers, since they have weights. `import metriclearn` does not
-import this module, which needs Keras on TensorFlow.
+`MarginLoss` and `MemoryLoss` are layers, since they have weights. `RecallAtK` and `batches`, for
+`fit`, are made in `metriclearn.fitting`. `import metriclearn` imports neither: they need Keras on
+TensorFlow.
 """
 
 import functools
@@ -11,15 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from metriclearn.inputs import TensorLike, label_array, label_tensor
+from metriclearn.fitting import RecallAtK as RecallAtK
+from metriclearn.fitting import batches as batches
+from metriclearn.inputs import TensorLike, label_tensor
 from metriclearn.losses import LOSSES, PROXY_LOSSES, weighted_sum
 from metriclearn.losses.pairwise import margin_loss
 from metriclearn.memory import Memory, enqueue
 from metriclearn.miners import MINERS
-from metriclearn.recall import first_ranks
 from metriclearn.registry import check_options, resolve
 
 # Of the configurations in saved models: raised when an older reader would misread a newer one.
@@ -242,8 +243,8 @@ class MarginLoss(_LossLayer):
         )
 
     def call(self, labels: TensorLike, embeddings: TensorLike) -> tf.Tensor:
-        labels = label_tensor(labels)
-        beta = tf.gather(tf.convert_to_tensor(self.boundaries), labels)
+        # The loss gets the labels as given, and checks them.
+        beta = tf.gather(tf.convert_to_tensor(self.boundaries), label_tensor(labels))
         return self._finish(self._function(labels, embeddings, beta=beta), embeddings)
 
     def get_config(self) -> dict[str, Any]:
@@ -306,102 +307,6 @@ class MemoryLoss(_LossLayer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"size": self.size, "start": self.start}
-
-
-class RecallAtK(keras.callbacks.Callback):
-    """Logs retrieval figures after an epoch, as `val_recall@1` and so on.
-
-    Put it before `EarlyStopping` and `ModelCheckpoint`, which then take
-    `monitor="val_recall@1", mode="max"`. The search is exact: cosine in float64, equal scores in
-    the order of the catalogue. `val_recall@k` is the share of queries with an item of their label
-    among the k nearest, `val_mrr` the mean of 1 / rank of the first one. Queries whose label the
-    catalogue lacks are not counted.
-
-    Args:
-        queries: (inputs, labels), or a `tf.data.Dataset` of batches of them.
-        catalogue: likewise; None searches the queries among each other, each without itself.
-        every: measure every so many epochs, and in the first; between, the last figures are logged.
-        ks: the k of recall@k.
-        embed: `inputs -> embeddings [N, D]`, or a Keras model; the trained model's `predict` if
-            None.
-
-    Raises:
-        ValueError: at the first measurement: no query's label is in the catalogue; labels or
-            embeddings that are not legal.
-    """
-
-    def __init__(
-        self,
-        queries: Any,
-        catalogue: Any = None,
-        every: int = 1,
-        *,
-        ks: Sequence[int] = (1, 5, 10),
-        embed: Callable[[Any], Any] | None = None,
-    ) -> None:
-        super().__init__()
-        if every < 1 or not ks or min(ks) < 1:
-            raise ValueError(f"every={every} and ks={tuple(ks)} must be at least 1")
-        self.queries, self.catalogue, self.every, self.ks = queries, catalogue, every, tuple(ks)
-        self.embed = embed
-        self.figures: dict[str, float] = {}
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if (epoch + 1) % self.every == 0 or not self.figures:
-            self.figures = self._measure()
-        if logs is not None:
-            logs.update(self.figures)
-
-    def _measure(self) -> dict[str, float]:
-        query_labels, queries = self._embed(self.queries)
-        if self.catalogue is None:
-            ranks = first_ranks(query_labels, queries)
-        else:
-            ranks = first_ranks(query_labels, queries, *self._embed(self.catalogue))
-        figures = {f"val_recall@{k}": float(np.mean(ranks <= k)) for k in self.ks}
-        return figures | {"val_mrr": float(np.mean(1 / ranks))}
-
-    def _embed(self, items: Any) -> tuple[np.ndarray, np.ndarray]:
-        embed = self.embed or functools.partial(self.model.predict, verbose=0)
-        if isinstance(embed, keras.Model):
-            embed = functools.partial(embed.predict, verbose=0)
-        if not isinstance(items, tf.data.Dataset):
-            inputs, labels = items
-            return label_array(labels), np.asarray(embed(inputs))
-        labels = np.concatenate([np.asarray(labels) for _, labels in items])
-        return label_array(labels), np.asarray(embed(items.map(lambda inputs, _: inputs)))
-
-
-def batches(
-    sample: Callable[[Any], tf.Tensor],
-    inputs: Any,
-    labels: TensorLike,
-    *,
-    start: int = 0,
-    steps: int | None = None,
-) -> tf.data.Dataset:
-    """The batches of a sampler as `model.fit` takes them: (inputs, labels).
-
-        sample = metriclearn.pk_sampler(labels, products=16, images=4)
-        model.fit(batches(sample, images, labels), steps_per_epoch=100)
-
-    Args:
-        sample: `step -> rows`, a sampler.
-        inputs: an array, or a nest of arrays, with a row per item. File names can be mapped to
-            images afterwards.
-        labels: `[N]`.
-        start: the first step: to resume, the number of those done.
-        steps: number of batches; endless if None.
-    """
-    end = np.iinfo(np.int64).max if steps is None else start + steps
-    arrays = tf.nest.map_structure(tf.convert_to_tensor, (inputs, label_array(labels)))
-
-    def batch(step: tf.Tensor) -> Any:
-        rows = sample(step)
-        return tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)
-
-    drawn = tf.data.Dataset.range(start, end).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
-    return drawn.prefetch(tf.data.AUTOTUNE)
 
 
 def _bound(options: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from metriclearn import hashing
 from metriclearn.distances import DISTANCES, Distance, normalize
-from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows, refuse_xla
+from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows
 from metriclearn.registry import resolve
+from metriclearn.xla import compiling, refuse_xla
 
 # Elements of one block of the anchor-by-reference matrix: 8 MiB in float32. Enough rows for the
 # product to run near its full speed, and few enough to stay near the CPU's cache afterwards.
@@ -63,6 +64,8 @@ class Comparison(NamedTuple):
         """(`[P]`, `[N]`) distances of positive and of negative pairs, given as in `Pairs`."""
         metric = resolve(distance, DISTANCES, "distance")
         rows = [tf.cast(column_tensor(r, "the triplets' rows"), tf.int32) for r in pairs]
+        if compiling():  # padding is -1
+            rows = [tf.maximum(r, 0) for r in rows]
         anchors, others = tf.concat(rows[::2], 0), tf.concat(rows[1::2], 0)
         # In one call, so that their gradients share one sum.
         distances = metric.of_pairs(self.embeddings, anchors, self.references, others)
@@ -167,10 +170,18 @@ def valid_anchors(comparison: Comparison) -> tf.Tensor:
 
 
 def class_sizes(comparison: Comparison) -> tf.Tensor:
-    """`[C]` int32: how many references have each code."""
-    codes, reference_codes = comparison.codes, comparison.reference_codes
-    bins = tf.reduce_max(tf.concat([codes, reference_codes, [0]], 0)) + 1
-    return tf.math.bincount(reference_codes, minlength=bins)
+    """`[B + M]` int32: how many references have each code."""
+    codes = comparison.reference_codes
+    # As many as there may be: under XLA no shape depends on data.
+    most = tf.size(comparison.codes) + tf.size(codes)
+    return tf.math.unsorted_segment_sum(tf.ones_like(codes), codes, most)
+
+
+def members(comparison: Comparison) -> tf.Tensor:
+    """K, the columns of a `Block`: the size of the largest class; of all references under XLA."""
+    if compiling():
+        return tf.size(comparison.reference_codes)
+    return tf.maximum(tf.reduce_max(class_sizes(comparison)), 1)
 
 
 class Block(NamedTuple):
@@ -245,6 +256,8 @@ def scan_rows(
         # legal.
         none = tf.cast(tf.equal(tf.shape(references)[0], 0), tf.int32)
         references = tf.pad(references, [[0, none], [0, 0]])
+    if compiling():
+        return select(_dense_block(comparison, embeddings, references, distance, options))
     firsts, ranked_as = distinct_rows(references)  # [U], [M]
     repeats = tf.size(firsts) < tf.size(ranked_as)
     distinct = tf.cond(repeats, lambda: tf.gather(references, firsts), lambda: references)
@@ -253,7 +266,7 @@ def scan_rows(
         sizes = class_sizes(comparison)  # [C]
     starts = tf.cumsum(sizes, exclusive=True)  # [C], where each class begins in `by_class`
     by_class = tf.argsort(comparison.reference_codes, stable=True)  # [M]
-    places = tf.range(tf.maximum(tf.reduce_max(sizes), 1))  # [K]
+    places = tf.range(members(comparison))  # [K]
     total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
 
     def scores_of(anchors: tf.Tensor) -> tf.Tensor:
@@ -309,6 +322,27 @@ def scan_rows(
     return tuple(array.concat() for array in arrays)
 
 
+def _dense_block(
+    comparison: Comparison,
+    embeddings: tf.Tensor,
+    references: tf.Tensor,
+    distance: Distance,
+    options: MiningOptions,
+) -> Block:
+    """All anchors in one block with every reference as a column: no shape depends on data."""
+    mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
+    nearness = distance.nearness(embeddings, references, mining_dtype)
+    scores = tf.gather(nearness.scores(embeddings), first_equal_rows(references), axis=1)
+    positive, negative = masks(comparison)
+    negatives = tf.where(negative, scores, scores.dtype.min)
+    if options.guard is not None:
+        limits = nearness.limit(embeddings, options.guard)[:, None]
+        negatives = tf.where(negatives <= limits, negatives, negatives.dtype.min)
+    rows = tf.range(tf.shape(scores)[0])
+    columns = tf.broadcast_to(tf.range(tf.shape(scores)[1]), tf.shape(scores))
+    return Block(rows, columns, positive, scores, negatives)
+
+
 def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds the rows of `[N, D]` that equal no earlier one. A NaN equals nothing.
 
@@ -316,28 +350,36 @@ def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
         the row is that equals each row).
     """
-    # [D] odd numbers, random but fixed.
-    multipliers = tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)
     # Equal rows have equal sums, so this one usually settles that all rows are distinct.
-    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(multipliers, 40), x.dtype), axis=1)
+    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(_multipliers(x), 40), x.dtype), axis=1)
     rows = tf.range(tf.size(sums))
     distinct = tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
-    return tf.cond(distinct, lambda: (rows, rows), lambda: _distinct_by_hash(x, multipliers))
+
+    def by_hash() -> tuple[tf.Tensor, tf.Tensor]:
+        originals = first_equal_rows(x)
+        is_first = tf.equal(originals, rows)
+        places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
+        return tf.boolean_mask(rows, is_first), tf.gather(places, originals)
+
+    return tf.cond(distinct, lambda: (rows, rows), by_hash)
 
 
-def _distinct_by_hash(x: tf.Tensor, multipliers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def first_equal_rows(x: tf.Tensor) -> tf.Tensor:
+    """`[N]` int32: the first row of `[N, D]` that equals each row. A NaN equals nothing."""
     bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
     zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
     words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
     # Without this the sign bit of float64 would count only by whether signs are odd in number.
     words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
-    products = tf.cast(words, tf.int64) * tf.cast(multipliers, tf.int64)
+    products = tf.cast(words, tf.int64) * tf.cast(_multipliers(x), tf.int64)
     hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64
-    unique, rows = tf.unique(hashes), tf.range(tf.size(hashes))
-    earliest = tf.math.unsorted_segment_min(rows, unique.idx, tf.size(unique.y))
-    originals = tf.gather(earliest, unique.idx)  # [N], the first row of the same hash
+    same_hash, rows = tf.unique(hashes).idx, tf.range(tf.size(hashes))
+    earliest = tf.math.unsorted_segment_min(rows, same_hash, tf.size(hashes))
+    originals = tf.gather(earliest, same_hash)  # [N], the first row of the same hash
     equal = tf.reduce_all(tf.equal(x, tf.gather(x, originals)), axis=1)
-    originals = tf.where(equal, originals, rows)
-    is_first = tf.equal(originals, rows)
-    places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
-    return tf.boolean_mask(rows, is_first), tf.gather(places, originals)
+    return tf.where(equal, originals, rows)
+
+
+def _multipliers(x: tf.Tensor) -> tf.Tensor:
+    """`[D]` odd numbers, random but fixed."""
+    return tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)

@@ -1,9 +1,10 @@
-"""Progress of a long pass: a live bar in a terminal, plain lines elsewhere, both with an ETA."""
+"""Progress of a long pass: a live bar in a terminal, a line in a notebook, else plain lines."""
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+
+from trainer import notebook
 
 INTERVAL = 10  # seconds between plain lines
 WORTH_TELLING = 1  # seconds; a shorter pass reports nothing
@@ -20,7 +21,7 @@ def track(
       what: name of the pass.
       size: what one item counts for in the report, such as the rows of a batch.
     """
-    report = _Live(what, steps) if _can_show_a_bar() else _Lines(what, steps)
+    report = _reporter()(what, steps)
     start = time.monotonic()
     done = count = 0
     with report:
@@ -33,14 +34,10 @@ def track(
         print(f"{what}: {count} in {elapsed:.1f} s", file=sys.stderr, flush=True)
 
 
-def _can_show_a_bar():
-    if sys.stderr.isatty():
-        return True
-    if "ipykernel" not in sys.modules:
-        return False
-    from rich.console import Console
-
-    return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+def _reporter():
+    if notebook.running():
+        return _Notebook
+    return _Live if sys.stderr.isatty() else _Lines
 
 
 class _Live:
@@ -69,6 +66,8 @@ class _Live:
 
 
 class _Lines:
+    every = INTERVAL
+
     def __init__(self, what, steps):
         self.what, self.steps, self.last = what, steps, 0.0
 
@@ -79,10 +78,23 @@ class _Lines:
         pass
 
     def update(self, done, count, elapsed):
-        if elapsed - self.last < INTERVAL:
+        if elapsed - self.last < self.every:
             return
         self.last = elapsed
         line = f"{self.what}: {count}, {count / elapsed:.0f}/s"
         if self.steps:
             line += f", ETA {elapsed / done * max(0, self.steps - done):.0f} s"
+        self.write(line)
+
+    def write(self, line):
         print(line, file=sys.stderr, flush=True)
+
+
+class _Notebook(_Lines):
+    """One line, which each report replaces."""
+
+    every, line = WORTH_TELLING, None
+
+    def write(self, line):
+        self.line = self.line or notebook.Line()
+        self.line.write(line)

@@ -1,7 +1,6 @@
 """Run reporting: a progress line for people, metrics.jsonl for programs."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from trainer import notebook
 from trainer.config import Config, UserError, did_you_mean
 from trainer.files import write_text
 
@@ -210,7 +210,9 @@ class Forecast:
 
 
 class Progress:
-    """A live line on a terminal (step, loss, learning rate, images/s, ETA), else plain lines.
+    """A live line (step, loss, learning rate, images/s, ETA) in a terminal or a notebook.
+
+    Elsewhere, plain lines.
 
     Args:
       start: completed steps.
@@ -222,8 +224,10 @@ class Progress:
         self._total, self._batch_size = total, batch_size
         self._step, self._time, self._rate = start, time.monotonic(), None
         self._console = rich.console.Console(stderr=False, highlight=False)
-        self._bar = None
-        if self._console.is_terminal or in_notebook(self._console):
+        self._bar = self._line = None
+        if notebook.running():
+            self._line = notebook.Line()
+        elif self._console.is_terminal:
             columns = (
                 rich.progress.TextColumn("step {task.completed}/{task.total}"),
                 rich.progress.BarColumn(bar_width=None),
@@ -252,6 +256,9 @@ class Progress:
         text = f"loss {loss:.4f}  lr {learning_rate:.3g}  {images:.0f} images/s  ETA {eta}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text, refresh=True)
+        elif self._line:
+            bar = notebook.bar(step / self._total)
+            self._line.write(f"step {step}/{self._total} {bar} {text}")
         else:
             print(f"step {step}/{self._total}  {text}", flush=True)
         return images
@@ -271,11 +278,6 @@ class Progress:
         """Ends the progress line."""
         if self._bar:
             self._bar.stop()
-
-
-def in_notebook(console: rich.console.Console) -> bool:
-    """Returns whether rich can show a live bar in a notebook, which takes ipywidgets."""
-    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _rounded(seconds):

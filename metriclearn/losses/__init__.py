@@ -17,7 +17,6 @@ from metriclearn.losses.contrast import (
 from metriclearn.losses.distributions import (
     dynamic_soft_margin_loss,
     histogram_loss,
-    vicreg_loss,
 )
 from metriclearn.losses.hinges import (
     contrastive_loss,
@@ -54,11 +53,13 @@ from metriclearn.losses.ranking import (
     smooth_ap_loss,
 )
 from metriclearn.losses.triplet import triplet_loss
+from metriclearn.losses.views import barlow_twins_loss, simsiam_loss, vicreg_loss
 from metriclearn.registry import check_options, resolve
 
 # `(labels, embeddings, *, options)`.
 LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "angular": angular_loss,
+    "barlow_twins": barlow_twins_loss,
     "circle": circle_loss,
     "contrastive": contrastive_loss,
     "dynamic_soft_margin": dynamic_soft_margin_loss,
@@ -76,6 +77,7 @@ LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "pnp": pnp_loss,
     "ranked_list": ranked_list_loss,
     "recall_at_k": recall_at_k_loss,
+    "simsiam": simsiam_loss,
     "smooth_ap": smooth_ap_loss,
     "snr_contrastive": snr_contrastive_loss,
     "supervised_contrastive": supervised_contrastive_loss,

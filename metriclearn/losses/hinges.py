@@ -14,6 +14,7 @@ from metriclearn.losses.matrices import cosines, measure, of_complete, where
 from metriclearn.losses.reductions import mean_of, reduce_terms
 from metriclearn.miners import mine_pairs
 from metriclearn.pairs import Comparison, References, compare, masks
+from metriclearn.xla import real
 
 
 def contrastive_loss(
@@ -46,14 +47,16 @@ def contrastive_loss(
             comparison, positive, negative, distances = measure(
                 labels, embeddings, distance, references
             )
+            kept = None, None
             near = tf.boolean_mask(distances, positive)
             far = tf.boolean_mask(distances, negative)
         else:
             comparison = compare(labels, embeddings, references)
             mined = mine_pairs(miner, labels, embeddings, distance=distance, references=references)
             near, far = comparison.pair_distances(distance, mined)
+            kept = real(mined.positive_anchors), real(mined.negative_anchors)
         near, far = tf.nn.relu(near - positive_margin), tf.nn.relu(negative_margin - far)
-        return _two_kinds(near, far, reduction, comparison)
+        return _two_kinds(near, far, reduction, comparison, *kept)
 
 
 def snr_contrastive_loss(
@@ -194,9 +197,16 @@ def ranked_list_loss(
 
 
 def _two_kinds(
-    near: tf.Tensor, far: tf.Tensor, reduction: str, comparison: Comparison
+    near: tf.Tensor,
+    far: tf.Tensor,
+    reduction: str,
+    comparison: Comparison,
+    *kept: tf.Tensor | None,
 ) -> tf.Tensor:
     """Terms of positive and of negative pairs, `[P]` and `[N]`, reduced separately and added."""
     if reduction == "none":
         return reduce_terms(tf.concat([near, far], 0), reduction, comparison)
-    return reduce_terms(near, reduction, comparison) + reduce_terms(far, reduction, comparison)
+    one, other = kept or (None, None)
+    return reduce_terms(near, reduction, comparison, one) + reduce_terms(
+        far, reduction, comparison, other
+    )

@@ -46,7 +46,8 @@ def manifold_loss(
         eye = tf.eye(tf.shape(nodes)[0], dtype=x.dtype)
         # Symmetric, with eigenvalues from `restart` on.
         walk = restart * tf.linalg.cholesky_solve(tf.linalg.cholesky(eye - steps), eye)
-        count = tf.shape(x)[0]
+        # Counted from the end, where the number is known: XLA needs that if the batch's is not.
+        classes = proxies.shape[0] or tf.shape(proxies)[0]
 
         def terms(scores: tf.Tensor) -> tf.Tensor:
             true = tf.reduce_sum(tf.where(own, scores, 0), axis=1, keepdims=True)
@@ -55,6 +56,6 @@ def manifold_loss(
             return tf.math.log1p(tf.reduce_sum(tf.where(hard, tf.exp(excess), 0), axis=1))
 
         rows = normalize(walk)
-        context = tf.matmul(rows[:count], rows[count:], transpose_b=True)
-        values = terms(walk[:count, count:]) + context_weight * terms(context)
+        context = tf.matmul(rows[:-classes], rows[-classes:], transpose_b=True)
+        values = terms(walk[:-classes, -classes:]) + context_weight * terms(context)
         return reduce_terms((values + broken) * nan_if_unknown(own, values), reduction, comparison)

@@ -6,6 +6,7 @@ from metriclearn.distances import COSINE, DISTANCES, Distance
 from metriclearn.inputs import TensorLike
 from metriclearn.pairs import Comparison, References, compare, masks
 from metriclearn.registry import resolve
+from metriclearn.xla import compiling, refuse_xla
 
 
 def measure(
@@ -27,6 +28,26 @@ def cosines(
     """(comparison, `[B, M]` positive mask, negative mask, cosines)."""
     comparison, positive, negative, distances = measure(labels, embeddings, COSINE, references)
     return comparison, positive, negative, 1 - distances
+
+
+def all_differences(
+    comparison: Comparison, distances: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """(`[T]` d(a, p) - d(a, n) of all triplets, which of them are real: see `xla.real`).
+
+    In the order of `mine_batch_all`, read from the `[B, M]` distances pair by pair: O(pairs M),
+    where gathering the embeddings of every triplet would take D times as much.
+    """
+    positive, negative = masks(comparison)
+    if compiling():  # which fuses the cube into the sums that follow
+        differences = distances[:, :, None] - distances[:, None]
+        counted = positive[:, :, None] & negative[:, None]
+        return tf.reshape(differences, [-1]), tf.reshape(counted, [-1])
+    with tf.control_dependencies(refuse_xla(distances, "all_triplets_depend_on_data")):
+        pairs = tf.where(positive)
+    anchors = pairs[:, 0]
+    differences = tf.gather_nd(distances, pairs)[:, None] - tf.gather(distances, anchors)
+    return tf.boolean_mask(differences, tf.gather(negative, anchors)), None
 
 
 def where(mask: tf.Tensor, values: tf.Tensor, otherwise: float) -> tf.Tensor:

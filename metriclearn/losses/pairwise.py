@@ -31,6 +31,7 @@ from metriclearn.losses.reductions import reduce_terms
 from metriclearn.miners import call_miner, mine_distance_weighted
 from metriclearn.pairs import References, compare, informative_pairs
 from metriclearn.registry import resolve
+from metriclearn.xla import real
 
 
 def lifted_structured_loss(
@@ -229,4 +230,5 @@ def margin_loss(
             beta = match_rows(column_tensor(beta, "beta"), comparison.embeddings, "beta", "anchors")
         boundary = beta if beta.shape.rank == 0 else tf.gather(beta, triplets.anchors)
         terms = tf.concat([to_positive - boundary, boundary - to_negative], 0)
-        return reduce_terms(tf.nn.relu(alpha + terms), reduction, comparison)
+        counted = real(tf.concat([triplets.anchors, triplets.anchors], 0))
+        return reduce_terms(tf.nn.relu(alpha + terms), reduction, comparison, counted)

@@ -7,7 +7,9 @@ from metriclearn.pairs import Comparison
 from metriclearn.registry import resolve
 
 
-def reduce_terms(terms: tf.Tensor, reduction: str, comparison: Comparison) -> tf.Tensor:
+def reduce_terms(
+    terms: tf.Tensor, reduction: str, comparison: Comparison, real: tf.Tensor | None = None
+) -> tf.Tensor:
     """Reduces `[T]` terms as named. With no terms the result and its gradient are exactly 0.
 
     A NaN or infinity anywhere in the embeddings or references makes the result one, even if mining
@@ -17,11 +19,17 @@ def reduce_terms(terms: tf.Tensor, reduction: str, comparison: Comparison) -> tf
         terms: `[T]` floating point, one per triplet, pair or anchor.
         reduction: 'mean'; 'nonzero_mean', over the terms that are not 0; 'sum'; 'none'.
         comparison: the batch.
+        real: `[T]` bool, which terms count; the others are padding. All if None.
 
     Raises:
         ValueError: unknown reduction.
     """
-    reduced = resolve(reduction, REDUCTIONS, "reduction")(terms) + _broken(comparison.embeddings)
+    reduce = resolve(reduction, REDUCTIONS, "reduction")
+    if real is None:
+        count = tf.size(terms)
+    else:
+        terms, count = tf.where(real, terms, 0), tf.math.count_nonzero(real)
+    reduced = reduce(terms, count) + _broken(comparison.embeddings)
     alone = comparison.references is comparison.embeddings
     return reduced if alone else reduced + _broken(comparison.references)
 
@@ -43,13 +51,10 @@ def mean_of(terms: tf.Tensor) -> tf.Tensor:
     return _sum_over(terms, tf.size(terms))
 
 
-def _nonzero_mean(terms: tf.Tensor) -> tf.Tensor:
-    return _sum_over(terms, tf.math.count_nonzero(terms))
-
-
+# Of `[T]` terms and the count of those that are no padding.
 REDUCTIONS = {
-    "mean": mean_of,
-    "nonzero_mean": _nonzero_mean,
-    "sum": tf.reduce_sum,
-    "none": tf.identity,
+    "mean": _sum_over,
+    "nonzero_mean": lambda terms, count: _sum_over(terms, tf.math.count_nonzero(terms)),
+    "sum": lambda terms, count: tf.reduce_sum(terms),
+    "none": lambda terms, count: tf.identity(terms),
 }

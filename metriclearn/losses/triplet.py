@@ -6,11 +6,13 @@ from typing import Any
 import tensorflow as tf
 
 from metriclearn.distances import DISTANCES, Distance
-from metriclearn.inputs import TensorLike, refuse_xla
+from metriclearn.inputs import TensorLike
+from metriclearn.losses.matrices import all_differences
 from metriclearn.losses.reductions import reduce_terms
 from metriclearn.miners import call_miner
-from metriclearn.pairs import Comparison, References, compare, masks
+from metriclearn.pairs import References, compare
 from metriclearn.registry import resolve
+from metriclearn.xla import real
 
 
 def triplet_loss(
@@ -57,7 +59,9 @@ def triplet_loss(
     with tf.name_scope("triplet_loss"):
         comparison = compare(labels, embeddings, references)
         if miner == "batch_all" and mining_dtype is None:
-            differences = _all_differences(comparison, distance)
+            metric = resolve(distance, DISTANCES, "distance")
+            distances = metric.pairwise(comparison.embeddings, comparison.references)
+            differences, counted = all_differences(comparison, distances)
         else:
             triplets = call_miner(
                 miner,
@@ -69,22 +73,6 @@ def triplet_loss(
                 mining_dtype=mining_dtype,
             )
             to_positive, to_negative = comparison.distances(distance, *triplets)
-            differences = to_positive - to_negative
+            differences, counted = to_positive - to_negative, real(triplets.anchors)
         terms = tf.nn.softplus(differences) if soft_margin else tf.nn.relu(differences + margin)
-        return reduce_terms(terms, reduction, comparison)
-
-
-def _all_differences(comparison: Comparison, distance: str | Distance) -> tf.Tensor:
-    """`d(a, p) - d(a, n)` of all triplets, in the order of `mine_batch_all`.
-
-    Read from the distance matrix, pair by pair: O(pairs x B), where gathering the embeddings of
-    every triplet would take D times as much.
-    """
-    metric = resolve(distance, DISTANCES, "distance")
-    distances = metric.pairwise(comparison.embeddings, comparison.references)
-    positive, negative = masks(comparison)
-    with tf.control_dependencies(refuse_xla(distances, "batch_all_has_shapes_that_depend_on_data")):
-        pairs = tf.where(positive)
-    anchors = pairs[:, 0]
-    differences = tf.gather_nd(distances, pairs)[:, None] - tf.gather(distances, anchors)
-    return tf.boolean_mask(differences, tf.gather(negative, anchors))
+        return reduce_terms(terms, reduction, comparison, counted)

@@ -16,7 +16,9 @@ They share these options, unless their signature lacks one:
     false_negative_guard: a distance. References of another class that are nearer to the anchor than
         this are assumed to be wrong labels and are not mined. `count_suspended` counts them.
 They raise ValueError for an unknown name, and for labels and embeddings that do not fit together.
-The number of triplets depends on the data, so XLA refuses to compile miners; its error names them.
+The number of triplets depends on the data, and XLA has no such sizes. Compiled by it, the miners
+that scan rows (`nearest`, and `mine_distance_weighted`) pad what they return, with anchors of -1,
+which losses skip; the others refuse, by name.
 """
 
 import inspect

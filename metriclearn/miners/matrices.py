@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from metriclearn.distances import DISTANCES, SQUARED, Distance
-from metriclearn.inputs import TensorLike, refuse_xla
+from metriclearn.inputs import TensorLike
 from metriclearn.miners.results import Pairs, Triplets
 from metriclearn.pairs import (
     Comparison,
@@ -17,6 +17,7 @@ from metriclearn.pairs import (
     masks,
 )
 from metriclearn.registry import resolve
+from metriclearn.xla import refuse_xla
 
 
 def mine_batch_all(

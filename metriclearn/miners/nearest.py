@@ -17,6 +17,7 @@ from metriclearn.pairs import (
     valid_anchors,
 )
 from metriclearn.registry import resolve
+from metriclearn.xla import chosen, compiling
 
 # Up to this many positives per anchor, one pass over the row for each is faster than sorting it.
 PASSES = 16
@@ -98,18 +99,16 @@ def mine_semi_hard(
         dtypes = (tf.int32, tf.bool, tf.int32, tf.bool, tf.int32, tf.bool)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
         positives, is_positive, *others = scan_rows(select, dtypes, comparison, options)
-        pairs = tf.where(is_positive)
-        anchors = tf.cast(pairs[:, 0], tf.int32)
-        positives, negatives, found, last, has_last = (
-            tf.gather_nd(t, pairs) for t in (positives, *others)
+        rows = tf.range(tf.shape(positives)[0])[:, None]
+        anchors, positives, negatives, found, last, has_last = chosen(
+            is_positive, rows, positives, *others
         )
         if margin is not None:
             # Measured from the rows' differences, as the loss does, and not by the ranking product.
             to_positive, to_negative = comparison.distances(distance, anchors, positives, negatives)
             found &= to_negative < to_positive + margin
         negatives = tf.where(found, negatives, last)
-        kept = tf.where(found | has_last)[:, 0]
-        return Triplets(*(tf.gather(t, kept) for t in (anchors, positives, negatives)))
+        return Triplets(*chosen(found | has_last, anchors, positives, negatives))
 
 
 def mine_easy_positive(
@@ -191,9 +190,9 @@ def mine_top_k_hard(
         comparison = compare(labels, embeddings, references)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
         positives, negatives, found = scan_rows(select, _ONE_EACH, comparison, options)
-        chosen = tf.where(found & valid_anchors(comparison)[:, None])
-        anchors = tf.cast(chosen[:, 0], tf.int32)
-        return Triplets(anchors, tf.gather(positives, anchors), tf.gather_nd(negatives, chosen))
+        rows = tf.range(tf.shape(positives)[0])[:, None]
+        found &= valid_anchors(comparison)[:, None]
+        return Triplets(*chosen(found, rows, positives[:, None], negatives))
 
 
 def mine_given_positive(
@@ -345,6 +344,8 @@ def _nearest_below(negatives: tf.Tensor, limits: tf.Tensor) -> tuple[tf.Tensor, 
 
     if limits.shape[1] == 1:
         place = one_pass(limits[:, 0])[:, None]
+    elif compiling():
+        place = by_sorting()
     else:
         place = tf.cond(tf.shape(limits)[1] <= PASSES, in_passes, by_sorting)
     score = tf.gather(negatives, place, batch_dims=1)
@@ -352,8 +353,7 @@ def _nearest_below(negatives: tf.Tensor, limits: tf.Tensor) -> tuple[tf.Tensor, 
 
 
 def _one_per_anchor(valid: tf.Tensor, positives: tf.Tensor, negatives: tf.Tensor) -> Triplets:
-    anchors = tf.cast(tf.where(valid)[:, 0], tf.int32)
-    return Triplets(anchors, tf.gather(positives, anchors), tf.gather(negatives, anchors))
+    return Triplets(*chosen(valid, tf.range(tf.size(valid)), positives, negatives))
 
 
 _ONE_EACH = (tf.int32, tf.int32, tf.bool)

@@ -12,11 +12,12 @@ from metriclearn.pairs import (
     Block,
     MiningOptions,
     References,
-    class_sizes,
     compare,
     masks,
+    members,
     scan_rows,
 )
+from metriclearn.xla import chosen
 
 
 def mine_distance_weighted(
@@ -54,8 +55,7 @@ def mine_distance_weighted(
         comparison = compare(labels, embeddings, references).normalized()
         dimension = tf.cast(tf.shape(comparison.embeddings)[1], comparison.embeddings.dtype)
         # Drawn for the whole batch at once, so that blocks do not change what is drawn.
-        places = tf.maximum(tf.reduce_max(class_sizes(comparison)), 1)
-        shape = tf.stack([tf.size(comparison.codes), places])
+        shape = tf.stack([tf.size(comparison.codes), members(comparison)])
         draws = tf.random.stateless_uniform(shape, seed, dtype=comparison.embeddings.dtype)
 
         def select(block: Block) -> tuple:
@@ -83,9 +83,8 @@ def mine_distance_weighted(
         options = MiningOptions(ON_SPHERE, mining_dtype, guard)
         dtypes = (tf.int32, tf.bool, tf.int32)
         positives, is_positive, negatives = scan_rows(select, dtypes, comparison, options)
-        pairs = tf.where(is_positive)
-        anchors = tf.cast(pairs[:, 0], tf.int32)
-        return Triplets(anchors, *(tf.gather_nd(t, pairs) for t in (positives, negatives)))
+        rows = tf.range(tf.shape(positives)[0])[:, None]
+        return Triplets(*chosen(is_positive, rows, positives, negatives))
 
 
 def mine_uniform_histogram(

@@ -73,6 +73,8 @@ VALUES = {
     "similarity.MultiNegativesRankLoss": similarity.MultiNegativesRankLoss(scale=3)(ONE, OTHER),
     "similarity.SimCLRLoss": similarity.SimCLRLoss(temperature=0.2)(ONE, OTHER),
     "similarity.VicReg": similarity.VicReg(mu=0)(ONE, OTHER),
+    "similarity.Barlow": similarity.Barlow()(ONE, OTHER),
+    "similarity.SimSiamLoss": similarity.SimSiamLoss()(ONE, OTHER),
     "similarity.XBM": with_memory(),
 }
 for name, value in VALUES.items():

@@ -173,3 +173,29 @@ def proxy_anchor(labels, x, proxies, margin=0.1, scale=4.0):
         pull += [np.log1p(sum(mine))] if mine else []
         push.append(np.log1p(sum(rest)))
     return _mean(pull) + _mean(push)
+
+
+def _views(labels, x):
+    """The rows of the first and of the second example of each class that has two."""
+    found = [[i for i, label in enumerate(labels) if label == c] for c in sorted(set(labels))]
+    firsts, seconds = zip(*(rows[:2] for rows in found if len(rows) > 1), strict=True)
+    return x[list(firsts)], x[list(seconds)]
+
+
+def barlow_twins(labels, x, redundancy=0.1):
+    one, other = _views(labels, x)
+    total = 0.0
+    for i in range(x.shape[1]):
+        for j in range(x.shape[1]):
+            c = np.corrcoef(one[:, i], other[:, j])[0, 1]
+            total += (1 - c) ** 2 if i == j else redundancy * c**2
+    return total
+
+
+def simsiam(labels, x, fixed=None):
+    predicted, projected = _views(labels, x), _views(labels, x if fixed is None else fixed)
+    terms = []
+    for p1, p2, z1, z2 in zip(*predicted, *projected, strict=True):
+        crossed = ((p1, z2), (p2, z1))
+        terms.append(-_mean(p @ z / np.linalg.norm(p) / np.linalg.norm(z) for p, z in crossed))
+    return _mean(terms)

@@ -57,6 +57,7 @@ def test_mined_rows(vector):
 def test_every_loss_and_miner_of_the_peer_is_compared():
     """All but those that the peer defines otherwise or lacks, and those compared in a loss."""
     other_losses = {"margin", "n_pairs", "recall_at_k", "smooth_ap", "proxy_nca"}
+    other_losses |= {"barlow_twins", "simsiam"}
     compared = {vector["loss"] for vector in ORACLE["vectors"]} - {"weighted_sum"}
     assert compared == {*LOSSES, *PROXY_LOSSES} - other_losses
     other_miners = {"distance_weighted", "given_positive", "top_k_hard", "semi_hard"}

@@ -104,6 +104,8 @@ HERE_NOW = {
     "similarity.MultiNegativesRankLoss": with_a_candidate_of_zeros,
     "similarity.SimCLRLoss": lambda: 2 * ml.nt_xent_loss(*VIEWS, temperature=0.2),
     "similarity.VicReg": lambda: ml.vicreg_loss(*VIEWS, variance=0.0),
+    "similarity.Barlow": lambda: ml.barlow_twins_loss(*VIEWS),
+    "similarity.SimSiamLoss": lambda: ml.simsiam_loss(*VIEWS) / 2 + 0.001,
     "similarity.XBM": with_memory,
 }
 

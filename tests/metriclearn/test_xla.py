@@ -1,5 +1,6 @@
 """Compiled by XLA, a function gives what it gives otherwise, or raises with its name."""
 
+import functools
 import subprocess
 import sys
 
@@ -11,7 +12,9 @@ import metriclearn
 
 LABELS = tf.constant(np.arange(6) % 3)
 LABELS = tf.concat([LABELS, LABELS], 0)  # pairs, for given_positive
-ROWS = tf.constant(np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32))
+ROWS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+ROWS[9], ROWS[5] = ROWS[3], ROWS[0]  # equal rows, of one class and of two, tie
+ROWS = tf.constant(ROWS)
 PROXIES = tf.constant(np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
 GIVEN = metriclearn.Triplets([0, 1, 5, 5], [3, 4, 2, 2], [1, 2, 3, 0])
 EPSILON = np.finfo(np.float32).eps
@@ -28,12 +31,26 @@ def gradients(function):
 
 
 LOSSES = metriclearn.LOSSES
-OF_TRIPLETS = ("triplet", "margin", "dynamic_soft_margin")  # whose number depends on the data
+MINED = ("batch_hard", "easy_positive", "given_positive", "semi_hard", "top_k_hard")
+FALLBACK = functools.partial(
+    metriclearn.mine_semi_hard, margin=None, fallback="farthest", false_negative_guard=0.1
+)
 COMPILED = (
-    {name: gradients(LOSSES[name]) for name in sorted(set(LOSSES) - {*OF_TRIPLETS})}
+    {name: gradients(LOSSES[name]) for name in sorted(set(LOSSES) - {"margin"})}
     | {
         name: gradients(lambda y, x, loss=loss: loss(y, x, PROXIES))
         for name, loss in metriclearn.PROXY_LOSSES.items()
+    }
+    | {
+        f"triplet of {getattr(miner, 'func', miner)}": gradients(
+            lambda y, x, miner=miner: LOSSES["triplet"](y, x, miner=miner, margin=1.0)
+        )
+        for miner in (*MINED[1:], "batch_all", FALLBACK)
+    }
+    | {
+        "contrastive of batch_hard": gradients(
+            functools.partial(LOSSES["contrastive"], miner=MINED[0])
+        )
     }
     | {
         f"{name} of given triplets": gradients(
@@ -53,23 +70,11 @@ COMPILED = (
         "embedding_statistics": lambda y, x: metriclearn.embedding_statistics(x),
     }
 )
-REFUSED = (
-    {f"mine_{name}": miner for name, miner in metriclearn.MINERS.items()}
-    | {
-        f"triplet_loss/mine_{name}": lambda y, x, name=name: LOSSES["triplet"](y, x, miner=name)
-        for name in sorted(set(metriclearn.MINERS) - {"batch_all"})
-    }
-    | {
-        "triplet_loss/batch_all": lambda y, x: LOSSES["triplet"](y, x, miner="batch_all"),
-        "margin_loss/mine_distance_weighted": LOSSES["margin"],
-        "contrastive_loss/mine_hdc": lambda y, x: LOSSES["contrastive"](y, x, miner="hdc"),
-        "dynamic_soft_margin_loss": LOSSES["dynamic_soft_margin"],
-        "count_suspended": lambda y, x: metriclearn.count_suspended(y, x, 1.0),
-        "circle_loss/float_labels_cannot_be_checked": lambda y, x: LOSSES["circle"](
-            tf.cast(y, tf.float32), x
-        ),
-    }
-)
+BY_DATA = sorted(set(metriclearn.MINERS) - {*MINED, "distance_weighted"})
+REFUSED = {f"mine_{name}": metriclearn.MINERS[name] for name in BY_DATA} | {
+    "triplet_loss/mine_hdc": lambda y, x: LOSSES["triplet"](y, x, miner="hdc"),
+    "count_suspended": lambda y, x: metriclearn.count_suspended(y, x, 1.0),
+}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -83,10 +88,48 @@ def test_compiled_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_compiled_raises_by_name(name):
+def test_what_cannot_be_compiled_is_refused_in_one_line(name):
     assert REFUSED[name](LABELS, ROWS) is not None
-    with pytest.raises(tf.errors.InvalidArgumentError, match=f"node {name}"):
+    with pytest.raises(ValueError, match=rf"^{name}: XLA cannot .*jit_compile=False\)$"):
         tf.function(REFUSED[name], jit_compile=True)(LABELS, ROWS)
+
+
+def test_a_graph_that_was_built_before_it_is_compiled_raises_by_name():
+    inner = tf.function(metriclearn.mine_hdc)
+    inner(LABELS, ROWS)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="node mine_hdc"):
+        tf.function(lambda y, x: inner(y, x), jit_compile=True)(LABELS, ROWS)
+
+
+def test_padding_is_marked_and_rows_that_are_drawn_are_legal():
+    """Compiled, T is B x M: the pairs, and -1 elsewhere. The draws themselves are other ones."""
+    drawn = tf.function(metriclearn.mine_distance_weighted, jit_compile=True)(LABELS, ROWS)
+    assert [len(rows) for rows in drawn] == [144] * 3
+    anchors, positives, negatives = (rows.numpy()[drawn.anchors.numpy() >= 0] for rows in drawn)
+    wanted = metriclearn.mine_distance_weighted(LABELS, ROWS)
+    np.testing.assert_array_equal(anchors, wanted.anchors)
+    np.testing.assert_array_equal(positives, wanted.positives)
+    labels = LABELS.numpy()
+    assert (labels[anchors] != labels[negatives]).all()
+
+    def margin(labels, rows):
+        return metriclearn.margin_loss(labels, rows, miner=lambda *_: drawn)
+
+    given = metriclearn.Triplets(anchors, positives, negatives)
+    expected = metriclearn.margin_loss(LABELS, ROWS, miner=lambda *_: given)
+    got = tf.function(margin, jit_compile=True)(LABELS, ROWS)
+    np.testing.assert_allclose(got, expected, rtol=len(anchors) * EPSILON)
+
+
+def test_in_keras_batches_of_unknown_size_and_float_labels_compile():
+    """As a model gets them on a GPU: the size is unknown when the step is traced."""
+    signature = [tf.TensorSpec([None, 1], tf.float32), tf.TensorSpec([None, 4], tf.float32)]
+    loss = gradients(LOSSES["triplet"])
+    compiled = tf.function(loss, jit_compile=True, input_signature=signature)
+    labels = tf.cast(LABELS, tf.float32)[:, None]
+    for one, other in zip(compiled(labels, ROWS), loss(LABELS, ROWS), strict=True):
+        np.testing.assert_allclose(one, other, rtol=48 * EPSILON, atol=48 * EPSILON)
+    assert np.isnan(compiled(labels + 0.5, ROWS)[0])  # XLA cannot raise
 
 
 def test_strings_cannot_be_compiled():

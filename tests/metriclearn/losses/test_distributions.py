@@ -1,4 +1,4 @@
-"""Histograms and views. Values are tested in ../test_oracle.py."""
+"""Histograms. Values are tested in ../test_oracle.py."""
 
 import numpy as np
 import tensorflow as tf
@@ -19,11 +19,3 @@ def test_a_running_histogram_weighs_the_past():
     alone = tf.Variable(tf.zeros([11]))
     metriclearn.dynamic_soft_margin_loss(LABELS, X**2, histogram_of_past=alone)
     np.testing.assert_allclose(past, 0.75 * kept + 0.25 * alone.numpy(), rtol=1e-5)
-
-
-def test_views_are_the_first_two_of_each_class_wherever_they_are():
-    pairs = metriclearn.vicreg_loss([0, 1, 2, 0, 1, 2], X[:6])
-    mixed = [1, 0, 4, 2, 3, 5]
-    labels = np.array([0, 1, 2, 0, 1, 2])[mixed]
-    again = metriclearn.vicreg_loss([*labels, 0, 7], np.concatenate([X[mixed], X[6:]]))
-    np.testing.assert_allclose(again, pairs, rtol=1e-5)  # others are unused
