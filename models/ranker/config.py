@@ -72,7 +72,7 @@ config.declare(
     "model.reduced_dimension",
     256,
     "Dimensions of the embedding, a linear map of the backbone's features and the colors; 0: these "
-    "themselves.",
+    "themselves, and of a backbone with a text tower the features alone, for searches by text.",
     fixed=True,
     within="[0, inf)",
 )
@@ -102,7 +102,7 @@ config.declare(
     "auto",
     "What the head starts as. pca: features and colors are centered and brought to length 1, and "
     "step 0 compares as the frozen network. random: a random map of the features as they are. "
-    "auto: pca on cached features.",
+    "auto: pca on cached features, if there is a head.",
     choices=("auto", "pca", "random"),
     fixed=True,
 )

@@ -191,7 +191,11 @@ def trains_head_alone():
 def head_starts_as():
     """'pca' or 'random': `model.head_init`, decided."""
     asked = config["model.head_init"]
-    return ("pca" if trains_head_alone() else "random") if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    tower = load_backbone(config["model.hub_address"]).texts
+    without_head = tower is not None and not config["model.reduced_dimension"]  # as for texts
+    return "pca" if trains_head_alone() and not without_head else "random"
 
 
 def color_weight():
