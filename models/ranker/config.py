@@ -87,7 +87,8 @@ config.declare(
     "model.cached_features",
     True,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk. Off: train the backbone too. A backbone from scratch is always trained.",
+    "on disk. Off: train the backbone too. A backbone from scratch is always trained, and so is one "
+    "without a head, for searches by text.",
     fixed=True,
 )
 config.declare(
@@ -102,7 +103,7 @@ config.declare(
     "auto",
     "What the head starts as. pca: features and colors are centered and brought to length 1, and "
     "step 0 compares as the frozen network. random: a random map of the features as they are. "
-    "auto: pca on cached features, if there is a head.",
+    "auto: pca on cached features.",
     choices=("auto", "pca", "random"),
     fixed=True,
 )

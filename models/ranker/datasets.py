@@ -185,17 +185,19 @@ def _validation_batches(table, shown):
 def trains_head_alone():
     """Whether training reads cached features: `model.cached_features`, if there are weights."""
     backbone = load_backbone(config["model.hub_address"])
-    return config["model.cached_features"] and bool(backbone.fingerprint)
+    return config["model.cached_features"] and bool(backbone.fingerprint) and not _without_head()
+
+
+def _without_head():
+    """Whether embeddings are the features alone, in the space that these share with texts."""
+    texts = load_backbone(config["model.hub_address"]).texts
+    return texts is not None and not config["model.reduced_dimension"]
 
 
 def head_starts_as():
     """'pca' or 'random': `model.head_init`, decided."""
     asked = config["model.head_init"]
-    if asked != "auto":
-        return asked
-    tower = load_backbone(config["model.hub_address"]).texts
-    without_head = tower is not None and not config["model.reduced_dimension"]  # as for texts
-    return "pca" if trains_head_alone() and not without_head else "random"
+    return ("pca" if trains_head_alone() else "random") if asked == "auto" else asked
 
 
 def color_weight():

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metriclearn.datasets import manifest
 from retrieval.embeddings import tokens
 from retrieval.embeddings.embedder import NOTE, session_of
-from trainer import files
+from retrieval.embeddings.store import Embedded
+from trainer import files, quiet
 
 FOLDER = "text"  # within the saved model of the images
 BATCH = 64  # texts at a time
@@ -59,7 +61,8 @@ class TextEmbedder:
         vocabulary = tokens.Vocabulary(os.path.join(folder, "assets", name))
         try:
             made = cls(session_of(folder, threads), note, vocabulary)
-            made.embed([""])  # a damaged one fails now
+            with quiet.filtered_stderr(lambda lines: ()):  # of oneDNN, that it does not do integers
+                made.embed([""])  # a damaged one fails now
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
@@ -80,6 +83,45 @@ class TextEmbedder:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def read_queries(path: str) -> tuple[list[str], list[str], list[str]]:
+    """Reads a CSV of the columns text and label.
+
+    Args:
+      path: the file; a text may come several times, with other labels.
+
+    Returns:
+      (texts [N], labels [N], ids [N]).
+
+    Raises:
+      ValueError: the file cannot be read, a column is missing, or a cell is empty.
+    """
+    rows = manifest.csv_rows(path)
+    _, header = next(rows, (1, []))
+    missing = [name for name in ("text", "label") if name not in header]
+    if missing:
+        raise ValueError(f"{path}: has no column {missing[0]!r}: give a header, text,label")
+    found: dict[str, tuple[str, str]] = {}
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        text, label = row.get("text", ""), row.get("label", "")
+        if not text or not label:
+            raise ValueError(f"{path}:{line}: {'label' if text else 'text'} is empty")
+        # Items of the catalogue have other ids: equal ones would be taken for the same image.
+        name = f"text: {text}"
+        found[f"{name} (line {line})" if name in found else name] = text, label
+    if not found:
+        raise ValueError(f"{path}: has a header but no row")
+    texts, labels = zip(*found.values(), strict=True)
+    return list(texts), list(labels), list(found)
+
+
+def embed_queries(path: str, embedder: TextEmbedder) -> Embedded:
+    """The texts of a CSV as queries; see `read_queries`."""
+    texts, labels, ids = read_queries(path)
+    empty = np.full(len(texts), "")
+    return Embedded(embedder.embed(texts), np.array(ids), np.array(labels), empty)
 
 
 def why_not(folder: str | os.PathLike) -> str:

@@ -53,3 +53,30 @@ def test_vectors_and_scores_equal_pytorch(name, tmp_path):
         of_images = session.run(features)
     near(found @ of_images.T, family["texts"]["scores"])
     assert backbone.texts is not None
+
+
+VOCABULARY = ["<unk>", "<pad>", "</s>", *"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "dest"),
+              "re", "red</w>", "dr", "dre", "ss</w>", "<|startoftext|>", "<|endoftext|>"]  # fmt: skip
+MERGES = ["#version: 0.2", "r e", "re d</w>", "d r", "dr e", "s s</w>"]
+
+
+def with_vocabulary(folder):
+    """Adds CLIP's vocabulary files."""
+    ids = {token: n for n, token in enumerate(VOCABULARY)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("\n".join(MERGES))
+    return folder
+
+
+def test_it_is_exported_with_its_vocabulary(tmp_path):
+    from retrieval.embeddings.texts import TextEmbedder
+
+    folder = with_vocabulary(published.folder(tmp_path / "clip", ORACLE["clip"]))
+    tower(folder).save(str(tmp_path / "model" / "text"))
+    with TextEmbedder.load(tmp_path / "model") as embedder:
+        found = embedder.embed(["Red  dress", "red"] * 40)
+    ids = np.full((2, 8), 39)
+    ids[0, :6] = [38, 34, 6, 33, 37, 39]
+    ids[1, :3] = [38, 34, 39]
+    near(found[:2], vectors(tower(folder), ids))
+    assert found.shape == (80, 20) and (found[78:] == found[:2]).all()
