@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import html
 import os
+import tempfile
 import webbrowser
 from collections.abc import Sequence
 from typing import Any
@@ -196,6 +197,67 @@ def evaluate_model(
     results = suite.evaluate(queries, catalogue, threads=threads or counting.cores(), **options)
     outputs.write(prefix, results, queries, catalogue, images, drawn)
     _write_projector(f"{prefix}-projector", queries, catalogue)
+    return results, prefix
+
+
+def evaluate_texts(
+    model: Any,
+    checkpoint: str,
+    folder: str,
+    path: str,
+    *,
+    drawn: Sequence[str] = outputs.PLOTS,
+    threads: int = 0,
+    **options: Any,
+) -> tuple[dict[str, figures.Evaluation], str]:
+    """Evaluates texts against a configured model's `retrieval_index`, and reports.
+
+    Args:
+      path: CSV of the columns text and label.
+      model, checkpoint, folder, drawn, threads, **options: as for `evaluate_model`.
+
+    Returns:
+      As `evaluate_model`.
+
+    Raises:
+      ValueError: the model has no text tower, or the file cannot be read.
+    """
+    from retrieval.embeddings import images as embedded_images
+    from retrieval.embeddings import passes, texts
+    from trainer import checkpoints
+
+    tower = model.texts() if hasattr(model, "texts") else None
+    if tower is None:
+        raise ValueError(f"--text_queries: {model.__name__} has no text tower as it is configured")
+    texts.read_queries(path)  # fails now rather than after the catalogue is embedded
+    found = passes.embed_datasets(model, ("retrieval_index",), checkpoint, threads=threads)
+    catalogue = found["retrieval_index"]
+    with tempfile.TemporaryDirectory() as at:
+        tower.save(os.path.join(at, texts.FOLDER))
+        with texts.TextEmbedder.load(at, threads) as embedder:
+            queries = texts.embed_queries(path, embedder)
+
+    def images(which, ids):
+        if which == "queries":
+            return {}
+        known = page.images_at(page.own_files(catalogue, ids))
+        missing = [name for name in ids.tolist() if name not in known]
+        wanted = embedded_images.wanted_of
+        return known | (wanted(model, "retrieval_index", missing) if missing else {})
+
+    step = checkpoints.step_of(checkpoint)
+    os.makedirs(folder, exist_ok=True)
+    prefix = os.path.join(folder, f"model-{step}-texts")
+    source = figures.Source(checkpoint=checkpoint, step=step, model=model.__name__)
+    results = suite.evaluate(
+        queries,
+        catalogue,
+        title="texts",
+        source=source,
+        threads=threads or counting.cores(),
+        **options,
+    )
+    outputs.write(prefix, results, queries, catalogue, images, drawn)
     return results, prefix
 
 

@@ -83,6 +83,7 @@ class Info(Index):
     recall: float
     recall_at: int
     feedback: bool
+    text: bool = False
 
 
 Image = str | os.PathLike | bytes
@@ -125,6 +126,7 @@ class Client:
         image: Image | None = None,
         *,
         id: str | None = None,
+        text: str | None = None,
         vector: Any = None,
         k: int = 10,
         category: str | None = None,
@@ -132,11 +134,12 @@ class Client:
         group_by: str | None = None,
         facets: bool = False,
     ) -> Found:
-        """Finds the items nearest to one of: an image, an item, an embedding.
+        """Finds the items nearest to one of: an image, an item, words, an embedding.
 
         Args:
           image: path of an image file, or its bytes.
           id: of an item, which is not among the results.
+          text: words, where `Info.text` holds.
           vector: float [D], an embedding of the index's model.
           k: number of results, 1 to 100.
           category: search only its items.
@@ -148,13 +151,15 @@ class Client:
           ServeError: the server refuses, or cannot be reached.
           OSError: the image file cannot be read.
         """
-        if sum(given is not None for given in (image, id, vector)) != 1:
-            raise TypeError("search takes one of image, id, vector")
+        if sum(given is not None for given in (image, id, text, vector)) != 1:
+            raise TypeError("search takes one of image, id, text, vector")
         asked = {"k": k, "category": category, "threshold": threshold, "group_by": group_by}
         if image is not None:
             body: dict[str, Any] = {"files": {"image": _bytes(image)}}
         elif id is not None:
             body = {"json": {"id": id}}
+        elif text is not None:
+            body = {"json": {"text": text}}
         else:
             body = {"json": {"vector": [float(x) for x in vector]}}
         answer = self._ask("POST", "/v1/search", asked | {"facets": facets or None}, **body).json()

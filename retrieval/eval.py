@@ -16,6 +16,12 @@ needs no text files, and neither does an index of retrieval.index as the catalog
 searched exactly, as the index keeps them). Labels: one product id per line. Ids: one item id per
 line; equal ids are the same image. Without a catalogue the queries are searched among themselves.
 
+    python -m retrieval.eval --text_queries=CSV --model=models.ranker
+    python -m retrieval.eval --text_queries=CSV --catalogue=INDEX --output=DIR
+
+searches the catalogue by the words of a CSV (columns text and label), where the model, or that of
+the index, has a text tower.
+
     python -m retrieval.eval --feedback=FILE
 
 gives the recall of live use, by the judgments that the search page recorded in FILE.
@@ -28,7 +34,7 @@ import sys
 from absl import flags
 
 from retrieval import api, metrics
-from retrieval.evaluation import feedback, inputs, rerank, suite
+from retrieval.evaluation import feedback, figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, plots, terminal
 from trainer import config as trainer_config
@@ -68,6 +74,8 @@ def define_flags(values):
     choice("filter", "auto", kernels.FILTERS, "Precision that scores are computed in first: "
            "auto takes the fastest on this processor. Ranks are exact with any.")  # fmt: skip
     path("feedback", None, "JSONL file of judgments, of `prototrain serve`: evaluate live use.")
+    path("text_queries", None, "CSV of text,label: queries by words, for --model or for the index "
+         "at --catalogue, where the model has a text tower.")  # fmt: skip
     path("query_labels", None, "Text file of the queries' product ids, one per line.")
     path("query_ids", None, "Text file of their item ids, one per line.")
     path("query_categories", None, "Text file of their categories, one per line.")
@@ -82,7 +90,11 @@ def main(options, model, given, rest):
     if options.feedback:
         return judged(options)
     if options.queries:
+        if options.text_queries:
+            raise UserError("--queries and --text_queries: give one of them")
         return stored(options)
+    if options.text_queries and options.catalogue:
+        return stored_texts(options)
     stray = [name for name in STORED if getattr(options, name)]
     if stray:
         raise UserError(f"--{stray[0]} needs --queries, a file or a store")
@@ -99,7 +111,11 @@ def main(options, model, given, rest):
     drawn = [n for n, key in PLOTS.items() if key not in model.config or model.config[key]]
     with trainer_config.user_errors(output):
         evaluating = _options(options) | {"drawn": drawn, "threads": options.threads}
-        results, prefix = api.evaluate_model(model, checkpoint, output, **evaluating)
+        if options.text_queries:
+            asked = options.text_queries
+            results, prefix = api.evaluate_texts(model, checkpoint, output, asked, **evaluating)
+        else:
+            results, prefix = api.evaluate_model(model, checkpoint, output, **evaluating)
     terminal.print_evaluation(results, prefix)
     return 0
 
@@ -126,6 +142,36 @@ def stored(options):
         items = queries if catalogue is None else catalogue
         outputs.write_stored(prefix, result, queries, items)
     terminal.print_evaluation({"embeddings": result}, prefix)
+    return 0
+
+
+def stored_texts(options):
+    """Evaluates texts against an index, by the model that it carries."""
+    stray = [name for name in STORED if name != "catalogue" and getattr(options, name)]
+    stray += [name for name in ("model", "checkpoint") if getattr(options, name)]
+    if stray:
+        raise UserError(f"--{stray[0]}: --text_queries with --catalogue=INDEX takes none")
+    if not options.output:
+        raise UserError("--output=DIR: name the folder for the results")
+    if not inputs.is_index(options.catalogue):
+        raise UserError(
+            f"--catalogue={options.catalogue}: is not an index, which carries the model for the texts"
+        )
+    from retrieval.catalogue.opened import Catalogue
+    from retrieval.embeddings import texts
+
+    with trainer_config.user_errors(options.output):
+        texts.read_queries(options.text_queries)
+        with Catalogue.open(options.catalogue) as opened, opened.text_embedder() as embedder:
+            queries = texts.embed_queries(options.text_queries, embedder)
+        catalogue = inputs.load(options.catalogue, name="catalogue")
+        paths = [options.text_queries, options.catalogue]
+        source = figures.Files(queries=paths[0], catalogue=paths[1], made_by=[])
+        results = suite.evaluate(queries, catalogue, source=source, **_options(options))
+        prefix = os.path.join(_folder(options.output), "texts")
+        (result,) = results.values()
+        outputs.write_stored(prefix, result, queries, catalogue)
+    terminal.print_evaluation({"texts": result}, prefix)
     return 0
 
 

@@ -1,17 +1,21 @@
-"""Finds the products of photos in an index, or the items like an item.
+"""Finds the products of photos or of words in an index, or the items like an item.
 
     python -m retrieval.search photo.jpg [more.jpg|FOLDER|-] --index=INDEX [--k=10]
         [--category=NAME] [--threshold=0.5] [--by_product] [--page=FILE.html] [--open]
+    python -m retrieval.search "red dress with pockets" --index=INDEX
     python -m retrieval.search --item=ID --index=INDEX
 
 The index carries the model that embeds the photos: nothing else is needed. `-` reads paths from
-standard input, one per line. The answers are a table on a terminal, else one line of JSON per
-photo. A photo that cannot be read is named on stderr; the others are answered.
+standard input, one per line. Words are searched where the model has a text tower: an argument is
+words if no file or folder is called so, it holds no `/` or image suffix, and it has a space or no
+dot; `--text=WORDS` always is. The answers are a table on a terminal, else one line of JSON per
+query. A photo that cannot be read is named on stderr; the others are answered.
 """
 
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import os
 import sys
 import tempfile
@@ -21,7 +25,7 @@ import webbrowser
 import numpy as np
 from absl import flags
 
-from retrieval.embeddings import c_library
+from retrieval.embeddings import c_library, tokens
 from trainer import config as trainer_config
 from trainer import quiet
 from trainer.config import UserError
@@ -32,12 +36,12 @@ BATCH = 64  # photos embedded at a time
 def main(options, *arguments):
     if not options.index:
         raise UserError("--index=INDEX: name the folder of an index that `prototrain build` made")
-    if bool(arguments) == bool(options.item):
+    if bool(arguments or options.text) == bool(options.item):
         raise UserError(
-            "Give a photo, a folder of photos or - for paths on standard input; or --item=ID to "
-            "find the items like an item."
+            "Give a photo, a folder of photos or - for paths on standard input; words, where the "
+            "model has a text tower; or --item=ID to find the items like an item."
         )
-    if arguments:
+    if not options.item:
         threading.Thread(target=_load_early).start()
     with trainer_config.user_errors(options.page or options.index):
         return _search(options, arguments)
@@ -50,7 +54,8 @@ def _load_early():
 
 
 def _search(options, arguments):
-    paths = photos(arguments)
+    words = [argument for argument in arguments if _reads_like_text(argument)]
+    paths = photos(argument for argument in arguments if argument not in words)
     from retrieval.catalogue.opened import Catalogue  # FAISS and Arrow, beside `_load_early`
     from retrieval.reports import answers
 
@@ -62,7 +67,10 @@ def _search(options, arguments):
             paths = catalogue.items["path"].take([catalogue.row_of(n) for n in options.item])
             groups = [(options.item, paths.to_pylist(), catalogue.results(found))]
         else:
-            groups = _answers(catalogue, paths, how, failed)
+            groups = itertools.chain(
+                _answers(catalogue, paths, how, failed) if paths else (),
+                _of_texts(catalogue, words, options.text, how, failed),
+            )
         for names, files, results in groups:
             for name, file, each in zip(names, files, results, strict=True):
                 answers.show(name, each)
@@ -89,6 +97,13 @@ def photos(arguments):
         else:
             paths.append(argument)
     return paths
+
+
+def _reads_like_text(argument):
+    """Whether an argument is words: no file of that name, and no name as files have them."""
+    if argument == "-" or os.path.lexists(os.path.expanduser(argument)):
+        return False
+    return tokens.is_text(argument)
 
 
 def _how(options, catalogue):
@@ -139,8 +154,36 @@ def _answers(catalogue, paths, how, failed):
                 yield read, read, results
 
 
+def _of_texts(catalogue, words, explicit, how, failed):
+    """Yields (texts, no paths, results) of words that read like text, and of those of --text."""
+    if not (words or explicit):
+        return
+    missing = catalogue.why_no_texts()
+    if missing:
+        for name in words:
+            print(f"error: {name!r} names no file, and cannot be searched as text: {missing}",
+                  file=sys.stderr)  # fmt: skip
+        for text in explicit:
+            print(f"error: --text={text}: {missing}", file=sys.stderr)
+        failed += [*words, *explicit]
+        return
+    for name in words:
+        if " " not in name:
+            print(f"note: no file is called {name!r}: it is searched as text", file=sys.stderr)
+    texts = [*words, *explicit]
+    if not all(text.strip() for text in texts):
+        raise ValueError("--text: is empty: give words")
+    with catalogue.text_embedder() as embedder:
+        vectors = embedder.embed(texts)
+    results = catalogue.results(catalogue.find(vectors, **how))
+    for text, vector, each in zip(texts, vectors, results, strict=True):
+        if not each and how["threshold"] is not None:
+            _explain(catalogue, text, vector, how)
+    yield texts, [""] * len(texts), results
+
+
 def _explain(catalogue, path, vector, how):
-    """Says by how much a photo missed the threshold."""
+    """Says by how much a query missed the threshold."""
     best = catalogue.find(vector[None], 1, how["category"])
     ((nearest,),) = catalogue.results(best)
     print(
@@ -168,11 +211,12 @@ def define_flags(values):
         values, "string", "path", "float", "integer", "bool", "multi_string"
     )
     path("index", None, "Folder of an index that `prototrain build` made.")
-    number("k", 10, "Results per photo.", lower_bound=1)
+    number("k", 10, "Results per query.", lower_bound=1)
     text("category", None, "Search only items of this category.")
     decimal("threshold", None, "Show only items that score at least this.")
     flag("by_product", False, "Show only the best item of each product.")
     several("item", [], "Instead of a photo: the id of an item, to find the items like it.")
+    several("text", [], "Words to search for, if they could be taken for the name of a file.")
     path("page", None, "HTML file to write: the photos and what was found, as images.")
     flag("open", False, "Open the page in the browser.")
 
@@ -185,7 +229,7 @@ def run(argv=None):
         functools.partial(main, options),
         argv,
         "Interrupted.",
-        arguments=("[PHOTO …]",),
+        arguments=("[PHOTO|WORDS …]",),
         flag_values=options,
     )
 

@@ -63,7 +63,7 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
     """
     path = os.path.expanduser(os.fspath(path))
     root = os.path.dirname(path) if root is None else os.fspath(root)
-    rows = _rows(path)
+    rows = csv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise ValueError(f"{path}: the manifest is empty; it needs a header with path and label")
@@ -107,8 +107,12 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
     )
 
 
-def _rows(path):
-    """Yields (line number, cells) of the rows that hold any text; the header first."""
+def csv_rows(path):
+    """Yields (line number, cells) of a CSV's rows that hold any text; the header first.
+
+    Raises:
+      ValueError: the file cannot be read, with the line.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             separator = _separator(file)

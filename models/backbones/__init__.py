@@ -14,6 +14,7 @@ import re
 import tarfile
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -43,6 +44,7 @@ class Backbone:
       fingerprint: SHA-256 of its weights, '' for a network from scratch.
       preprocessing: what it does to pixels, in words.
       source: where it comes from, with the revision that was fetched.
+      texts: a `texts.Tower`, whose vectors are compared with those of pooling auto; None without.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Backbone:
         default_factory=weakref.WeakKeyDictionary, repr=False, compare=False
     )
     source: str = ""
+    texts: Any = None
 
     def apply(self, images, train_phase=False, frozen_batch_norm=False):
         """Builds the network in the current graph, or once more over the same variables.
@@ -169,7 +172,7 @@ def _keras(network, pooling, lora_rank):
 
     words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
     found = Backbone(network.name, network.image_size, None, network.fingerprint, words, build)
-    return dataclasses.replace(found, source=network.source)
+    return dataclasses.replace(found, source=network.source, texts=network.texts)
 
 
 def _folder(address, cache):

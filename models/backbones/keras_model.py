@@ -36,6 +36,7 @@ class Network(NamedTuple):
       prefix: tokens of its output before those of patches.
       class_token: whether the first of these is a class token.
       source: where it comes from, with the revision that was fetched.
+      texts: a `texts.Tower` for texts that its vectors are compared with, None without one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Network(NamedTuple):
     prefix: int = 0
     class_token: bool = False
     source: str = ""
+    texts: Any = None
 
 
 def build(

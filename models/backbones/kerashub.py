@@ -11,11 +11,12 @@ import re
 
 import numpy as np
 
-from models.backbones import presets, resize, weight_files, weight_maps
+from models.backbones import presets, resize, texts, weight_files, weight_maps
 from models.backbones.keras_model import Network, reason
 from trainer import keras_model
 
 EXTRA = "pip install 'prototrain[kerashub]'"
+OPEN_CLIP = ("open_clip_model.safetensors", "model.safetensors")  # its files of weights
 
 
 def load(preset, pooling="auto"):
@@ -58,6 +59,7 @@ def load(preset, pooling="auto"):
         prefix,
         class_token,
         source,
+        texts.find(folder, kind, config),
     )
 
 
@@ -86,16 +88,13 @@ def _make(folder, kind, config, size, pooling, antialias):
 
 def _source(folder, kind, config):
     """(KerasHub's network of images at its own size, with its weights; CLIP's last layers)."""
-    from keras_hub import models
-
     own = config.get("model_type", "")
     if kind == "open_clip":
         vision = config["vision_cfg"]
         quick = config.get("quick_gelu", False)
         timm_tower = "timm_model_name" in vision
         width, head = vision.get("width", 768), vision.get("head_width", 64)
-        names = ("open_clip_model.safetensors", "model.safetensors")
-        tensors = weight_maps.unwrap(presets.tensors(folder, names))
+        tensors = weight_maps.unwrap(presets.tensors(folder, OPEN_CLIP))
         sizes = {
             "hidden_act": "quick_gelu" if quick else "gelu",
             "num_attention_heads": None if timm_tower else width // head,
@@ -110,19 +109,26 @@ def _source(folder, kind, config):
             "layer_norm_eps": vision.get("layer_norm_eps", 1e-6),
         }
         return weight_maps.vision_tower(weight_maps.unwrap(presets.tensors(folder)), sizes, folder)
-    if kind == "keras":
-        with _checked(folder):
-            network = models.Backbone.from_preset(folder)
-    elif kind == "timm" and "dinov2" in config["architecture"]:
+    if kind == "timm" and "dinov2" in config["architecture"]:
         tensors = weight_maps.of_timm_dinov2(weight_maps.unwrap(presets.tensors(folder)))
         network = _dinov2(tensors, config, folder)
     else:
-        with _read_by_us(folder, weight_maps.unwrap(presets.tensors(folder))):
-            network = models.Backbone.from_preset(folder)
+        network = whole(folder, kind)
     if not hasattr(network, "vision_encoder"):
         return network, []
     names = ("vision_pooler", "vision_post_layer_norm", "vision_projection")
     return network.vision_encoder, [getattr(network, n) for n in names if hasattr(network, n)]
+
+
+def whole(folder, kind):
+    """KerasHub's network in a folder that KerasHub itself reads; of CLIP, with its text tower."""
+    from keras_hub import models
+
+    if kind == "keras":
+        with _checked(folder):
+            return models.Backbone.from_preset(folder)
+    with _read_by_us(folder, weight_maps.unwrap(presets.tensors(folder))):
+        return models.Backbone.from_preset(folder)
 
 
 def _dinov2(tensors, config, source):

@@ -35,7 +35,10 @@ def folder_of(preset):
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.weights.h5"],
+                allow_patterns=[
+                    *("*.json", "*.safetensors", "*.weights.h5"),
+                    *("*.model", "*.spm", "*merges.txt"),  # of texts
+                ],
             )
             return folder, f"hf:{name}@{os.path.basename(folder)}"
         if place == "kaggle":

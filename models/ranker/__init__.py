@@ -2,7 +2,7 @@
 
 from models.ranker.config import config
 from models.ranker.datasets import datasets
-from models.ranker.definition import build, frozen_features, loss, metrics, sources
+from models.ranker.definition import build, frozen_features, loss, metrics, sources, texts
 from models.ranker.tables import notes, table
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "notes",
     "sources",
     "table",
+    "texts",
 ]

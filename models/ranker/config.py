@@ -72,7 +72,7 @@ config.declare(
     "model.reduced_dimension",
     256,
     "Dimensions of the embedding, a linear map of the backbone's features and the colors; 0: these "
-    "themselves.",
+    "themselves, and of a backbone with a text tower the features alone, for searches by text.",
     fixed=True,
     within="[0, inf)",
 )
@@ -87,7 +87,8 @@ config.declare(
     "model.cached_features",
     True,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk. Off: train the backbone too. A backbone from scratch is always trained.",
+    "on disk. Off: train the backbone too. A backbone from scratch is always trained, and so is one "
+    "without a head, for searches by text.",
     fixed=True,
 )
 config.declare(

@@ -185,7 +185,13 @@ def _validation_batches(table, shown):
 def trains_head_alone():
     """Whether training reads cached features: `model.cached_features`, if there are weights."""
     backbone = load_backbone(config["model.hub_address"])
-    return config["model.cached_features"] and bool(backbone.fingerprint)
+    return config["model.cached_features"] and bool(backbone.fingerprint) and not _without_head()
+
+
+def _without_head():
+    """Whether embeddings are the features alone, in the space that these share with texts."""
+    texts = load_backbone(config["model.hub_address"]).texts
+    return texts is not None and not config["model.reduced_dimension"]
 
 
 def head_starts_as():

@@ -108,6 +108,33 @@ def frozen_features(inputs, outputs):
         return backbone.apply(inputs["image"])
 
 
+def texts():
+    """The backbone's tower of texts, None if it has none.
+
+    Raises:
+      UserError: embeddings are not in the space that the backbone's images share with texts.
+    """
+    tower = load_backbone(config["model.hub_address"]).texts
+    if tower is None:
+        return None
+    mended = []
+    if config["evaluation.precision@k.feature_key"] != "features":
+        if config["model.reduced_dimension"]:
+            mended.append("--model.reduced_dimension=0")
+        if head_starts_as() != "random":
+            mended.append("--model.head_init=random")
+        if color_weight() != 0:
+            mended.append("--model.color=0")
+    if config["model.pooling"] != "auto":
+        mended.append("--model.pooling=auto")
+    if mended:
+        raise UserError(
+            "the model's head was trained on images and applies to images only; to search by text, "
+            f"train with {' '.join(mended)}"
+        )
+    return tower
+
+
 def sources():
     """What a run's provenance says of the backbone's weights, a dict."""
     backbone = load_backbone(config["model.hub_address"])

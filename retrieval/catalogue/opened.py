@@ -25,12 +25,14 @@ from trainer.config import did_you_mean
 
 if TYPE_CHECKING:
     from retrieval.embeddings.embedder import Embedder
+    from retrieval.embeddings.texts import TextEmbedder
 
 ITEMS = pyarrow.schema(
     # large: the texts of one column may take more than 2 GiB.
     [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
 )
 MODEL = "model"  # folder of the model within a version
+TEXTS = f"{MODEL}/text/"  # that of its text tower
 KEYS = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
 KEYS |= {"count", "removed", "bytes_per_vector", "bytes", "sha256"}
 
@@ -97,15 +99,7 @@ class Catalogue:
         """
         from retrieval.embeddings.embedder import Embedder
 
-        names = [name for name in self.manifest["sha256"] if name.startswith(f"{MODEL}/")]
-        folder = os.path.join(self.folder, MODEL)
-        if not names:
-            raise ValueError(
-                f"{os.path.dirname(os.path.dirname(self.folder))}: carries no model to embed a "
-                "photo with: build it again with `prototrain build`"
-            )
-        for name in names:
-            _check_file(self.folder, name, self.manifest, "build it again with `prototrain build`")
+        folder = self._model(lambda name: not name.startswith(TEXTS))
         made = Embedder.load(folder, threads)
         if made.dimensions != self.manifest["dimensions"]:
             made.close()
@@ -115,6 +109,46 @@ class Catalogue:
             )
         self.check_weights(made.source.get("checkpoint_sha256"), folder)
         return made
+
+    def text_embedder(self, threads: int = 0) -> "TextEmbedder":
+        """Loads the text tower of the model that embedded the items, to search by words.
+
+        Args:
+          threads: for TensorFlow, 0 for all cores.
+
+        Raises:
+          ValueError: there is none (the message says why), it is damaged, or a library is missing.
+        """
+        from retrieval.embeddings.texts import TextEmbedder
+
+        note = f"{MODEL}/assets.extra/"
+        folder = self._model(lambda name: name.startswith((TEXTS, note)))
+        made = TextEmbedder.load(folder, threads)
+        if made.dimensions != self.manifest["dimensions"]:
+            made.close()
+            raise ValueError(f"{folder}: texts have {made.dimensions} dimensions, unlike the index")
+        return made
+
+    def why_no_texts(self) -> str:
+        """Why the index cannot be searched by text, one line; '' if it can."""
+        from retrieval.embeddings import texts
+
+        try:
+            return texts.why_not(self._model(lambda name: name.startswith(f"{MODEL}/assets.extra")))
+        except ValueError as error:
+            return str(error)
+
+    def _model(self, needed):
+        """The folder of the model, whose `needed` files are as they were written."""
+        names = [name for name in self.manifest["sha256"] if name.startswith(f"{MODEL}/")]
+        if not names:
+            raise ValueError(
+                f"{os.path.dirname(os.path.dirname(self.folder))}: carries no model to embed a "
+                "photo with: build it again with `prototrain build`"
+            )
+        for name in filter(needed, names):
+            _check_file(self.folder, name, self.manifest, "build it again with `prototrain build`")
+        return os.path.join(self.folder, MODEL)
 
     def find(
         self,

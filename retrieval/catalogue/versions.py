@@ -17,12 +17,12 @@ LITTER = r"\.[^/]+\.tmp"  # what a killed writer of `current` leaves
 # The files of a version that its manifest names, and all that this program writes there.
 CONTENTS = (
     r"index\.faiss|items\.arrow|lists\.ivfdata"
-    r"|model/((saved_model|fingerprint)\.pb|variables/variables\.[\w-]+|assets/[^/]+"
+    r"|model/(text/)?((saved_model|fingerprint)\.pb|variables/variables\.[\w-]+|assets/[^/]+"
     r"|assets\.extra/prototrain\.json)"
 )
 FILES = (
-    rf"({CONTENTS}|manifest\.json|model/((variables|assets|assets\.extra)/)?"
-    r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.[^/]+\.tmp|model/saved_model\.pb\.tmp.*)?"
+    rf"({CONTENTS}|manifest\.json|model/(text/)?((variables|assets|assets\.extra)/)?"
+    r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.[^/]+\.tmp|model/(text/)?saved_model\.pb\.tmp.*)?"
 )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from trainer import quiet
 
 # Of TF_DataType.
-FLOAT, UINT8, STRING = 1, 4, 7
-TYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.uint8): UINT8}
+FLOAT, INT32, UINT8, STRING = 1, 3, 4, 7
+TYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.int32): INT32, np.dtype(np.uint8): UINT8}
 STRING_BYTES = 24  # of a TF_TString
 
 
@@ -146,8 +146,8 @@ class Session:
         """Returns a function of the values of `feeds`, arrays or bytes, that runs a tensor.
 
         Args:
-          fetch: name of a tensor of uint8 or float32.
-          feeds: names of the tensors to feed, of uint8, float32 or one string.
+          fetch: name of a tensor of uint8, int32 or float32.
+          feeds: names of the tensors to feed, of uint8, int32, float32 or one string.
         """
         places, wanted = [self._place(name) for name in feeds], (_Output * 1)(self._place(fetch))
         given = (_Output * len(places))(*places)
@@ -224,7 +224,7 @@ def _array(tensor):
     kind = c.TF_TensorType(tensor)
     dtype = next((dtype for dtype, number in TYPES.items() if number == kind), None)
     if dtype is None:
-        raise RuntimeError(f"the tensor is of type {kind}, not uint8 or float32")
+        raise RuntimeError(f"the tensor is of type {kind}, not uint8, int32 or float32")
     array = np.empty([c.TF_Dim(tensor, n) for n in range(c.TF_NumDims(tensor))], dtype)
     ctypes.memmove(array.ctypes.data, c.TF_TensorData(tensor), array.nbytes)
     return array

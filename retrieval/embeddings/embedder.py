@@ -20,6 +20,7 @@ import numpy as np
 from metriclearn.datasets import image_files
 from retrieval.embeddings import c_library, decoding
 from trainer import files, quiet
+from trainer.config import UserError
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
 NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
@@ -70,6 +71,7 @@ class Embedder:
         self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
         self.inputs = tuple(inputs)
         self._tensors, self._decode = tensors, None
+        self._texts: Any = None  # the model's `texts` function
 
     @classmethod
     def of_graph(cls, build: Callable, *, threads: int = 0, **about: Any) -> "Embedder":
@@ -112,7 +114,7 @@ class Embedder:
         note = files.known_keys(os.path.join(folder, NOTE), needed, "a model that embeds images")
         tensors = note["tensors"]
         try:
-            session = _session_of(folder, threads)
+            session = session_of(folder, threads)
             made = cls(
                 session,
                 {"image": tensors["image"]},
@@ -198,6 +200,7 @@ class Embedder:
         }
         made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
+        made._texts = getattr(model, "texts", None)
         return made
 
     @classmethod
@@ -311,6 +314,10 @@ class Embedder:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a SavedModel that `load` reads, and any other program that takes uint8 images.
 
+        A model with a function `texts()` may return a text tower (see
+        `models.backbones.texts.Tower`); it goes to the folder `text` within, which `TextEmbedder`
+        reads. A UserError of that function, as one line, says why texts cannot be compared.
+
         Args:
           folder: a folder that does not exist yet.
 
@@ -329,7 +336,17 @@ class Embedder:
         with self._session.graph.as_default():
             signature = {"image": image}, {"embeddings": self._output}
             note |= {"features": self.dimensions}
+            tower, note["no_texts"] = self._text_tower()
             export.write(self._session, os.fspath(folder), *signature, note)
+        if tower is not None:
+            tower.save(os.path.join(folder, "text"))
+
+    def _text_tower(self):
+        """(what writes the model's text tower or None, why there is none)."""
+        try:
+            return (self._texts() if self._texts else None), ""
+        except UserError as error:
+            return None, str(error)
 
     def close(self) -> None:
         """Frees the session."""
@@ -382,7 +399,7 @@ def _size_of(found, asked):
     return tuple(asked or known)
 
 
-def _session_of(folder, threads):
+def session_of(folder, threads):
     """A session with a SavedModel: of the C library, else of TensorFlow's Python package."""
     try:
         return c_library.Session(folder, threads)

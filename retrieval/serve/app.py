@@ -49,6 +49,16 @@ class ById(pydantic.BaseModel):
     id: str = pydantic.Field(min_length=1, max_length=LONGEST)
 
 
+class ByText(pydantic.BaseModel):
+    """A search by words, where the index's model has a text tower."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    text: Annotated[
+        str,
+        pydantic.StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST),
+    ]
+
+
 class ByVector(pydantic.BaseModel):
     """A search by an embedding of the index's model."""
 
@@ -67,9 +77,10 @@ _IMAGE = {
         }
     }
 }
+_QUERIES = {"vector": ByVector, "text": ByText, "id": ById}  # by the key that only they have
 _JSON = {
     "application/json": {
-        "schema": {"anyOf": [ById.model_json_schema(), ByVector.model_json_schema()]}
+        "schema": {"anyOf": [query.model_json_schema() for query in _QUERIES.values()]}
     }
 }
 
@@ -93,7 +104,7 @@ def create(searcher: Searcher, feedback_file: str = "") -> fastapi.FastAPI:
     app = fastapi.FastAPI(
         title="Prototrain search",
         version="1",
-        description="Finds the items of a catalogue that look like an image.",
+        description="Finds the items of a catalogue that look like an image, or as words say.",
         lifespan=life,
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
@@ -180,7 +191,7 @@ def _api(app, searcher, feedback_file):
         ] = None,
         facets: Annotated[bool, Query(description="Count the nearest items' categories.")] = False,
     ):
-        """Finds the items nearest to an image, to an item of the catalogue, or to an embedding.
+        """Finds the items nearest to an image, words, an item of the catalogue, or an embedding.
 
         An item is not among its own results.
         """
@@ -259,6 +270,7 @@ def _api(app, searcher, feedback_file):
                 "recall": manifest["tuned"]["recall"],
                 "recall_at": manifest["tuned"]["k"],
                 "feedback": bool(feedback_file),
+                "text": served.texts is not None,
             },
         )
 
@@ -283,14 +295,15 @@ def _answer(model, values):
 
 @contextlib.asynccontextmanager
 async def _query(request, json=True):
-    """Yields the query in a request's body: a file, `ById` or `ByVector`."""
+    """Yields the query in a request's body: a file, `ById`, `ByText` or `ByVector`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" and json:
         body = await request.body()
         try:
             values = pydantic_core.from_json(body)
-            by_vector = isinstance(values, dict) and "vector" in values
-            query = (ByVector if by_vector else ById).model_validate(values)
+            given = values if isinstance(values, dict) else {}
+            kind = next((kind for key, kind in _QUERIES.items() if key in given), ById)
+            query = kind.model_validate(values)
         except pydantic.ValidationError as error:
             said = _said(error.errors(include_url=False, include_input=False))
             raise schemas.Refused(422, "request", said) from None
@@ -312,6 +325,8 @@ async def _embedded(searcher, served, given):
     """(name of the query, what `Served.search` takes)."""
     if isinstance(given, ById):
         return given.id, given.id
+    if isinstance(given, ByText):
+        return given.text, await searcher.embed_text(served, given.text)
     if isinstance(given, ByVector):
         vector = np.array(given.vector, np.float32)
         return f"sha256:{hashlib.sha256(vector).hexdigest()}", vector

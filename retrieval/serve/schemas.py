@@ -84,7 +84,9 @@ class Found(pydantic.BaseModel):
 
     results: list[Result]
     facets: list[Facet] | None = None
-    query: str = pydantic.Field(description="Names the query in feedback: an id or a hash.")
+    query: str = pydantic.Field(
+        description="Names the query in feedback: an id, words, or a hash."
+    )
     index: Index
 
 
@@ -104,6 +106,7 @@ class Info(Index):
     recall: float = pydantic.Field(description="Share of the nearest items that the index finds.")
     recall_at: int = pydantic.Field(description="The number of nearest items that recall is of.")
     feedback: bool = pydantic.Field(description="Whether judgments are recorded.")
+    text: bool = pydantic.Field(description="Whether searches by words are answered.")
 
 
 class Vote(pydantic.BaseModel):

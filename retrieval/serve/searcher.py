@@ -96,6 +96,17 @@ class Searcher:
         vector = await self._batchers[served.name].embed(decode)
         return digest.hexdigest(), vector
 
+    async def embed_text(self, served: Served, text: str):
+        """The embedding float32 [D] of words.
+
+        Raises:
+          Refused: the model has no text tower.
+        """
+        if served.texts is None:
+            missing = served.catalogue.why_no_texts() or "the server lacks a library for texts"
+            raise schemas.Refused(422, "query", missing)
+        return (await self.thread(self._timed, "embed", served.texts.embed, [text]))[0]
+
     async def search(self, served: Served, query, k, **options):
         """As `Served.search`, in a thread."""
         return await self.thread(self._timed, "search", served.search, query, k, **options)

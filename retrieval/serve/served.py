@@ -13,6 +13,7 @@ from pyarrow import compute
 from retrieval.catalogue import versions
 from retrieval.catalogue.opened import Catalogue
 from retrieval.embeddings.embedder import Embedder
+from retrieval.embeddings.texts import TextEmbedder
 from retrieval.serve import schemas
 from retrieval.serve.thumbnails import Thumbnails
 
@@ -29,12 +30,14 @@ class Served:
       catalogue: index and items.
       embedder: the model whose embeddings the index holds.
       images: the items' images.
+      texts: the model's text tower, None without one.
     """
 
     name: str
     catalogue: Catalogue
     embedder: Embedder
     images: Thumbnails
+    texts: TextEmbedder | None = None
 
     @property
     def about(self) -> dict:
@@ -111,7 +114,13 @@ class Shelf:
         self.name, self.folder, self.metrics = name, folder, metrics
         self._lock, self._looked_at = threading.Lock(), versions.current(folder)
         catalogue = Catalogue.open(folder)
-        self.current = Served(name, catalogue, catalogue.embedder(threads), images)
+        embedder, texts = catalogue.embedder(threads), None
+        if not catalogue.why_no_texts():
+            try:
+                texts = catalogue.text_embedder(threads)
+            except ValueError as error:
+                print(f"{name}: searches by image only: {error}", file=sys.stderr)
+        self.current = Served(name, catalogue, embedder, images, texts)
         self._warm(self.current)
         self._reported()
 

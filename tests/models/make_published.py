@@ -38,9 +38,10 @@ MEAN, DEVIATION = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 PROCESSOR = {"image_mean": MEAN, "image_std": DEVIATION, "rescale_factor": 1 / 255, "resample": 3}
 ViT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 24,
        "patch_size": 4}  # fmt: skip
-TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10,
-        "intermediate_size": 16, "max_position_embeddings": 6, "eos_token_id": 1,
-        "bos_token_id": 0, "pad_token_id": 0}  # fmt: skip
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
+        "intermediate_size": 48, "max_position_embeddings": 8, "eos_token_id": 39,
+        "bos_token_id": 38, "pad_token_id": 39}  # fmt: skip
+XLM = TEXT | {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
 
 
 def fill(model):
@@ -65,7 +66,6 @@ def cases(model, call, sizes):
         loss = (features * torch.from_numpy(published.direction(features.shape[1]))).sum()
         (slope,) = torch.autograd.grad(loss, pixels)
         slope = slope[0].reshape(size // 4, 4, size // 4, 4, 3).sum((1, 3)).flatten()
-        short = lambda x: [float(f"{v:.8g}") for v in x.flatten().tolist()]  # noqa: E731
         shape = list(features.shape)
         found.append(
             {"size": size, "shape": shape, "features": short(features), "slope": short(slope)}
@@ -92,7 +92,27 @@ def hugging_face(config, model_class, call, sizes, **parts):
     for part in (files["config.json"], *(files["config.json"].get(k, {}) for k in kept)):
         for key in [k for k, v in part.items() if k in drop or v is None]:
             del part[key]
-    return {"files": files, "shapes": shapes, "cases": cases(model, call, sizes)}
+    found = {"files": files, "shapes": shapes, "cases": cases(model, call, sizes)}
+    return found | ({"texts": texts(model, call, sizes[0])} if call is tower else {})
+
+
+def texts(model, images, size):
+    """Vectors of token ids, of length 1, and their products with the images' of a size."""
+    config = model.config.text_config
+    ids = torch.from_numpy(published.token_ids(config.eos_token_id, config.pad_token_id))
+    pooled = model.text_model(ids).pooler_output
+    if hasattr(model, "text_projection"):
+        pooled = model.text_projection(pooled)
+    scaled = (torch.from_numpy(published.images(size)) / 255 - torch.tensor(MEAN)) / torch.tensor(
+        DEVIATION
+    )
+    vectors = torch.nn.functional.normalize(pooled)
+    scores = vectors @ torch.nn.functional.normalize(images(model, scaled.permute(0, 3, 1, 2), 0)).T
+    return {"vectors": short(vectors), "scores": short(scores)}
+
+
+def short(x):
+    return [float(f"{v:.8g}") for v in x.flatten().tolist()]
 
 
 def plain(model, pixels, size):
@@ -166,6 +186,7 @@ def main():
     mlp = {"intermediate_size": 48}
     clip = {"vision_config": ViT | mlp | {"projection_dim": 20}, "text_config": TEXT,
             "projection_dim": 20}  # fmt: skip
+    worldwide = clip | {"text_config": XLM}
     found = {
         "dinov2": hugging_face(t.Dinov2Config(**ViT, mlp_ratio=2), t.Dinov2Model, plain, (24, 16)),
         "dinov2_with_registers": hugging_face(
@@ -191,7 +212,7 @@ def main():
             t.SiglipConfig(vision_config=ViT | mlp, text_config=TEXT), t.SiglipModel, tower,
             (24, 32),
         ),
-        "metaclip_2": hugging_face(t.MetaClip2Config(**clip), t.MetaClip2Model, tower, (24,)),
+        "metaclip_2": hugging_face(t.MetaClip2Config(**worldwide), t.MetaClip2Model, tower, (24,)),
         "timm_dinov2": timm_dinov2(0),
         "timm_dinov2_registers": timm_dinov2(2),
         "open_clip_siglip": open_clip_siglip(),

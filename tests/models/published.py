@@ -26,6 +26,14 @@ def images(size):
     return np.random.RandomState(size).randint(0, 256, (2, size, size, 3)).astype(np.uint8)
 
 
+def token_ids(end, padding):
+    """int64 [3, 8]: texts of 8, 5 and 2 tokens, their end included."""
+    ids = np.random.RandomState(7).randint(3, 38, (3, 8))
+    for row, count in zip(ids, (8, 5, 2), strict=True):
+        row[count - 1], row[count:] = end, padding
+    return ids
+
+
 def direction(width):
     """What features [B, F] are multiplied by before their sum's gradient is taken."""
     return np.random.RandomState(width).standard_normal([2, width]).astype(np.float32)

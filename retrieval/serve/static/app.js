@@ -8,7 +8,7 @@ const DEFAULTS = { k: 20, threshold: null, group: false, category: "", catalogue
 
 let info = null;
 let state = { ...DEFAULTS };
-let queries = []; // {file, address} of a photo or {id, address} of an item; crop: {x, y, w, h} or null
+let queries = []; // {file, address} of a photo, {id, address} of an item or {text}; crop: {x, y, w, h} or null
 let current = null;
 let answer = null; // of the last search
 let running = null; // AbortController of the search under way
@@ -136,6 +136,8 @@ async function search() {
     let options;
     if (current.id !== undefined && !current.crop) {
       options = post({ id: current.id });
+    } else if (current.text !== undefined) {
+      options = post({ text: current.text });
     } else {
       const body = new FormData();
       body.append("image", await upload(current), "photo");
@@ -178,12 +180,12 @@ function read() {
     category: given.get("category") || "",
     catalogue: given.get("catalogue") || "",
   };
-  return given.get("id");
+  return { id: given.get("id"), text: given.get("text") };
 }
 
 function write(push) {
   const set = new URLSearchParams();
-  if (current?.id !== undefined) set.set("id", current.id);
+  for (const name of ["id", "text"]) if (current?.[name] !== undefined) set.set(name, current[name]);
   if (state.k !== DEFAULTS.k) set.set("k", state.k);
   if (state.threshold !== null) set.set("threshold", state.threshold);
   if (state.group) set.set("group", "product");
@@ -232,6 +234,11 @@ async function chooseItem(id, restoring = false) {
   }
 }
 
+function chooseText(text, restoring = false) {
+  const known = queries.find((query) => query.text === text);
+  choose(known || { text, address: "", name: text, crop: null }, restoring);
+}
+
 function remove(query) {
   queries = queries.filter((one) => one !== query);
   if (query.file) URL.revokeObjectURL(query.address);
@@ -261,7 +268,7 @@ function draw() {
 function drawQueries() {
   $("queries").hidden = queries.length < 2;
   $("queries").replaceChildren(...queries.map((query) => {
-    const image = query.address ? make("img", { src: query.address, alt: "" }) : "?";
+    const image = query.address ? make("img", { src: query.address, alt: "" }) : query.text ?? "?";
     const open = make("button", {
       type: "button", title: query.name, onclick: () => choose(query),
       attributes: { "aria-label": query.name, ...(query === current && { "aria-current": "true" }) },
@@ -476,6 +483,10 @@ function listen() {
   for (const id of ["file", "camera"]) {
     $(id).onchange = (event) => { addFiles(event.target.files); event.target.value = ""; };
   }
+  $("words").onsubmit = (event) => {
+    event.preventDefault();
+    if ($("text").value.trim()) chooseText($("text").value.trim());
+  };
   let depth = 0;
   const over = (by) => { depth = by ? depth + by : 0; document.body.classList.toggle("over", depth > 0); };
   addEventListener("dragenter", () => over(1));
@@ -517,19 +528,21 @@ function listen() {
 async function describe() {
   info = await ask(`/v1/info?catalogue=${encodeURIComponent(state.catalogue)}`);
   $("about").textContent = `${info.items.toLocaleString()} items`;
+  $("words").hidden = !info.text;
   $("catalogues").hidden = info.catalogues.length < 2;
   $("catalogue").replaceChildren(...info.catalogues.map((name) => make("option", {
     value: name, textContent: name, selected: name === info.catalogue })));
 }
 
 async function restore() {
-  const id = read();
+  const { id, text } = read();
   try {
     await describe();
   } catch (error) {
     return complain(error.message);
   }
   if (id !== null) return chooseItem(id, true);
+  if (text) return chooseText(text, true);
   current = queries.find((query) => query.key === history.state?.key) || null;
   answer = null;
   return search();

@@ -1,0 +1,132 @@
+"""`TextEmbedder`: texts to embeddings that are compared with those of images.
+
+    embedder = TextEmbedder.load("model")                    # of an index
+    vectors = embedder.embed(["red dress with pockets"])     # float32 [1, D]
+
+Its weights are those of a text tower that was trained together with the images' (CLIP, SigLIP). They
+are a SavedModel in the folder `text` of the images' model, with the vocabulary.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from metriclearn.datasets import manifest
+from retrieval.embeddings import tokens
+from retrieval.embeddings.embedder import NOTE, session_of
+from retrieval.embeddings.store import Embedded
+from trainer import files, quiet
+
+FOLDER = "text"  # within the saved model of the images
+BATCH = 64  # texts at a time
+
+
+class TextEmbedder:
+    """Turns texts into embeddings. Safe to use from several threads.
+
+    Attributes:
+      dimensions: D, the length of an embedding.
+    """
+
+    dimensions: int
+
+    def __init__(self, session, note: dict, vocabulary: tokens.Vocabulary) -> None:
+        """Internal; use `load`."""
+        self._session, self._vocabulary = session, vocabulary
+        self._rules = tokens.Rules(**note["rules"])
+        names = note["tensors"]
+        self._run = session.make_callable(names["embeddings"], [names["tokens"]])
+        self.dimensions = note["features"]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, threads: int = 0) -> "TextEmbedder":
+        """Loads the text tower of a saved model.
+
+        Args:
+          folder: the saved model of the images, that of an index.
+          threads: for TensorFlow, 0 for all cores.
+
+        Raises:
+          ValueError: the model has no text tower, or a head that was trained on images alone; the
+            files are damaged; or a library for the vocabulary is not installed.
+        """
+        missing = why_not(folder)
+        if missing:
+            raise ValueError(missing)
+        folder = os.path.join(folder, FOLDER)
+        keys = {"rules", "tensors", "features", "vocabulary"}
+        note = files.known_keys(os.path.join(folder, NOTE), keys, "a model that embeds texts")
+        name = os.path.basename(note["vocabulary"])
+        vocabulary = tokens.Vocabulary(os.path.join(folder, "assets", name))
+        try:
+            made = cls(session_of(folder, threads), note, vocabulary)
+            with quiet.filtered_stderr(lambda lines: ()):  # of oneDNN, that it does not do integers
+                made.embed([""])  # a damaged one fails now
+        except Exception as error:  # TensorFlow raises many kinds for files that are damaged
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
+        return made
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the embeddings float32 [N, D] of texts [N], of length 1."""
+        ids = tokens.encode(self._vocabulary, self._rules, texts)
+        parts = [self._run(ids[n : n + BATCH]) for n in range(0, len(ids), BATCH)]
+        return np.concatenate([np.zeros((0, self.dimensions), np.float32), *parts])
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session.close()
+
+    def __enter__(self) -> "TextEmbedder":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def read_queries(path: str) -> tuple[list[str], list[str], list[str]]:
+    """Reads a CSV of the columns text and label.
+
+    Args:
+      path: the file; a text may come several times, with other labels.
+
+    Returns:
+      (texts [N], labels [N], ids [N]).
+
+    Raises:
+      ValueError: the file cannot be read, a column is missing, or a cell is empty.
+    """
+    rows = manifest.csv_rows(path)
+    _, header = next(rows, (1, []))
+    missing = [name for name in ("text", "label") if name not in header]
+    if missing:
+        raise ValueError(f"{path}: has no column {missing[0]!r}: give a header, text,label")
+    found: dict[str, tuple[str, str]] = {}
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        text, label = row.get("text", ""), row.get("label", "")
+        if not text or not label:
+            raise ValueError(f"{path}:{line}: {'label' if text else 'text'} is empty")
+        # Items of the catalogue have other ids: equal ones would be taken for the same image.
+        name = f"text: {text}"
+        found[f"{name} (line {line})" if name in found else name] = text, label
+    if not found:
+        raise ValueError(f"{path}: has a header but no row")
+    texts, labels = zip(*found.values(), strict=True)
+    return list(texts), list(labels), list(found)
+
+
+def embed_queries(path: str, embedder: TextEmbedder) -> Embedded:
+    """The texts of a CSV as queries; see `read_queries`."""
+    texts, labels, ids = read_queries(path)
+    empty = np.full(len(texts), "")
+    return Embedded(embedder.embed(texts), np.array(ids), np.array(labels), empty)
+
+
+def why_not(folder: str | os.PathLike) -> str:
+    """Why a saved model cannot be searched by text, one line; '' if it can."""
+    if os.path.isdir(os.path.join(folder, FOLDER)):
+        return ""
+    note = files.known_keys(os.path.join(folder, NOTE), set(), "a model that embeds images")
+    return note.get("no_texts") or "the model has no text tower: search by image"
