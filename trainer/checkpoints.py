@@ -156,6 +156,32 @@ def shapes(prefix: str) -> dict[str, list[int]]:
         return reader.get_variable_to_shape_map()
 
 
+def values(prefix: str, names: Iterable[str], *, averages: bool = False) -> list[np.ndarray]:
+    """Returns the values of variables in a checkpoint.
+
+    Args:
+      prefix: checkpoint prefix.
+      names: of the variables.
+      averages: a variable's moving average instead if the checkpoint holds one.
+
+    Raises:
+      UserError: one is missing, or the data are damaged.
+    """
+    saved = shapes(prefix)
+    names = [n + _AVERAGE if averages and n + _AVERAGE in saved else n for n in names]
+    if missing := [n for n in names if n not in saved]:
+        raise UserError(_misfit(prefix, f"{missing[0]} is missing"))
+    with _reader(prefix) as reader:
+        return [reader.get_tensor(name) for name in names]
+
+
+def _misfit(prefix, what):
+    return (
+        f"Checkpoint {prefix} does not fit this model: {what}. Use the configuration it was "
+        "trained with, another trainer.experiment_name, or --fresh."
+    )
+
+
 def fall_back(folder: str) -> list[str]:
     """Sets damaged checkpoints aside, newest first, until one is whole.
 
@@ -222,10 +248,7 @@ def restore(
     ]
     if wrong:
         more = f", and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise UserError(
-            f"Checkpoint {prefix} does not fit this model: {'; '.join(wrong[:6])}{more}. Use the "
-            "configuration it was trained with, another trainer.experiment_name, or --fresh."
-        )
+        raise UserError(_misfit(prefix, "; ".join(wrong[:6]) + more))
     _load(session, prefix, names)
 
 

@@ -21,9 +21,10 @@ from trainer import quiet
 
 quiet.import_tensorflow()
 
-import tensorflow as tf  # noqa: E402 (after the quiet import)
+import numpy as np  # noqa: E402 (after the quiet import)
+import tensorflow as tf  # noqa: E402
 
-from trainer import checkpoints, experiment, files, layers, towers  # noqa: E402
+from trainer import checkpoints, experiment, files, keras_model, layers, towers  # noqa: E402
 from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 from trainer.files import sync  # noqa: E402
@@ -67,11 +68,16 @@ def export(
     temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.writing")
     _check_place(output, overwrite)
     with tf.Graph().as_default(), v1.Session() as session:
-        built = build(model)
+        with keras_model.merging() as updates:  # of low rank: the export has plain kernels
+            built = build(model)
         chosen = choose(model, built, outputs)
         inputs = {p.op.name: p for p in placeholders(chosen.values())}
         _check_batch(model, inputs, chosen)
         checkpoints.restore(session, checkpoint, v1.global_variables(), averages=True)
+        for update in {u.kernel.op.name: u for u in updates}.values():
+            a, b = checkpoints.values(checkpoint, (update.a, update.b), averages=True)
+            plain = session.run(update.kernel)
+            update.kernel.load(plain + update.scale * np.matmul(a, b), session)
         note = {
             "model": model.__name__,
             "checkpoint": os.path.abspath(checkpoint),

@@ -14,17 +14,15 @@ by name. They are named by the model's paths, as `conv1_conv/kernel`.
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 import threading
 import weakref
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer import layers
+from trainer import keras_ops, layers
 from trainer.config import UserError
 
 v1 = tf.compat.v1
@@ -99,20 +97,28 @@ def apply(
     # keeps the model, and so the weights' file, as long as the graph.
     v1.add_to_collection(("keras_model",), model)
     variables, mapping = {}, []
-    for variable, name, trained in weights.names:
+    low_rank = [x for x in _layers(model) if _merging and getattr(x, "lora_enabled", False)]
+    left_out = {id(v) for x in low_rank for v in (x.lora_kernel_a, x.lora_kernel_b)}
+    names = [entry for entry in weights.names if id(entry[0]) not in left_out]
+    for variable, name, trained in names:
         initializer = layers.read_from(weights.prefix, name)
         dtype = tf.as_dtype(variable.dtype)
         own = v1.get_variable(name, variable.shape, dtype, initializer, trainable=trained)
         variables[name] = own
         mapping.append((variable, own))
-    mapping += [(seed, _key(seed)) for seed in weights.seeds]
+    mapping += [(seed, keras_ops.key(seed)) for seed in weights.seeds]
+    if low_rank:
+        _merging[-1].extend(_updates(low_rank, weights.names, variables))
     stored = frozen_batch_norm or layers.frozen_batch_norm.active
+    kind = keras.layers.BatchNormalization
+    norms = [x for x in _layers(model) if stored and isinstance(x, kind) and x.trainable]
     with (
-        _averages(model) if stored else contextlib.nullcontext(),
-        _operations(inputs.shape[0]),
+        _without(norms, "trainable"),
+        _without(low_rank, "lora_enabled"),
+        keras_ops.replaced(inputs.shape[0]),
         keras.StatelessScope(mapping, initialize_variables=False) as scope,
     ):
-        before = {name: scope.get_current_value(v) for v, name, _ in weights.names}
+        before = {name: scope.get_current_value(v) for v, name, _ in names}
         try:
             outputs = model(inputs, training=train_phase)
         except RuntimeError as error:
@@ -122,7 +128,7 @@ def apply(
                 f"{model.name}: a layer keeps a tensor that was made outside of the graph, as "
                 "layers of preprocessing do: make the model without it"
             ) from None
-        after = {name: scope.get_current_value(v) for v, name, _ in weights.names}
+        after = {name: scope.get_current_value(v) for v, name, _ in names}
     for name, value in after.items():
         if train_phase and value is not before[name]:
             v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, v1.assign(variables[name], value))
@@ -155,9 +161,9 @@ def _take(model):
         raise UserError(
             f"{model.name} was made within a graph: make it by trainer.keras_model.eagerly"
         )
-    folder = tempfile.mkdtemp(prefix="prototrain-keras-")
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    prefix = os.path.join(folder, "weights")
+    folder = tempfile.TemporaryDirectory(prefix="prototrain-keras-", ignore_cleanup_errors=True)
+    weakref.finalize(model, folder.cleanup)
+    prefix = os.path.join(folder.name, "weights")
     tf.raw_ops.SaveV2(
         prefix=prefix,
         tensor_names=names,
@@ -222,115 +228,58 @@ def _snake_case(name):
 
 
 @contextlib.contextmanager
-def _averages(model):
-    """Within this context the model's batch norm uses its stored averages in training, too."""
-    import keras
-
-    kind = keras.layers.BatchNormalization
-    norms = [x for x in _layers(model) if isinstance(x, kind) and x.trainable]
+def _without(found, attribute):
+    """Within this context an attribute of layers is False: batch norm that is not trainable uses
+    its stored averages in training, too."""
     try:
-        for norm in norms:
-            norm.trainable = False
+        for layer in found:
+            setattr(layer, attribute, False)
         yield
     finally:
-        for norm in norms:
-            norm.trainable = True
+        for layer in found:
+            setattr(layer, attribute, True)
 
 
-# ------------------------------------------------------------------ operations in Keras's place
+# ---------------------------------------------------------------------------- low-rank updates
 
 
-def _key(seed):
-    """The state of a generator for draws that are not by example: by seed, step and its name."""
-    name = zlib.crc32(seed.path.encode()) % 2**31
-    replica = layers.current_replica()
-    if replica is None:
-        return tf.constant([name, 0], seed.dtype)
-    return tf.cast(tf.stack([(replica.seed + name) % 2**31, replica.step % 2**31]), seed.dtype)
+class Update(NamedTuple):
+    """A low-rank update (LoRA) that a kernel takes in: `kernel + scale * a @ b`.
+
+    Attributes:
+      kernel: a variable of the graph.
+      a, b: names of the two variables that are not in the graph.
+      scale: what their product is multiplied by.
+    """
+
+    kernel: tf.Variable
+    a: str
+    b: str
+    scale: float
+
+
+_merging: list[list[Update]] = []
 
 
 @contextlib.contextmanager
-def _operations(batch):
-    """Within this context Keras draws random numbers by example, and compiles no convolution.
+def merging() -> Iterator[list[Update]]:
+    """Within this context models are built without their low-rank updates.
 
-    Tensors are compared by value, as in Keras's own graphs: outside of functions TensorFlow would
-    compare the objects, without an error.
-
-    Args:
-      batch: examples in the batch if known, else None.
+    Yields:
+      A list of `Update`, which grows as models are built; the caller adds them to the kernels.
     """
-    from keras.src.backend.tensorflow import nn, random
-
-    uniform, conv = random.uniform, nn.conv
-
-    def draw(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
-        first, *rest = (_static(n) for n in shape)
-        if first is None and None not in rest:
-            drawn = layers.random_uniform(rest, shape[0])
-        elif batch and None not in rest and first is not None and first % batch == 0:
-            drawn = layers.random_uniform([first // batch, *rest], batch)
-        else:
-            return uniform(shape, minval, maxval, dtype, seed)
-        drawn = tf.reshape(drawn, [shape[0], *rest])
-        return tf.cast(minval + (maxval - minval) * drawn, dtype or tf.float32)
-
-    def dropout(inputs, rate, noise_shape=None, seed=None):
-        if rate in (0, 1):
-            return tf.zeros_like(inputs) if rate else inputs
-        shape = tf.shape(inputs)
-        sizes = [shape[i] if n is None else n for i, n in enumerate(inputs.shape)]
-        sizes = [n if m is None else m for n, m in zip(sizes, noise_shape or sizes, strict=True)]
-        keep = draw(sizes, seed=seed) >= rate
-        return tf.where(keep, inputs / (1 - rate), tf.zeros([], inputs.dtype))
-
-    def convolve(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-        groups = inputs.shape[-1] // kernel.shape[-2]
-        if data_format == "channels_first" or len(kernel.shape) != 4 or groups == 1:
-            return conv(inputs, kernel, strides, padding, data_format, dilation_rate)
-        strides, dilations = _pair(strides), _pair(dilation_rate)
-        return _grouped(inputs, kernel, groups, strides, padding.upper(), dilations)
-
-    def equal(x, y):
-        return False if y is None else tf.equal(x, y)
-
-    def unequal(x, y):
-        return True if y is None else tf.not_equal(x, y)
-
-    replaced = [
-        (random, "uniform", draw),
-        (random, "dropout", dropout),
-        (nn, "conv", convolve),
-        (tf.Tensor, "__eq__", equal),
-        (tf.Tensor, "__ne__", unequal),
-    ]
-    with contextlib.ExitStack() as at_end:
-        for place, name, ours in replaced:
-            at_end.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, ours)
-        yield
+    _merging.append([])
+    try:
+        yield _merging[-1]
+    finally:
+        _merging.pop()
 
 
-def _static(size):
-    value = tf.get_static_value(size) if tf.is_tensor(size) else size
-    return None if value is None else int(value)
-
-
-def _pair(value):
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def _grouped(inputs, kernel, groups, strides, padding, dilations):
-    """A convolution in groups of channels: [B, H, W, C], kernel [h, w, C / groups, filters].
-
-    Keras compiles it by XLA on CPU, which works on the first CPU device alone.
-    """
-    height, width, depth, filters = kernel.shape
-    if depth == 1 and strides[0] == strides[1] and 1 in (strides[0], max(dilations)):
-        kernel = tf.reshape(kernel, [height, width, groups, filters // groups])
-        return tf.nn.depthwise_conv2d(
-            inputs, kernel, [1, *strides, 1], padding, dilations=dilations
-        )
-    parts = zip(tf.split(inputs, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    return tf.concat(
-        [tf.nn.conv2d(x, k, strides, padding, dilations=dilations) for x, k in parts], -1
-    )
+def _updates(found, names, variables):
+    name_of = {id(variable): name for variable, name, _ in names}
+    for layer in found:
+        kernel = variables[name_of[id(layer._kernel)]]
+        parts = (name_of[id(v)] for v in (layer.lora_kernel_a, layer.lora_kernel_b))
+        scope = kernel.op.name.removesuffix(name_of[id(layer._kernel)])
+        a, b = (scope + part for part in parts)
+        yield Update(kernel, a, b, layer.lora_alpha / layer.lora_rank)

@@ -135,7 +135,7 @@ def train(
         finite = v1.check_numerics(loss + norm, flight.NOT_FINITE)
         before_update = towers.guard(v1.get_collection(v1.GraphKeys.UPDATE_OPS), finite)
         learning_rate = schedules.create(config, step)
-        optimizer = optimizers.create(config, learning_rate, decayed)
+        optimizer = optimizers.create(config, learning_rate, decayed, step)
         with tf.control_dependencies([finite, *v1.get_collection(v1.GraphKeys.UPDATE_OPS)]):
             accumulate, averaged = towers.accumulate(gradients, per_step, micro_step)
             update = optimizer.apply_gradients(towers.clip(averaged, config), global_step=step)

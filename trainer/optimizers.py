@@ -14,13 +14,19 @@ v1 = tf.compat.v1
 DECOUPLED = ("adamw", "lamb")
 
 
-def create(config: Config, learning_rate: tf.Tensor, decayed: Iterable[tf.Variable] = ()):
+def create(
+    config: Config,
+    learning_rate: tf.Tensor,
+    decayed: Iterable[tf.Variable] = (),
+    step: tf.Tensor | None = None,
+):
     """Returns the optimizer that `model.optimizer.method` names.
 
     Args:
       config: a `Config`.
       learning_rate: float scalar tensor.
       decayed: variables whose weights adamw and lamb decay by `model.weight_decay`.
+      step: int64 scalar tensor of completed updates, for `model.learning_rate_factor.from_step`.
 
     Returns:
       An object with the `apply_gradients` of `tf.compat.v1.train.Optimizer`.
@@ -34,9 +40,13 @@ def create(config: Config, learning_rate: tf.Tensor, decayed: Iterable[tf.Variab
             f"model.learning_rate_factor={factor} must be above 0; to freeze variables, exclude "
             "them by model.trainable_variables.filter_regex."
         )
-    if factor == 1 and config["model.layer_decay"] == 1:
+    late = config["model.learning_rate_factor.from_step"]
+    if factor == 1 and config["model.layer_decay"] == 1 and not late:
         return _create(config, learning_rate, decayed)
-    return Rates(lambda rate: _create(config, rate * learning_rate, decayed), config)
+    warmup = max(config["model.lr_schedule.warmup_steps"], 1)
+    # Step `late` trains at 1 / warmup of the rate, as step 0 does in the schedule.
+    rise = tf.clip_by_value(tf.cast(step + 1 - late, tf.float32) / warmup, 0, 1) if late else 1.0
+    return Rates(lambda rate: _create(config, rate * learning_rate, decayed), config, rise)
 
 
 def _create(config, learning_rate, decayed):
@@ -68,10 +78,16 @@ class Rates:
     """An optimizer for each learning rate that `model.learning_rate_factor` and `layer_decay` make.
 
     Scaling gradients instead would have no effect under Adam, which divides by their size.
+
+    Args:
+      make: function, factor on the learning rate -> optimizer.
+      config: a `Config`.
+      rise: further factor on the rates of what `model.learning_rate_factor` chooses, a float or a
+        scalar tensor.
     """
 
-    def __init__(self, make, config):
-        self._make, self._config = make, config
+    def __init__(self, make, config, rise=1.0):
+        self._make, self._config, self._rise = make, config, rise
 
     def apply_gradients(self, grads_and_vars, global_step):
         parts = {}
@@ -79,8 +95,13 @@ class Rates:
         for pair, factor in zip(grads_and_vars, factors, strict=True):
             parts.setdefault(factor, []).append(pair)
         # The full rate first: the order names the optimizers' own variables in checkpoints.
-        order = sorted(parts, key=lambda factor: (factor != 1, -factor))
-        updates = [self._make(factor).apply_gradients(parts[factor]) for factor in order]
+        order = sorted(parts, key=lambda part: (part != (1, False), -part[0], part[1]))
+        updates = [
+            self._make(factor * self._rise if rises else factor).apply_gradients(
+                parts[factor, rises]
+            )
+            for factor, rises in order
+        ]
         with tf.control_dependencies(updates):
             return global_step.assign_add(1).op
 
@@ -89,14 +110,15 @@ class Rates:
             self._config[f"model.{k}"] for k in ("learning_rate_factor", "layer_decay")
         )
         chosen = set()
-        if factor != 1:
+        rises = tf.is_tensor(self._rise)
+        if factor != 1 or rises:
             prefix = "model.learning_rate_factor"
             chosen = {v.op.name for v in towers.select(variables, self._config, prefix)}
         heights = [0] * len(variables)
         if decay != 1:
             heights = layers_above([v.op.name for v in variables])
         return [
-            (factor if v.op.name in chosen else 1) * decay**height
+            ((factor if v.op.name in chosen else 1) * decay**height, rises and v.op.name in chosen)
             for v, height in zip(variables, heights, strict=True)
         ]
 

@@ -145,6 +145,10 @@ MODEL = (
     Key("model.learning_rate_factor.filter_regex", "str", "",
         "The factor applies to variables whose name this regular expression matches somewhere.",
         needs="model.learning_rate_factor!=1.0"),
+    Key("model.learning_rate_factor.from_step", "int", 0,
+        "Completed steps before which these variables stay as they are, so that the others, as a "
+        "new head, settle first; then their rate rises over model.lr_schedule.warmup_steps.",
+        within=FROM_0),
     Key("model.layer_decay", "float", 1.0,
         "Factor on the learning rate for each block between a variable and the head (layer-wise "
         "decay; 0.65 to 0.9 is common for vision transformers).", within="(0, 1]"),

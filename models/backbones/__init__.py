@@ -91,7 +91,7 @@ class Backbone:
         return [v for v in v1.global_variables() if v.op.name in names]
 
 
-def load(address, *, input_range="", pooling="auto", lora_rank=0, cache=None):
+def load(address, *, input_range="", pooling="auto", lora_rank=0, drop_path=0.0, cache=None):
     """Finds a network; nothing is built before `apply`.
 
     Args:
@@ -108,7 +108,7 @@ def load(address, *, input_range="", pooling="auto", lora_rank=0, cache=None):
         `saved_model.RANGES`.
       pooling: how a Keras model's positions become one vector, one of `pooling.METHODS`; the other
         networks take the mean, 'auto'.
-      lora_rank: above 0, train low-rank updates of a Keras model's dense layers alone.
+      lora_rank, drop_path: of a Keras model, see `fine_tuning.adapt`.
       cache: the project's cache folder, the user's by default.
 
     Returns:
@@ -120,14 +120,15 @@ def load(address, *, input_range="", pooling="auto", lora_rank=0, cache=None):
     try:
         if address.startswith(KERAS):
             found = keras_model.load(address.removeprefix(KERAS), input_range)
-            return _keras(found, pooling, lora_rank)
+            return _keras(found, pooling, lora_rank, drop_path)
         if address.startswith(KERASHUB):
-            found = kerashub.load(address.removeprefix(KERASHUB), pooling)
-            return _keras(found, pooling, lora_rank)
+            found = kerashub.load(address.removeprefix(KERASHUB), pooling, drop_path)
+            return _keras(found, pooling, lora_rank, drop_path)
         if pooling not in ("auto", "mean"):
             raise ValueError(f"model.pooling={pooling} is for Keras models; give auto")
-        if lora_rank:
-            raise ValueError(f"model.lora_rank={lora_rank} is for Keras models; give 0")
+        for key, value in (("lora_rank", lora_rank), ("drop_path", drop_path)):
+            if value:
+                raise ValueError(f"model.{key}={value} is for Keras models; give 0")
         if address in _FROM_SCRATCH:
             return _from_scratch(address)
         if address.startswith(PRETRAINED):
@@ -165,10 +166,12 @@ def _pretrained(network, cache):
     return Backbone(network, (side, side), efficientnet.FEATURES, weights.sha256, words, build)
 
 
-def _keras(network, pooling, lora_rank):
+def _keras(network, pooling, lora_rank, drop_path):
+    options = {"lora_rank": lora_rank, "drop_path": drop_path}
+
     def build(images, train_phase, batch_statistics):
         frozen = train_phase and not batch_statistics
-        return keras_model.build(network, images, train_phase, frozen, pooling, lora_rank)
+        return keras_model.build(network, images, train_phase, frozen, pooling, **options)
 
     words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
     found = Backbone(network.name, network.image_size, None, network.fingerprint, words, build)

@@ -8,14 +8,12 @@ import importlib
 import os
 import re
 import sys
-import weakref
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.backbones import saved_model, weight_files
+from models.backbones import fine_tuning, saved_model, weight_files
 from models.backbones.pooling import pool
 from trainer import files, keras_model
 from trainer.config import did_you_mean
@@ -52,9 +50,17 @@ class Network(NamedTuple):
 
 
 def build(
-    network: Network, images: Any, train_phase: bool, frozen: bool, pooling: str, lora_rank: int = 0
+    network: Network, images: Any, train_phase: bool, frozen: bool, pooling: str, **options: Any
 ) -> tf.Tensor:
     """Builds a network in the current graph and scope. See `Backbone.apply` and `load`.
+
+    Args:
+      network: the network.
+      images: RGB [B, H, W, 3], 0 to 255.
+      train_phase: Python bool.
+      frozen: batch norm uses its stored averages also in training.
+      pooling: one of `pooling.METHODS`.
+      options: of `fine_tuning.adapt`.
 
     Returns:
       float32 [B, F].
@@ -65,8 +71,7 @@ def build(
     size = tuple(images.shape[1:3])
     try:
         model = network.make(size)
-        if lora_rank and model not in _adapted:
-            keras_model.eagerly(_adapt, model, lora_rank)
+        keras_model.eagerly(fine_tuning.adapt, model, **options)
         pixels = network.pixels(tf.cast(images, tf.float32))
         output = keras_model.apply(model, pixels, train_phase, frozen_batch_norm=frozen)
     except (ValueError, TypeError, tf.errors.OpError) as error:
@@ -74,29 +79,6 @@ def build(
     if isinstance(output, dict | list | tuple):
         raise ValueError(f"{network.source}: it has {len(output)} outputs; it must give features")
     return pool(output, pooling, prefix=network.prefix, class_token=network.class_token)
-
-
-_adapted = weakref.WeakSet()  # models with low-rank updates
-
-
-def _adapt(model, rank):
-    """Freezes a model but for low-rank updates of its dense layers (LoRA, arXiv 2106.09685)."""
-    import keras
-
-    dense = (keras.layers.Dense, keras.layers.EinsumDense)
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, dense)]
-    if not layers:
-        raise ValueError("model.lora_rank: it has no dense layers")
-    for variable in model.trainable_variables:
-        variable.trainable = False
-    for layer in layers:
-        path = layer._kernel.path
-        seed = zlib.crc32(path.encode()) % 2**31  # the same start in every run
-        layer.enable_lora(rank, a_initializer=keras.initializers.HeUniform(seed))
-        for variable in (layer.lora_kernel_a, layer.lora_kernel_b):
-            # Keras names them without the layers around theirs.
-            variable._path = f"{os.path.dirname(path)}/{variable.name}"
-    _adapted.add(model)
 
 
 def reason(error: BaseException) -> str:

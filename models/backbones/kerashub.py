@@ -19,13 +19,14 @@ EXTRA = "pip install 'prototrain[kerashub]'"
 OPEN_CLIP = ("open_clip_model.safetensors", "model.safetensors")  # its files of weights
 
 
-def load(preset, pooling="auto"):
+def load(preset, pooling="auto", drop_path=0.0):
     """Finds the network of a `kerashub:` address; without that prefix.
 
     Args:
       preset: a folder, `hf:OWNER/NAME[@revision]`, `kaggle:OWNER/MODEL/keras/VARIANT[/VERSION]`, or
         a name of KerasHub's such as `dinov2_small`.
       pooling: CLIP and SigLIP give the vector that they were trained for with auto, else tokens.
+      drop_path: above 0, networks with drop path are made with this rate, not with their files'.
 
     Returns:
       A `keras_model.Network`.
@@ -45,7 +46,7 @@ def load(preset, pooling="auto"):
 
     @functools.cache
     def make(size):
-        return keras_model.eagerly(_make, folder, kind, config, size, pooling, antialias)
+        return keras_model.eagerly(_make, folder, kind, config, size, pooling, antialias, drop_path)
 
     name = os.path.basename(source.split("@")[0].rstrip("/"))
     scope = re.sub(r"\W+", "_", name, flags=re.ASCII)
@@ -66,7 +67,7 @@ def load(preset, pooling="auto"):
 # ---------------------------------------------------------------------------- networks
 
 
-def _make(folder, kind, config, size, pooling, antialias):
+def _make(folder, kind, config, size, pooling, antialias, drop_path):
     """The Keras model for images of a size: the source's weights, positions resized."""
     import keras
 
@@ -75,7 +76,9 @@ def _make(folder, kind, config, size, pooling, antialias):
     except Exception as error:  # KerasHub raises many kinds for files of other networks
         raise ValueError(reason(error)) from None
     # KerasHub's converter of ViT leaves this out, which moves features by 5e-6.
-    made = _resized(source, size, antialias, config.get("layer_norm_eps"))
+    changes = {"layer_norm_epsilon": config.get("layer_norm_eps")}
+    changes |= dict.fromkeys(("drop_path_rate", "drop_path"), drop_path)
+    made = _resized(source, size, antialias, changes)
     _mend(made)
     output = made.output
     if pooling == "auto":  # CLIP's goes on into the space that images share with texts
@@ -205,8 +208,8 @@ def _read_by_us(folder, tensors):
         hf_loader.SafetensorLoader, timm_loader.SafetensorLoader = before
 
 
-def _resized(source, size, antialias, epsilon=None):
-    """The same network for images of a size.
+def _resized(source, size, antialias, changes):
+    """The same network for images of a size, with other values of what its configuration has.
 
     It is made anew even for its own size, without the network's name: KerasHub puts it into some
     layers' names, and the variables must have the same ones at every size.
@@ -214,8 +217,7 @@ def _resized(source, size, antialias, epsilon=None):
     config = source.get_config()
     shape = config.get("image_shape")
     config.pop("name", None)
-    if epsilon and "layer_norm_epsilon" in config:
-        config["layer_norm_epsilon"] = epsilon
+    config |= {name: value for name, value in changes.items() if value and name in config}
     patch = config.get("patch_size", 1)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
     if any(n % patch for n in size):

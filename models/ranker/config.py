@@ -62,6 +62,13 @@ config.declare(
     within="[0, inf)",
 )
 config.declare(
+    "model.drop_path",
+    0.0,
+    "Share of examples that skip the last block of a Keras model in training; blocks before it are "
+    "skipped less, the first never (0: as the network says).",
+    within="[0, 1)",
+)
+config.declare(
     "model.default_image_dimensions",
     [224, 224, 3],
     "Height, width and channels that images are resized to.",

@@ -81,16 +81,14 @@ def image_dimensions():
 
 def load_backbone(address):
     """`models.backbones.load` as the configuration has it, once."""
-    keys = "hub_input_range", "pooling", "lora_rank"
-    return _loaded(address, *(config[f"model.{key}"] for key in keys))
+    options = {key: config[f"model.{key}"] for key in ("pooling", "lora_rank", "drop_path")}
+    return _loaded(address, input_range=config["model.hub_input_range"], **options)
 
 
 @functools.lru_cache(maxsize=1)  # weights are checked when they are loaded
-def _loaded(address, input_range, pooling, lora_rank):
+def _loaded(address, **options):
     try:
-        return backbones.load(
-            address, input_range=input_range, pooling=pooling, lora_rank=lora_rank
-        )
+        return backbones.load(address, **options)
     except ValueError as error:
         raise UserError(f"model.hub_address: {error}") from None
 

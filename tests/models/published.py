@@ -64,3 +64,21 @@ def folder(at, family, tensors=None):
         tensors = {name: value(name, shape) for name, shape in family["shapes"].items()}
     write(at / family.get("weights", "model.safetensors"), tensors)
     return at
+
+
+def dinov2_small():
+    """DINOv2-S as Hugging Face publishes it, at its real shape, from the tiny one's layout."""
+    tiny = json.loads(PATH.read_text())["dinov2"]
+    sizes = {32: 384, 64: 1536, 4: 14, 37: 37**2 + 1}
+    shapes = {}
+    for name, shape in tiny["shapes"].items():
+        shape = [sizes.get(n, n) for n in shape]
+        for layer in range(12) if ".layer.0." in name else ():
+            shapes[name.replace(".layer.0.", f".layer.{layer}.")] = shape
+        if ".layer." not in name:
+            shapes[name] = shape
+    config = tiny["files"]["config.json"] | {
+        "hidden_size": 384, "image_size": 518, "mlp_ratio": 4, "num_attention_heads": 6,
+        "num_hidden_layers": 12, "patch_size": 14,
+    }  # fmt: skip
+    return {"files": tiny["files"] | {"config.json": config}, "shapes": shapes}

@@ -158,40 +158,6 @@ def test_two_towers_train_as_one_and_each_step_draws_anew():
     assert np.unique(one, axis=0).shape[0] > 1
 
 
-@pytest.mark.parametrize("dropped", ("drop", "path"))
-def test_random_layers_drop_their_share_and_differ_between_examples(dropped):
-    def layer():
-        images = keras.Input((64,))
-        return keras.Model(
-            images, (keras.layers.Dropout(0.5) if dropped == "drop" else DropPath())(images)
-        )
-
-    model = keras_model.eagerly(layer)
-    with (
-        tf.Graph().as_default(),
-        v1.Session() as session,
-        layers.replica(1, tf.constant(5, tf.int64), tf.zeros([], tf.int64)),
-    ):
-        found = session.run(_without_weights(model, tf.ones([256, 64])))
-    kept = found > 0
-    np.testing.assert_array_equal(found[kept], 2.0)
-    rows = kept.mean(1)
-    count = kept.size if dropped == "drop" else len(rows)
-    assert abs(kept.mean() - 0.5) < 5 * 0.5 / count**0.5  # five deviations of the mean
-    assert set(np.unique(rows)) == {0, 1} if dropped == "path" else 0 < rows.min() <= rows.max() < 1
-
-
-def _without_weights(model, x):
-    with (
-        keras_model._operations(256),
-        keras.StatelessScope(
-            [(v, keras_model._key(v)) for v in model.non_trainable_variables],
-            initialize_variables=False,
-        ),
-    ):
-        return model(x, training=True)
-
-
 def test_batch_norm_by_its_averages_in_training():
     model = make(drop=False, path=False)
     with tf.Graph().as_default(), v1.Session() as session:
@@ -205,31 +171,6 @@ def test_batch_norm_by_its_averages_in_training():
         np.testing.assert_array_equal(*session.run([train, served]))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"groups": 4, "filters": 8},
-        {"groups": 2, "filters": 6, "strides": 2, "padding": "same"},
-        {"groups": 4, "filters": 4, "dilation_rate": 2},
-    ],
-    ids=str,
-)
-def test_grouped_convolutions_equal_those_of_keras(options):
-    def layer():
-        keras.utils.set_random_seed(2)
-        made = keras.layers.Conv2D(kernel_size=3, **options)
-        return made, made(x).numpy()
-
-    x = np.random.default_rng(1).normal(size=(2, 9, 9, 4)).astype(np.float32)
-    made, expected = keras_model.eagerly(layer)
-    with tf.Graph().as_default(), v1.Session(config=SESSION) as session:
-        # As a second tower has it: operations on its device, variables on the first.
-        with v1.device(lambda op: f"/device:CPU:{int(op.type != 'VarHandleOp')}"):
-            found = keras_model.apply(made, tf.constant(x))
-        session.run(v1.global_variables_initializer())
-        close(session.run(found), expected)
-
-
 def test_the_weights_leave_the_model_and_their_file_goes_with_it():
     model = make()
     folder = os.path.dirname(keras_model.take(model).prefix)
@@ -241,6 +182,41 @@ def test_the_weights_leave_the_model_and_their_file_goes_with_it():
     del model, variable
     gc.collect()
     assert gone() is None and not os.path.exists(folder)
+
+
+def test_low_rank_updates_are_merged_into_plain_kernels():
+    def adapted():
+        keras.utils.set_random_seed(4)
+        images = keras.Input((6,))
+        x = keras.layers.Dense(5, activation="relu")(images)
+        x = keras.layers.EinsumDense("bi,ihk->bhk", (2, 4))(x)
+        model = keras.Model(images, x)
+        for layer in model.layers[1:]:
+            layer.enable_lora(2, lora_alpha=3)
+            layer.lora_kernel_b.assign(np.random.normal(size=layer.lora_kernel_b.shape))
+        return model
+
+    model = keras_model.eagerly(adapted)
+    with tf.Graph().as_default(), v1.Session() as session:
+        with v1.variable_scope("net"):
+            whole = keras_model.apply(model, tf.ones([3, 6]))
+        names = {v.op.name for v in v1.global_variables()}
+        count = len(towers.ancestors([whole]))
+        session.run(v1.global_variables_initializer())
+        expected, values = session.run([whole, {v.op.name: v for v in v1.global_variables()}])
+    with tf.Graph().as_default(), v1.Session() as session:
+        with keras_model.merging() as updates, v1.variable_scope("net"):
+            merged = keras_model.apply(model, tf.ones([3, 6]))
+        assert names - {v.op.name for v in v1.global_variables()} == {
+            name for update in updates for name in (update.a, update.b)
+        }
+        assert len(updates) == 2 and all(update.scale == 1.5 for update in updates)
+        # A product, a scale and a sum for each kernel, and what reads two variables.
+        assert len(towers.ancestors([merged])) <= count - 2 * 5
+        session.run(v1.global_variables_initializer())
+        for kernel, a, b, scale in updates:
+            kernel.load(session.run(kernel) + scale * (values[a] @ values[b]), session)
+        close(session.run(merged), expected)
 
 
 def two_inputs():

@@ -200,6 +200,33 @@ def test_blocks_nearer_the_images_learn_more_slowly():
         assert session.run(step) == 1
 
 
+@pytest.mark.parametrize("factor", (1.0, 0.5))
+def test_the_head_learns_first_then_the_network_warms_up(factor):
+    config = Config({"model.optimizer.method": "adamw", "model.learning_rate_factor": factor})
+    config["model.learning_rate_factor.filter_regex"] = "^net/"
+    config["model.learning_rate_factor.from_step"] = 2
+    config["model.lr_schedule.warmup_steps"] = 2
+    config["model.weight_decay"] = 0.1
+    with tf.Graph().as_default(), v1.Session() as session:
+        variables = [v1.get_variable(name, initializer=1.0) for name in ("net/w", "head")]
+        pairs = [(tf.constant(1.0), v) for v in variables]
+        step = v1.train.create_global_step()
+        optimizer = optimizers.create(config, tf.constant(RATE), variables, step)
+        update = optimizer.apply_gradients(pairs, step)
+        session.run(v1.global_variables_initializer())
+        seen = [session.run(variables)]
+        for _ in range(5):
+            session.run(update)
+            seen.append(session.run(variables))
+    network, head = np.diff(seen, axis=0).T
+    # Adam's updates of a constant gradient are 1; weights near 1 decay by 0.1 of themselves.
+    np.testing.assert_array_equal(network[:2], 0.0)
+    np.testing.assert_allclose(head, -RATE * 1.1, rtol=0.1 * 5 * RATE * 1.1 + 1e-4)
+    np.testing.assert_allclose(
+        network[2:], -RATE * 1.1 * factor * np.array([0.5, 1, 1]), rtol=0.1 * 5 * RATE * 1.1 + 1e-4
+    )
+
+
 def test_a_decay_by_layers_needs_layers():
     config = Config({"model.layer_decay": 0.5})
     with tf.Graph().as_default(), pytest.raises(UserError, match="model.layer_decay: no trained"):

@@ -24,11 +24,11 @@ def config():
 
 
 def test_every_preset_is_complete_and_says_for_which_data(config):
-    assert presets.names(ranker) == ["finetune", "head", "scratch"]
+    assert presets.names(ranker) == ["finetune", "finetune-vit", "head", "scratch"]
     for name in presets.names(ranker):
         assert parse(f"--preset={name}")[0] is ranker
     lines = presets.listing(ranker)
-    assert len(lines) == 5 and all(" for " in line and "flags" not in line for line in lines[2:])
+    assert len(lines) == 6 and all(" for " in line and "flags" not in line for line in lines[2:])
     with pytest.raises(helptext.Wanted, match="--preset=finetune: for shops"):
         parse("--help")
 
@@ -51,7 +51,7 @@ def test_images_are_smaller_without_a_gpu(name, monkeypatch):
 
 
 def test_an_unknown_preset_is_named(config):
-    with pytest.raises(UserError, match="--preset=hed: .* it has finetune, head, scratch.*'head'"):
+    with pytest.raises(UserError, match="--preset=hed: .* it has finetune, finetune-v.*'head'"):
         parse("--preset=hed")
     with pytest.raises(UserError, match="it has none"):
         presets.flags_of(toy, "head")

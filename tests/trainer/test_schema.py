@@ -181,6 +181,9 @@ ELSEWHERE = {
         "trainer.profile_steps",
     ),
     "test_optimizers.py::test_blocks_nearer_the_images_learn_more_slowly": ("model.layer_decay",),
+    "test_optimizers.py::test_the_head_learns_first_then_the_network_warms_up": (
+        "model.learning_rate_factor.from_step",
+    ),
     "test_loop.py::test_weights_of_another_experiment": ("model.weights_load_path",),
     "test_data.py::test_a_batch_of_another_size_is_refused": ("model.batch_size",),
     "test_loop.py::test_accumulated_batches_train_like_one_large_batch": (
