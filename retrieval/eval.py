@@ -91,7 +91,6 @@ def main(options, model, given, rest):
     from trainer import experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
-    print(experiment.describe(checkpoint), flush=True)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)
@@ -100,7 +99,7 @@ def main(options, model, given, rest):
     with trainer_config.user_errors(output):
         evaluating = _options(options) | {"drawn": drawn, "threads": options.threads}
         results, prefix = api.evaluate_model(model, checkpoint, output, **evaluating)
-    terminal.print_evaluation(results, prefix)
+    terminal.print_evaluation(results, prefix, experiment.describe(checkpoint))
     return 0
 
 
