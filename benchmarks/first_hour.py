@@ -1,12 +1,13 @@
 """The default recipe of models.ranker against what needs no training.
 
-    python -m benchmarks.first_hour SET[=FLAGS] [SET=FLAGS …] [--seeds=5] [--json=first_hour.json]
+    python -m benchmarks.first_hour SET[=FLAGS] [SET=FLAGS …] [--seeds=5] [--results=FILE]
 
 SET is a name for the table and FLAGS are the data's, as `shop=--dataset.name=folder
 --dataset.base_path=shop`. Each image is embedded once by the frozen backbone; then one head is
 trained per seed with no flag but the data's. On the test split each is compared, query by query,
 with the best of three rankings that need no training: a color histogram, the frozen network, and
 the frozen network with color. Intervals are of the difference, with products drawn again.
+FILE holds a line of JSON for each run; the runs that it has are not made again.
 """
 
 import argparse
@@ -24,53 +25,60 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sets", nargs="+", metavar="SET=FLAGS")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", help="write every figure here")
+    parser.add_argument("--results", help="JSON lines: what is missing here is run and added")
     options = parser.parse_args()
     from trainer import quiet
 
     quiet.import_tensorflow()
-    results = {}
+    kept, shown = read(options.results), []
     for text in options.sets:
         name, _, flags = text.partition("=")
-        results[name] = measure(shlex.split(flags), options.seeds)
-        print("\n".join(table({name: results[name]})), flush=True)
-        if options.json:
-            with open(options.json, "w") as file:
-                json.dump(results, file, indent=1)
-    print("\n".join(table(results)))
+        for seed in range(options.seeds):
+            found = [one for one in kept if (one["flags"], one["seed"]) == (flags, seed)]
+            one = found[0] if found else {"flags": flags, **measure(shlex.split(flags), seed)}
+            shown.append(one | {"set": name})
+            if options.results and not found:
+                with open(options.results, "a") as file:
+                    file.write(json.dumps(shown[-1]) + "\n")
+            print(shown[-1], file=sys.stderr, flush=True)
+    print("\n".join(table(shown)))
 
 
-def measure(flags, seeds):
-    """{baseline: recall@1}, and per seed recall@1 and its difference to the best baseline."""
+def read(path):
+    """The runs that a file holds."""
+    if not path or not os.path.exists(path):
+        return []
+    with open(path) as lines:
+        return [json.loads(line) for line in lines]
+
+
+def measure(flags, seed):
+    """One run: recall@1 of it and of the baselines, and its difference to the best of them."""
     from benchmarks.ablation import parse
     from models.ranker import config
     from retrieval.evaluation import intervals
 
-    before, runs, correct = config.to_dict(), [], {}
-    for seed in range(seeds):
-        with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
-            place = [f"--trainer.experiment_base_dir={folder}", f"--trainer.random_seed={seed}"]
-            model = parse([*flags, *place])
-            hits, products, trained = run(model, folder)
-        config.restore(before)
-        own = hits.pop("trained")
-        correct = correct or {name: float(hit.mean()) for name, hit in hits.items()}
-        best = max(hits, key=lambda name: hits[name].mean())
-        change = own.astype(float) - hits[best]
-        drawn = intervals.bootstrap(change[:, None], products, seed=0)
-        low, high = intervals.percentiles(drawn)[0]
-        runs.append(
-            {
-                "seed": seed,
-                "recall@1": float(own.mean()),
-                "against": best,
-                "difference": float(change.mean()),
-                "interval": [low, high],
-                **trained,
-            }
-        )
-        print(f"  seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
-    return {"queries": len(own), "products": len(set(products)), "untrained": correct, "runs": runs}
+    before = config.to_dict()
+    with tempfile.TemporaryDirectory(prefix="first-hour-") as folder:
+        place = [f"--trainer.experiment_base_dir={folder}", f"--trainer.random_seed={seed}"]
+        hits, products, trained = run(parse([*flags, *place]), folder)
+    config.restore(before)
+    rates = {name: float(hit.mean()) for name, hit in hits.items()}
+    own, recall = hits.pop("trained"), rates.pop("trained")
+    best = max(hits, key=lambda name: rates[name])
+    change = own.astype(float) - hits[best]
+    drawn = intervals.bootstrap(change[:, None], products, seed=0)
+    return {
+        "seed": seed,
+        "queries": len(own),
+        "products": len(set(products)),
+        "untrained": rates,
+        "recall@1": recall,
+        "against": best,
+        "difference": float(change.mean()),
+        "interval": [float(end) for end in intervals.percentiles(drawn)[0]],
+        **trained,
+    }
 
 
 def run(model, folder):
@@ -79,15 +87,16 @@ def run(model, folder):
     import tensorflow as tf
 
     from models.backbones import color
+    from models.ranker.datasets import features_of
     from models.ranker.tables import test_tables
     from retrieval.embeddings.embedder import Embedder
-    from trainer import checkpoints, experiment, loop
+    from trainer import checkpoints, experiment, loop, meters
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         last = loop.train(model, model.config)
     _, prefix = experiment.locate(model, (), "best")
     queries, catalogue = test_tables()
-    q, c = features_of(queries), features_of(catalogue)
+    q, c = (features_of(side).values[0] for side in (queries, catalogue))
     size = q.shape[1]
     found = {"color histogram": (q[:, size - color.SIZE :], c[:, size - color.SIZE :])}
     spec = {"features": tf.TensorSpec([None, size], tf.float32)}
@@ -101,21 +110,10 @@ def run(model, folder):
     hits = {name: first_is_right(*sides, queries, catalogue) for name, sides in found.items()}
     answerable = np.isin(queries.products, catalogue.products) & (hits["trained"] >= 0)
     hits = {name: hit[answerable] == 1 for name, hit in hits.items()}
+    held = [p["recall@1"] for p in meters.read_metrics(f"{folder}/exp-ranker") if "examples" in p]
     known = {"step": checkpoints.step_of(prefix), "of": last, "color": round(weight, 2)}
+    known["validation"] = max(held)
     return hits, queries.products[answerable].astype(str), known
-
-
-def features_of(table):
-    """Cached features of a test table, with the colors; each image is embedded once."""
-    from models.backbones import features
-    from models.ranker import config
-    from models.ranker.datasets import image_options, load_backbone
-
-    options = image_options(table)
-    backbone = load_backbone(config["model.hub_address"])
-    size = {"image_size": options["image_size"], "with_color": True}
-    recipe = {"crop": options["crop"], "recipe": "boxes" if options["crop"] else ""}
-    return features.embed(backbone, table, **size, **recipe).values[0]
 
 
 def first_is_right(q, c, queries, catalogue):
@@ -131,22 +129,26 @@ def first_is_right(q, c, queries, catalogue):
     return np.where(ranking.answerable, ranking.first == 1, -1)
 
 
-def table(results):
-    """Markdown: one row per set and seed."""
+def table(runs):
+    """Markdown: one row per set, and what the sets' mean differences average to."""
     names = ["color histogram", "frozen", "frozen with color"]
     lines = [
-        f"| set | {' | '.join(names)} | seed | trained | step | difference to the best, 95% |",
+        f"| set | {' | '.join(names)} | trained | steps | difference to the best | its 95% |",
         "|---" * (len(names) + 5) + "|",
     ]
-    for name, found in results.items():
-        untrained = " | ".join(_rate(found["untrained"][n]) for n in names)
-        for i, one in enumerate(found["runs"]):
-            left = f"{name} | {untrained}" if i == 0 else " | " * len(names)
-            change = f"{one['difference']:+.3f} ({one['interval'][0]:+.3f} to "
-            change += f"{one['interval'][1]:+.3f})"
-            own = f"{one['seed']} | {_rate(one['recall@1'])} | {one['step']} of {one['of']}"
-            lines.append(f"| {left} | {own} | {change} |")
-    return lines
+    sets = {}
+    for one in runs:
+        sets.setdefault(one["set"], []).append(one)
+    means = {name: np.mean([one["difference"] for one in own]) for name, own in sets.items()}
+    for name, own in sets.items():
+        untrained = [_rate(own[0]["untrained"][n]) for n in names]
+        recall = sorted(one["recall@1"] for one in own)
+        trained = f"{_rate(np.mean(recall))} ({_rate(recall[0])} to {_rate(recall[-1])})"
+        steps = ", ".join(str(one["step"]) for one in own)
+        each = "; ".join("{:+.3f} to {:+.3f}".format(*one["interval"]) for one in own)
+        cells = [name, *untrained, trained, steps, f"{means[name]:+.3f}", each]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"mean over the sets: {np.mean(list(means.values())):+.3f}"]
 
 
 def _rate(value):

@@ -81,7 +81,8 @@ def _rows(options, model):
             print(f"{name} has no table(): the catalogue is its retrieval_index", file=sys.stderr)
             return None
     products = set(catalogue.products.tolist())
-    print(f"catalogue: {len(catalogue):,} images of {len(products):,} products")
+    each = ", one image each" if 1 < len(products) == len(catalogue) else ""
+    print(f"catalogue: {len(catalogue):,} images of {len(products):,} products{each}")
     if len(products) == 1:
         print(
             f"warning: all images are of the product {min(products)!r}, so every photo will find "

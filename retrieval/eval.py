@@ -103,7 +103,6 @@ def main(options, model, given, rest):
     from trainer import experiment
 
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
-    print(experiment.describe(checkpoint), flush=True)
     top = "evaluation.precision@k.num_to_retrieve"
     if top in model.config and not options["top"].present:
         options.top = max(model.config[top], plots.TOP)
@@ -116,7 +115,7 @@ def main(options, model, given, rest):
             results, prefix = api.evaluate_texts(model, checkpoint, output, asked, **evaluating)
         else:
             results, prefix = api.evaluate_model(model, checkpoint, output, **evaluating)
-    terminal.print_evaluation(results, prefix)
+    terminal.print_evaluation(results, prefix, experiment.describe(checkpoint))
     return 0
 
 

@@ -14,7 +14,7 @@ def overview(
 
     Args:
       parts: {name: (its images, number of queries, number of catalogue items)}.
-      excluded: {reason: number of images}; zeros are omitted.
+      excluded: {which images, such as 'unreadable': their number}; zeros are omitted.
     """
     rows = [_HEADER] + [_row(name, *part) for name, part in parts.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -24,7 +24,7 @@ def overview(
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     reasons = [f"{count:,} {reason}" for reason, count in excluded.items() if count]
-    return lines + ([f"excluded: {'; '.join(reasons)}"] if reasons else [])
+    return lines + ([f"excluded images: {'; '.join(reasons)}"] if reasons else [])
 
 
 def _row(name, table, queries, catalogue):

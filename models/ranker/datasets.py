@@ -51,8 +51,8 @@ def datasets(start_step=0):
     if config["dataset.validation"]:
         makers["vld"] = lambda: _validation_batches(*training_tables()[1])
     if test := test_tables():
-        makers["retrieval_query"] = lambda: _every(test[0])
-        makers["retrieval_index"] = lambda: _every(test[1])
+        makers["retrieval_query"] = lambda: _test_batches(test[0])
+        makers["retrieval_index"] = lambda: _test_batches(test[1])
     return Lazy(makers)
 
 
@@ -98,6 +98,20 @@ def _every(table):
     return pipeline.eval_batches(table, batch_size=batch, **image_options(table))
 
 
+def _test_batches(table):
+    """Images and, where the backbone is as it came, its features of them.
+
+    These are kept: after other heads an evaluation reads the images, and the network rests.
+    """
+    # Weights that were loaded into a run may be of another backbone.
+    if not trains_head_alone() or config["model.weights_load_path"]:
+        return _every(table)
+    batches = features.eval_batches(features_of(table), batch_size=config["model.batch_size"])
+    return tf.data.Dataset.zip(_every(table), batches).map(
+        lambda images, found: images | {"features": found["features"]}
+    )
+
+
 def _train_batches(table, start_step):
     options = {"start_step": start_step, "seed": seed_of(config["trainer.random_seed"])}
     sample = samplers.create(table, of_catalogue(table))
@@ -134,20 +148,27 @@ def _cached(table):
 
     So that another choice of what is held out finds them made.
     """
-    whole = tables.table()
-    whole = whole.select(whole.splits != "test")
-    options, views = image_options(whole), config["dataset.cached_views"]
+    whole = tables.not_tested()
+    found = features_of(whole, config["dataset.cached_views"])
+    order = np.argsort(whole.ids)
+    rows = order[np.searchsorted(whole.ids, table.ids, sorter=order)]
+    return dataclasses.replace(found, values=found.values[:, rows], table=table)
+
+
+def features_of(table, views=1):
+    """The backbone's features of a table with the colors, made or found: `features.Features`."""
+    options = image_options(table)
     height, width = options["image_size"]
     recipe = "boxes" if options["crop"] else ""
     disturbed = {}
     if views > 1:
-        crop, augmentation = _augmentation(whole)
+        crop, augmentation = _augmentation(table)
         disturbed = {"random_crop": crop, "augment": augmentation}
         recipe += f" {config['dataset.augment']} {config['dataset.augment.smallest_crop']}"
     try:
-        found = features.embed(
+        return features.embed(
             load_backbone(config["model.hub_address"]),
-            whole,
+            table,
             image_size=(height, width),
             with_color=color_weight() != 0,
             crop=options["crop"],
@@ -159,9 +180,6 @@ def _cached(table):
         raise UserError(
             f"model.cached_features with dataset.cached_views={views}: {error}"
         ) from None
-    order = np.argsort(whole.ids)
-    rows = order[np.searchsorted(whole.ids, table.ids, sorter=order)]
-    return dataclasses.replace(found, values=found.values[:, rows], table=table)
 
 
 def _validation_batches(table, shown):

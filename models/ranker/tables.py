@@ -60,6 +60,7 @@ def parts():
     held, shown = _held_out(table, pool), of_catalogue(table)
     repeated = np.zeros(len(table), bool)
     carved = _is_carved(table)
+    _check_pairs(table.labels[pool | shop])
     if carved:
         held, repeated = _without_copies(table, pool, held, shown)
     train = pool & ~held
@@ -106,6 +107,12 @@ def table():
     return _table()
 
 
+def not_tested():
+    """The ProductTable of all that can be trained or validated on, whatever is held out."""
+    table = _where(_table(), "dataset.train_where")
+    return table.select(table.splits != "test")
+
+
 def notes():
     """Lines for the start of training: what each split holds, and what was excluded and why."""
     found, rows = parts(), {}
@@ -118,11 +125,7 @@ def notes():
         queries, catalogue = test
         both = np.isin(_table().ids, [*queries.ids, *catalogue.ids])
         rows["test"] = (_table().select(both), len(queries), len(catalogue))
-    excluded = {
-        "training images, which make no pair": found.single,
-        "validation images, near duplicates of others": found.repeated,
-    }
-    lines = overview.overview(rows, excluded)
+    lines = overview.overview(rows, _excluded(found))
     if found.carved and found.validation:
         count = len(set(found.validation[0].products.tolist()))
         lines.append(
@@ -130,6 +133,22 @@ def notes():
             "training, near duplicates on one side (dataset.validation.share: another number)"
         )
     return lines + _hint_of_domains(found.train)
+
+
+def _excluded(found):
+    """{reason: number of images} for the table at the start."""
+    tested = _table().splits == "test"
+    chosen = {
+        key: np.isin(_table().ids, _where(_table(), f"dataset.{key}").ids)
+        for key in ("train_where", "test_where")
+    }
+    return {
+        "unreadable": _read(*_source())[1],
+        "not chosen by dataset.train_where": int((~tested & ~chosen["train_where"]).sum()),
+        "not chosen by dataset.test_where": int((tested & ~chosen["test_where"]).sum()),
+        "for training, which make no pair": found.single,
+        "for validation, near duplicates of others": found.repeated,
+    }
 
 
 def _hint_of_domains(train):
@@ -150,6 +169,15 @@ def _answerable(table, shown):
     """Whether any query, an image that is not shown, has an image of its product to find."""
     answers = np.bincount(table.labels, shown) if shown.any() else np.bincount(table.labels) - 1
     return bool((answers[table.labels[~shown]] > 0).any())
+
+
+def _check_pairs(labels):
+    """Refuses one image of each product, before anything that is less plain."""
+    if len(labels) and np.bincount(labels).max() == 1 and config["model.loss"] not in PROXY_LOSSES:
+        raise UserError(
+            f"{config['dataset.name']}: every product has one image, and training compares images "
+            "of a product with each other: add another image of each."
+        )
 
 
 def _with_positives(train):
@@ -271,13 +299,18 @@ def _table():
     return _load(*_source())
 
 
+def _load(*source):
+    return _read(*source)[0]
+
+
 def _source():
     keys = ("name", "base_path", "image_path", "columns", "on_bad_image", "max_pixels")
     return tuple(config[f"dataset.{key}"] for key in keys)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name, base, images, columns, on_bad_image, max_pixels):
+def _read(name, base, images, columns, on_bad_image, max_pixels):
+    """(ProductTable, number of unreadable images that it does without)."""
     name = ALIASES.get(name, name)
     base, images = os.path.expanduser(base), os.path.expanduser(images)
     if not base and name != "glyphs":
@@ -301,4 +334,5 @@ def _load(name, base, images, columns, on_bad_image, max_pixels):
         table = dataclasses.replace(table, paths=paths)
     if table.images is not None and table.images.shape[-1] == 1:
         table = dataclasses.replace(table, images=np.repeat(table.images, 3, axis=-1))
-    return pipeline.usable_images(table, on_bad_image, max_pixels)
+    usable = pipeline.usable_images(table, on_bad_image, max_pixels)
+    return usable, len(table) - len(usable)

@@ -67,6 +67,11 @@ def _products(train, images):
     batch, have = config["model.batch_size"], len(set(train.products.tolist()))
     if not have:
         raise UserError(f"{config['dataset.manifest']}: no row has the split train.")
+    if np.bincount(train.labels).max() == 1:
+        raise UserError(
+            f"{config['dataset.manifest']}: every product of the split train has one image, and "
+            "training compares images of a product with each other: add another image of each."
+        )
     if images < 1 or batch < images or batch % images:
         raise UserError(
             f"model.batch_size={batch} is not a multiple of dataset.images_per_product={images}."

@@ -10,13 +10,18 @@ from retrieval.evaluation import identity
 from retrieval.reports.comparison_page import TITLES, backward_table
 
 
-def print_evaluation(results, prefix):
-    """Prints {title: evaluation}, the first one complete, whose files begin with `prefix`."""
+def print_evaluation(results, prefix, evaluated=""):
+    """Prints {title: evaluation}, the first one complete, whose files begin with `prefix`.
+
+    The verdict comes first, then the line `evaluated`, which says what it is about.
+    """
     figures = next(iter(results.values())).figures
     if figures.verdict:
         _say(figures.verdict.sentence, "red" if figures.verdict.outcome == "worse" else "")
         if figures.verdict.warning:
             _say(figures.verdict.warning, "bold red")
+    if evaluated:
+        print(evaluated)
     step = getattr(figures.source, "step", None)
     ks = list(figures.recall)
     names = [*(f"recall@{k}" for k in ks), "MAP@R"]

@@ -404,18 +404,32 @@ def test_the_weight_of_color_is_auto_0_or_a_number(config, tiny):
         datasets.color_weight()
 
 
-def test_an_evaluation_computes_no_features_to_train_on(config, tiny, monkeypatch):
-    shop(config, tiny, **{"model.cached_features": True})
+def test_an_evaluation_takes_kept_features_of_what_it_tests_and_of_nothing_else(
+    config, tiny, monkeypatch
+):
+    prefix, _ = train(config, tiny, "head", **{"model.cached_features": True})
+    embedded, embed = [], datasets.features.embed
 
-    def computed(*arguments, **options):
-        raise AssertionError("features were computed")
+    def computed(backbone, table, **options):
+        embedded.append(set(table.splits))
+        return embed(backbone, table, **options)
 
     monkeypatch.setattr(datasets.features, "embed", computed)
     found = datasets.datasets()
     assert {"trn", "vld", "retrieval_query", "retrieval_index"} == set(found)
-    assert found["retrieval_query"].element_spec["image"].dtype == tf.uint8
-    with pytest.raises(AssertionError, match="features were computed"):
-        found["trn"]
+    made = found["retrieval_query"]
+    assert made.element_spec["image"].dtype == tf.uint8 and embedded == [{"test"}]
+    with tf.Graph().as_default(), v1.Session() as session:
+        batch = v1.data.make_one_shot_iterator(datasets.datasets()["retrieval_query"]).get_next()
+        of_features = ranker.build(batch).embeddings
+        of_images = {key: value for key, value in batch.items() if key != "features"}
+        with v1.variable_scope("", reuse=True):
+            of_images = ranker.build(of_images).embeddings
+        checkpoints.restore(session, prefix, v1.global_variables())
+        np.testing.assert_allclose(*session.run([of_features, of_images]), atol=1e-5)
+    # A run that began with other weights may have another backbone than the one that is kept.
+    config["model.weights_load_path"] = prefix
+    assert "features" not in datasets.datasets()["retrieval_query"].element_spec
 
 
 def test_cached_views_are_augmented(config, tiny):

@@ -317,7 +317,7 @@ def test_products_of_one_picture_are_left_out_of_pairs(monkeypatch, config):
     config["model.loss"] = "triplet"
     lonely = table.select([1, 20, 40])
     monkeypatch.setattr(tables, "_table", lambda: lonely)
-    with pytest.raises(UserError, match="no training product has two images"):
+    with pytest.raises(UserError, match="every product has one image"):
         datasets.training_tables()
 
 
@@ -339,7 +339,7 @@ def test_pictures_of_every_kind_are_read_as_colour(tmp_path, config):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("\n".join([*lines, "none.jpg,p1,train"]) + "\n")
     (tmp_path / "none.jpg").write_bytes(b"not a picture")
-    tables._load.cache_clear()
+    tables._read.cache_clear()
     config.update(
         {
             "dataset.name": "manifest",
@@ -426,7 +426,7 @@ def test_products_are_held_out_where_no_split_says_so(tmp_path, config, frames):
         ["test", "6", str(6 * (2 + frames)), str(6 * (2 + frames)), str(6 * (2 + frames))],
     ]
     assert f"{2 + frames} to {2 + frames}, median {2 + frames}" in lines[1]
-    excluded = f"excluded: {5 * frames} validation images, near duplicates of others"
+    excluded = f"excluded images: {5 * frames} for validation, near duplicates of others"
     assert (excluded in lines) == bool(frames)
     assert "5 products are held out" in lines[-1]
 
@@ -436,10 +436,29 @@ def test_a_product_that_training_nearly_shows_is_not_held_out(tmp_path, config):
     train, (held, _) = datasets.training_tables()
     shared, other = held.ids[0], train.ids[0]
     (tmp_path / shared).write_bytes((tmp_path / other).read_bytes())
-    tables._load.cache_clear(), tables._copies.cache_clear()
+    tables._read.cache_clear(), tables._copies.cache_clear()
     again, (fewer, _) = datasets.training_tables()
     assert set(held.products) - set(fewer.products) == {held.products[0]}
     assert held.products[0] in again.products
+
+
+def test_the_table_at_the_start_names_what_is_unreadable_or_not_chosen(tmp_path, config):
+    lines = ["path,label,split,kind"]
+    for n in range(24):
+        name, split = f"{n}.png", ("train", "val", "test")[n // 8]
+        Image.new("RGB", (8, 8), (9 * n, n, 90)).save(tmp_path / name)
+        lines.append(f"{name},p{n // 2},{split},{'shoes' if n % 8 < 6 else 'bags'}")
+    (tmp_path / "0.png").write_bytes(b"no image")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    config.update({"dataset.name": "manifest", "dataset.base_path": str(tmp_path)})
+    config.update({f"dataset.{key}_where": "kind=shoes" for key in ("train", "test")})
+    config["dataset.on_bad_image"] = "skip"
+    with pytest.warns(UserWarning, match="cannot be read"):
+        (excluded,) = (line for line in ranker.notes() if line.startswith("excluded"))
+    assert excluded == (
+        "excluded images: 1 unreadable; 4 not chosen by dataset.train_where; 2 not chosen by "
+        "dataset.test_where; 1 for training, which make no pair"
+    )
 
 
 def test_one_product_cannot_be_told_from_others(monkeypatch, config):
