@@ -12,6 +12,7 @@ weights to start from over the network, so no shared disk is needed.
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import zlib
@@ -102,14 +103,19 @@ class Cluster:
         except LOST as error:
             if self.count == 1:
                 raise
-            reason = " ".join(error.message.split())[:200]
-            print(
-                f"{self}: lost another worker; all stop, and resume when all are started again "
-                f"({type(error).__name__}: {reason})",
-                file=sys.stderr,
-                flush=True,
-            )
-            raise SystemExit(EXIT_LOST) from None
+            self._give_up(self._lost(error))
+
+    def _give_up(self, reason):
+        line = f"{self}: {reason}. Every worker stops; start all of them again to resume."
+        print(line, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_LOST) from None
+
+    def _lost(self, error):
+        """One line that says whom this worker lost, as far as an error tells."""
+        others = {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {self.task}
+        if isinstance(error, tf.errors.DeadlineExceededError) or not others:
+            return f"lost another worker, which gave up or did not answer in {self._timeout:g} s"
+        return "lost " + ", ".join(f"worker {i} ({self.addresses[i]})" for i in sorted(others))
 
     def only_chief(self, function: Callable, *arguments: Any) -> Any:
         """Returns `function(*arguments)` on the chief, `Nothing` on the others."""
@@ -142,6 +148,8 @@ class Cluster:
         if key not in _servers:
             _servers[key] = self._serve(proto)
         self.target, self._proto = _servers[key].target, proto
+        if not listener.answers(self.addresses[0], self._timeout):
+            self._give_up(f"the chief ({self.addresses[0]}) did not answer in {self._timeout:g} s")
         self._exchanges = collectives.Collectives(self.count, self.task, self._timeout, device)
         return proto
 

@@ -114,7 +114,7 @@ class Collectives:
             numbers = tf.io.decode_raw(texts, tf.int64, fixed_length=TEXT)
         size, codes = self.gather(size), tf.bitcast(self.gather(numbers), tf.uint8)
         letters = tf.gather([bytes([i]) for i in range(256)], tf.cast(codes, tf.int32))
-        whole = tf.strings.reduce_join(letters, [-2, -1])
+        whole = tf.strings.reduce_join(letters, [-1, -2])
         return tf.strings.substr(whole, tf.zeros_like(size), size)
 
     def mean(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
 
@@ -29,6 +30,20 @@ def taken(address: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Waits until a program listens at `host:port`; returns whether one does in time."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+        time.sleep(0.1)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -51,7 +66,7 @@ def restrict(address: str) -> bool:
         with socket.socket() as probe:
             probe.bind((own, 0))  # fails for an address of another machine
         if sys.platform == "linux" and own != "0.0.0.0":
-            return any(_filter(listening, own) for listening in _listeners(int(port)))
+            return sum(_filter(listening, own) for listening in _listeners(int(port))) > 0
     return False
 
 

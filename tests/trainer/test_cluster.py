@@ -10,11 +10,9 @@ import sys
 import time
 
 import pytest
-import toy
 from runs import assert_equal_runs, weights
 
 from trainer import checkpoints, cluster, listener, meters
-from trainer.config import UserError
 
 HERE = pathlib.Path(__file__).parent
 BUSY = 120  # seconds after which a process of a test counts as hanging, on a busy machine
@@ -64,9 +62,7 @@ class Workers:
         """Starts all workers of a group; returns them."""
         ports = [listener.free_port() for _ in range(count)]
         jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        return [
-            self.one(arguments, config_of(jobs, task), **order) for task in range(count)
-        ]
+        return [self.one(arguments, config_of(jobs, task), **order) for task in range(count)]
 
     def run(self, name, *arguments, count=2, towers=1, model="toy_global"):
         """Trains to the end; returns the experiment's folder."""
@@ -137,3 +133,87 @@ def whole(workers):
 
 def test_two_workers_are_bit_equal_to_two_towers(workers, whole):
     assert_equal_runs(workers.run("two", *FLAGS), whole)
+
+
+def test_two_workers_with_two_towers_train_as_four_towers(workers):
+    flags = ("--model.num_steps=20", "--toy.norm=batch", "--model.batch_size=32")
+    wide = weights(workers.run("two-two", *flags, towers=2, model="toy"))
+    for name, value in weights(workers.run("four", *flags, count=1, towers=4, model="toy")).items():
+        # A bias in front of a batch norm has no gradient but rounding: hence a floor.
+        assert abs(wide[name] - value).max() <= 1e-5 * max(abs(value).max(), 0.1), name
+
+
+def test_what_a_loss_reads_of_all_workers(workers):
+    """Rows of every type in the order of the batch; proxies; a memory; only what is asked for."""
+    flags = ("--model.num_steps=12", "--model.batch_size=32", "--trainer.mixed_precision=bfloat16")
+    one = workers.run("memory-1", *flags, count=1, towers=2, model="toy_memory")
+    assert_equal_runs(workers.run("memory-2", *flags, model="toy_memory"), one)
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_rows_are_in_the_order_of_the_workers_numbers_and_means_are_exact(workers, count):
+    group = workers.several(count, call="semantics")
+    for worker in group:
+        assert worker.wait() == 0 and worker.text.splitlines()[-1] == "equal", worker.text
+
+
+# ---------------------------------------------------------------------------- failures
+
+
+def disturbed(workers, name, hurt, *arguments, step=17):
+    """Starts a group, calls `hurt(group)` at a step; returns the group when all have ended."""
+    flags = flags_of(name, "toy_global", *FLAGS, "--toy.seconds=0.02", *arguments)
+    group = workers.several(2, *flags)
+    until(
+        lambda: any(line["step"] >= step for line in meters.read_metrics(workers.folder / name)),
+        lambda: group[0].text + group[1].text,
+    )
+    hurt(group)
+    return group
+
+
+def resumed(workers, name):
+    """Starts the group again, the chief last; returns the folder."""
+    flags = flags_of(name, "toy_global", *FLAGS, "--toy.seconds=0.02")
+    ports = [listener.free_port() for _ in range(2)]
+    jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    late = workers.one(flags, config_of(jobs, 1))
+    time.sleep(1)
+    group = [workers.one(flags, config_of(jobs, 0)), late]
+    assert [worker.wait() for worker in group] == [0, 0], group[0].text + group[1].text
+    return str(workers.folder / name)
+
+
+def seconds_until_end(worker, since):
+    worker.wait()
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize("victim", ["worker", "chief"])
+def test_after_a_kill_everybody_ends_and_the_group_resumes_bit_equal(workers, whole, victim):
+    dead, left = (1, 0) if victim == "worker" else (0, 1)
+    name = f"kill-{victim}"
+    group = disturbed(workers, name, lambda group: group[dead].send(signal.SIGKILL))
+    assert group[left].wait() == cluster.EXIT_LOST and f"lost worker {dead}" in group[left].text
+    assert "Traceback" not in group[left].text
+    last = checkpoints.steps(workers.folder / name / "checkpoint")[-1]
+    # The chief saves at the very step; of a dead chief its last checkpoint is left.
+    assert last >= 17 if victim == "worker" else last % 7 == 0
+    assert_equal_runs(resumed(workers, name), whole)
+
+
+def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_bit_equal(workers, whole):
+    group = disturbed(workers, "term", lambda group: group[1].send(signal.SIGTERM))
+    assert [worker.wait() for worker in group] == [0, 0]
+    last = checkpoints.steps(workers.folder / "term" / "checkpoint")[-1]
+    assert f"stopped at step {last} (another worker was asked to)" in group[0].text
+    assert 17 <= last < 40
+    assert_equal_runs(resumed(workers, "term"), whole)
+
+
+def test_a_frozen_worker_is_found_by_the_timeout(workers):
+    timeout = "--trainer.cluster_timeout=3"
+    group = disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout)
+    assert group[0].wait() == cluster.EXIT_LOST
+    assert checkpoints.steps(workers.folder / "frozen" / "checkpoint")[-1] >= 17
+    group[1].send(signal.SIGKILL)

@@ -3,7 +3,6 @@ a memory of past batches.
 """
 
 import tensorflow as tf
-import toy
 from toy import config, datasets
 
 import metriclearn

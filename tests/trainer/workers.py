@@ -1,8 +1,8 @@
-# ruff: noqa: F401 (imports are what this program is for)
+# ruff: noqa: E402, F401 (imports are what this program is for)
 """Workers of a cluster for tests: forked from a process that has imported everything.
 
-Reads lines of JSON: {"log": file, "folder": …, "environment": {…}, "arguments": [flags of train]} or
-{…, "call": name of a function below}. Prints the process's number, and writes its exit code to
+Reads lines of JSON, {"log": file, "folder": …, "environment": {…}, "arguments": [flags of train]},
+or with "call": name of a function below. Prints the process's number, and writes its exit code to
 <log>.code when it ends.
 """
 
