@@ -16,6 +16,7 @@ VERBS = {
     "audit": ("metriclearn.datasets.audit", "Find duplicate images, and leaks between splits."),
     "pretrained": ("models.pretrained", "Convert published weights for TensorFlow."),
     "train": ("trainer.main", "Train a model, or resume an interrupted run."),
+    "launch": ("trainer.launch", "Train on several workers, and start them again after a death."),
     "eval": ("retrieval.eval", "Evaluate an embedding: recall@k, MAP@R, a report with images."),
     "compare": ("retrieval.compare", "Compare two evaluations on the same queries."),
     "build": ("retrieval.build", "Build the index of a catalogue, with the model in it."),

@@ -16,7 +16,11 @@ v1 = tf.compat.v1
 
 
 def load_datasets(
-    model: ModuleType, first_batch: tf.Tensor, seed: int = 0, resumed: str | None = None
+    model: ModuleType,
+    first_batch: tf.Tensor,
+    seed: int = 0,
+    resumed: str | None = None,
+    part: tuple[int, int] | None = None,
 ) -> tuple[dict[str, tf.data.Dataset], bool]:
     """Returns the model's datasets for training, and whether they can start at any batch.
 
@@ -28,6 +32,8 @@ def load_datasets(
       first_batch: number of batches consumed so far, an int64 scalar tensor.
       seed: graph-level seed of the run.
       resumed: prefix of the checkpoint that the run resumes from, or None.
+      part: (number of this worker, number of workers), if there are several: `datasets` must take
+        it, and divide each training batch before its images are decoded.
 
     Returns:
       ({"trn": dataset, and "vld" if the model has it}, whether `datasets` takes `start_step`).
@@ -35,12 +41,20 @@ def load_datasets(
     Raises:
       UserError: `datasets()` fails on a file or value, or has no "trn".
     """
-    restartable = "start_step" in inspect.signature(model.datasets).parameters
+    takes = inspect.signature(model.datasets).parameters
+    restartable, options = "start_step" in takes, {}
+    if part:
+        if not ("part" in takes and restartable):
+            raise UserError(
+                f"{model.__name__}.datasets() must take start_step and part, to train on several "
+                "workers (TF_CONFIG): each reads its own part of every batch."
+            )
+        options = {"part": part}
     if resumed and not restartable and not input_state.saved(resumed):
         # The place in the data is lost. Another seed at least avoids repeating the same batches.
         v1.set_random_seed(seed + checkpoints.step_of(resumed))
     try:
-        known = model.datasets(first_batch) if restartable else model.datasets()
+        known = model.datasets(first_batch, **options) if restartable else model.datasets()
         # Read only these: a model may create each dataset on demand.
         datasets = {name: known[name] for name in ("trn", "vld") if name in known}
     except (ValueError, OSError) as error:
@@ -51,21 +65,23 @@ def load_datasets(
     return datasets, restartable
 
 
-def check_batch(inputs: Any, config: Config) -> None:
-    """Raises `UserError` unless a batch is a dict of `model.batch_size` examples.
+def check_batch(inputs: Any, config: Config, workers: int = 1) -> None:
+    """Raises `UserError` unless a batch is a dict of a worker's share of `model.batch_size`.
 
     Args:
       inputs: what `datasets()["trn"]` yields: a dict of tensors or of their specs.
       config: a `Config`.
+      workers: how many share the batch.
     """
     if not isinstance(inputs, dict):
         raise UserError(f"datasets()['trn'] yields {type(inputs).__name__}; it must yield dicts.")
     for name, tensor in inputs.items():
-        size, expected = tensor.shape[0], config["model.batch_size"]
-        if size is not None and size != expected:
+        size, whole = tensor.shape[0], config["model.batch_size"]
+        if size is not None and size != whole // workers:
+            among = f" for {workers} workers" if workers > 1 else ""
             raise UserError(
                 f"datasets()['trn'] yields {size} examples of {name!r} per batch, but "
-                f"model.batch_size={expected}."
+                f"model.batch_size={whole}{among}."
             )
 
 

@@ -357,7 +357,7 @@ def write_provenance(
                 "git_commit": commit.decode().strip() if commit else None,
                 "git_diff": f"code-{len(starts)}.diff" if changes else None,
                 "python": platform.python_version(),
-                "packages": {name: _version(name) for name in _PACKAGES},
+                "packages": versions(),
                 "host": platform.node(),
                 "devices": devices,
                 "data_fingerprint": data_fingerprint,
@@ -374,6 +374,11 @@ def _git(folder, *arguments):
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of the packages that a run depends on, by name."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(name):

@@ -33,13 +33,13 @@ def fetches(inputs, outputs, reported, gradients) -> dict[str, tf.Tensor]:
       gradients: [(gradient, variable)]; their norms are recorded.
     """
     small = {k: v for k, v in inputs.items() if v.shape.rank == 1}
-    terms = {k: v for k, v in outputs.items() if tf.is_tensor(v) and v.shape.rank in (1, 2)}
+    terms = {k: v for k, v in dict.items(outputs) if tf.is_tensor(v) and v.shape.rank in (1, 2)}
     norms = {f"gradient_norm/{v.op.name}": tf.norm(tf.convert_to_tensor(g)) for g, v in gradients}
     return {**small, **terms, **reported, **norms}
 
 
 def record(
-    folder: str,
+    folder: str | None,
     step: int,
     session: v1.Session,
     batch: Callable[[], object] | None,
@@ -50,7 +50,7 @@ def record(
     It runs the step's forward pass once more, with what that changes of the model's own state.
 
     Args:
-      folder: the experiment's folder.
+      folder: the experiment's folder; None on a worker that has none, and only takes part.
       step: the update that was refused.
       session: the session; its weights are those before that update.
       batch: a function that makes the step's batch current again; None if the data cannot be read
@@ -60,7 +60,7 @@ def record(
     Returns:
       A phrase that names the values that are not finite.
     """
-    path, values = _path(folder, step), {}
+    path, values = _path(folder or "", step), {}
     what = "its values could not be read again"
     with optional(f"the record {path}"):
         if batch:
@@ -70,6 +70,8 @@ def record(
             what = f"not finite: {', '.join(bad[:8])}"
         else:
             what = "this model's data cannot be read a second time, so only the step is recorded"
+        if folder is None:
+            return what
         if not os.path.isdir(os.path.dirname(path)):
             os.mkdir(os.path.dirname(path))  # not makedirs: a deleted experiment stays deleted
         _write(path, {"step": np.asarray(step)}, values)

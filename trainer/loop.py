@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from trainer import (
     checkpoints,
+    cluster,
     experiment,
     flight,
     helptext,
@@ -66,15 +67,18 @@ def train(
         raise UserError("--debug changes no experiment: drop --fresh and --fallback.")
     if replay_step and not debug:
         raise UserError("--replay_step needs --debug.")
+    group = cluster.from_environment(config)
+    if debug and group.count > 1:
+        raise UserError("--debug looks at one process: unset TF_CONFIG.")
     with (
-        experiment.opened(config, fresh=fresh, yes=yes) as folder,
+        group.opened(config, fresh=fresh, yes=yes) as folder,
         tf.Graph().as_default(),
         contextlib.ExitStack() as at_end,
     ):
         # ---------------------------------------------------------------- what ran before
         checkpoint_folder = os.path.join(folder, "checkpoint")
-        damaged = checkpoints.fall_back(checkpoint_folder) if fallback else []
-        resumed = checkpoints.latest(checkpoint_folder)
+        damaged = checkpoints.fall_back(checkpoint_folder) if fallback and group.chief else []
+        resumed = checkpoints.latest(checkpoint_folder) if group.chief else None
         start_step = checkpoints.step_of(resumed) if resumed else 0
         changes = experiment.check_resume(folder, config, allow_config_change) if resumed else []
         num_steps = config["model.num_steps"]
@@ -85,6 +89,9 @@ def train(
         notes = [f"set aside as damaged: {prefix}" for prefix in damaged]
         notes += [f"resumed with {change}" for change in changes]
         warnings = config.without_effect() + towers.set_threads(config)
+        devices = towers.devices(config["trainer.num_towers"])
+        proto = group.start(config, devices)
+        start_step, resuming = group.meet(config, [start_step, resumed is not None])
         if any(change.startswith("model.weights_load_path:") for change in changes):
             warnings.append("model.weights_load_path has no effect: this run has its own weights.")
         profile_first, profile_last = profile_steps(config)
@@ -99,19 +106,19 @@ def train(
         step = v1.train.create_global_step()  # completed updates
         micro_step = v1.Variable(np.int64(0), False, collections=[v1.GraphKeys.LOCAL_VARIABLES])
         first_batch = v1.placeholder_with_default(np.int64(start_step * per_step), [])
-        datasets, restartable = load_datasets(model, first_batch, seed, resumed)
+        datasets, restartable = load_datasets(model, first_batch, seed, resumed, group.part)
         data, hidden = datasets["trn"].prefetch(2), None
         if not restartable:
             data, hidden = input_state.track(data)
         data_fingerprint = input_state.fingerprint(data, config)
         if resumed:
             experiment.check_data(folder, data_fingerprint, allow_config_change)
+        group.agree_on_data(model, data_fingerprint)
         iterator = v1.data.make_initializable_iterator(data)
         inputs = iterator.get_next("next_batch")
-        check_batch(inputs, config)
+        check_batch(inputs, config, group.count)
 
         # ---------------------------------------------------------------- towers and loss
-        devices = towers.devices(config["trainer.num_towers"])
         replicas = towers.replicate(
             model.build,
             inputs,
@@ -119,8 +126,9 @@ def train(
             train_phase=True,
             seed=seed,
             step=step * per_step + micro_step,
+            first=group.task * config["model.batch_size"] // group.count,
         )
-        outputs = towers.gather(replicas)
+        outputs = group.join(towers.gather(replicas))
         weights = [v for v in v1.global_variables() if v is not step]
         loss, scalars = towers.loss_of(model, replicas, outputs)
         trained = towers.select(v1.trainable_variables(), config, "model.trainable_variables")
@@ -129,7 +137,12 @@ def train(
         # ---------------------------------------------------------------- gradients and update
         decay_in_loss = config["model.optimizer.method"] not in optimizers.DECOUPLED
         penalty = towers.l2_loss(decayed, config) if decay_in_loss else None
-        gradients = towers.gradients(model, replicas, loss, trained, devices, penalty)
+        stopping = v1.placeholder_with_default(0.0, [])  # 1.0: this worker was asked to stop
+        gradients = towers.gradients(model, replicas, loss, trained, devices)
+        if "embeddings" in outputs:
+            scalars["embedding_spread"] = towers.embedding_spread(outputs.embeddings)
+        gradients, loss, scalars, votes = group.mean(gradients, loss, scalars, stopping)
+        gradients = towers.add_penalty(gradients, penalty, trained)
         norm = tf.linalg.global_norm([g for g, _ in gradients])
         # An update with a NaN in it must not happen: this check precedes every assignment.
         finite = v1.check_numerics(loss + norm, flight.NOT_FINITE)
@@ -147,30 +160,29 @@ def train(
         reported = {"loss": loss, "lr": learning_rate, "gradient_norm": norm, **scalars}
         if penalty is not None:
             reported["weight_decay_loss"] = penalty
-        if "embeddings" in outputs:
-            reported["embedding_spread"] = towers.embedding_spread(outputs.embeddings)
 
         # ---------------------------------------------------------------- validation and summaries
         validate_every = config["trainer.validation_step_interval"]
         evaluate_every = config["trainer.evaluation_interval"]
         validation = None
-        if "vld" in datasets:
+        if "vld" in datasets and group.chief:
             batches_done = start_step // validate_every if validate_every else 0
             validation = Validation(model, datasets["vld"], devices, averages, batches_done)
-        elif evaluate_every:
+        if "vld" not in datasets and evaluate_every:
             warnings.append("trainer.evaluation_interval has no effect: there is no 'vld' dataset.")
         with tf.control_dependencies([finite]):  # a histogram of a NaN is an error of its own
-            summary = summaries.merged(reported, inputs, outputs, gradients, config)
+            shown = outputs if group.count == 1 else {}  # its rows are not those of `inputs`
+            summary = summaries.merged(reported, inputs, shown, gradients, config)
 
         # ---------------------------------------------------------------- session: start or resume
-        session = v1.Session(config=towers.session_config(config, devices))
+        session = v1.Session(group.target, config=proto)
         at_end.callback(session.close)
         session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
         session.run(v1.tables_initializer())
         variables = v1.global_variables()
         if resumed:
             checkpoints.restore(session, resumed, variables)
-        elif config["model.weights_load_path"]:
+        elif config["model.weights_load_path"] and group.chief:
             prefix = checkpoints.find(config["model.weights_load_path"])
             loaded = checkpoints.load_matching(session, prefix, weights)
             notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
@@ -188,15 +200,16 @@ def train(
                 input_state.restore(input_saver, session, resumed)
             if validation:
                 validation.start(session)
-        run_step = session.make_callable([reported, update])
-        run_summary_step = session.make_callable([reported, update, summary])
+        group.begin(session, variables)
+        run_step = session.make_callable([reported, votes, update], [stopping])
+        run_summary_step = session.make_callable([reported, votes, update, summary], [stopping])
         run_accumulate = session.make_callable([loss, accumulate]) if accumulate else None
 
         if debug:
             for _ in range(start_step, (replay_step or 0) - 1):
                 for _ in range(per_step - 1):
                     run_accumulate()
-                run_step()
+                run_step(0.0)
             return shell(
                 sess=session,
                 model=model,
@@ -211,33 +224,40 @@ def train(
             )
 
         # ---------------------------------------------------------------- the loop
-        experiment.write_config(folder, config)
-        experiment.write_provenance(folder, model, start_step, devices, data_fingerprint)
+        only_chief = group.only_chief
+        only_chief(experiment.write_config, folder, config)
+        only_chief(
+            experiment.write_provenance, folder, model, start_step, devices, data_fingerprint
+        )
         keep = config["trainer.max_checkpoints_to_keep"]
-        saver = checkpoints.Writer(session, variables, checkpoint_folder, keep, input_saver)
+        saver = only_chief(
+            checkpoints.Writer, session, variables, checkpoint_folder, keep, input_saver
+        )
         at_end.callback(saver.close)
         batch_size = per_step * config["model.batch_size"]
         print_every = config["trainer.print_interval"]
         summary_every = config["trainer.summary_save_interval"]
         save_every = config["trainer.checkpoint_save_interval"]
         logged = start_step if resumed else -1
-        figures = meters.MetricsLog(folder, logged, config["trainer.log"])
+        figures = only_chief(meters.MetricsLog, folder, logged, config["trainer.log"])
         log = at_end.enter_context(contextlib.closing(figures))
-        best = meters.Best(folder, config)
+        best = only_chief(meters.Best, folder, config)
         saver.keep_best(best.step)
         watch = meters.Watch()
         at_end.callback(stop_profile)
-        events = at_end.enter_context(contextlib.closing(summaries.Events(folder, start_step)))
-        progress = meters.Progress(start_step, num_steps, batch_size)
+        events = only_chief(summaries.Events, folder, start_step)
+        at_end.callback(events.close)
+        progress = only_chief(meters.Progress, start_step, num_steps, batch_size)
         at_end.callback(progress.close)
         progress.say(opening(model, folder, trained, devices, start_step, num_steps))
         for note in [*notes, *(model.notes() if hasattr(model, "notes") else ())]:
             progress.say(note)
         for warning in warnings:
             progress.warn(warning)
-        done, saved, stop = start_step, start_step if resumed else None, None
+        done, saved, stop = start_step, start_step if resuming else None, None
         updating = False
         forecast = meters.Forecast(start_step, num_steps, evaluate_every)
+        full_passes = "vld" in datasets and evaluate_every
 
         def evaluate():
             started = time.monotonic()
@@ -247,24 +267,24 @@ def train(
             log.write("vld", done, **values)
             events.write("vld", done, values)
             progress.say(describe(done, values))
-            return best.improved(done, values)
+            return best.improved(done, values), best.stalled()
 
         try:
             with signals.graceful() as stop_requested, data_errors():
                 # What is not better than no training must not replace it.
-                if validation and evaluate_every and not resumed and evaluate():
+                if full_passes and not resuming and group.chief_does(evaluate)[0]:
                     saver.save(saved := done, best=True)
                 while done < num_steps and not stop:
                     started = time.monotonic()
                     losses = [run_accumulate()[0] for _ in range(per_step - 1)]
                     if done + 1 == profile_first:
                         tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
-                    updating = True
-                    if due(done + 1, summary_every):
-                        values, _, event = run_summary_step()
+                    updating, vote = True, float(bool(stop_requested()))
+                    if group.chief and due(done + 1, summary_every):
+                        values, voted, _, event = run_summary_step(vote)
                         events.write("trn", done + 1, event)
                     else:
-                        values, _ = run_step()
+                        values, voted, _ = run_step(vote)
                     updating, done = False, done + 1
                     if line := forecast.step(done, time.monotonic() - started):
                         progress.say(line)
@@ -282,18 +302,15 @@ def train(
                             values = validation.batch()
                         log.write("vld", done, **values)
                         events.write("vld", done, values)
-                    if (
-                        validation
-                        and evaluate_every
-                        and (due(done, evaluate_every) or done == num_steps)
-                    ):
-                        if evaluate():
+                    if full_passes and (due(done, evaluate_every) or done == num_steps):
+                        improved, stalled = group.chief_does(evaluate)
+                        if improved:
                             saver.save(saved := done, best=True)
-                        if best.stalled():
+                        if stalled:
                             stop = f"no better {best.metric} since step {best.step}"
                     if due(done, save_every) and saved != done:
                         saver.save(saved := done)
-                    stop = stop or stop_requested()
+                    stop = stop or group.agreed(stop_requested(), voted)
             if saved != done:
                 saver.save(saved := done)
         except tf.errors.OpError as error:
@@ -302,10 +319,14 @@ def train(
                 rewind = {first_batch: done * per_step}
                 again = (lambda: session.run(iterator.initializer, rewind)) if restartable else None
                 fetches = flight.fetches(inputs, outputs, reported, gradients)
-                what = flight.record(folder, done + 1, session, again, fetches)
+                where = folder if group.chief else None
+                what = flight.record(where, done + 1, session, again, fetches)
             # The weights are those of step `done` if the update, which comes last, did not begin.
             sound = not updating or towers.failed_before(error, before_update)
-            if not (sound and saver.finite(towers.written_by(before_update))):
+            own_state = towers.written_by(before_update)
+            if isinstance(error, cluster.LOST) and updating:
+                sound = group.count > 1 and not own_state  # which may be of the step that failed
+            if not (sound and saver.finite(own_state)):
                 saved = done
             if not_finite:
                 raise flight.refusal(folder, done + 1, what, saved != done) from None
@@ -316,6 +337,7 @@ def train(
         finally:
             if saved != done:
                 saver.save(done)
+        group.part_company()
         saver.wait()
         progress.say(closing(model, folder, done, num_steps, stop, fresh))
         return done

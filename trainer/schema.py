@@ -102,6 +102,9 @@ TRAINER = (
     Key("trainer.num_towers", "int", 0,
         "Copies of the model that share each batch. 0: one tower per visible GPU, or one on the "
         "CPU. Without GPUs, N towers run on N virtual CPU devices.", within=FROM_0),
+    Key("trainer.cluster_timeout", "int", 300,
+        "Seconds after which a worker on another machine that does not answer counts as lost. It "
+        "must exceed the time of the first step, and of saving a checkpoint.", within=FROM_1),
     Key("trainer.mixed_precision", "str", "",
         "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32.",
         choices=("", "bfloat16", "float16")),

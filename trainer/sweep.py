@@ -9,12 +9,8 @@ the same command resumes after a stop or a kill, half-trained trials included.
 import contextlib
 import functools
 import itertools
-import math
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from types import ModuleType
@@ -26,9 +22,10 @@ from trainer import quiet
 
 quiet.import_tensorflow()
 
-from trainer import checkpoints, experiment, files, flight, meters, signals, sweep_report  # noqa: E402
 from trainer import config as config_lib  # noqa: E402 (after the quiet import)
+from trainer import engines, experiment, files, meters, signals, sweep_report  # noqa: E402
 from trainer.config import Config, UserError, optional, seed_of  # noqa: E402
+from trainer.trials import Trial  # noqa: E402
 
 PRUNERS = ("median", "halving", "none")
 SECONDS = 0.2  # between two checks of the trials
@@ -45,6 +42,8 @@ def run(
     jobs: int = 1,
     metric: str | None = None,
     pruner: str = "median",
+    engine: str = "local",
+    gpus: int = 0,
 ):
     """Trains a model with many configurations, each an experiment of its own.
 
@@ -58,6 +57,9 @@ def run(
       metric: figure of the full validation pass, with `min:` or `max:` in front to state what is
         better (see `meters.direction`); by default `trainer.best_metric`, or else loss.
       pruner: one of `PRUNERS`.
+      engine: where trials run, a key of `engines.ENGINES`. On Ray, all nodes must see the
+        experiments' folder.
+      gpus: GPUs of each trial, for Ray.
 
     Returns:
       The `optuna.Study`; a trial's value is its best full validation pass.
@@ -85,7 +87,11 @@ def run(
         "space": {key: optuna.distributions.distribution_to_json(d) for key, d in space.items()},
         "metric": metric,
     }
-    with _opened(folder), signals.graceful() as stop_requested:
+    with (
+        _opened(folder),
+        engines.ENGINES[engine](jobs, gpus) as seats,
+        signals.graceful() as stop_requested,
+    ):
         seed = seed_of(config["trainer.random_seed"])
         study = _open_study(optuna, folder, spec, seed, pruner, lower)
         running, waiting = {}, [t for t in study.get_trials() if t.state.name == "RUNNING"]
@@ -95,8 +101,7 @@ def run(
                     left = waiting.pop(0) if waiting else None
                     trial = _ask(optuna, study, space, points, left)
                     slot = min(set(range(jobs)) - set(running))
-                    gpus = _devices(slot, jobs)
-                    running[slot] = _Trial(trial, model, config, shared, folder, gpus)
+                    running[slot] = Trial(trial, model, config, shared, folder, seats[slot])
                     if left:
                         running[slot].known(left.intermediate_values)
                 if not running:
@@ -319,141 +324,6 @@ def _ask(optuna, study, space, points, running=None):
     return trial
 
 
-def _devices(slot, jobs):
-    """Divides the GPUs that CUDA_VISIBLE_DEVICES names among the jobs."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot::jobs])} if len(names) >= jobs > 1 else {}
-
-
-# ---------------------------------------------------------------------------- one trial
-
-
-def _command(model, keys):
-    # -P: PYTHONPATH is this process's path; the current folder must not come before it.
-    program = [sys.executable, "-P", "-m", "trainer.main", f"--model={model.__name__}"]
-    return [*program, *(f"--{name}={text}" for name, text in keys.items())]
-
-
-class _Trial:
-    """The process of one trial, and the figures read from it so far."""
-
-    def __init__(self, trial, model, config, shared, folder, environment):
-        self._trial, self._name = trial, f"trial-{trial.number:03}"
-        self._folder, self._log = (os.path.join(folder, self._name + end) for end in ("", ".log"))
-        keys = shared | {name: config_lib.to_text(value) for name, value in trial.params.items()}
-        keys |= {"trainer.experiment_base_dir": folder, "trainer.experiment_name": self._name}
-        self._command = _command(model, keys)
-        path = os.pathsep.join(p for p in sys.path if p)
-        self._environment = os.environ | {"PYTHONPATH": path} | environment
-        self._config = config
-        self._process, self._pruned, self._size, self._values = None, False, -1, {}
-        trial.set_user_attr("experiment", self._folder)
-        self._say("; ".join(f"{name}={value}" for name, value in trial.params.items()))
-
-    def look(self, study, metric):
-        """Reports new figures, prunes; returns whether the trial has ended."""
-        if self._process is None:
-            # A trainer that outlived a killed sweep continues; its trial is resumed afterwards.
-            if not files.locked(self._folder):
-                with open(self._log, "a", encoding="utf-8") as log:
-                    # A session of its own: Ctrl-C reaches it once, through stop().
-                    self._process = subprocess.Popen(
-                        self._command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=self._environment,
-                        start_new_session=True,
-                    )
-            return False
-        code = self._process.poll()
-        news = self._read(metric)
-        if code is None:
-            if news and not self._pruned and self._trial.should_prune():
-                self._pruned = True
-                self._process.send_signal(signal.SIGTERM)
-            return False
-        if code and files.locked(self._folder):
-            self._process = None
-            return False
-        self._tell(study, metric, code)
-        return True
-
-    def known(self, values):
-        """Adds {step: value} that an earlier start has reported."""
-        self._values.update(values)
-
-    def stop(self):
-        """Asks the trainer to save and stop."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-
-    def wait(self):
-        if self._process:
-            self._process.wait()
-
-    def _read(self, metric):
-        """Reports full passes written since the last check; returns whether there were any."""
-        path, known = os.path.join(self._folder, "metrics.jsonl"), len(self._values)
-        size = os.path.getsize(path) if os.path.exists(path) else -1
-        if size == self._size:
-            return False
-        self._size = size
-        for line in meters.read_metrics(self._folder):
-            value = line.get(metric)
-            if "examples" in line and value is not None and math.isfinite(value):
-                if line["step"] not in self._values:
-                    self._trial.report(value, line["step"])
-                self._values[line["step"]] = value
-        return len(self._values) > known
-
-    def _tell(self, study, metric, code):
-        best = self._best(study)
-        if code == 0 and best is not None and self._finished():
-            study.tell(self._trial, best)
-            return self._say(f"done, {metric} {best:.4g}")
-        if self._pruned:
-            study.tell(self._trial, state=_state("PRUNED"))
-            return self._say(f"pruned at step {max(self._values)}, {metric} {best:.4g}")
-        if code == 0 and self._finished():
-            raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
-        if code == 0:  # this trainer was stopped: the next start of the sweep resumes it
-            return self._say("was stopped; the next start of the sweep resumes it")
-        error = self._error() if code > 0 else f"killed by signal {-code}"
-        self._trial.set_user_attr("error", error)
-        study.tell(self._trial, state=_state("FAIL"))
-        self._say(f"failed: {error}")
-        worked = any(t.intermediate_values for t in study.get_trials(deepcopy=False))
-        if not worked and flight.NOT_FINITE not in error:
-            raise UserError(f"No trial could train; the log is {self._log}. {error}")
-
-    def _best(self, study):
-        better = min if study.direction.name == "MINIMIZE" else max
-        return better(self._values.values(), default=None)
-
-    def _finished(self):
-        config = self._config.copy()
-        config.restore(experiment.read_config(self._folder) or {})
-        last = checkpoints.latest(os.path.join(self._folder, "checkpoint"))
-        if last and checkpoints.step_of(last) >= config["model.num_steps"]:
-            return True
-        return meters.Best(self._folder, config).stalled()
-
-    def _error(self):
-        with open(self._log, encoding="utf-8", errors="replace") as log:
-            lines = [line.strip() for line in log if line.strip()]
-        return lines[-1].removeprefix("error: ") if lines else "it wrote nothing"
-
-    def _say(self, text):
-        print(f"{self._name}: {text}", flush=True)
-
-
-def _state(name):
-    import optuna
-
-    return optuna.trial.TrialState[name]
-
-
 # ---------------------------------------------------------------------------- the program
 
 
@@ -474,6 +344,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "trainer.best_metric, or else loss.",
     )
     choice("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
+    choice(
+        "engine",
+        "local",
+        tuple(engines.ENGINES),
+        "Where trials run: local, on this machine; ray, on the nodes of a Ray cluster "
+        "(RAY_ADDRESS), which must share the experiments' folder.",
+    )
+    number("gpus", 0, "GPUs of each trial on Ray; local trials share all.", lower_bound=0)
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
@@ -488,6 +366,8 @@ def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: li
         jobs=options.jobs,
         metric=options.metric,
         pruner=options.pruner,
+        engine=options.engine,
+        gpus=options.gpus,
     )
     sweep_report.show(study)
     return 0

@@ -180,7 +180,7 @@ def split(inputs, count):
     return parts
 
 
-def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, averages=None):
+def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, averages=None, first=0):
     """Builds one tower per device over shared variables.
 
     Args:
@@ -191,12 +191,13 @@ def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, aver
       seed, step: what random layers are keyed by, an int and an int64 scalar tensor.
       averages: a `tf.compat.v1.train.ExponentialMovingAverage`: read its averages instead of the
         variables themselves.
+      first: place of the batch's first example in the global batch.
 
     Returns:
       A list of the towers' outputs.
     """
     towers = []
-    offset = tf.zeros([], tf.int64)
+    offset = tf.constant(first, tf.int64)
     scope = v1.get_variable_scope()
     for i, part in enumerate(split(inputs, len(tower_devices))):
         device = _with_variables_on(_variable_device(tower_devices), tower_devices[i])
@@ -328,7 +329,7 @@ def loss_of(model, towers, outputs):
     outputs.update(terms)
     return loss, {
         name: value
-        for name, value in outputs.items()
+        for name, value in dict.items(outputs)  # as they are: rows of other workers are not needed
         if name != "loss"
         and tf.is_tensor(value)
         and value.shape.rank == 0
@@ -343,8 +344,8 @@ def l2_loss(variables, config):
     return config["model.weight_decay"] * tf.add_n([tf.nn.l2_loss(v) for v in variables])
 
 
-def gradients(model, towers, loss, variables, tower_devices, penalty=None):
-    """Returns [(gradient, variable)] of the loss, averaged over towers, plus that of the penalty.
+def gradients(model, towers, loss, variables, tower_devices):
+    """Returns [(gradient, variable)] of the loss, averaged over towers.
 
     A model-level loss is differentiated once through the join, each op's gradient on that op's own
     device: without colocation all back-propagation would run on one device, and one call per tower
@@ -360,15 +361,22 @@ def gradients(model, towers, loss, variables, tower_devices, penalty=None):
         ]
         with v1.device(_variable_device(tower_devices)):
             grads = [_mean(parts, len(towers)) for parts in zip(*each, strict=True)]
-    if penalty is not None:
-        extra = v1.gradients(penalty, variables)
-        grads = [_sum(g, e) for g, e in zip(grads, extra, strict=True)]
     if all(g is None for g in grads):
         raise UserError(
             "No trained variable has a gradient: the loss does not depend on any of "
             f"{', '.join(v.op.name for v in variables[:5])}…"
         )
     return [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+
+
+def add_penalty(grads_and_vars, penalty, variables):
+    """Adds the gradient of a penalty on `variables`, or of None, to [(gradient, variable)]."""
+    if penalty is None:
+        return grads_and_vars
+    known = {v.ref(): g for g, v in grads_and_vars}
+    extra = v1.gradients(penalty, variables)
+    pairs = [(_sum(known.get(v.ref()), e), v) for e, v in zip(extra, variables, strict=True)]
+    return [(g, v) for g, v in pairs if g is not None]
 
 
 def _mean(parts, count):

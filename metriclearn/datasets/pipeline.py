@@ -319,10 +319,42 @@ def _readable(table, rows, s):
     return tf.gather(rows, places), found, _complaints(tf.gather(paths, bad), s.max_pixels)
 
 
-def _batches(table, steps, rows_of, settings, *, seed=0, augment=None, columns=COLUMNS, skip=False):
+def part_of(part, *tensors):
+    """The rows of one worker, of tensors [B, ...] that all workers know.
+
+    Args:
+      part: (number of the worker, number of workers); B is a multiple of the latter.
+
+    Returns:
+      A list of tensors [B / workers, ...]: the parts are consecutive.
+
+    Raises:
+      ValueError: the rows cannot be divided so.
+    """
+    own, workers = part
+    rows = tensors[0].shape[0]
+    if not 0 <= own < workers or rows % workers:
+        raise ValueError(f"a batch of {rows} has no part {own} of {workers} equal ones")
+    size = rows // workers
+    return [tensor[own * size : (own + 1) * size] for tensor in tensors]
+
+
+def _batches(
+    table,
+    steps,
+    rows_of,
+    settings,
+    *,
+    seed=0,
+    augment=None,
+    columns=COLUMNS,
+    skip=False,
+    part=(0, 1),
+):
     """Batches of the rows that `rows_of(step)` gives for each of `steps`.
 
     columns: names for `_columns`. skip: drop images that cannot be read, and say so in `skipped`.
+    part: see `part_of`.
     """
     _check_pixels(table, settings.channels)
     if settings.cache is not None and table.images is not None:
@@ -336,6 +368,8 @@ def _batches(table, steps, rows_of, settings, *, seed=0, augment=None, columns=C
         with tf.control_dependencies([tf.debugging.Assert(inside, [message, rows])]):
             rows = tf.identity(rows)
         seeds = augmentation.seeds_of(seed, step, tf.size(rows))
+        if part[1] > 1:
+            rows, seeds = part_of(part, rows, seeds)
         notes = {}
         if skip and table.images is None:
             rows, image, notes["skipped"] = _readable(table, rows, settings)
@@ -364,6 +398,7 @@ def train_batches(
     cache=None,
     max_pixels=images.MAX_PIXELS,
     prefetch=2,
+    part=(0, 1),
 ):
     """Endless batches of training images, the batch of a step a pure function of (seed, step).
 
@@ -385,6 +420,8 @@ def train_batches(
       cache: None, or a DecodedCache. Batches do not depend on what it holds. Against those made
         without it, a value may differ by one gray level (see `images.resize_windows`).
       prefetch: batches made ahead.
+      part: (number of this worker, number of workers) that share each batch: only this one's
+        images are read. Joined in order, the parts are the batch.
 
     Returns:
       A tf.data.Dataset of dicts: image uint8 [B, H, W, C], label int64 [B], id, product and
@@ -404,7 +441,9 @@ def train_batches(
         raise ValueError(f"sample(step) must return row indices of static shape [B], not {shape}")
     size = _check_size(image_size)
     settings = _Settings(int(shape[0]), size, channels, crop, method, cache, max_pixels)
-    return _batches(table, steps, sample, settings, seed=seed, augment=augment).prefetch(prefetch)
+    part_of(part, np.empty(shape[0]))  # an error of the batch's size shows before training
+    dataset = _batches(table, steps, sample, settings, seed=seed, augment=augment, part=part)
+    return dataset.prefetch(prefetch)
 
 
 def eval_batches(

@@ -163,6 +163,13 @@ class ProductTable:
         """int64 [N] codes of the categories: the rank among this table's categories."""
         return _ranks(self.categories)
 
+    def digest(self) -> str:
+        """Returns 16 hex digits that change with the images' ids, products, splits or order."""
+        digest = hashlib.sha256()
+        for column in (self.ids, self.products, self.splits):
+            digest.update("\0".join(column.tolist()).encode(errors="surrogatepass") + b"\n")
+        return digest.hexdigest()[:16]
+
     def select(self, rows: Sequence[int] | np.ndarray) -> "ProductTable":
         """Returns the table of the given rows.
 

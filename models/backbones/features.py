@@ -204,7 +204,7 @@ def fingerprint(table):
 # ---------------------------------------------------------------------------- batches
 
 
-def train_batches(features, sample, *, start_step=0, seed=0, prefetch=2):
+def train_batches(features, sample, *, start_step=0, seed=0, prefetch=2, part=(0, 1)):
     """Endless batches of features, the batch of a step a pure function of (seed, step).
 
     Args:
@@ -214,6 +214,7 @@ def train_batches(features, sample, *, start_step=0, seed=0, prefetch=2):
       start_step: the step of the first batch.
       seed: of the choice of a view, another for each image of each batch.
       prefetch: batches made ahead.
+      part: (number of this worker, number of workers) that share each batch.
 
     Returns:
       A tf.data.Dataset of dicts: features float32 [B, F], label int64 [B], id, product and category
@@ -226,6 +227,8 @@ def train_batches(features, sample, *, start_step=0, seed=0, prefetch=2):
         view = tf.random.stateless_uniform(
             tf.shape(rows), tf.stack([tf.constant(seed, tf.int64), step]), 0, views, tf.int64
         )
+        if part[1] > 1:
+            view, rows = pipeline.part_of(part, view, rows)
         return _gather(features, view, rows)
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)

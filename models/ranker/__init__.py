@@ -3,12 +3,13 @@
 from models.ranker.config import config
 from models.ranker.datasets import datasets
 from models.ranker.definition import build, frozen_features, loss, metrics, sources, texts
-from models.ranker.tables import notes, table
+from models.ranker.tables import digest, notes, table
 
 __all__ = [
     "build",
     "config",
     "datasets",
+    "digest",
     "frozen_features",
     "loss",
     "metrics",

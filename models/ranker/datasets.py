@@ -45,9 +45,14 @@ class Lazy(collections.abc.Mapping):
         return len(self.makers)
 
 
-def datasets(start_step=0):
-    """Returns the datasets by name; training batches are a pure function of (seed, step)."""
-    makers = {"trn": lambda: _train_batches(training_tables()[0], start_step)}
+def datasets(start_step=0, part=(0, 1)):
+    """Returns the datasets by name; training batches are a pure function of (seed, step).
+
+    Args:
+      start_step: number of batches consumed so far.
+      part: (number of this worker, number of workers) that share each training batch.
+    """
+    makers = {"trn": lambda: _train_batches(training_tables()[0], start_step, part)}
     if config["dataset.validation"]:
         makers["vld"] = lambda: _validation_batches(*training_tables()[1])
     if test := test_tables():
@@ -112,8 +117,12 @@ def _test_batches(table):
     )
 
 
-def _train_batches(table, start_step):
-    options = {"start_step": start_step, "seed": seed_of(config["trainer.random_seed"])}
+def _train_batches(table, start_step, part):
+    options = {
+        "start_step": start_step,
+        "part": part,
+        "seed": seed_of(config["trainer.random_seed"]),
+    }
     sample = samplers.create(table, of_catalogue(table))
     if trains_head_alone():
         return features.train_batches(_cached(table), sample, **options)

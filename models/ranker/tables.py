@@ -102,6 +102,11 @@ def test_tables():
     return queries, catalogue
 
 
+def digest():
+    """Returns what the images of this worker must have in common with those of the others."""
+    return _table().digest()
+
+
 def table():
     """The whole data set, a ProductTable."""
     return _table()

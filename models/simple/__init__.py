@@ -1,7 +1,7 @@
 """A small model to copy: product images to embeddings, trained with a triplet loss."""
 
 from models.simple.config import config
-from models.simple.datasets import datasets, notes, table
+from models.simple.datasets import datasets, digest, notes, table
 from models.simple.definition import build, loss, metrics
 
-__all__ = ["build", "config", "datasets", "loss", "metrics", "notes", "table"]
+__all__ = ["build", "config", "datasets", "digest", "loss", "metrics", "notes", "table"]

@@ -22,8 +22,18 @@ def table():
     return manifest.load(path, columns=config["dataset.columns"]) if path else glyphs.load()
 
 
-def datasets(start_step=0):
-    """Returns the datasets by name; training batches are a pure function of (seed, step)."""
+def digest():
+    """Returns what the images of this worker must have in common with those of the others."""
+    return table().digest()
+
+
+def datasets(start_step=0, part=(0, 1)):
+    """Returns the datasets by name; training batches are a pure function of (seed, step).
+
+    Args:
+      start_step: number of batches consumed so far.
+      part: (number of this worker, number of workers) that share each training batch.
+    """
     seed, rows = seed_of(config["trainer.random_seed"]), table()
     train, validation = rows.where(split="train"), rows.where(split="val")
     images = config["dataset.images_per_product"]
@@ -32,11 +42,11 @@ def datasets(start_step=0):
     options["max_pixels"] = config["dataset.max_pixels"]
     options["crop"] = augment.box_window() if rows.boxes is not None else None
 
-    def every(part):
-        return pipeline.eval_batches(part, batch_size=config["model.batch_size"], **options)
+    def every(rows):
+        return pipeline.eval_batches(rows, batch_size=config["model.batch_size"], **options)
 
     disturb = augment.compose(augment.random_crop(0.8), augment.random_noise())
-    training = {"start_step": start_step, "seed": seed, **options}
+    training = {"start_step": start_step, "part": part, "seed": seed, **options}
     training["augment"] = disturb if config["dataset.augment"] else None
     found = {"trn": pipeline.train_batches(train, sample, **training)}
     if (np.bincount(validation.labels) > 1).any():

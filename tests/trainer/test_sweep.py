@@ -13,7 +13,7 @@ import optuna
 import pytest
 import toy
 
-from trainer import files, meters, sweep
+from trainer import engines, files, meters, sweep, trials
 from trainer.config import UserError
 
 # Stands in for the trainer: learns as toy.dropout says, without TensorFlow.
@@ -48,7 +48,7 @@ def swept(config, tmp_path, monkeypatch):
     def command(model, keys):
         return [sys.executable, str(script), *(f"--{k}={v}" for k, v in keys.items())]
 
-    monkeypatch.setattr(sweep, "_command", command)
+    monkeypatch.setattr(trials, "_command", command)
     monkeypatch.setattr(sweep, "SECONDS", 0.02)
 
     def run(**options):
@@ -124,7 +124,7 @@ def test_a_signal_stops_the_trials_and_the_next_start_continues_them(swept, tmp_
 
 
 def test_nothing_goes_on_where_no_trial_can_train(swept, config, monkeypatch):
-    monkeypatch.setattr(sweep, "_command", lambda model, keys: [sys.executable, "-c", "1 / 0"])
+    monkeypatch.setattr(trials, "_command", lambda model, keys: [sys.executable, "-c", "1 / 0"])
     with pytest.raises(UserError, match=r"No trial could train.*trial-000.log.*ZeroDivisionError"):
         swept(grid={"toy.dropout": [0.1, 0.2]})
 
@@ -182,8 +182,8 @@ def test_texts_are_read_in_the_type_of_their_key(config):
 
 def test_jobs_share_out_the_visible_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
-    assert [sweep._devices(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,5", "2"]
-    assert sweep._devices(0, 1) == {} == sweep._devices(0, 4)
+    assert [engines.gpus_of(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,5", "2"]
+    assert engines.gpus_of(0, 1) == {} == engines.gpus_of(0, 4)
 
 
 def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):

@@ -65,9 +65,17 @@ def is_kernel(variable):
     return "kernel" in variable.op.name
 
 
-def datasets(start_step=0):
-    batches = tf.data.Dataset.range(start_step, 1 << 40).map(_batch)
-    return {"trn": batches, "vld": tf.data.Dataset.range(1 << 30, (1 << 30) + 3).map(_batch)}
+def datasets(start_step=0, part=(0, 1)):
+    size = config["model.batch_size"] // part[1]
+
+    def own(number):
+        return {name: rows[part[0] * size :][:size] for name, rows in _batch(number).items()}
+
+    every = tf.data.Dataset.range(start_step, 1 << 40)
+    return {
+        "trn": every.map(own if part[1] > 1 else _batch),
+        "vld": tf.data.Dataset.range(1 << 30, (1 << 30) + 3).map(_batch),
+    }
 
 
 def build(inputs=None, train_phase=False):

@@ -1,0 +1,219 @@
+"""Several workers of one training, in processes of their own."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import assert_equal_runs, weights
+
+from trainer import checkpoints, cluster, listener, meters
+
+HERE = pathlib.Path(__file__).parent
+BUSY = 120  # seconds after which a process of a test counts as hanging, on a busy machine
+
+
+class Worker:
+    """One process."""
+
+    def __init__(self, pid, log):
+        self.pid, self._log = pid, log
+
+    def send(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    @property
+    def text(self):
+        return self._log.read_text()
+
+    @property
+    def code(self):
+        path = pathlib.Path(f"{self._log}.code")
+        return int(path.read_text()) if path.exists() else None
+
+    def wait(self):
+        until(lambda: self.code is not None, lambda: self.text)
+        return self.code
+
+
+class Workers:
+    """Starts workers in a folder."""
+
+    def __init__(self, server, folder):
+        self.server, self.folder, self.started = server, folder, []
+
+    def one(self, arguments, environment=None, **order):
+        log = self.folder / f"log-{len(self.started)}"
+        log.touch()
+        order |= {"log": str(log), "folder": str(self.folder), "environment": environment or {}}
+        order["arguments"] = ["--trainer.experiment_base_dir=.", *arguments]
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        self.started.append(Worker(int(self.server.stdout.readline()), log))
+        return self.started[-1]
+
+    def several(self, count, *arguments, **order):
+        """Starts all workers of a group; returns them."""
+        ports = [listener.free_port() for _ in range(count)]
+        jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        return [self.one(arguments, config_of(jobs, task), **order) for task in range(count)]
+
+    def run(self, name, *arguments, count=2, towers=1, model="toy_global"):
+        """Trains to the end; returns the experiment's folder."""
+        flags = flags_of(name, model, f"--trainer.num_towers={towers}", *arguments)
+        group = self.several(count, *flags) if count > 1 else [self.one(flags)]
+        assert [worker.wait() for worker in group] == [0] * count, group[0].text
+        return str(self.folder / name)
+
+
+def config_of(jobs, task):
+    return {"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": "worker", "index": task}})}
+
+
+def flags_of(name, model, *arguments):
+    return [f"--model={model}", f"--trainer.experiment_name={name}", *arguments]
+
+
+def until(holds, text=lambda: ""):
+    limit = time.monotonic() + BUSY
+    while not holds():
+        assert time.monotonic() < limit, text()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def server():
+    path = os.pathsep.join(map(str, (HERE.parent.parent, HERE)))
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "workers.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    yield process
+    process.stdin.close()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def workers(server, tmp_path_factory):
+    found = Workers(server, tmp_path_factory.mktemp("workers"))
+    yield found
+    for worker in found.started:
+        if worker.code is None:
+            worker.send(signal.SIGKILL)
+
+
+# Everything that a step may have, and a checkpoint now and then.
+FLAGS = (
+    "--model.num_steps=40",
+    "--model.optimizer.method=adam",
+    "--model.ema_decay=0.9",
+    "--model.weight_decay=0.01",
+    "--model.gradient_accumulation_steps=2",
+    "--model.clip_gradients.global_norm=1",
+    "--trainer.evaluation_interval=15",
+    "--trainer.summary_save_interval=10",
+    "--trainer.checkpoint_save_interval=7",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(workers):
+    """The run that nothing disturbs: one process with two towers."""
+    return workers.run("whole", *FLAGS, count=1, towers=2)
+
+
+def test_two_workers_are_bit_equal_to_two_towers(workers, whole):
+    assert_equal_runs(workers.run("two", *FLAGS), whole)
+
+
+def test_two_workers_with_two_towers_train_as_four_towers(workers):
+    flags = ("--model.num_steps=20", "--toy.norm=batch", "--model.batch_size=32")
+    wide = weights(workers.run("two-two", *flags, towers=2, model="toy"))
+    for name, value in weights(workers.run("four", *flags, count=1, towers=4, model="toy")).items():
+        # A bias in front of a batch norm has no gradient but rounding: hence a floor.
+        assert abs(wide[name] - value).max() <= 1e-5 * max(abs(value).max(), 0.1), name
+
+
+def test_what_a_loss_reads_of_all_workers(workers):
+    """Rows of every type in the order of the batch; proxies; a memory; only what is asked for."""
+    flags = ("--model.num_steps=12", "--model.batch_size=32", "--trainer.mixed_precision=bfloat16")
+    one = workers.run("memory-1", *flags, count=1, towers=2, model="toy_memory")
+    assert_equal_runs(workers.run("memory-2", *flags, model="toy_memory"), one)
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_rows_are_in_the_order_of_the_workers_numbers_and_means_are_exact(workers, count):
+    group = workers.several(count, call="semantics")
+    for worker in group:
+        assert worker.wait() == 0 and worker.text.splitlines()[-1] == "equal", worker.text
+
+
+# ---------------------------------------------------------------------------- failures
+
+
+def disturbed(workers, name, hurt, *arguments, step=17):
+    """Starts a group, calls `hurt(group)` at a step; returns the group when all have ended."""
+    flags = flags_of(name, "toy_global", *FLAGS, "--toy.seconds=0.02", *arguments)
+    group = workers.several(2, *flags)
+    until(
+        lambda: any(line["step"] >= step for line in meters.read_metrics(workers.folder / name)),
+        lambda: group[0].text + group[1].text,
+    )
+    hurt(group)
+    return group
+
+
+def resumed(workers, name):
+    """Starts the group again, the chief last; returns the folder."""
+    flags = flags_of(name, "toy_global", *FLAGS, "--toy.seconds=0.02")
+    ports = [listener.free_port() for _ in range(2)]
+    jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    late = workers.one(flags, config_of(jobs, 1))
+    time.sleep(1)
+    group = [workers.one(flags, config_of(jobs, 0)), late]
+    assert [worker.wait() for worker in group] == [0, 0], group[0].text + group[1].text
+    return str(workers.folder / name)
+
+
+def seconds_until_end(worker, since):
+    worker.wait()
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize("victim", ["worker", "chief"])
+def test_after_a_kill_everybody_ends_and_the_group_resumes_bit_equal(workers, whole, victim):
+    dead, left = (1, 0) if victim == "worker" else (0, 1)
+    name = f"kill-{victim}"
+    group = disturbed(workers, name, lambda group: group[dead].send(signal.SIGKILL))
+    assert group[left].wait() == cluster.EXIT_LOST and f"lost worker {dead}" in group[left].text
+    assert "Traceback" not in group[left].text
+    last = checkpoints.steps(workers.folder / name / "checkpoint")[-1]
+    # The chief saves at the very step; of a dead chief its last checkpoint is left.
+    assert last >= 17 if victim == "worker" else last % 7 == 0
+    assert_equal_runs(resumed(workers, name), whole)
+
+
+def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_bit_equal(workers, whole):
+    group = disturbed(workers, "term", lambda group: group[1].send(signal.SIGTERM))
+    assert [worker.wait() for worker in group] == [0, 0]
+    last = checkpoints.steps(workers.folder / "term" / "checkpoint")[-1]
+    assert f"stopped at step {last} (another worker was asked to)" in group[0].text
+    assert 17 <= last < 40
+    assert_equal_runs(resumed(workers, "term"), whole)
+
+
+def test_a_frozen_worker_is_found_by_the_timeout(workers):
+    timeout = "--trainer.cluster_timeout=3"
+    group = disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout)
+    assert group[0].wait() == cluster.EXIT_LOST
+    assert checkpoints.steps(workers.folder / "frozen" / "checkpoint")[-1] >= 17
+    group[1].send(signal.SIGKILL)

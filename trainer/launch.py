@@ -1,0 +1,138 @@
+"""`python -m trainer.launch --workers=2 -- --model=M …`: one training by several processes.
+
+Everything after `--` are flags of `trainer.main`. Each worker gets a TF_CONFIG of its own (see
+`trainer.cluster`). When one of them dies, the others end, and all start again from the last
+checkpoint.
+"""
+
+import json
+import signal
+import time
+from typing import Any, NoReturn
+
+from absl import flags
+
+from trainer import config as config_lib
+from trainer import engines, signals
+from trainer.config import UserError
+
+# Exit codes of trainer.cluster, which imports TensorFlow.
+EXIT_LOST, EXIT_PORT = 75, 69
+
+SECONDS = 0.1  # between two looks at the workers
+GRACE = 30  # seconds that a worker has to end after another's death; the chief saves, so ten times
+PORTS = 10  # how often other ports are tried
+
+
+def run(
+    arguments: list[str], workers: int, engine: str = "local", max_failures: int = 3, gpus: int = 0
+) -> int:
+    """Trains with several processes.
+
+    Args:
+      arguments: flags of `trainer.main`.
+      workers: how many.
+      engine: a key of `engines.ENGINES`.
+      max_failures: how often a group that lost a worker starts again.
+      gpus: GPUs of each worker, for Ray.
+
+    Returns:
+      The exit code: 0 if training ended, or was stopped by a signal; that of a worker that reported
+      an error.
+
+    Raises:
+      UserError: workers died more often than `max_failures`.
+    """
+    failures, busy = 0, 0
+    with engines.ENGINES[engine](workers, gpus) as seats, signals.graceful() as stop_requested:
+        while True:
+            codes = _train(seats, arguments, stop_requested)
+            if not any(codes) or stop_requested():
+                return int(any(codes))
+            if EXIT_PORT in codes and busy < PORTS:
+                busy += 1
+                continue
+            for code in codes:
+                if 0 < code < 128 and code not in (EXIT_LOST, EXIT_PORT):
+                    return code  # it said why; to start again would not help
+            failures += 1
+            what = "; ".join(f"worker {i}: {_said(code)}" for i, code in enumerate(codes) if code)
+            if failures > max_failures:
+                raise UserError(
+                    f"{what}. The group failed {failures} times, more than --max_failures="
+                    f"{max_failures}. The same command resumes from the last checkpoint."
+                )
+            print(f"{what}. Starting all again ({failures} of {max_failures}).", flush=True)
+            arguments = [*arguments, "--nofresh"]  # what is resumed must not be deleted
+
+
+def _said(code):
+    if code in (EXIT_LOST, EXIT_PORT):
+        return "lost another worker" if code == EXIT_LOST else "its port was taken"
+    return f"killed by signal {-code if code < 0 else code - 128}"
+
+
+def _train(seats: list[Any], arguments: list[str], stop_requested) -> list[int]:
+    """Starts all workers once; returns their exit codes."""
+    command = engines.trainer_command(*arguments)
+    jobs = {"worker": [seat.address() for seat in seats]}
+    processes, told, ends = [], False, None
+    try:
+        for index, seat in enumerate(seats):
+            task = {"type": "worker", "index": index}
+            told_config = json.dumps({"cluster": jobs, "task": task})
+            processes.append(seat.start(command, {"TF_CONFIG": told_config}))
+        while None in (codes := [process.poll() for process in processes]):
+            failed = any(codes)
+            if (failed or stop_requested()) and not told:
+                # Once only: a second signal would end a chief that saves.
+                told, ends = True, time.monotonic()
+                _signal(processes, codes, signal.SIGTERM)
+            for process, code, limit in zip(
+                processes, codes, [10 * GRACE, *[GRACE] * len(seats)], strict=False
+            ):
+                if failed and code is None and time.monotonic() > ends + limit:
+                    process.send_signal(signal.SIGKILL)
+            time.sleep(SECONDS)
+        return codes
+    finally:
+        _signal(processes, [process.poll() for process in processes], signal.SIGKILL)
+
+
+def _signal(processes, codes, number):
+    for process, code in zip(processes, codes, strict=True):
+        if code is None:
+            process.send_signal(number)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the program's flags."""
+    number, choice = config_lib.definers(values, "integer", "enum")
+    number("workers", 2, "Processes that train together.", lower_bound=1)
+    choice(
+        "engine",
+        "local",
+        tuple(engines.ENGINES),
+        "Where they run: local, on this machine; ray, on the nodes of a Ray cluster (RAY_ADDRESS).",
+    )
+    number("max_failures", 3, "How often to start again after a death.", lower_bound=0)
+    number("gpus", 0, "GPUs of each worker on Ray; local workers share all.", lower_bound=0)
+
+
+def start(argv: list[str] | None = None) -> NoReturn:
+    """Runs the program on a command line, `sys.argv` by default."""
+    options = flags.FlagValues()
+    define_flags(options)
+
+    def main(*arguments: str) -> int:
+        if not arguments:
+            raise UserError("give the flags of train after --, such as -- --model=models.simple")
+        given = options.workers, options.engine, options.max_failures, options.gpus
+        return run(list(arguments), *given)
+
+    stopped = "stopped before the first step: the same command starts again"
+    config_lib.run_without_model(main, argv, stopped, ["[-- flags of train…]"], options)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,95 @@
+"""The port that a worker listens on: whether it is free, and who may connect to it.
+
+TensorFlow's server listens on every interface of the machine, whatever address it was given, and
+has no authentication. On Linux the kernel filters for it.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import sys
+import time
+
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
+
+# Operations of the kernel's packet filter (linux/filter.h): load a word, compare, return.
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_PROTOCOL, _NETWORK = -0x1000, -0x100000  # offsets: the packet's protocol; its IP header
+_IPV4 = 0x0800
+
+
+def taken(address: str) -> bool:
+    """Returns whether a program listens on the port of `host:port` already."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Waits until a program listens at `host:port`; returns whether one does in time."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+        time.sleep(0.1)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Returns a port on which nothing listens at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def restrict(address: str) -> bool:
+    """Lets this process's listener on the port of `host:port` answer packets to that host only.
+
+    Returns:
+      Whether it does: not if the host's address is no IPv4 address of this machine (behind a
+      proxy), or on another system than Linux.
+    """
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        own = socket.gethostbyname(host.strip("[]"))
+        with socket.socket() as probe:
+            probe.bind((own, 0))  # fails for an address of another machine
+        if sys.platform == "linux" and own != "0.0.0.0":
+            return sum(_filter(listening, own) for listening in _listeners(int(port))) > 0
+    return False
+
+
+def _listeners(port):
+    """Yields the sockets of this process that listen on a port."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listens and found.getsockname()[1] == port:
+                yield found
+
+
+def _filter(listening, own):
+    """Drops packets that are not IPv4 to the address `own`; connections inherit the filter."""
+    program = [
+        (_LOAD, 0, 0, _PROTOCOL & 0xFFFFFFFF),
+        (_EQUAL, 0, 3, _IPV4),
+        (_LOAD, 0, 0, (_NETWORK + 16) & 0xFFFFFFFF),  # the destination's address
+        (_EQUAL, 0, 1, struct.unpack("!I", socket.inet_aton(own))[0]),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    pointer = struct.pack("HP", len(program), ctypes.addressof(code))
+    listening.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, pointer)
+    return True
