@@ -18,14 +18,22 @@ embeds the images below a folder, one image, or those of a CSV of path,label[,ca
 model's own datasets read them: resized to the model's size and cropped to their boxes. With
 --saved_model no model module is needed. If it takes images of any size, --image_size says which; if
 it takes floats and does not say which range of pixels it wants, --input_range does.
+
+    python -m retrieval.embed --model=models.simple --folder=IMAGES --output=STORE --shard=0/8
+    python -m retrieval.embed --output=STORE --finish
+
+embeds the first eighth of the images: any scheduler starts the eight processes, on any number of
+machines that see STORE, which may be an URL such as s3://bucket/store. --finish verifies the shards
+and completes the store. --engine=ray --workers=8 does all of it on Ray.
 """
 
 import functools
+import re
 import sys
 
 from absl import flags
 
-from retrieval.embeddings import source
+from retrieval.embeddings import parts, source
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -35,26 +43,75 @@ def main(options, model, given, rest):
     trainer_config.no_arguments(rest)
     if not options.output:
         raise UserError("--output=DIR: name the folder of the store")
+    shard = _shard(options)
+    if options.finish:
+        with trainer_config.user_errors(options.output):
+            _print_made(options.output, parts.finish(options.output))
+        return 0
     checkpoint = source.locate(options, model, given)
     if options.all and (options.folder or options.manifest or options["dataset"].present):
         raise UserError("--all: is the whole catalogue of --model's own data set; give it alone")
     with trainer_config.user_errors(options.output):
-        _embed(options, model, checkpoint)
+        if shard or options.engine == "ray":
+            _embed_parts(options, model, checkpoint, shard)
+        else:
+            _embed(options, model, checkpoint)
     return 0
+
+
+def _shard(options):
+    """(i, n) of --shard=i/n; None without. UserError for anything else, or flags that clash."""
+    given = [f"--{name}" for name in ("shard", "finish") if options[name].present]
+    given += ["--engine=ray"] * (options.engine == "ray")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give one of them")
+    if options["workers"].present and options.engine != "ray":
+        raise UserError("--workers: goes with --engine=ray")
+    if not options["shard"].present:
+        return None
+    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", options.shard, re.ASCII)
+    shard, of = map(int, found.groups()) if found else (0, 0)
+    if shard >= of:
+        raise UserError(f"--shard={options.shard}: takes i/n with i from 0 to n - 1, such as 0/8")
+    return shard, of
+
+
+def _embed_parts(options, model, checkpoint, shard):
+    """Embeds one of several shards, or all of them on Ray."""
+    from retrieval.embeddings import engine, passes, store
+
+    rows = engine.table(options, model)
+    if rows is None:
+        raise UserError(
+            f"{'--shard' if shard else '--engine=ray'}: embeds a listing: give --folder, "
+            "--manifest or --all"
+        )
+    folder = options.output
+    if shard is None:
+        if not store.is_complete(folder):
+            values = {name: options[name].value for name in options}
+            batches = -(-len(rows) // options.batch_size)
+            engine.embed(values, model, checkpoint, options.workers or 2, batches)
+        return _print_made(folder, parts.finish(folder))
+    names = ("on_bad_image", "batch_size", "dtype", "shard_rows")
+    how = {name: options[name].value for name in names}
+    with source.opened(options, model, checkpoint) as embedder:
+        count = passes.embed_shard(rows, folder, embedder, *shard, **how)
+    state = "complete" if store.is_complete(folder) else f"shard {shard[0]}/{shard[1]} is committed"
+    print(f"{folder}: {state}, {count} embeddings by this process")
+
+
+def _print_made(folder, manifest):
+    print(f"{folder}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
+    source.print_skipped(manifest)
 
 
 def _embed(options, model, checkpoint):
     """Embeds image files or a dataset, with the weights of a checkpoint or a SavedModel."""
-    from retrieval.embeddings import images, passes, store
+    from retrieval.embeddings import engine, images, passes, store
 
-    rows, spec = None, None
-    if options.folder or options.manifest:
-        rows = images.table(options.folder, options.manifest, options.where, options.columns)
-    elif options.all:
-        rows = source.catalogue_of(model, options.where)
-        if rows is None:
-            raise ValueError(f"--all: {model.__name__} has no table() of its whole data set")
-    elif checkpoint:
+    rows, spec = engine.table(options, model), None
+    if rows is None and checkpoint:
         spec = images.spec_of(model, [options.dataset])
     finished = store.is_complete(options.output)
     written = {"dtype": options.dtype, "shard_rows": options.shard_rows}
@@ -69,10 +126,9 @@ def _embed(options, model, checkpoint):
     if finished:
         note = "complete since an earlier run; delete the folder if its images changed"
         print(f"{options.output}: {note}", file=sys.stderr)
-    print(f"{options.output}: {manifest['count']} x {manifest['dimensions']} {manifest['dtype']}")
+    _print_made(options.output, manifest)
     if rows is None:
         _say_what(options, model)
-    source.print_skipped(manifest)
 
 
 def _say_what(options, model):
@@ -96,7 +152,11 @@ def define_flags(values):
     text("dataset", "retrieval_index", "Which of the model's datasets, such as retrieval_query.")
     flag("all", False, "Embed the catalogue of all splits, not of the test alone.")
     choice("dtype", "float32", ["float32", "float16"], "Type of the stored numbers.")
-    number("shard_rows", 65536, "Rows per shard, about: what a kill can lose.", lower_bound=1)
+    number("shard_rows", 65536, "Rows per file, about: what a kill can lose.", lower_bound=1)
+    text("shard", None, "i/n: embed the i-th of n shards, from 0; n processes fill one store.")
+    flag("finish", False, "Verify the shards of --output, and complete the store.")
+    choice("engine", "local", ["local", "ray"], "ray: embed all shards on a Ray cluster.")
+    number("workers", 0, "Processes of --engine=ray (0: two).", lower_bound=0)
 
 
 def run(argv=None):

@@ -8,21 +8,28 @@
                                        [--page=FILE.html]
     python -m retrieval.index info | verify | versions --index=INDEX
     python -m retrieval.index rollback --to=NUMBER --index=INDEX
+    python -m retrieval.index train    --store=DIR --output=INDEX [--factory=IVF…] [--recall=0.95]
+    python -m retrieval.index add      --store=DIR --index=INDEX --part=0/8 [--memory=4]
+    python -m retrieval.index merge    --index=INDEX [--apart]
 
 For photos, `retrieval.build` and `retrieval.search` do all of it in two commands. These here are
 for stored embeddings, and to change an index.
 
 `build` chooses an index kind for the memory at hand and tunes it until it finds the asked share of
 the nearest items. Every change makes a new version; the last three are kept.
+
+`train`, `add --part` and `merge` build an index with several processes, on any machines that see
+the folders: each part takes no more memory than --memory, and ids are those of one index.
 """
 
 import functools
 import json
+import re
 import sys
 
 from absl import flags
 
-from retrieval.catalogue import index
+from retrieval.catalogue import index, parts
 from retrieval.catalogue.index import Catalogue
 from retrieval.embeddings import store
 from retrieval.evaluation import inputs
@@ -41,12 +48,18 @@ NEEDED = {
     "verify": ("index",),
     "versions": ("index",),
     "rollback": ("index", "to"),
+    "train": ("store", "output"),
+    "merge": ("index",),
 }
+MAKING = ("build", "train")  # write a new folder, --output
 
 # What it may also have.
 OPTIONAL = {
     "build": ("factory", "recall", "queries", "memory", "similarity", "on_disk"),
     "search": ("k", "category", "page"),
+    "train": ("factory", "recall", "queries", "memory", "similarity"),
+    "add": ("part", "memory"),
+    "merge": ("store", "apart"),
 }
 
 
@@ -57,18 +70,33 @@ def main(action, options):
         return print(json.dumps(index.manifest_of(options.index), indent=1))
     if action == "versions":
         return _versions(options.index)
-    folder = options.output if action == "build" else options.index
+    folder = options.output if action in MAKING else options.index
+    memory = None if options.memory is None else options.memory * 2**30
     if action == "build":
         manifest = index.build(
             options.store,
             options.output,
             options.factory,
             similarity=options.similarity,
-            memory=None if options.memory is None else options.memory * 2**30,
+            memory=memory,
             recall=options.recall,
             on_disk=options.on_disk,
             queries=options.queries,
         )
+        return answers.print_built(folder, manifest)
+    elif action == "train":
+        how = {"similarity": options.similarity, "recall": options.recall}
+        about = parts.train(
+            options.store, folder, options.factory, memory=memory, queries=options.queries, **how
+        )
+        return print(f"{folder}: {about['factory']} ({about['why']}), trained for parts")
+    elif action == "add" and options.part:
+        part, of = _part(options.part)
+        made = parts.add(options.store, folder, part, of, memory=memory)
+        rows = f"rows {made['start']} to {made['stop'] - 1}"
+        return print(f"{folder}: part {part}/{of} is there, {rows}")
+    elif action == "merge":
+        manifest = parts.merge(folder, options.store, options.apart)
         return answers.print_built(folder, manifest)
     elif action == "add":
         manifest = index.add(options.store, options.index)
@@ -82,6 +110,15 @@ def main(action, options):
     else:
         manifest = Catalogue.open(options.index, everything=True).manifest
     print(f"{folder}: {answers.described(manifest)}")
+
+
+def _part(text):
+    """(i, n) of --part=i/n."""
+    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
+    part, of = map(int, found.groups()) if found else (0, 0)
+    if part >= of:
+        raise UserError(f"--part={text}: takes i/n with i from 0 to n - 1, such as 0/8")
+    return part, of
 
 
 def _versions(folder):
@@ -129,6 +166,8 @@ def define_flags(values):
     path("ids", None, "Text file of the ids to remove, one per line.")
     number("to", None, "The version to go back to.", lower_bound=1)
     flag("on_disk", False, "Keep the inverted lists of --factory in a file.")
+    text("part", None, "i/n: add the i-th of n parts of the store, from 0, to a trained index.")
+    flag("apart", False, "Do not merge the lists: a search merges what it finds in each part.")
 
 
 def _listed(names):
@@ -139,12 +178,16 @@ def _program(options, action):
     if action not in NEEDED:
         known = f"give one action of {', '.join(NEEDED)}"
         raise UserError(f"{action!r}: {known}.{did_you_mean(action, NEEDED)}")
+    if action == "train" and options.index:
+        raise UserError("--index: train writes --output")
+    if action == "add" and options["memory"].present and not options.part:
+        raise UserError("--memory has no effect: add takes it with --part")
     if action == "build" and options.index:
         raise UserError(
             f"--index={options.index}: build writes --output; a FAISS factory is now "
             f"--factory={options.index}"
         )
-    if action != "build" and options.output:
+    if action not in MAKING and options.output:
         raise UserError(f"--output: {action} writes no new folder; the index is now --index")
     taken = (*NEEDED[action], *OPTIONAL.get(action, ()))
     for name in options:

@@ -102,8 +102,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Replaces a JSON file atomically; NaN and infinities, which JSON lacks, become null."""
-    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, _as_json(value))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -176,7 +179,12 @@ def known_keys(path: str | os.PathLike, keys: set, what: str) -> dict:
 
 def write_sealed(path: str | os.PathLike, value: dict) -> None:
     """Replaces a JSON file atomically, with a checksum of its own contents."""
-    write_json(path, plain(value) | {"checksum": _seal(value)})
+    write_text(path, sealed(value))
+
+
+def sealed(value: dict) -> str:
+    """Returns what `write_sealed` writes, for places that are no folder."""
+    return _as_json(plain(value) | {"checksum": _seal(value)})
 
 
 def read_sealed(path: str | os.PathLike, keys: set, what: str) -> dict:

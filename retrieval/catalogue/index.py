@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from retrieval import progress
 from retrieval.catalogue import inverted_lists, neighbours, opened, versions
 from retrieval.catalogue.opened import ITEMS, MODEL, Catalogue, manifest_of
+from retrieval.catalogue.rows import checked
 from retrieval.embeddings import store
-from retrieval.ranking import vectors
 from trainer import files
 
 __all__ = ["Catalogue", "add", "build", "history", "manifest_of", "remove", "rollback"]
@@ -65,7 +64,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
         raise ValueError(f"--recall={recall:g}: takes a share above 0, up to 1")
     if memory is not None and not memory > 0:
         raise ValueError(f"--memory={memory / 2**30:g}: takes a number above 0")
-    origin = _filled(source)
+    origin = filled(source)
     dimensions, count = origin["dimensions"], origin["count"]
     memory, why = memory or neighbours.free_memory() // 2, "asked for"
     with files.only_writer(folder):
@@ -79,14 +78,8 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             raise ValueError(
                 f"--factory={factory}: has no inverted lists to keep on disk; IVF… has"
             )
-        rows = _Rows(source, similarity)
-        if not index.is_trained:
-            wanted = 64 * getattr(neighbours.core(index), "nlist", 1024) + 4096
-            wanted = min(wanted, max(4096, memory // (16 * dimensions)))
-            some = rows[_sample(random, count, wanted)]
-            print(f"training {factory} on {len(some)} of {count} items", file=sys.stderr)
-            neighbours.train(index, some, factory, similarity)
-        neighbours.check(index, neighbours.prepare(rows[np.arange(1)], similarity), factory)
+        rows, items = checked(source, similarity)
+        train(index, rows, factory, memory, random)
         held = _sample(random, count, min(HELD_OUT, count // 10))
         if on_disk or queries:
             held = held[:0]
@@ -98,8 +91,10 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             else:
                 for block in rows.blocks(kept, BLOCK):
                     index.add(block)
-            asking = _queries(queries, rows, held, origin, random)
-            tuned = _tune(index, rows, kept, asking, recall, similarity, k)
+            asking = queries_of(queries, rows, held, origin, random)
+            near = min(k, len(kept))
+            truth = neighbours.nearest(asking, rows.blocks(kept, BLOCK), near, similarity)[0]
+            tuned = tune(index, rows, kept, asking, truth, recall)
             for block in rows.blocks(held, BLOCK):
                 index.add(block)
             manifest = {
@@ -113,58 +108,37 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             }
             if save_model:
                 save_model(os.path.join(path, MODEL))
-            return _write(path, index, rows.items.take(np.concatenate([kept, held])), manifest)
+            return write(path, index, items.take(np.concatenate([kept, held])), manifest)
 
 
-def _filled(source):
+def train(index, rows, factory, memory, random) -> None:
+    """Trains an index of that factory on a sample of rows that fits the memory, if it needs it.
+
+    Raises:
+      ValueError: FAISS cannot train it, add to it, or skip items in a search.
+    """
+    if not index.is_trained:
+        wanted = 64 * getattr(neighbours.core(index), "nlist", 1024) + 4096
+        wanted = min(wanted, max(4096, memory // (16 * index.d)))
+        some = rows[_sample(random, len(rows), wanted)]
+        print(f"training {factory} on {len(some)} of {len(rows)} items", file=sys.stderr)
+        neighbours.train(index, some, factory, rows.similarity)
+    neighbours.check(index, neighbours.prepare(rows[np.arange(1)], rows.similarity), factory)
+
+
+def filled(source) -> dict:
+    """The manifest of a store; ValueError if it holds nothing."""
     manifest = store.manifest_of(source)
     if not manifest["count"]:
         raise ValueError(f"{source}: holds no embeddings: there is nothing to index")
     return manifest
 
 
-class _Rows:
-    """A store's embeddings, memory-mapped in parts, and its items, an `ITEMS` table, all alive.
-
-    Raises ValueError for a row that cannot be searched, and for an id that occurs twice.
-    """
-
-    def __init__(self, source, similarity):
-        self.similarity, self.parts, tables = similarity, [], []
-        for part, table in store.shards(source):
-            if not len(part):
-                continue
-            vectors.Vectors(part, similarity, f"{source}, around {table['id'][0].as_py()!r}")
-            self.parts.append(part)
-            tables.append(table.append_column("alive", [np.ones(len(part), bool)]))
-        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        self.items = pyarrow.concat_tables(tables).cast(ITEMS)
-        if len(compute.unique(self.items["id"])) < len(self.items):
-            counts = compute.value_counts(self.items["id"])
-            twice = counts.filter(compute.greater(counts.field("counts"), 1))[0]["values"]
-            raise ValueError(f"{source}: id {twice.as_py()!r} occurs twice")
-
-    def __getitem__(self, rows):
-        """float32 [n, D] of ascending rows."""
-        found = []
-        for part, start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
-            inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
-            found.append(np.asarray(part[inside], np.float32))
-        return np.concatenate(found)
-
-    def blocks(self, rows, size):
-        """Yields the embeddings of ascending rows as FAISS takes them, some at a time."""
-        size = max(1024, size)
-        cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        for cut in progress.track(cuts, len(cuts), "items", len):
-            yield neighbours.prepare(self[cut], self.similarity)
-
-
 def _sample(random, count, wanted):
     return np.sort(random.choice(count, min(count, wanted), replace=False))
 
 
-def _queries(queries, rows, held, origin, random):
+def queries_of(queries, rows, held, origin, random) -> np.ndarray:
     """float32 [Q, D] to tune with: real ones, held-out items, or items moved by 10% noise."""
     if queries:
         weights = store.manifest_of(queries)["source"].get("checkpoint_sha256")
@@ -176,15 +150,22 @@ def _queries(queries, rows, held, origin, random):
         return np.asarray(found[_sample(random, len(found), 2000)], np.float32)
     if len(held):
         return rows[held]
-    some = rows[_sample(random, len(rows.items), HELD_OUT)]
+    some = rows[_sample(random, len(rows), HELD_OUT)]
     return neighbours.moved(some, rows.similarity, random)
 
 
-def _tune(index, rows, kept, queries, recall, similarity, k):
-    """The manifest's entry on search effort; the index holds `kept` rows."""
-    near = min(k, len(kept))
-    everything = rows.blocks(kept, BLOCK)
-    truth = neighbours.nearest(queries, everything, near, similarity)[0]
+def tune(index, rows, kept, queries, truth, recall) -> dict:
+    """The manifest's entry on search effort; the index holds `kept` rows.
+
+    Args:
+      index: a FAISS index.
+      rows: `Rows` of its store.
+      kept: int64 [N], the row of the store that each row of the index is of.
+      queries: float32 [Q, D] to tune with.
+      truth: float32 [Q, k], scores of the nearest items.
+      recall: the share asked for.
+    """
+    similarity, near = rows.similarity, truth.shape[1]
 
     def exact(found):
         """Exact scores [Q, k] of rows of the index; -inf for -1."""
@@ -207,7 +188,7 @@ def add(source, folder):
     Raises:
       ValueError: other weights or dimensions than the index's.
     """
-    origin = _filled(source)
+    origin = filled(source)
     with files.only_writer(folder), Catalogue.open(folder) as old:
         index, items, manifest = old.index, old.items, old.manifest
         old.check_weights(origin["source"].get("checkpoint_sha256"), source)
@@ -216,8 +197,8 @@ def add(source, folder):
                 f"{source} has {origin['dimensions']} dimensions; the index takes "
                 f"{manifest['dimensions']}"
             )
-        rows = _Rows(source, manifest["similarity"])
-        items = pyarrow.concat_tables([_without(items, rows.items["id"]), rows.items])
+        rows, new = checked(source, manifest["similarity"])
+        items = pyarrow.concat_tables([_without(items, new["id"]), new])
         blocks = rows.blocks(np.arange(origin["count"]), BLOCK)
         with versions.following(folder) as path:
             if manifest["on_disk"]:
@@ -225,8 +206,8 @@ def add(source, folder):
             else:
                 for block in blocks:
                     index.add(block)
-            _keep_model(old.folder, path)
-            return _write(path, index, items, manifest)
+            keep_model(old.folder, path)
+            return write(path, index, items, manifest)
 
 
 def remove(ids, folder):
@@ -251,8 +232,8 @@ def remove(ids, folder):
         with versions.following(folder) as path:
             if manifest["on_disk"]:
                 index = inverted_lists.write(index, [], path)
-            _keep_model(old.folder, path)
-            return _write(path, index, items, manifest)
+            keep_model(old.folder, path)
+            return write(path, index, items, manifest)
 
 
 def _without(items, ids):
@@ -299,7 +280,7 @@ def _files_below(path):
         yield from (os.path.relpath(os.path.join(at, n), path).replace(os.sep, "/") for n in names)
 
 
-def _keep_model(old, new):
+def keep_model(old, new) -> None:
     """Gives a version the model of an earlier one."""
     for name in _files_below(os.path.join(old, MODEL)):
         source, target = (os.path.join(version, MODEL, name) for version in (old, new))
@@ -307,16 +288,19 @@ def _keep_model(old, new):
         files.link(source, target)
 
 
-def _write(path, index, items, manifest):
+def write(path, index, items, manifest) -> dict:
     """Writes the files of a version and returns its manifest."""
-    faiss.write_index(index, os.path.join(path, "index.faiss"))
+    manifest = {name: value for name, value in manifest.items() if name != "parts"}
+    if isinstance(index, inverted_lists.Stacked):  # whose parts have been linked there
+        manifest["parts"] = len(index.parts)
+    faiss.write_index(inverted_lists.saved(index), os.path.join(path, "index.faiss"))
     with pyarrow.ipc.new_file(os.path.join(path, "items.arrow"), ITEMS) as out:
         out.write_table(items)
     names = sorted(_files_below(path))
     for name in names:  # FAISS does not
         files.sync(os.path.join(path, name))
     sizes = {name: os.path.getsize(os.path.join(path, name)) for name in names}
-    vectors_in = sizes["index.faiss"] + sizes.get(inverted_lists.LISTS, 0)
+    vectors_in = sum(size for name, size in sizes.items() if name.endswith(inverted_lists.ENDS))
     manifest = manifest | {
         "version": int(os.path.basename(path)),
         "count": (alive := compute.sum(items["alive"]).as_py()),

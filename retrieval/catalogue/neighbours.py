@@ -102,12 +102,15 @@ def nearest(queries: np.ndarray, parts, k: int, similarity: str = "cosine"):
             block = prepare(part[i : i + BLOCK], similarity)
             s, r = faiss.knn(queries, block, min(k, len(block)), metric)
             s, r = _as_similarity(s, r, similarity)
-            scores, rows = np.hstack([scores, s]), np.hstack([rows, r + start])
+            scores, rows = best(np.hstack([scores, s]), np.hstack([rows, r + start]), k)
             start += len(block)
-            if scores.shape[1] > s.shape[1]:
-                best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-                scores, rows = (np.take_along_axis(a, best, 1) for a in (scores, rows))
     return scores, rows
+
+
+def best(scores, rows, k):
+    """The k best of scores [Q, n] and rows [Q, n], in order; the first of equal ones."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _as_similarity(scores, rows, similarity):
@@ -140,7 +143,7 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
       ValueError: neither memory nor disk is large enough.
     """
     # np: skips FAISS's training for polysemous codes, which takes minutes and gains nothing here.
-    lists = int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
+    lists = lists_for(count)
     eight, half = f"IVF{lists},SQ8", max(1, dimensions // 2)
     kinds = [
         ("Flat", 4 * dimensions, count <= EXACT_UP_TO or recall >= 1, "exact"),
@@ -171,6 +174,11 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
     )
 
 
+def lists_for(count):
+    """The number of inverted lists for that many items."""
+    return int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
+
+
 def free_memory():
     """Available memory in bytes, including reclaimable cache."""
     import psutil
@@ -178,9 +186,14 @@ def free_memory():
     return psutil.virtual_memory().available
 
 
+def _kind(index):
+    """The index in FAISS's own class; of several parts, the first."""
+    return faiss.downcast_index(getattr(index, "parts", [index])[0])
+
+
 def core(index):
     """Returns the index that searches, inside one that transforms vectors first or ranks again."""
-    kind = faiss.downcast_index(index)
+    kind = _kind(index)
     if isinstance(kind, faiss.IndexPreTransform):
         return core(kind.index)
     return core(kind.base_index) if isinstance(kind, faiss.IndexRefine) else kind
@@ -194,7 +207,7 @@ def effort(index, value, selector=None):
       value: the effort: nprobe of inverted lists, efSearch of a graph.
       selector: a `faiss.IDSelector` of the rows to consider, None for all.
     """
-    kind = faiss.downcast_index(index)
+    kind = _kind(index)
     if isinstance(kind, faiss.IndexPreTransform):
         return effort(kind.index, value, selector)
     if isinstance(kind, faiss.IndexRefine):

@@ -372,7 +372,7 @@ def check_files(folder, version, manifest, everything):
     others = [n for n in versions.numbers(folder) if n != manifest["version"]]
     again = f"go back with `index rollback --to={others[-1]}`" if others else "build it anew"
     for name in manifest["sha256"]:
-        large = name == inverted_lists.LISTS or name.startswith(f"{MODEL}/")
+        large = name.endswith(inverted_lists.LISTS) or name.startswith(f"{MODEL}/")
         _check_file(version, name, manifest, again, everything or not large)
 
 
@@ -385,18 +385,29 @@ def _check_file(version, name, manifest, remedy, whole=True):
         raise ValueError(f"{path}: is damaged (its checksum differs); {remedy}")
 
 
-def read(version, manifest):
-    """Returns (FAISS index, items) of a version; ValueError if they cannot be read."""
+def read_items(folder) -> pyarrow.Table:
+    """The items in a folder, memory-mapped; ValueError if they cannot be read."""
     try:
-        items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(version, "items.arrow")))
+        items = pyarrow.ipc.open_file(pyarrow.memory_map(os.path.join(folder, "items.arrow")))
         items = items.read_all()
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{version}/items.arrow: cannot be read: {error}") from None
+        raise ValueError(f"{folder}/items.arrow: cannot be read: {error}") from None
     if items.schema != ITEMS:
-        raise ValueError(f"{version}: was written by another version of this program: build anew")
+        raise ValueError(f"{folder}: was written by another version of this program: build anew")
+    return items
+
+
+def read(version, manifest):
+    """Returns (FAISS index, items) of a version; ValueError if they cannot be read."""
+    items = read_items(version)
     read = inverted_lists.read if manifest["on_disk"] else faiss.read_index
+    folders = [f"part-{n:05d}" for n in range(manifest.get("parts", 0))]
     try:
-        index = read(os.path.join(version, "index.faiss"))
+        if folders:
+            read_in = [read(os.path.join(version, f, "index.faiss")) for f in folders]
+            index = inverted_lists.Stacked(read_in)
+        else:
+            index = read(os.path.join(version, "index.faiss"))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(f"{version}/index.faiss: cannot be read: {reason}") from None

@@ -16,12 +16,12 @@ KEPT = 3  # versions
 LITTER = r"\.[^/]+\.tmp"  # what a killed writer of `current` leaves
 # The files of a version that its manifest names, and all that this program writes there.
 CONTENTS = (
-    r"index\.faiss|items\.arrow|lists\.ivfdata"
+    r"(part-\d{5}/)?(index\.faiss|lists\.ivfdata)|items\.arrow"
     r"|model/(text/)?((saved_model|fingerprint)\.pb|variables/variables\.[\w-]+|assets/[^/]+"
     r"|assets\.extra/prototrain\.json)"
 )
 FILES = (
-    rf"({CONTENTS}|manifest\.json|model/(text/)?((variables|assets|assets\.extra)/)?"
+    rf"({CONTENTS}|manifest\.json|part-\d{{5}}/|model/(text/)?((variables|assets|assets\.extra)/)?"
     r"|\.blocks-\w+/(\d+\.faiss)?|(model/.*)?\.[^/]+\.tmp|model/(text/)?saved_model\.pb\.tmp.*)?"
 )
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from metriclearn.datasets import ProductTable
-from retrieval.embeddings import images, store
+from retrieval.embeddings import images, parts, places, store
 from retrieval.embeddings.embedder import Embedder
 from retrieval.embeddings.kept import Kept, listing
 from retrieval.embeddings.store import Embedded
@@ -110,6 +110,35 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
       batch_size: images at a time.
       options: dtype, shard_rows: as in `store.fill`.
     """
+    if places.is_remote(folder):  # object storage has no locks: as the only one of several
+        embed_shard(rows, folder, embedder, 0, 1, on_bad_image=on_bad_image,
+                    batch_size=batch_size, **options)  # fmt: skip
+        return parts.finish(folder)
+    source, embed = _of_table(rows, embedder, on_bad_image, batch_size)
+    return store.fill(folder, source, embed, **options)
+
+
+def embed_shard(rows: ProductTable, folder, embedder, shard, of, *, on_bad_image="error",
+                batch_size=64, dtype="float32", shard_rows=65536) -> int:  # fmt: skip
+    """Embeds one shard of a table into a store that several processes fill, see `parts`.
+
+    Args:
+      rows, folder, embedder, on_bad_image, batch_size: as in `embed_table`.
+      shard, of: which shard, from 0, of how many.
+      dtype, shard_rows: as in `store.fill`.
+
+    Returns:
+      The number of embeddings committed.
+    """
+    source, embed = _of_table(rows, embedder, on_bad_image, batch_size)
+    piece = max(1, shard_rows // batch_size)
+    plan = parts.Plan(source, dtype, of, len(rows), batch_size, piece)
+    return parts.fill(folder, plan, shard, lambda batches: embed(batches.start, batches.stop))
+
+
+def _of_table(rows, embedder, on_bad_image, batch_size):
+    """What embeddings of a table depend on, and the function of a first and an end batch that
+    yields (items, a line per skipped image) of the batches between."""
     if embedder.size is None:
         raise ValueError("this model takes no images alone: it can embed its own datasets only")
     height, width = embedder.size
@@ -122,19 +151,23 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
         "batch_size": batch_size,  # shards end where batches do
     }
 
-    def rest(done):
+    def embed(start, stop=None):
+        part = rows
+        if stop is not None:
+            part = rows.select(np.arange(len(rows))[: stop * batch_size])
+
         def make():
             return images.of_table(
-                rows, embedder.size, embedder.channels, batch_size, on_bad_image=on_bad_image,
-                start_batch=done, boxes=boxes, max_pixels=embedder.max_pixels,
+                part, embedder.size, embedder.channels, batch_size, on_bad_image=on_bad_image,
+                start_batch=start, boxes=boxes, max_pixels=embedder.max_pixels,
             )  # fmt: skip
 
-        with images.opened(make, "embedding images", keys=("image",)) as parts:
-            for batch in parts:
+        with images.opened(make, "embedding images", keys=("image",)) as batches:
+            for batch in batches:
                 found = np.zeros((0, embedder.dimensions), np.float32)
                 if len(batch["id"]):
                     found = embedder.run(batch)
                 skipped = images.text(batch.get("skipped", ())).tolist()
                 yield Embedded(found, **images.facts(batch)), skipped
 
-    return store.fill(folder, source, rest, **options)
+    return source, embed

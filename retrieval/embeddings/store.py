@@ -5,6 +5,9 @@
     DIR/00000.npy               embeddings [n, D], float32 or float16, memory-mapped when read
     DIR/00000.parquet           id, product, category, path and sha256 of every row
 
+A store made by several processes has longer names (see `retrieval.embeddings.parts`). DIR may be
+the URL of object storage (see `retrieval.embeddings.places`).
+
 `path` is the real path of the image file ('' for an image that is not a file), `sha256` the hash of
 its bytes. A shard counts once the manifest names it, which is written last: a store whose writer
 was killed resumes after its last complete shard.
@@ -13,6 +16,7 @@ was killed resumes after its last complete shard.
 import dataclasses
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -23,13 +27,16 @@ import numpy as np
 import pyarrow
 from numpy.lib import format as npy
 
+from retrieval.embeddings import places
 from trainer import files
 
 COLUMNS = ("id", "product", "category", "path", "sha256")
 LARGEST = 2**40  # rows or columns that are believed of a header
 KIND = "store"  # of folder, in its mark
-FILES = r"\d{5}\.(npy|parquet)|manifest\.json"
+NAME = r"\d{5}(-\d{5}-[0-9a-f]{12})?"  # of a shard's files; it cannot lead out of the folder
+FILES = rf"{NAME}\.(npy|parquet)|manifest\.json"
 LITTER = r"\..*\.tmp"  # what a killed writer leaves
+PARTS = "parts/plan.json"  # while a store is made in parts
 
 
 class OtherSource(ValueError):
@@ -108,6 +115,10 @@ def fill(
       BlockingIOError: another program is writing there.
       OSError: the disk is full, or the folder cannot be written.
     """
+    if places.is_remote(folder):
+        raise ValueError(
+            f"{folder}: object storage takes listings: give --folder, --manifest or --all"
+        )
     with files.only_writer(folder, wait):
         manifest = begin(folder, source, dtype)
         if manifest["complete"]:
@@ -144,13 +155,28 @@ def begin(folder, source, dtype="float32") -> dict:
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
         files.claim(folder, KIND)
+        if os.path.exists(os.path.join(folder, PARTS)):
+            raise ValueError(f"{folder}: is being made in shards: give --shard=i/n, or --finish")
         return {"source": source, "dtype": dtype, "complete": False, "count": 0, "shards": []}
     manifest = _known(folder)
-    if manifest["source"] != source or manifest["dtype"] != dtype:
-        changed = [k for k in source if manifest["source"].get(k) != source[k]] or ["dtype"]
+    check_source(folder, manifest, source, dtype)
+    return manifest
+
+
+def check_source(folder, known, source, dtype, ignored=()) -> None:
+    """Raises OtherSource unless what a store is made of is what is to be embedded now.
+
+    Args:
+      folder: the store.
+      known: its manifest, or the plan of one that is made in parts.
+      source, dtype: see `fill`.
+      ignored: keys of the source that may differ.
+    """
+    changed = [k for k in source if k not in ignored and known["source"].get(k) != source[k]]
+    if changed or known["dtype"] != dtype:
+        changed = [*changed, "dtype"]
         what = "other images" if changed[0] == "images_sha256" else f"another {changed[0]}"
         raise OtherSource(f"{folder} holds embeddings of {what}: name another folder, or delete it")
-    return manifest
 
 
 def append(folder, manifest, items: Embedded, batches, skipped=()):
@@ -163,45 +189,58 @@ def append(folder, manifest, items: Embedded, batches, skipped=()):
       batches: the number of batches in it.
       skipped: a line per image of these batches that could not be read.
     """
+    if manifest["shards"] and items.embeddings.shape[1] != manifest["dimensions"]:
+        raise ValueError(f"{items.embeddings.shape[1]} dimensions after {manifest['dimensions']}")
+    name = f"{len(manifest['shards']):05d}"
+    shard = write_shard(places.at(folder), name, items, manifest["dtype"])
+    manifest["dimensions"] = items.embeddings.shape[1]
+    manifest["count"] += len(items)
+    manifest["shards"].append(shard | {"batches": batches, "skipped": list(skipped)})
+    _publish(folder, manifest)
+
+
+def write_shard(place, name, items: Embedded, dtype) -> dict:
+    """Writes the files of a shard.
+
+    Args:
+      place: of the store, see `places.at`.
+      name: of the files, without their ends.
+      items: the rows.
+      dtype: 'float32' or 'float16'.
+
+    Returns:
+      {'name', 'count', 'sha256'} of the shard, for a manifest.
+
+    Raises:
+      ValueError: an embedding is not finite, or too large for float16.
+    """
+    from pyarrow import parquet  # which a search does not need
+
     with np.errstate(over="ignore"):
-        values = np.asarray(items.embeddings, manifest["dtype"])
+        values = np.asarray(items.embeddings, dtype)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         given = np.isfinite(items.embeddings[bad[0]]).all()
         what = "is too large for float16; take --dtype=float32" if given else "is not finite"
         raise ValueError(f"the embedding of {str(items.ids[bad[0]])!r} {what}")
-    if manifest["shards"] and values.shape[1] != manifest["dimensions"]:
-        raise ValueError(f"{values.shape[1]} dimensions after {manifest['dimensions']}")
-    name = f"{len(manifest['shards']):05d}"
-    array, table = (os.path.join(folder, f"{name}.{kind}") for kind in ("npy", "parquet"))
-    with files.published(array) as out:
-        np.save(out, values)
     nothing = np.full(len(items), "")
     paths = nothing if items.paths is None else items.paths
     hashes = nothing if items.hashes is None else items.hashes
     columns = (items.ids, items.products, items.categories, paths, hashes)
-    _write_table(table, dict(zip(COLUMNS, columns, strict=True)))
-    manifest["dimensions"] = values.shape[1]
-    manifest["count"] += len(values)
-    manifest["shards"].append(
-        {
-            "name": name,
-            "count": len(values),
-            "batches": batches,
-            "skipped": list(skipped),
-            "sha256": {"npy": files.sha256(array), "parquet": files.sha256(table)},
-        }
-    )
-    _publish(folder, manifest)
-
-
-def _write_table(path, columns):
-    """Writes {name: str [N]} as a Parquet table."""
-    from pyarrow import parquet  # which a search does not need
-
-    texts = {name: pyarrow.array(v.tolist(), pyarrow.string()) for name, v in columns.items()}
-    with files.published(path) as out:
-        parquet.write_table(pyarrow.table(texts), out)
+    texts = {
+        title: pyarrow.array(column.tolist(), pyarrow.string())
+        for title, column in zip(COLUMNS, columns, strict=True)
+    }
+    sums = {}
+    for kind, write in (
+        ("npy", lambda out: np.save(out, values)),
+        ("parquet", lambda out: parquet.write_table(pyarrow.table(texts), out)),
+    ):
+        with place.writing(f"{name}.{kind}") as out:
+            write(out)
+            out.flush()
+            sums[kind] = files.sha256(out.name)
+    return {"name": name, "count": len(items), "sha256": sums}
 
 
 def finish(folder, manifest):
@@ -232,12 +271,15 @@ def manifest_of(folder) -> dict:
 
 def is_complete(folder) -> bool:
     """Whether a folder holds a complete store."""
-    return os.path.exists(os.path.join(folder, "manifest.json")) and _known(folder)["complete"]
+    path = places.at(folder).path("manifest.json")
+    return os.path.exists(path) and _known(folder)["complete"]
 
 
 def _known(folder):
-    path = os.path.join(folder, "manifest.json")
+    path = places.at(folder).path("manifest.json")
     if not os.path.exists(path):
+        if places.at(folder).exists(PARTS):
+            raise ValueError(f"{folder}: is being made in shards; `embed --finish` completes it")
         raise ValueError(f"{folder}: is not a store of embeddings; make one with retrieval.embed")
     keys = {"source", "dtype", "complete", "count", "shards"}
     manifest = files.read_sealed(path, keys, "a store of embeddings")
@@ -256,10 +298,8 @@ def _check_shards(path, manifest):
             and sums.keys() == kinds
             and all(isinstance(shard.get(key), int) for key in ("count", "batches"))
             and isinstance(shard.get("skipped", []), list)
-            # A name of five digits cannot lead out of the folder.
             and isinstance(shard.get("name"), str)
-            and shard["name"].isascii()
-            and shard["name"].isdigit()
+            and re.fullmatch(NAME, shard["name"], re.ASCII) is not None
         )
     if whole and shards:
         whole &= isinstance(manifest.get("dimensions"), int)
@@ -268,35 +308,54 @@ def _check_shards(path, manifest):
         raise ValueError(f"{path}: is damaged: its shards are not as retrieval.embed writes them")
 
 
-def shards(folder, verify=True):
+def shards(folder, verify=True, start=0, stop=None):
     """Yields (embeddings [n, D], memory-mapped, and a pyarrow.Table of COLUMNS) shard by shard.
 
     Args:
       folder: the store.
       verify: compare checksums first.
+      start, stop: the rows wanted; the shards that hold none of them are not read.
 
     Raises:
       ValueError: a missing, truncated or changed file.
     """
     manifest = manifest_of(folder)
+    end = 0
     for shard in manifest["shards"]:
-        paths = {kind: os.path.join(folder, f"{shard['name']}.{kind}") for kind in shard["sha256"]}
-        for kind, path in paths.items():
-            if not os.path.isfile(path):
-                raise ValueError(f"{path}: is missing from its store")
-            if verify and files.sha256(path) != shard["sha256"][kind]:
-                raise ValueError(f"{path}: is damaged (its checksum differs); embed again")
+        first, end = end, end + shard["count"]
+        if end <= start or (stop is not None and first >= stop):
+            continue
+        paths = {kind: _path_of(folder, shard, kind, verify) for kind in shard["sha256"]}
         table = _read_table(paths["parquet"])
-        array = load_array(paths["npy"])
-        if array.shape[1:] != (manifest["dimensions"],) or array.dtype.kind != "f":
-            raise ValueError(
-                f"{paths['npy']}: is {array.dtype} {list(array.shape)}, unlike its manifest"
-            )
+        array = _array_of(manifest, paths["npy"])
         if len(array) != len(table):
             raise ValueError(
                 f"{paths['parquet']}: names {len(table)} items for {len(array)} embeddings"
             )
-        yield array, table
+        keep = slice(max(0, start - first), None if stop is None else max(0, stop - first))
+        yield array[keep], table[keep]
+
+
+def arrays(folder) -> list[np.ndarray]:
+    """The embeddings [n, D] of every shard, memory-mapped; neither names nor checksums are read."""
+    manifest = manifest_of(folder)
+    return [_array_of(manifest, _path_of(folder, s, "npy", False)) for s in manifest["shards"]]
+
+
+def _path_of(folder, shard, kind, verify):
+    path = places.at(folder).path(f"{shard['name']}.{kind}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: is missing from its store")
+    if verify and files.sha256(path) != shard["sha256"][kind]:
+        raise ValueError(f"{path}: is damaged (its checksum differs); embed again")
+    return path
+
+
+def _array_of(manifest, path):
+    array = load_array(path)
+    if array.shape[1:] != (manifest["dimensions"],) or array.dtype.kind != "f":
+        raise ValueError(f"{path}: is {array.dtype} {list(array.shape)}, unlike its manifest")
+    return array
 
 
 def load_array(path) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""The rows of a store: embeddings, memory-mapped in parts, and what they are embeddings of."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow
+from pyarrow import compute
+
+from retrieval import progress
+from retrieval.catalogue import neighbours
+from retrieval.catalogue.opened import ITEMS
+from retrieval.embeddings import store
+from retrieval.ranking import vectors
+
+
+class Rows:
+    """Embeddings by row number.
+
+    Attributes:
+      parts: memory-mapped arrays [n, D].
+      similarity: 'cosine', 'dot' or 'euclidean'.
+    """
+
+    def __init__(self, parts: list[np.ndarray], similarity: str) -> None:
+        self.parts, self.similarity = parts, similarity
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, D] of ascending rows."""
+        found = [np.empty((0, self.parts[0].shape[1]), np.float32)]
+        for part, start, end in zip(self.parts, self._starts, self._starts[1:], strict=False):
+            inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
+            found.append(np.asarray(part[inside], np.float32))
+        return np.concatenate(found)
+
+    def blocks(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Yields the embeddings of ascending rows as FAISS takes them, some at a time."""
+        size = max(1024, size)
+        cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        for cut in progress.track(cuts, len(cuts), "items", len):
+            yield neighbours.prepare(self[cut], self.similarity)
+
+
+def checked(source, similarity, start=0, stop=None) -> tuple[Rows, pyarrow.Table]:
+    """The rows of a store, or a range of them, and their items, an `ITEMS` table, all alive.
+
+    Raises:
+      ValueError: a row that cannot be searched, or an id that occurs twice.
+    """
+    parts, tables = [], []
+    for part, table in store.shards(source, start=start, stop=stop):
+        if not len(part):
+            continue
+        vectors.Vectors(part, similarity, f"{source}, around {table['id'][0].as_py()!r}")
+        parts.append(part)
+        tables.append(table.append_column("alive", [np.ones(len(part), bool)]))
+    items = pyarrow.concat_tables(tables).cast(ITEMS)
+    if len(compute.unique(items["id"])) < len(items):
+        counts = compute.value_counts(items["id"])
+        twice = counts.filter(compute.greater(counts.field("counts"), 1))[0]["values"]
+        raise ValueError(f"{source}: id {twice.as_py()!r} occurs twice")
+    return Rows(parts, similarity), items
