@@ -21,7 +21,6 @@ from retrieval.catalogue import inverted_lists, neighbours
 from retrieval.ranking import counting
 
 BLOCK = 65536  # rows added at a time
-TURNS = 9
 ON_DISK = " on disk"
 
 
@@ -43,15 +42,18 @@ def timed(built, queries, truth, value):
     return float(hits), seconds
 
 
-def in_turn(built, queries, truth, values):
-    """Seconds [len(values), TURNS] of passes at each effort, by turns."""
+def in_turn(built, queries, truth, values, rounds):
+    """Seconds [len(values), rounds] of passes at each effort, by turns."""
     passes = [lambda v=v: timed(built, queries, truth, v)[1] for v in values]
-    return timing.alternate(passes, TURNS, warm=0)
+    return timing.alternate(passes, rounds, warm=0)
 
 
-def measure(quick=False, rows=1_000_000, dimensions=128, queries=1000, recall=0.95, kinds=""):
+def measure(
+    quick=False, rows=1_000_000, dimensions=128, queries=1000, recall=0.95, kinds="", rounds=9
+):
     """`kinds`: FAISS factories, separated by ;, such as "IVF64,SQ8 on disk"."""
-    rows = rows // 50 if quick else rows
+    if quick:
+        rows, rounds = rows // 50, 5
     faiss.omp_set_num_threads(counting.cores())
     everything = draw(rows + 2 * queries, dimensions)
     points = everything[:rows]
@@ -69,13 +71,13 @@ def measure(quick=False, rows=1_000_000, dimensions=128, queries=1000, recall=0.
             built, note = _built(factory, on_disk, folder, points)
             tuned = neighbours.tune(built, held_out, scores, exact, recall, "dot", 10)
             name = f"search of {factory}{ON_DISK * on_disk}, times as fast as FAISS set by hand"
-            yield _beside_hand(name, built, asked, truth, tuned["effort"], note)
+            yield _beside_hand(name, built, asked, truth, tuned["effort"], rounds, note)
 
 
-def _beside_hand(name, built, queries, truth, effort, note):
+def _beside_hand(name, built, queries, truth, effort, rounds, note):
     recall = timed(built, queries, truth, effort)[0]
     if effort is None:
-        seconds = in_turn(built, queries, truth, [effort])
+        seconds = in_turn(built, queries, truth, [effort], rounds)
         note += f", recall@10 {recall:.3f}, {len(queries) / np.median(seconds):.0f} queries/s"
         return figures.Figure(name, None, note=f"nothing to set; {note}")
     efforts = [1, *(2 ** np.arange(1, 10)).tolist()]
@@ -85,7 +87,9 @@ def _beside_hand(name, built, queries, truth, effort, note):
         return figures.Figure(name, None, note=f"by hand it stays below {recall:.3f}; {note}")
     less = max(0, enough - 1)
     share = (recall - by_hand[less]) / (by_hand[enough] - by_hand[less] or 1)
-    ours, low, high = in_turn(built, queries, truth, (effort, efforts[less], efforts[enough]))
+    ours, low, high = in_turn(
+        built, queries, truth, (effort, efforts[less], efforts[enough]), rounds
+    )
     note += f", effort {effort}, recall@10 {recall:.3f}"
     note += f", {len(queries) / np.median(ours):.0f} queries/s"
     return figures.figure(name, (low + share * (high - low)) / ours, note=note)

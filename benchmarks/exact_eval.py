@@ -118,7 +118,7 @@ def measure(
     peer=False, verify=False,
 ):  # fmt: skip
     if quick:
-        rows, products, queries, rounds = rows // 4, products // 4, queries // 4, 3
+        rows, products, queries, rounds = rows // 4, products // 4, queries // 4, 2
     points, labels = draw(rows + queries, dimensions, products, noise)
     others, points = (points[rows:], labels[rows:]), points[:rows]
     labels = labels[:rows]

@@ -84,15 +84,17 @@ def figure(name, values, unit="", note=""):
     return Figure(name, statistics.median(values), low, high, unit, note)
 
 
-def reached(name, value, reach=REACH):
-    """(direction, bound, whether it is reached) of a row; None if nothing was asked of it."""
+def asked(found, reach=REACH):
+    """(bound in words, whether the figure reaches it); ('', None) if nothing was asked of it."""
     for rows in reach.values():
-        if name in rows:
-            direction, bound = rows[name]
-            if value is None:
-                return direction, bound, None
-            return direction, bound, value >= bound if direction == AT_LEAST else value <= bound
-    return None
+        if found.name in rows:
+            direction, bound = rows[found.name]
+            words = f"{direction} {bound:g}{' ' if found.unit else ''}{found.unit}"
+            if found.value is None:
+                return words, None
+            at_least = direction == AT_LEAST
+            return words, found.value >= bound if at_least else found.value <= bound
+    return "", None
 
 
 def program(measure):
@@ -121,8 +123,8 @@ def print_lines(found):
 
 def text(found, reach=REACH):
     """One line for a terminal."""
-    asked = reached(found.name, found.value, reach)
-    bound = f"  (asked: {asked[0]} {asked[1]:g})" if asked else ""
+    bound = asked(found, reach)[0]
+    bound = f"  (asked: {bound})" if bound else ""
     note = f"  {found.note}" if found.note else ""
     return f"{found.name}: {amount(found)}{bound}{note}"
 

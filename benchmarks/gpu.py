@@ -250,10 +250,14 @@ def check_towers(scale):
     from models import simple
     from trainer import check_towers as checked
 
-    simple.config["trainer.num_towers"] = max(2, len(scale.devices))
-    if scale.tiny:
-        simple.config["model.batch_size"] = 16
-    lines = checked.check_towers(simple, simple.config)
+    config, before = simple.config, simple.config.to_dict()
+    try:
+        config["trainer.num_towers"] = max(2, len(scale.devices))
+        if scale.tiny:
+            config["model.batch_size"] = 16
+        lines = checked.check_towers(simple, config)
+    finally:
+        config.restore(before)
     worst = next(line for line in lines if line.startswith("worst"))
     value = float(re.search(r"difference ([\d.e+-]+)", worst)[1])
     yield figures.Figure("--check_towers, worst relative difference", value, note=lines[-1])

@@ -59,7 +59,7 @@ def bare_loop(config):
 
 
 def measure(quick=False, steps=1200):
-    steps = 500 if quick else steps
+    steps = 300 if quick else steps
     config = simple.config
     config["model.num_steps"] = steps
     config["trainer.checkpoint_save_interval"] = steps // 5

@@ -66,10 +66,10 @@ def _key(result):
 
 def table(rows):
     """Markdown of the rows of one run."""
-    lines = ["| work | measured | asked | note |", "|---|---|---|---|"]
+    lines = [_line("work", "measured", "asked", "note"), _rule(4)]
     for row in rows:
         note = row["note"].replace("|", "\\|")
-        lines.append(f"| {row['name']} | {_amount(row)} | {row['reach'] or ''} | {note} |")
+        lines.append(_line(row["name"], figures.amount(_figure(row)), row["asked"], note))
     return "\n".join(lines) + "\n"
 
 
@@ -92,9 +92,8 @@ def conditions(result):
 def written(records):
     """The text of docs/performance.md."""
     ours = [each for each in records if not each["machine"].get("gpus")]
-    newest = {each["machine"]["make"]: each for each in ours}
-    parts = [HEAD, _side_by_side(newest)]
-    parts += [f"* **{_title(each)}**: {conditions(each)}" for each in newest.values()]
+    parts = [HEAD, _side_by_side(ours)]
+    parts += [f"* **{_title(each)}**: {conditions(each)}" for each in _newest(ours).values()]
     if LIMITS.exists():
         parts.append("\n" + LIMITS.read_text(encoding="utf-8").rstrip())
     parts.append(_releases(ours))
@@ -111,45 +110,55 @@ def _title(record):
     return f"{record['machine']['make']}, {record['version']}"
 
 
-def _side_by_side(newest):
-    """Rows of the newest records, a column per make of processor."""
-    found = {make: _by_name(each) for make, each in newest.items()}
-    asked = {name: bound for rows in figures.REACH.values() for name, bound in rows.items()}
-    names = dict.fromkeys(name for rows in found.values() for name in rows)
-    order = [*asked, *(name for name in names if name not in asked)]
-    head = ["work", *map(_title, newest.values()), "asked"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name in order:
-        amounts = [_amount(rows[name]) if name in rows else "" for rows in found.values()]
-        bound = "{} {:g}".format(*asked[name]) if name in asked else ""
-        lines.append("| " + " | ".join([name, *amounts, bound]) + " |")
+def _side_by_side(records):
+    """Rows, a column per make of processor; where its newest record lacks a row, an older one's."""
+    newest = _newest(records)
+    columns = {make: {} for make in newest}
+    for each in records:
+        for row in each["figures"]:
+            columns[each["machine"]["make"]][row["name"]] = each["version"], _figure(row)
+    names = dict.fromkeys(name for rows in figures.REACH.values() for name in rows)
+    names |= dict.fromkeys(name for rows in columns.values() for name in rows)
+    lines = [_line("work", *map(_title, newest.values()), "asked"), _rule(len(newest) + 2)]
+    for name in names:
+        cells, bound = [], ""
+        for make, rows in columns.items():
+            version, found = rows.get(name, ("", None))
+            older = f", in {version}" if found and version != newest[make]["version"] else ""
+            cells.append(found and f"{figures.amount(found)}{older}")
+            bound = (found and figures.asked(found)[0]) or bound
+        lines.append(_line(name, *cells, bound or figures.asked(figures.Figure(name, None))[0]))
     return "\n".join(lines) + "\n"
+
+
+def _newest(records):
+    return {each["machine"]["make"]: each for each in records}
 
 
 def _releases(records):
     """Medians of the asked rows, a column per release; '' if there is one release per make."""
-    makes = dict.fromkeys(each["machine"]["make"] for each in records)
     parts = []
-    for make in makes:
+    for make in _newest(records):
         mine = [each for each in records if each["machine"]["make"] == make][-6:]
         if len(mine) < 2:
             continue
-        lines = ["| work | " + " | ".join(each["version"] for each in mine) + " |"]
-        lines.append("|---" * (len(mine) + 1) + "|")
+        found = [{row["name"]: _figure(row) for row in each["figures"]} for each in mine]
+        lines = [_line("work", *(each["version"] for each in mine)), _rule(len(mine) + 1)]
         for name in (name for rows in figures.REACH.values() for name in rows):
-            values = [_by_name(each).get(name) for each in mine]
-            if any(values):
-                medians = [_amount({**v, "low": None}) if v else "" for v in values]
-                lines.append(f"| {name} | {' | '.join(medians)} |")
+            medians = [dataclasses.replace(f[name], low=None) if name in f else None for f in found]
+            lines.append(_line(name, *(each and figures.amount(each) for each in medians)))
         parts += [f"\n## Releases on {make}\n", *lines]
     return "\n".join(parts)
 
 
-def _by_name(record):
-    return {row["name"]: row for row in record["figures"]}
+def _line(*cells):
+    return f"| {' | '.join(cell or '' for cell in cells)} |"
 
 
-def _amount(row):
-    """What a row of the history measured, in words; a short row has name and value only."""
-    known = {field.name: row[field.name] for field in FIELDS if field.name in row}
-    return figures.amount(figures.Figure(**known))
+def _rule(columns):
+    return "|" + "---|" * columns
+
+
+def _figure(row):
+    """The `Figure` of a row of the history; a short row has name and value only."""
+    return figures.Figure(**{f.name: row[f.name] for f in FIELDS if f.name in row})

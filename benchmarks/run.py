@@ -109,9 +109,9 @@ def gather(names, start, expected, reach=figures.REACH):
             print(f"  {figures.text(each, reach)}", file=sys.stderr, flush=True)
         taken[name] = round(time.perf_counter() - since, 1)
         for each in found:
-            direction, bound, met = figures.reached(each.name, each.value, reach) or (None,) * 3
+            bound, met = figures.asked(each, reach)
             row = {"benchmark": name, **dataclasses.asdict(each)}
-            rows.append(row | {"reach": direction and f"{direction} {bound:g}", "reached": met})
+            rows.append(row | {"asked": bound, "reached": met})
         if not whole:
             break
     return {

@@ -27,10 +27,15 @@ PEERS = {
     "PyTorch compile, bfloat16": ("compile", "bf16"),
 }
 
+QUICK = ("PyTorch eager", "PyTorch eager, bfloat16", "PyTorch compile, bfloat16")
+
 
 def measure(quick=False, size=64, batch=64, threads=0, rounds=7, steps=4):
     threads = threads or os.cpu_count()
-    rounds, steps = (3, 1) if quick else (rounds, steps)
+    kinds = dict(PEERS)
+    if quick:
+        rounds, steps = 3, 1
+        kinds = {name: kinds[name] for name in QUICK}
     shape = [str(size), str(batch), str(threads)]
     mine = [sys.executable, "-m", "benchmarks.train_step", "--worker"]
     commands = {
@@ -39,7 +44,7 @@ def measure(quick=False, size=64, batch=64, threads=0, rounds=7, steps=4):
         "matrix products": [*mine, "products", *shape],
     }
     if other := peer.installed():
-        for name, options in PEERS.items():
+        for name, options in kinds.items():
             commands[name] = [other, peer.script("peer_train_step.py"), *shape, *options]
     workers, failed = {}, []
     with contextlib.ExitStack() as stack:
@@ -53,7 +58,8 @@ def measure(quick=False, size=64, batch=64, threads=0, rounds=7, steps=4):
                 failed.append(name)  # torch.compile needs a compiler for C++
             else:
                 workers[name] = worker
-        turns = timing.alternate([lambda w=w: w(steps) for w in workers.values()], rounds)
+        turns = [lambda w=w: w(steps) for w in workers.values()]
+        turns = timing.alternate(turns, rounds, warm=0)
     times = dict(zip(workers, turns, strict=True))
     speeds = {name: batch / np.median(t) for name, t in times.items()}
     note = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())

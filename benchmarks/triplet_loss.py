@@ -6,6 +6,7 @@ step of ours, one step of pytorch-metric-learning (BatchHardMiner + TripletMargi
     python -m benchmarks.triplet_loss [--quick]
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -33,32 +34,34 @@ MINERS = {
 
 
 def measure(quick=False):
-    for size in SIZES:
-        yield from _size(*size, quick)
-    yield from _miners(quick)
-    if not quick:
-        yield from _memory()
+    with contextlib.ExitStack() as stack:
+        other = peer.installed()
+        if other:
+            command = [other, peer.script("peer_triplet.py"), str(THREADS)]
+            other = stack.enter_context(timing.Worker(command))
+        for size in SIZES:
+            yield from _size(*size, quick, other)
+        yield from _miners(quick)
+        if not quick:
+            yield from _memory(other)
 
 
-def _size(batch, dimension, rounds, repeats, quick):
+def _size(batch, dimension, rounds, repeats, quick, other):
     size = f"B={batch} D={dimension}"
     over = f"batch-hard, times as fast as pytorch-metric-learning, {size}"
-    with steps.mining(batch, dimension, [{}], CONFIG) as (product, ours):
-        turns = [lambda: timing.seconds(product, repeats), lambda: timing.seconds(ours, repeats)]
-        if other := peer.installed():
-            with timing.Worker([other, peer.script("peer_triplet.py"), str(THREADS)]) as worker:
-                turns.append(lambda: worker(f"{batch} {dimension} {repeats}"))
-                seconds = timing.alternate(turns, min(rounds, 5) if quick else rounds)
-        else:
-            seconds = timing.alternate(turns, rounds)
+    with steps.mining(batch, dimension, [{}], CONFIG) as functions:
+        turns = [lambda f=f: timing.seconds(f, repeats) for f in functions]
+        if other:
+            turns.append(lambda: other(f"{batch} {dimension} {repeats}"))
+        seconds = timing.alternate(turns, -(-rounds // 2) if quick else rounds)
     milliseconds = (1e3 * np.median(seconds, 1)).tolist()
     note = "product {:.1f} ms, ours {:.1f} ms".format(*milliseconds)
     yield figures.figure(f"batch-hard over one product, {size}", seconds[1] / seconds[0], note=note)
-    if not other:
+    if other:
+        note = f"peer {milliseconds[2]:.0f} ms"
+        yield figures.figure(over, seconds[2] / seconds[1], note=note)
+    else:
         yield figures.Figure(over, None, note=peer.MISSING)
-        return
-    note = f"peer {milliseconds[2]:.0f} ms"
-    yield figures.figure(over, seconds[2] / seconds[1], note=note)
 
 
 def _miners(quick, batch=4096, dimension=512):
@@ -71,13 +74,19 @@ def _miners(quick, batch=4096, dimension=512):
         yield figures.figure(row, seconds / batch_hard)
 
 
-def _memory():
+def _memory(other):
     """The peak beyond the embeddings of one step in a process of its own, D=512."""
     for batch, miner in (8192, "batch_hard"), (32768, "batch_hard"), (32768, "semi_hard"):
         arguments = [sys.executable, "-m", "benchmarks.triplet_loss", "--peak", str(batch), miner]
         done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
         name = f"memory of a step beyond the embeddings, {miner}, B={batch} D=512"
         yield figures.figure(name, float(done.stdout), "MiB")
+    name = "memory of a step beyond the embeddings, pytorch-metric-learning, B=8192 D=512"
+    if other:
+        other("256 512 0")  # makes threads and code resident
+        yield figures.figure(name, other("8192 512 0"), "MiB")
+    else:
+        yield figures.Figure(name, None, note=peer.MISSING)
 
 
 def peak(batch, miner):
