@@ -2,7 +2,7 @@
 
     python -m benchmarks.embed --model=models.simple --checkpoint=PREFIX
 
-runs `retrieval.embed` (progress, columns, reduced pictures, store) and, in turns with it, a bare
+runs `retrieval.embed` (progress, columns, reduced images, store) and, in turns with it, a bare
 `make_callable` loop over the same dataset, graph and weights that fetches the embeddings only. Both
 are timed from the second batch on: the first prepares graph and dataset, once however many follow.
 """
@@ -18,7 +18,7 @@ from trainer import quiet
 
 
 def bare(model, name, checkpoint):
-    """(seconds, pictures) of one pass that does nothing but embed, both without its first batch."""
+    """(seconds, images) of one pass that does nothing but embed, both without its first batch."""
     import tensorflow as tf
 
     from trainer import checkpoints
@@ -40,17 +40,23 @@ def bare(model, name, checkpoint):
 
 
 def stored(model, name, checkpoint):
-    """Seconds of one pass into a store, without building the graph."""
-    from retrieval import files, passes, store
+    """Seconds of one pass into a store, without its first batch."""
+    from retrieval.embeddings import images, passes, store
+    from retrieval.embeddings.embedder import Embedder
+    from trainer import files
 
-    with tempfile.TemporaryDirectory() as folder, files.only_writer(folder):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        files.only_writer(folder),
+        Embedder.of_experiment(
+            model, checkpoint, spec=images.spec_of(model, [name]), frozen=True
+        ) as embedder,
+    ):
         manifest = store.begin(folder, {})
-        datasets = lambda: {name: model.datasets()[name]}  # noqa: E731
-        with passes.opened(datasets, passes.of_model(model, checkpoint), images=False) as batches:
-            parts = batches(name)
-            first, start = next(parts), time.perf_counter()
-            store.append(folder, manifest, passes.joined([first, *parts], name), 1)
-            return time.perf_counter() - start
+        parts = passes.batches(embedder, lambda: images.of_model(model, [name])[name], name)
+        first, start = next(parts), time.perf_counter()
+        store.append(folder, manifest, store.joined([first, *parts]), 1)
+        return time.perf_counter() - start
 
 
 def main(model, given, rest):
@@ -63,7 +69,7 @@ def main(model, given, rest):
         least.append(seconds)
         ours.append(stored(model, "retrieval_query", checkpoint))
     a, b = statistics.median(ours), statistics.median(least)
-    print(f"{count} pictures: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
+    print(f"{count} images: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
     return 0
 
 

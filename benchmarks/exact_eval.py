@@ -1,31 +1,29 @@
 """Exact recall@k and MAP@R at the size of Stanford Online Products.
 
-    python -m benchmarks.exact_eval [--rows=60502] [--part=both] [--rounds=1] [--peer]
-        [--verify]
+    python -m benchmarks.exact_eval [--quick] [--rows=60502] [--rounds=1] [--peer] [--verify]
 
 compares, on the same vectors and the same cores, within one run: the bare float32 matrix product,
 this project's evaluation (recall@{1,10,100,1000}, MAP@R, MRR, mean rank) with either filter, FAISS
 IndexFlatIP with the ranks read from its lists at k = 100 and k = 1000, and with --peer
 pytorch-metric-learning's AccuracyCalculator (MAP@R and precision@1). --verify compares every query
-with a full float64 evaluation. Vectors are drawn: products scattered about categories, pictures
+with a full float64 evaluation. Vectors are random: products scattered about categories, images
 about products.
 """
 
-import argparse
 import json
-import os
-import resource
-import statistics
 import tempfile
 import time
 
 import faiss
 import numpy as np
 
+from benchmarks import figures, timing
+from benchmarks import peer as peers
 from retrieval import metrics
 from retrieval.ranking import counting, kernels
 
 KS = (1, 10, 100, 1000)
+AT_100, AT_1000, PRODUCT, OTHERS = figures.REACH["exact_eval"]
 
 
 def draw(rows, dimensions, products, noise, seed=0):
@@ -37,7 +35,7 @@ def draw(rows, dimensions, products, noise, seed=0):
     categories = random.normal(size=(12, dimensions))
     centers = random.normal(size=(products, dimensions))
     centers += categories[random.integers(0, 12, products)]
-    # Pictures of a product differ in how far they stray.
+    # Images of a product differ in how far they stray.
     spread = noise * np.exp(0.3 * random.normal(size=(rows, 1)))
     points = centers[labels] + spread * random.normal(size=(rows, dimensions))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -74,17 +72,15 @@ def by_lists(queries, labels, catalogue, catalogue_labels, k):
     return {"recall@k": {n: float((first <= n).mean()) for n in KS if n <= k}}
 
 
-def peer(points, labels):
-    from benchmarks import peer
-
+def by_peer(points, labels):
+    """The peer's own answer: {'seconds', 'recall@k', 'map@r'}."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/points.npy", points)
         np.save(f"{folder}/labels.npy", labels)
-        script = os.path.join(os.path.dirname(__file__), "peer_accuracy.py")
-        return json.loads(peer.run([script, folder]).splitlines()[-1])
+        return json.loads(peers.run([peers.script("peer_accuracy.py"), folder]).splitlines()[-1])
 
 
-def verify(points, labels):
+def verified(points, labels):
     """Compares first rank and MAP@R of every query with sorting a float64 product."""
     rankings = {
         name: metrics.rank_queries(points, labels, precision_at=(1,), filter=name)
@@ -112,85 +108,73 @@ def verify(points, labels):
                 off = abs(ap - ranking.average_precision[q]) > 1e-12
                 differ[name] += int(off or rank[0] != ranking.first[q])
     for name, count in differ.items():
-        print(
-            f"verify: {name}: {count} of {len(points)} queries differ from a float64 evaluation; "
-            f"{rankings[name].decided.sum()} were certified by float64"
-        )
+        note = f"of {len(points)}; {rankings[name].decided.sum()} were decided in float64"
+        row = f"queries that differ from a float64 evaluation, {name} filter"
+        yield figures.Figure(row, int(count), unit="queries", note=note)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=60502)
-    parser.add_argument("--dimensions", type=int, default=512)
-    parser.add_argument("--products", type=int, default=11316)
-    parser.add_argument("--noise", type=float, default=2.0)
-    parser.add_argument("--queries", type=int, default=8192, help="of the second, unsymmetric part")
-    parser.add_argument("--part", choices=["both", "first", "second"], default="both")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--verify", action="store_true")
-    options = parser.parse_args()
-    rows, count = options.rows, options.rows + options.queries
-    points, labels = draw(count, options.dimensions, options.products, options.noise)
-    queries, query_labels = points[rows:], labels[rows:]
-    points, labels = points[:rows], labels[:rows]
-    native = "with" if kernels.has_bfloat16() else "without"
-    print(
-        f"{options.rows} x {options.dimensions}, {counting.cores()} threads, "
-        f"{native} bfloat16 units"
-    )
-    if options.verify:
-        return verify(points, labels)
+def measure(
+    quick=False, rows=60502, dimensions=512, products=11316, noise=2.0, queries=8192, rounds=1,
+    peer=False, verify=False,
+):  # fmt: skip
+    if quick:
+        rows, products, queries, rounds = rows // 4, products // 4, queries // 4, 2
+    points, labels = draw(rows + queries, dimensions, products, noise)
+    others, points = (points[rows:], labels[rows:]), points[:rows]
+    labels = labels[:rows]
+    if verify:
+        yield from verified(points, labels)
+        return
     faiss.omp_set_num_threads(counting.cores())
-    parts = {
-        "first": ("queries = catalogue", (points, labels, points, labels)),
-        "second": (
-            f"{options.queries} queries, not in the catalogue",
-            (queries, query_labels, points, labels),
-        ),
+    native = "with" if kernels.has_bfloat16() else "without"
+    size = f"{rows:,} x {dimensions}, {native} bfloat16 units"
+    seconds, results = compared((points, labels, points, labels), rounds)
+    mine = seconds["ours"]
+    note = f"{size}; {np.median(mine):.2f} s"
+    yield figures.figure(AT_100, seconds["faiss k=100"] / mine, note=note)
+    yield figures.figure(AT_1000, seconds["faiss k=1000"] / mine)
+    yield figures.figure(PRODUCT, seconds["product"] / mine)
+    yield figures.figure(
+        "exact recall@k, bfloat16 over float32 filter", seconds["ours in float32"] / mine
+    )
+    if peer:
+        answer = by_peer(points, labels)
+        _check("pytorch-metric-learning", answer, results)
+        row = "exact recall@k and MAP@R, times as fast as pytorch-metric-learning"
+        yield figures.figure(row, answer["seconds"] / mine)
+    seconds, _ = compared((*others, points, labels), rounds)
+    note = f"{queries:,} queries in {rows:,} items"
+    yield figures.figure(OTHERS, seconds["faiss k=100"] / seconds["ours"], note=note)
+
+
+def compared(sets, rounds):
+    """({kind: seconds of each round}, what ours found), after checking that all agree."""
+    results = {}
+    kinds = {
+        "ours": lambda: ours(*sets, "auto"),
+        "ours in float32": lambda: ours(*sets, "float32"),
+        "faiss k=100": lambda: by_lists(*sets, 100),
+        "faiss k=1000": lambda: by_lists(*sets, 1000),
+        "product": lambda: product(sets[0], sets[2]),
     }
-    peak = None
-    for part, (title, arguments) in parts.items():
-        if options.part not in (part, "both"):
-            continue
-        print(f"\n{title}")
-        kinds = {
-            "ours": lambda a=arguments: ours(*a, "auto"),
-            "ours in float32": lambda a=arguments: ours(*a, "float32"),
-            "faiss k=100": lambda a=arguments: by_lists(*a, 100),
-            "faiss k=1000": lambda a=arguments: by_lists(*a, 1000),
-            "float32 product": lambda a=arguments: product(a[0], a[2]),
-        }
-        seconds, results, busy = {name: [] for name in kinds}, {}, {}
-        for _ in range(options.rounds):
-            for name, work in kinds.items():
-                start, cpu = time.perf_counter(), time.process_time()
-                results[name] = work()
-                seconds[name].append(time.perf_counter() - start)
-                busy[name] = time.process_time() - cpu
-                if peak is None:  # ours comes first: later FAISS's lists would count
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        if options.peer and arguments[0] is points:
-            answer = peer(points, labels)
-            results["pytorch-metric-learning"] = answer
-            seconds["pytorch-metric-learning"] = [answer["seconds"]]
-            busy["pytorch-metric-learning"] = answer["cpu"]
-        base = statistics.median(seconds["ours"])
-        for name, times in seconds.items():
-            median = statistics.median(times)
-            line = f"  {name:24s} {median:7.2f} s   {median / base:5.2f} x ours"
-            if name in busy:  # processor time tells more on a machine that others use, too
-                line += f"   cpu {busy[name]:7.2f} s {busy[name] / busy['ours']:5.2f} x"
-            print(line)
-        figures = results["ours"]
-        print(f"  recall@k {figures['recall@k']}  MAP@R {figures['map@r']:.6f}")
-        decided = figures["num_decided_in_float64"]
-        print(f"  {decided} queries certified by float64; peak memory {peak:.2f} GiB")
-        for name, result in results.items():
-            for k, rate in (result or {}).get("recall@k", {}).items():
-                if abs(rate - figures["recall@k"][int(k)]) > 1e-12:
-                    print(f"  {name} differs: recall@{k} {rate}")
+
+    def timed(name):
+        start = time.perf_counter()
+        results[name] = kinds[name]()
+        return time.perf_counter() - start
+
+    turns = [lambda n=name: timed(n) for name in kinds]
+    seconds = timing.alternate(turns, rounds, warm=0)
+    for name, result in results.items():
+        _check(name, result, results["ours"])
+    return dict(zip(kinds, seconds, strict=True)), results["ours"]
+
+
+def _check(name, result, found):
+    for k, rate in (result or {}).get("recall@k", {}).items():
+        if abs(rate - found["recall@k"][int(k)]) > 1e-12:
+            raise ValueError(f"{name} differs: recall@{k} {rate}")
 
 
 if __name__ == "__main__":
-    main()
+    figures.program(measure)

@@ -1,25 +1,30 @@
-"""Input speed: what crop, flip and colour cost over bare reading, decoding and resizing.
+"""Input speed: what crop, flip and color cost over bare reading, decoding and resizing.
 
-    python benchmarks/input_pipeline.py --manifest=path/to/manifest.csv
+    python -m benchmarks.input_pipeline [--quick] [--manifest=path/to/manifest.csv]
 
-Four sources of batches from the same files, each run for whole epochs, alternating, in one process:
+Four sources of batches from the same files, each run for whole epochs, by turns, in one process:
   bare      read, decode, resize: the limit of this machine for files of this kind
-  pipeline  random crop, resize, flip, colour, uncached; wanted: at least 0.85 of bare
-  first     the same with a cache of decoded pictures, its first epoch, compiling included
-  later     the epochs after it; wanted: at least 3 times the first, and 3 times the pipeline
-The files are read once before, so that all four find them in the system's cache. On other work's
-time the rates fall, so processor time per picture (all threads) is given beside them.
+  pipeline  random crop, resize, flip, color, uncached
+  first     the same with a cache of decoded images, its first epoch, compiling included
+  later     the epochs after it
+The files are read once before, so that all four find them in the system's cache. Without a
+manifest they are copies of the photos of examples/shop, reduced to a shorter side of 144 pixels.
 """
 
-import argparse
-import json
-import statistics
+import pathlib
+import tempfile
 import time
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
+from benchmarks import figures
 from metriclearn import augment
-from metriclearn.datasets import manifest, pipeline
+from metriclearn.datasets import ProductTable, pipeline
+from metriclearn.datasets import manifest as manifests
+
+SHOP = pathlib.Path(__file__).parent.parent / "examples" / "shop"
 
 
 def in_order(count, batch):
@@ -68,74 +73,71 @@ class Source:
             self._next()
 
     def epoch(self):
-        """Images per second, and images per second of processor time, over one epoch."""
+        """(seconds, seconds of processor) of one epoch."""
         start, used = time.perf_counter(), time.process_time()
         self.warm(self._steps)
-        count = self._steps * self._batch
-        return count / (time.perf_counter() - start), count / (time.process_time() - used)
+        return time.perf_counter() - start, time.process_time() - used
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--manifest", required=True, help="CSV manifest of the pictures")
-    parser.add_argument("--role", default="train", help="rows to use (default: train)")
-    parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=4, help="alternating rounds")
-    parser.add_argument("--budget_mib", type=int, default=1024, help="of the decoded cache")
-    parser.add_argument("--threads", type=int, default=0, help="0: TensorFlow's choice")
-    parser.add_argument("--json", action="store_true", help="print one JSON object only")
-    flags = parser.parse_args()
+def made(folder, count, side=144):
+    """A ProductTable of `count` JPEG files, written to a folder from those of examples/shop."""
+    found = sorted(SHOP.rglob("*.jpg"))
+    paths = []
+    for i in range(count):
+        source = paths[i % len(found)] if i >= len(found) else None
+        paths.append(pathlib.Path(folder) / f"{i}.jpg")
+        if source:
+            paths[-1].write_bytes(source.read_bytes())
+            continue
+        with Image.open(found[i]) as image:
+            ratio = side / min(image.size)
+            image.convert("RGB").resize([round(ratio * n) for n in image.size]).save(
+                paths[-1], quality=90
+            )
+    return ProductTable(paths=list(map(str, paths)), products=[str(i // 4) for i in range(count)])
 
-    table = manifest.load(flags.manifest).where(role=flags.role)
-    steps = len(table) // flags.batch_size
-    sample = in_order(len(table), flags.batch_size)
-    size = flags.image_size
-    cache = pipeline.DecodedCache(flags.budget_mib << 20)
+
+def measure(
+    quick=False, manifest="", role="train", photos=2944, image_size=128, batch_size=64, epochs=4,
+    budget_mib=1024, threads=0,
+):  # fmt: skip
+    if quick:
+        photos, epochs = 960, 3
+    with tempfile.TemporaryDirectory() as folder:
+        table = manifests.load(manifest).where(role=role) if manifest else made(folder, photos)
+        yield from _measured(table, image_size, batch_size, epochs, budget_mib << 20, threads)
+
+
+def _measured(table, size, batch, epochs, budget, threads):
+    steps = len(table) // batch
+    sample = in_order(len(table), batch)
 
     def source(build):
-        return Source(build, steps, flags.batch_size, flags.threads)
+        return Source(build, steps, batch, threads)
 
-    limit = source(lambda: bare(table, sample, flags.batch_size, size))
+    limit = source(lambda: bare(table, sample, batch, size))
     ours = source(lambda: augmented(table, sample, size))
     for each in (limit, ours):
         each.warm(steps)
-    rates = {"bare": [], "pipeline": [], "first": [], "later": []}
-    for _ in range(flags.epochs):
-        rates["bare"].append(limit.epoch())
-        rates["pipeline"].append(ours.epoch())
+    turns = []
+    for _ in range(epochs):
         # A new cache every round, so that the first epochs alternate with the rest as well.
-        cache = pipeline.DecodedCache(flags.budget_mib << 20)
+        cache = pipeline.DecodedCache(budget)
         cached = source(lambda cache=cache: augmented(table, sample, size, cache))
-        rates["first"].append(cached.epoch())
+        turn = [limit.epoch(), ours.epoch(), cached.epoch()]
         # The rest of the table (the last short batch) and what was made ahead.
         cached.warm(8)
-        rates["later"].append(cached.epoch())
-    cpu = {n: 1e6 / statistics.median(v for _, v in values) for n, values in rates.items()}
-    rates = {name: [value for value, _ in values] for name, values in rates.items()}
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    result = {
-        "pictures": len(table),
-        "images_per_second": {name: round(value) for name, value in middle.items()},
-        "pipeline_over_bare": round(middle["pipeline"] / middle["bare"], 3),
-        "later_over_first": round(middle["later"] / middle["first"], 3),
-        "later_over_pipeline": round(middle["later"] / middle["pipeline"], 3),
-        "processor_microseconds": {name: round(value) for name, value in cpu.items()},
-        "cache_mib": round(cache.bytes / (1 << 20), 1),
-        "cached_pictures": len(cache),
-    }
-    if flags.json:
-        print(json.dumps(result))
-        return
-    print(f"{len(table):,} pictures to {size} px, batch {flags.batch_size}, medians of rounds")
-    for name, value in middle.items():
-        every = ", ".join(f"{v:,.0f}" for v in rates[name])
-        print(f"  {name:10} {value:8,.0f} images/s, {cpu[name]:5,.0f} us of processor   ({every})")
-    print(f"  pipeline / bare  {result['pipeline_over_bare']:.2f}   (wanted >= 0.85)")
-    print(f"  later / first    {result['later_over_first']:.2f}   (wanted >= 3)")
-    print(f"  later / pipeline {result['later_over_pipeline']:.2f}   (wanted >= 3)")
-    print(f"  cache: {len(cache):,} pictures, {result['cache_mib']} of {flags.budget_mib} MiB")
+        turns.append([*turn, cached.epoch()])
+    turns = np.array(turns)  # [rounds, source, (seconds, processor)]
+    plain, pipelined, first, later = turns[:, :, 0].T
+    busy = 1e6 * np.median(turns[:, :, 1], 0) / (steps * batch)
+    note = f"{busy[1]:.0f} us of processor per image: bare {busy[0]:.0f}"
+    note = f"{len(table):,} images to {size} px; {note}"
+    over, cached_over = figures.REACH["input_pipeline"]
+    yield figures.figure(over, plain / pipelined, note=note)
+    yield figures.figure(cached_over, pipelined / later, note=f"{busy[3]:.0f} us of processor")
+    yield figures.figure("cached epochs over the first epoch, images per second", first / later)
 
 
 if __name__ == "__main__":
-    main()
+    figures.program(measure)

@@ -1,19 +1,22 @@
 """What the trainer costs beside its own steps.
 
-    python benchmarks/loop_overhead.py [--steps=1200]
+    python -m benchmarks.loop_overhead [--quick] [--steps=1200]
 
 Trains models.simple with progress, summaries and checkpoints at their default intervals. After
 every 50 steps it pauses and runs 50 steps of a bare `make_callable` loop over the same graph and
-data, so that both meet the same weather. Prints the ratio of their speeds (1 would be free), and
-how long the loop stalls for a checkpoint.
+data. The ratio is of their speeds (1 would be free). The stall is how long the loop waits for a
+checkpoint; five are written.
 """
 
-import argparse
 import contextlib
 import statistics
+import sys
 import tempfile
 import time
 
+import numpy as np
+
+from benchmarks import figures
 from trainer import quiet
 
 quiet.import_tensorflow()
@@ -55,12 +58,11 @@ def bare_loop(config):
     session.close()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200)
-    options = parser.parse_args()
+def measure(quick=False, steps=1200):
+    steps = 300 if quick else steps
     config = simple.config
-    config["model.num_steps"] = options.steps
+    config["model.num_steps"] = steps
+    config["trainer.checkpoint_save_interval"] = steps // 5
     # Validation is work of its own, not overhead.
     config["trainer.validation_step_interval"] = config["trainer.evaluation_interval"] = 0
     config["trainer.best_metric"] = ""
@@ -91,17 +93,15 @@ def main():
 
         meters.Progress, checkpoints.Writer = Alternating, Timed
         config["trainer.experiment_base_dir"] = folder
-        loop.train(simple, config)
-
-    print(
-        f"bare {BLOCK / statistics.mean(bare):.1f} steps/s, trainer "
-        f"{BLOCK / statistics.mean(trained):.1f} steps/s over {len(bare)} blocks of {BLOCK}"
-    )
-    print(f"trainer / bare loop, all blocks: {sum(bare) / sum(trained):.3f}")
-    ratios = [b / t for b, t in zip(bare, trained, strict=True)]
-    print(f"trainer / bare loop, median block: {statistics.median(ratios):.3f}")
-    print(f"a checkpoint stalls the loop for {statistics.median(stalls) * 1000:.1f} ms (median)")
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for figures
+            loop.train(simple, config)
+    over, stall = figures.REACH["loop_overhead"]
+    step = statistics.median(bare) / BLOCK
+    note = f"{1 / step:.1f} steps/s bare, blocks of {BLOCK} steps"
+    yield figures.figure(over, np.divide(bare, trained), note=note)
+    note = f"{1e3 * statistics.median(stalls):.1f} ms of a step's {1e3 * step:.1f} ms"
+    yield figures.figure(stall, np.divide(stalls, step), note=note)
 
 
 if __name__ == "__main__":
-    main()
+    figures.program(measure)

@@ -31,7 +31,8 @@ def prepare(manifest, image_size, products, photos, steps, seeds, folder):
 
     from metriclearn import pk_sampler
     from metriclearn.datasets import load
-    from models import backbones, features
+    from models import backbones
+    from models.backbones import features
 
     table = load("manifest", manifest)
     backbone = backbones.load("pretrained:efficientnet_lite0")
