@@ -354,12 +354,14 @@ def _euclidean_nearness(
         return from_center, tf.reduce_sum(from_center**2, axis=1)
 
     from_center, norms = tf.cond(is_spread, lambda: (y, norms), shifted)
-    products = _products(from_center, dtype)
+    products, half_norms = _products(from_center, dtype), norms / -2
     is_plain = _is_calm(from_center) if x is y else are_calm(x - center, from_center)
 
     def scores(x: tf.Tensor) -> tf.Tensor:
         return tf.cond(
-            is_plain, lambda: products(x - center) - norms / 2, lambda: -_euclidean_pairwise(x, y)
+            is_plain,
+            lambda: tf.nn.bias_add(products(x - center), half_norms),  # one kernel with the product
+            lambda: -_euclidean_pairwise(x, y),
         )
 
     def limit(x: tf.Tensor, bound: Any) -> tf.Tensor:
