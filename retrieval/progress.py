@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-INTERVAL = 10  # seconds between plain lines
+FIRST, INTERVAL = 2, 10  # seconds up to the first plain line, and between the others
 WORTH_TELLING = 1  # seconds; a shorter pass reports nothing
 
 
@@ -70,7 +70,7 @@ class _Live:
 
 class _Lines:
     def __init__(self, what, steps):
-        self.what, self.steps, self.last = what, steps, 0.0
+        self.what, self.steps, self.last = what, steps, float(FIRST - INTERVAL)
 
     def __enter__(self):
         pass
