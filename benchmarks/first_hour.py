@@ -145,8 +145,8 @@ def table(runs):
         recall = sorted(one["recall@1"] for one in own)
         trained = f"{_rate(np.mean(recall))} ({_rate(recall[0])} to {_rate(recall[-1])})"
         steps = ", ".join(str(one["step"]) for one in own)
-        each = "; ".join("{:+.3f} to {:+.3f}".format(*one["interval"]) for one in own)
-        cells = [name, *untrained, trained, steps, f"{means[name]:+.3f}", each]
+        each = dict.fromkeys("{:+.3f} to {:+.3f}".format(*one["interval"]) for one in own)
+        cells = [name, *untrained, trained, steps, f"{means[name]:+.3f}", "; ".join(each)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"mean over the sets: {np.mean(list(means.values())):+.3f}"]
 

@@ -81,6 +81,8 @@ def _program(options, *evaluations):
     stores = {name: getattr(options, name) for name in STORES if getattr(options, name)}
     with trainer_config.user_errors(options.output):
         if not stores:
+            why = "it is for stores; evaluations name their own"
+            trainer_config.refuse_idle(options, ["similarity"], why)
             if len(evaluations) != 2:
                 example = helptext.command("compare", "retrieval.compare", "A", "B")
                 raise UserError(f"name two evaluations: {example}")

@@ -42,11 +42,13 @@ from trainer.config import UserError
 
 # The plots, and the config key by which a model can do without one.
 PLOTS = {"recall_at_k": "evaluation.precision@k.plot", "histogram": "evaluation.histogram"}
-# Flags for stored embeddings that need --queries.
-STORED = (
-    *("query_labels", "query_ids", "query_categories"),
+# Flags of stored embeddings, of a model, and of both.
+OF_FILES = (
+    *("queries", "query_labels", "query_ids", "query_categories"),
     *("catalogue", "catalogue_labels", "catalogue_ids", "catalogue_categories"),
 )
+OF_MODEL = ("model", "checkpoint")
+HOW = ("output", "index", "factory", "similarity", "ks", "top", "rerank", "threads", "filter")
 SIDES = ("query", "catalogue")
 RENAMED = {"where": "--dataset.test_where, a key of the model"}
 
@@ -88,16 +90,16 @@ def main(options, model, given, rest):
     """The program: `--queries` evaluates files, anything else a model."""
     trainer_config.no_arguments(rest)
     if options.feedback:
+        idle = (name for name in (*OF_FILES, *OF_MODEL, *HOW, "text_queries") if name != "ks")
+        trainer_config.refuse_idle(options, idle, "--feedback takes --ks")
         return judged(options)
     if options.queries:
-        if options.text_queries:
-            raise UserError("--queries and --text_queries: give one of them")
+        stray = (*OF_MODEL, "text_queries")
+        trainer_config.refuse_idle(options, stray, "--queries evaluates without a model")
         return stored(options)
     if options.text_queries and options.catalogue:
         return stored_texts(options)
-    stray = [name for name in STORED if getattr(options, name)]
-    if stray:
-        raise UserError(f"--{stray[0]} needs --queries, a file or a store")
+    trainer_config.refuse_idle(options, OF_FILES, "it goes with --queries, a file or a store")
     if model is None:
         raise UserError("Give a model (--model=models.simple) or stored embeddings (--queries=…).")
     from trainer import experiment
@@ -123,9 +125,6 @@ def stored(options):
     """Evaluates embeddings from files."""
     if not options.output:
         raise UserError("--output=DIR: name the folder for the results")
-    for name in ("model", "checkpoint"):
-        if getattr(options, name):
-            raise UserError(f"--{name} and --queries: give one of them")
     paths = [options.queries, options.catalogue]
     with trainer_config.user_errors(options.output):
         queries, catalogue = _load(options, paths)
@@ -146,10 +145,8 @@ def stored(options):
 
 def stored_texts(options):
     """Evaluates texts against an index, by the model that it carries."""
-    stray = [name for name in STORED if name != "catalogue" and getattr(options, name)]
-    stray += [name for name in ("model", "checkpoint") if getattr(options, name)]
-    if stray:
-        raise UserError(f"--{stray[0]}: --text_queries with --catalogue=INDEX takes none")
+    stray = (*(name for name in OF_FILES if name != "catalogue"), *OF_MODEL)
+    trainer_config.refuse_idle(options, stray, "--text_queries with --catalogue=INDEX takes none")
     if not options.output:
         raise UserError("--output=DIR: name the folder for the results")
     if not inputs.is_index(options.catalogue):

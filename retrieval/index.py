@@ -190,10 +190,8 @@ def _program(options, action):
     if action not in MAKING and options.output:
         raise UserError(f"--output: {action} writes no new folder; the index is now --index")
     taken = (*NEEDED[action], *OPTIONAL.get(action, ()))
-    for name in options:
-        flag = options[name]
-        if flag.present and flag.name not in (*taken, "output", "index"):  # on these two see above
-            raise UserError(f"--{flag.name} has no effect: {action} takes {_listed(taken)}")
+    idle = {options[name].name for name in options} - {*taken, "output", "index"}  # see above
+    trainer_config.refuse_idle(options, sorted(idle), f"{action} takes {_listed(taken)}")
     for name in NEEDED[action]:
         if getattr(options, name) is None:
             raise UserError(f"{action} needs --{name}")

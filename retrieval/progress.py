@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from trainer import notebook
 
-INTERVAL = 10  # seconds between plain lines
+FIRST, INTERVAL = 2, 10  # seconds up to the first plain line, and between the others
 WORTH_TELLING = 1  # seconds; a shorter pass reports nothing
 
 
@@ -69,7 +69,7 @@ class _Lines:
     every = INTERVAL
 
     def __init__(self, what, steps):
-        self.what, self.steps, self.last = what, steps, 0.0
+        self.what, self.steps, self.last = what, steps, float(FIRST - self.every)
 
     def __enter__(self):
         pass

@@ -610,6 +610,13 @@ def no_arguments(rest: Collection[str]) -> None:
         raise UserError(f"Unexpected argument {word!r}: flags are --name=value.")
 
 
+def refuse_idle(options: flags.FlagValues, names: Iterable[str], why: str) -> None:
+    """Raises `UserError` if one of these flags was given, which would have no effect."""
+    for name in names:
+        if options[name].present:
+            raise UserError(f"--{name} has no effect: {why}")
+
+
 def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
     """Returns a command line with each `--flagfile=F` replaced by the flags in that UTF-8 file.
 

@@ -42,7 +42,7 @@ def flags_of(model: ModuleType, name: str) -> list[str]:
 
 
 def listing(model: ModuleType) -> list[str]:
-    """Returns lines for `--help`: each preset, and for which data it is meant."""
+    """Returns lines for `--help`: each preset, for which data, and what it sets without a GPU."""
     lines = [f"  --preset={name}: {_meaning(model, name)}" for name in names(model)]
     return (
         ["", "Presets, complete recipes that need only the data's flags:", *lines] if lines else []
@@ -54,11 +54,12 @@ def _folder(model):
 
 
 def _meaning(model, name):
-    """The comment at the top of a preset, on one line."""
-    words = []
+    """The comment at the top of a preset, and the flags that it adds without a GPU, on one line."""
+    words, small = [], os.path.join(_folder(model), f"{name}.cpu.flags")
     with open(os.path.join(_folder(model), f"{name}.flags"), encoding="utf-8") as lines:
         for line in lines:
             if not line.startswith("#"):
                 break
             words.append(line.lstrip("#").strip())
-    return " ".join(words)
+    added = expand_flag_files([f"--flagfile={small}"]) if os.path.exists(small) else ()
+    return " ".join([*words, *(["Without a GPU:"] if added else ()), *added])

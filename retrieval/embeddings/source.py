@@ -36,6 +36,14 @@ def locate(options, model, given):
     """
     if options.checkpoint and options.saved_model:
         raise UserError("--checkpoint and --saved_model: give one of them")
+    listed = options.folder or options.manifest
+    if not options.manifest:
+        trainer_config.refuse_idle(options, ["columns"], "it names columns of --manifest")
+    if "dataset" in options and listed:
+        trainer_config.refuse_idle(options, ["dataset"], "--folder or --manifest is embedded")
+    if "dataset" in options and not listed and not options.all:
+        names, why = ("where", "on_bad_image", "batch_size"), "the model's own dataset is embedded"
+        trainer_config.refuse_idle(options, names, f"{why}; give --folder, --manifest or --all")
     if model is None and not (options.saved_model and (options.folder or options.manifest)):
         raise UserError(
             "Give what embeds the images: --model=NAME, or --saved_model=DIR with --folder or "

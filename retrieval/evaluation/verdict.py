@@ -81,7 +81,8 @@ def of_model(right, products, baselines, *, untrained=False) -> Verdict:
         sentence += f" All {len(right):,} are of one product, which says nothing about others: "
         return Verdict(sentence=f"{sentence}{MORE}.", outcome="one product", **facts)
     if not best:
-        sentence += " There is no baseline here: nothing says what it would be without training."
+        sentence += " There is no baseline: embeddings come without images, so what it would be "
+        sentence += "without training is unknown. An evaluation of the model (--model) says it."
         return Verdict(sentence=sentence, outcome="no baseline", **facts)
     outcome = outcome_of(differences[best], count)
     rate_text, best_text = percents(rate, rates[best], distinct=outcome in OPPOSITE)

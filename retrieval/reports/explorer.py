@@ -6,6 +6,7 @@ import numpy as np
 
 from retrieval.reports import page, selection
 from retrieval.reports.charts import HEIGHT, WIDTH
+from trainer import quiet
 
 COLORS = 6  # categories with a color of their own on the map
 FITTED = 4000  # rows that the map's axes are computed from
@@ -131,11 +132,13 @@ def _directions(vectors, similarity):
 def _in_plane(shown, fitted, seed):
     """(places [N, 2] of the rows of `shown`, how they were found)."""
     try:
-        import umap
+        with quiet.filtered_stderr():  # it imports TensorFlow where there is one
+            import umap
     except ImportError:
         umap = None
     if umap and len(shown) >= FEWEST:
-        return umap.UMAP(random_state=seed).fit_transform(shown), "UMAP: near points are similar"
+        places = umap.UMAP(random_state=seed, n_jobs=1).fit_transform(shown)
+        return places, "UMAP: near points are similar"
     center = fitted.mean(0)
     _, lengths, axes = np.linalg.svd(fitted - center, full_matrices=False)
     total = float((lengths**2).sum()) or 1.0

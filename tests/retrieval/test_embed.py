@@ -34,6 +34,10 @@ def shop(tmp_path):
         ({"image_size": 64}, "--image_size: goes with --saved_model"),
         ({"input_range": "0,1"}, "--input_range: goes with --saved_model"),
         ({"output": ""}, "--output=DIR: name the folder of the store"),
+        ({"columns": "path=file"}, "--columns has no effect: it names columns of --manifest"),
+        ({"dataset": "trn"}, "--dataset has no effect: --folder or --manifest is embedded"),
+        ({"folder": "", "where": "role=query"}, "--where has no effect: the model's own dataset"),
+        ({"folder": "", "batch_size": 8}, "--batch_size has no effect: the model's own dataset"),
     ],
 )
 def test_flags_that_would_be_ignored_are_refused(shop, monkeypatch, capsys, asked, said):

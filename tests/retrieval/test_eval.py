@@ -42,7 +42,8 @@ def test_figures_and_counts(evaluated):
     assert set(result["raw_pixels"]["recall@k"]) == {"1", "5", "10", "20"}
     assert f"{result['recall@k']['1']:.3f}" in done.stdout
     assert next(iter(result)) == "verdict"
-    assert done.stdout.splitlines()[1] == result["verdict"]["sentence"]
+    said = done.stdout.splitlines()
+    assert said[0] == result["verdict"]["sentence"] and "checkpoint: " in "".join(said[1:3])
     assert "22 queries against 25 catalogue items; 2 queries" in done.stdout
 
 
@@ -136,7 +137,11 @@ MISTAKES = [
     ),
     (["--query_labels=q.txt", "--where=a=b"], "--where is now --dataset.test_where, a key of the"),
     (["--query_labels=q.txt", "--ks="], "--ks=: takes whole numbers from 1 on"),
-    (["--query_labels=q.txt", "--model=models.simple"], "--model and --queries: give one of them"),
+    (
+        ["--query_labels=q.txt", "--model=models.simple"],
+        "--model has no effect: --queries evaluates without a model",
+    ),
+    (["--feedback=f", "--ks=1", "--top=9"], "--queries has no effect: --feedback takes --ks"),
     (["--query_labels=q.txt", "--catalogue_ids=q.txt"], "--catalogue_labels, _ids and _categories"),
     ([], "q.npy: needs --query_labels, a file of one product id per line"),
     (["--query_labels=q.txt", "--catalogue=q.txt"], "q.txt: needs --catalogue_labels"),

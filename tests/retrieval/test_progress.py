@@ -33,8 +33,8 @@ def test_a_quick_pass_is_silent(monkeypatch):
 def test_a_long_pass_reports_its_rate_and_the_remaining_time(monkeypatch):
     lines = track(monkeypatch, 6.0, 4, size=lambda item: 10)
     assert lines == [
-        "rows: 20, 2/s, ETA 12 s",
-        "rows: 40, 2/s, ETA 0 s",
+        "rows: 10, 2/s, ETA 18 s",  # soon: it says how long this takes
+        "rows: 30, 2/s, ETA 6 s",
         "rows: 40 in 30.0 s",
     ]
 

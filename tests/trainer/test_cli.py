@@ -97,6 +97,10 @@ def test_help_has_headings_by_prefix_and_the_models_own_keys(helps):
             "--recall has no effect: search takes --store, --index, --k, --category, --page",
         ),
         (["retrieval.compare", "A"], "name two evaluations"),
+        (
+            ["retrieval.compare", "A", "B", "--similarity=dot"],
+            "--similarity has no effect: it is for stores",
+        ),
     ],
 )
 def test_an_old_or_wrong_spelling_is_one_line(program, arguments, now):
