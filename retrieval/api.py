@@ -77,8 +77,14 @@ class Report:
             for title, rates in rows.items()
         )
         verdict = html.escape(self.figures.verdict.sentence if self.figures.verdict else "")
-        where = f"<p>Report: {html.escape(self.path)}</p>" if self.path else ""
+        where = f"<p>Report: {html.escape(_nearby(self.path))}</p>" if self.path else ""
         return f"<p><b>{verdict}</b></p><table><tr>{head}</tr>{body}</table>{where}"
+
+
+def _nearby(path):
+    """The path from the current folder, if it is below it: the same on another machine."""
+    near = os.path.relpath(path)
+    return path if near.startswith(os.pardir) else near
 
 
 def evaluate(
