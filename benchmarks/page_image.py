@@ -3,7 +3,7 @@
     python -m benchmarks.page_image --index=shop-index
     python -m benchmarks.page_image --report=experiments/exp-ranker/analysis/model-150-report.html
 
-Index and report are those of docs/tutorial.md, over the shop of examples/shop. It needs chromium and
+Index and report are those of docs/tutorial.md, over examples/shop. It needs chromium and
 chromedriver.
 """
 

@@ -52,10 +52,10 @@ def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             outputs = []
             for output in cell.outputs:
                 output.pop("transient", None)
-                if output.get("name") == "stderr":
+                if output.get("name") == "stderr" or output.get("data") == {"text/plain": ""}:
                     continue
                 if "text" in output:
-                    output.text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)  # colors
+                    output.text = as_a_terminal_shows(output.text)
                     # A stream comes in as many parts as it happens to be read in.
                     if outputs and outputs[-1].get("name") == output.name:
                         outputs[-1].text += output.text
@@ -63,6 +63,12 @@ def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 outputs.append(output)
             cell.outputs = outputs
     return notebook
+
+
+def as_a_terminal_shows(text: str) -> str:
+    """Text without colors and without what a progress bar wrote over."""
+    text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n")
+    return "".join(line.rpartition("\r")[2] for line in text.splitlines(keepends=True))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from retrieval.ranking import counting
 from retrieval.reports import outputs, page, projector
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """What an evaluation found.
 
@@ -34,7 +34,7 @@ class Report:
       path: the HTML report, None if none was written.
     """
 
-    results: dict[str, figures.Evaluation] = dataclasses.field(repr=False)
+    results: dict[str, figures.Evaluation]
     path: str | None
 
     @property
@@ -65,6 +65,9 @@ class Report:
         if self.path is None:
             raise ValueError("no report was written: evaluate(…, output=FOLDER) writes one")
         webbrowser.open(f"file://{os.path.abspath(self.path)}")
+
+    def __repr__(self) -> str:
+        return f"Report(path={self.path and _nearby(self.path)!r})"
 
     def _repr_html_(self) -> str:
         rows = self.rows()

@@ -43,6 +43,7 @@ def test_a_report_is_written_shown_and_read_as_a_table(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "embeddings-report.html").stat().st_size > 1000
     monkeypatch.chdir(tmp_path)
     shown = report._repr_html_()
+    assert repr(report) == "Report(path='out/embeddings-report.html')"
     assert "<p>Report: out/embeddings-report.html</p>" in shown
     assert report.figures.verdict.sentence in shown and "recall@1" in shown
     rate = report.rows()["embeddings"]["recall@1"]

@@ -81,4 +81,6 @@ def test_a_notebook_gets_one_line_that_is_written_anew(monkeypatch):
     monkeypatch.setattr(progress.notebook, "running", lambda: True)
     monkeypatch.setattr(progress.notebook, "Line", Line)
     assert track(monkeypatch, 6.0, 3) == ["rows: 3 in 24.0 s"]
-    assert lines == [["rows: 1, 0/s, ETA 12 s", "rows: 2, 0/s, ETA 6 s", "rows: 3, 0/s, ETA 0 s"]]
+    assert lines == [
+        ["rows: 1, 0/s, ETA 12 s", "rows: 2, 0/s, ETA 6 s", "rows: 3, 0/s, ETA 0 s", ""]
+    ]
