@@ -1,11 +1,14 @@
-"""Draws docs/serving.png: the search page over the shop of examples/shop.
+"""Draws docs/serving.png, the search page, and docs/report.png, an evaluation's report.
 
     python -m benchmarks.page_image --index=shop-index
+    python -m benchmarks.page_image --report=experiments/exp-ranker/analysis/model-150-report.html
 
-The index is the one that docs/tutorial.md builds. It needs chromium and chromedriver.
+Index and report are those of docs/tutorial.md, over examples/shop. It needs chromium and
+chromedriver.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import shutil
@@ -23,10 +26,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 PHOTO = ROOT / "examples/shop/photos/Bravo-Orange-Juice-test-1.jpg"
 
 
-def shot(address, photo, target):
-    """Uploads a photo and saves what the browser shows, at most 256 colors."""
+@contextlib.contextmanager
+def browser(width, height):
+    """A browser with a window of that size, in pixels."""
     from selenium import webdriver
-    from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
@@ -36,40 +39,58 @@ def shot(address, photo, target):
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
     try:
-        sides = {"width": 1200, "height": 760, "deviceScaleFactor": 1, "mobile": False}
+        sides = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sides)
-        driver.get(address)
-        driver.find_element("id", "file").send_keys(str(photo))
-        done = "return document.querySelector('.card img')?.complete"
-        WebDriverWait(driver, 30).until(lambda _: driver.execute_script(done))
-        time.sleep(1)
-        driver.save_screenshot(str(target))
+        yield driver
     finally:
         driver.quit()
+
+
+def save(driver, target):
+    """Saves what the browser shows, with at most 128 colors."""
+    time.sleep(1)
+    driver.save_screenshot(str(target))
     with Image.open(target) as image:
         image.convert("RGB").quantize(128).save(target, optimize=True)
+    print(f"{target}: {os.path.getsize(target)} bytes")
 
 
-def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--index", required=True)
-    arguments.add_argument("--output", default=str(ROOT / "docs/serving.png"))
-    options = arguments.parse_args()
+def draw_page(index, target):
+    """The search page of an index, with the answer to a photo."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     with tempfile.TemporaryDirectory(prefix="page-image-") as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        serve = ["retrieval.serve.main", f"--index={options.index}", f"--port={port}"]
+        serve = ["retrieval.serve.main", f"--index={index}", f"--port={port}"]
         serve += [f"--feedback={folder}/feedback.jsonl"]
         server = subprocess.Popen([sys.executable, "-m", *serve])
         try:
             with Client(f"http://127.0.0.1:{port}") as client:
                 while not client.ready():
                     time.sleep(0.1)
-            shot(f"http://127.0.0.1:{port}", PHOTO, options.output)
+            with browser(1200, 760) as driver:
+                driver.get(f"http://127.0.0.1:{port}")
+                driver.find_element("id", "file").send_keys(str(PHOTO))
+                done = "return document.querySelector('.card img')?.complete"
+                WebDriverWait(driver, 30).until(lambda _: driver.execute_script(done))
+                save(driver, target)
         finally:
             server.terminate()
             server.wait()
-    print(f"{options.output}: {os.path.getsize(options.output)} bytes")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--index", help="of the search page")
+    arguments.add_argument("--report", help="HTML file of an evaluation")
+    options = arguments.parse_args()
+    if options.index:
+        draw_page(options.index, ROOT / "docs/serving.png")
+    if options.report:
+        with browser(1000, 700) as driver:
+            driver.get(pathlib.Path(options.report).resolve().as_uri())
+            save(driver, ROOT / "docs/report.png")
 
 
 if __name__ == "__main__":

@@ -34,35 +34,41 @@ def execute(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
     """
     shutil.copytree(HERE / "shop", folder / "shop")
     notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": folder}}
+    )
     programs = os.path.dirname(sys.executable)  # `!prototrain` is that of this Python
-    kept = {name: os.environ.get(name) for name in ("PATH", "PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL")}
-    os.environ["PATH"] = os.pathsep.join([programs, os.environ["PATH"]])
-    os.environ["PYTHONPATH"] = str(HERE.parent)
-    try:
-        nbclient.NotebookClient(
-            notebook, timeout=600, resources={"metadata": {"path": str(folder)}}
-        ).execute()
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    path_of_programs = os.pathsep.join([programs, os.environ["PATH"]])
+    client.execute(env=os.environ | {"PATH": path_of_programs, "PYTHONPATH": str(HERE.parent)})
     return stripped(notebook)
 
 
 def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Removes times, the machine's logs and its Python version; keeps what a reader wants to see."""
+    """Removes times, the machine's logs and its Python version."""
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            outputs = []
             for output in cell.outputs:
-                if "text" in output:  # a terminal's colors
-                    output.text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
                 output.pop("transient", None)
+                if output.get("name") == "stderr" or output.get("data") == {"text/plain": ""}:
+                    continue
+                if "text" in output:
+                    output.text = as_a_terminal_shows(output.text)
+                    # A stream comes in as many parts as it happens to be read in.
+                    if outputs and outputs[-1].get("name") == output.name:
+                        outputs[-1].text += output.text
+                        continue
+                outputs.append(output)
+            cell.outputs = outputs
     return notebook
+
+
+def as_a_terminal_shows(text: str) -> str:
+    """Text without colors and without what a progress bar wrote over."""
+    text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n")
+    return "".join(line.rpartition("\r")[2] for line in text.splitlines(keepends=True))
 
 
 if __name__ == "__main__":

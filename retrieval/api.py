@@ -26,7 +26,7 @@ from retrieval.ranking import counting
 from retrieval.reports import outputs, page, projector
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """What an evaluation found.
 
@@ -35,7 +35,7 @@ class Report:
       path: the HTML report, None if none was written.
     """
 
-    results: dict[str, figures.Evaluation] = dataclasses.field(repr=False)
+    results: dict[str, figures.Evaluation]
     path: str | None
 
     @property
@@ -67,6 +67,9 @@ class Report:
             raise ValueError("no report was written: evaluate(…, output=FOLDER) writes one")
         webbrowser.open(f"file://{os.path.abspath(self.path)}")
 
+    def __repr__(self) -> str:
+        return f"Report(path={self.path and _nearby(self.path)!r})"
+
     def _repr_html_(self) -> str:
         rows = self.rows()
         names = next(iter(rows.values()))
@@ -78,8 +81,14 @@ class Report:
             for title, rates in rows.items()
         )
         verdict = html.escape(self.figures.verdict.sentence if self.figures.verdict else "")
-        where = f"<p>Report: {html.escape(self.path)}</p>" if self.path else ""
+        where = f"<p>Report: {html.escape(_nearby(self.path))}</p>" if self.path else ""
         return f"<p><b>{verdict}</b></p><table><tr>{head}</tr>{body}</table>{where}"
+
+
+def _nearby(path):
+    """The path from the current folder, if it is below it: the same on another machine."""
+    near = os.path.relpath(path)
+    return path if near.startswith(os.pardir) else near
 
 
 def evaluate(

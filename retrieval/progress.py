@@ -98,3 +98,7 @@ class _Notebook(_Lines):
     def write(self, line):
         self.line = self.line or notebook.Line()
         self.line.write(line)
+
+    def __exit__(self, *error):
+        if self.line:
+            self.line.write("")  # as the bar of a terminal, it goes away

@@ -41,7 +41,10 @@ def test_a_report_is_written_shown_and_read_as_a_table(tmp_path, monkeypatch):
     report.show()
     assert opened == [f"file://{tmp_path}/out/embeddings-report.html"]
     assert (tmp_path / "out" / "embeddings-report.html").stat().st_size > 1000
+    monkeypatch.chdir(tmp_path)
     shown = report._repr_html_()
+    assert repr(report) == "Report(path='out/embeddings-report.html')"
+    assert "<p>Report: out/embeddings-report.html</p>" in shown
     assert report.figures.verdict.sentence in shown and "recall@1" in shown
     rate = report.rows()["embeddings"]["recall@1"]
     assert f"<td>{rate:.3f}</td>" in shown

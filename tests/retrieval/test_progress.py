@@ -66,3 +66,21 @@ def test_an_error_in_the_pass_ends_the_bar():
 
     with pytest.raises(RuntimeError, match="broken"):
         list(progress.track(items(), 2, "items"))
+
+
+def test_a_notebook_gets_one_line_that_is_written_anew(monkeypatch):
+    lines = []
+
+    class Line:
+        def __init__(self):
+            lines.append([])
+
+        def write(self, text):
+            lines[-1].append(text)
+
+    monkeypatch.setattr(progress.notebook, "running", lambda: True)
+    monkeypatch.setattr(progress.notebook, "Line", Line)
+    assert track(monkeypatch, 6.0, 3) == ["rows: 3 in 24.0 s"]
+    assert lines == [
+        ["rows: 1, 0/s, ETA 12 s", "rows: 2, 0/s, ETA 6 s", "rows: 3, 0/s, ETA 0 s", ""]
+    ]

@@ -114,3 +114,23 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl: No space left"):
         log.write("trn", 1, loss=1.0)
     log.close()
+
+
+def test_a_notebook_gets_one_line_that_is_written_anew(monkeypatch, capsys):
+    written = []
+
+    class Line:
+        write = staticmethod(written.append)
+
+    monkeypatch.setattr(meters.notebook, "running", lambda: True)
+    monkeypatch.setattr(meters.notebook, "Line", Line)
+    progress = meters.Progress(0, 40, 8)
+    progress.report(10, 0.5, 0.01)
+    progress.say("a line of its own")
+    progress.report(40, 0.25, 0.01)
+    progress.close()
+    assert capsys.readouterr().out == "a line of its own\n"
+    assert [text.partition(" lr")[0] for text in written] == [
+        "step 10/40 █████░░░░░░░░░░░░░░░ loss 0.5000 ",
+        "step 40/40 ████████████████████ loss 0.2500 ",
+    ]
