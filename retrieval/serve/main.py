@@ -109,7 +109,9 @@ def define_flags(values):
     path("image_root", "", "Serve only images below this folder; any that the index names if "
          "absent.")  # fmt: skip
     path("feedback", "", "JSONL file to append judgments of results to; none are taken if absent.")
-    number("workers", 0, "Processes; one per GPU, one on a CPU, if 0.", lower_bound=0)
+    number("workers", 0, "Processes; if 0, one per GPU, and one on a CPU, whose threads already "
+           "keep every core busy: more processes answer no faster, each with a model in memory.",
+           lower_bound=0)  # fmt: skip
     number("threads", 0, "Threads per process (0: one per core).", lower_bound=0)
     number("max_batch", 0, "Images embedded at once, at most, by all threads together; with 1, "
            "each thread embeds images of its own. 1 on a CPU, 32 on a GPU, if 0.",
