@@ -116,7 +116,8 @@ class Session:
 
     Args:
       folder: the SavedModel, with the tag `serve`.
-      threads: for TensorFlow, 0 for all cores.
+      threads: for TensorFlow, 0 for all cores. With 1, a call runs in its caller's thread alone, so
+        that calls from several threads run side by side.
 
     Raises:
       Unavailable: there is no C library.
@@ -127,8 +128,7 @@ class Session:
         c, self._session = library(), None
         options, self._graph = c.TF_NewSessionOptions(), c.TF_NewGraph()
         tags = (c_char_p * 1)(b"serve")
-        # ConfigProto: fields 2 and 5, the threads within and between operations.
-        config = b"\x10" + _varint(threads) + b"\x28" + _varint(threads)
+        config = _config(threads)
         try:
             with _Status() as status:
                 c.TF_SetConfig(options, config, len(config), status)
@@ -193,9 +193,16 @@ class Session:
             c.TF_DeleteGraph(graph)
 
 
+def _config(threads):
+    """A ConfigProto: fields 2 and 5 are the threads within and between operations."""
+    if threads == 1:  # the caller's; experimental.disable_thread_spinning, since no others work
+        return b"\x10\x01" + b"\x28" + _varint(-1) + b"\x82\x01\x02\x48\x01"
+    return b"\x10" + _varint(threads) + b"\x28" + _varint(threads)
+
+
 def _varint(number):
-    """A number as protocol buffers write it."""
-    out = bytearray()
+    """A number of 64 bits as protocol buffers write it."""
+    out, number = bytearray(), number % 2**64
     while number > 127:
         out.append(number & 127 | 128)
         number >>= 7

@@ -419,7 +419,8 @@ def _new_session(threads):
 
     v1 = tf.compat.v1
     config = v1.ConfigProto(
-        intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads
+        intra_op_parallelism_threads=threads,
+        inter_op_parallelism_threads=-1 if threads == 1 else threads,  # as `c_library.Session`
     )
     return v1.Session(graph=tf.Graph(), config=config)
 

@@ -237,8 +237,16 @@ def _api(app, searcher, feedback_file):
         size: Annotated[int, Query(ge=1, le=1024, description="Longer side in pixels.")] = 256,
     ):
         """Returns an item's image as a JPEG file."""
-        item = await searcher.thread(served.item, id)
-        found = await searcher.thread(served.images.find, item["path"])
+        longer = f"{id}/image"  # an id may end like the address of an image
+        if request.scope["raw_path"].lower().endswith(b"%2fimage"):
+            return await item(longer, served)
+        try:
+            about = await searcher.thread(served.item, id)
+        except schemas.Refused:
+            with contextlib.suppress(schemas.Refused):
+                return await item(longer, served)
+            raise
+        found = await searcher.thread(served.images.find, about["path"])
         if found is None:
             raise schemas.Refused(404, "image", f"item {id!r} has no image here")
         real, tag = found

@@ -12,17 +12,16 @@ class Batcher:
     unless more images are being decoded: for those it waits, at most so long.
     """
 
-    def __init__(self, run, pool, *, largest, wait, observe=lambda size: None):
+    def __init__(self, run, pool, *, largest, wait):
         """Args:
 
         run: uint8 [B, H, W, C] -> float [B, D].
         pool: an executor with one thread, in which `run` is called.
         largest: images per batch, at most.
         wait: seconds to wait for images that are announced.
-        observe: called with the size of every batch.
         """
         self._run, self._pool, self._largest, self._wait = run, pool, largest, wait
-        self._observe, self._coming = observe, 0
+        self._coming = 0
         self._queue = asyncio.Queue()
         self._changed = asyncio.Event()  # an image arrived, or one that was announced will not
         self._task = asyncio.create_task(self._serve())
@@ -67,7 +66,6 @@ class Batcher:
                 await self._answer(loop, *zip(*batch, strict=True))
 
     async def _answer(self, loop, images, futures):
-        self._observe(len(images))
         try:
             found = await loop.run_in_executor(self._pool, self._run, np.stack(images))
         except Exception as error:

@@ -21,9 +21,9 @@ from trainer import config as trainer_config
 from trainer.config import UserError
 
 MIB = 2**20
-# Images embedded at once, on a CPU and on a GPU. On a CPU larger batches are slower: what lies
-# between two layers no longer fits the caches.
-BATCHES = (8, 32)
+# Images per call of the model, on a CPU and on a GPU. On a CPU each core embeds images of its own,
+# one by one: several cores on one batch wait for each other after every layer.
+BATCHES = (1, 32)
 
 
 def main(options, *_):
@@ -69,19 +69,22 @@ def main(options, *_):
 def _searcher(options, token, hosts):
     from retrieval.serve import limits, metrics, opening, searcher, thumbnails
 
+    batch = options.max_batch or BATCHES[bool(_gpus())]
     limit = limits.Limits(
         body=round(options.max_body * MIB),
         pixels=options.max_pixels,
         queue=options.max_queue,
         timeout=options.timeout,
-        batch=options.max_batch or BATCHES[bool(_gpus())],
+        batch=batch,
         wait=options.max_wait / 1000,
         token=token,
         hosts=limits.LOOPBACK if hosts is None else hosts,
     )
     figures = metrics.Metrics()
     images = thumbnails.Thumbnails(options.image_root, limit.pixels)
-    shelves = opening.shelves(options.index, images, figures, options.threads)
+    # With batches of 1, the threads of the server are those of TensorFlow.
+    each = 1 if batch == 1 else options.threads
+    shelves = opening.shelves(options.index, images, figures, each)
     return searcher.Searcher(shelves, limit, figures, options.threads)
 
 
@@ -106,9 +109,12 @@ def define_flags(values):
     path("image_root", "", "Serve only images below this folder; any that the index names if "
          "absent.")  # fmt: skip
     path("feedback", "", "JSONL file to append judgments of results to; none are taken if absent.")
-    number("workers", 0, "Processes; one per GPU, one on a CPU, if 0.", lower_bound=0)
+    number("workers", 0, "Processes; if 0, one per GPU, and one on a CPU, whose threads already "
+           "keep every core busy: more processes answer no faster, each with a model in memory.",
+           lower_bound=0)  # fmt: skip
     number("threads", 0, "Threads per process (0: one per core).", lower_bound=0)
-    number("max_batch", 0, "Images embedded at once, at most; 8 on a CPU, 32 on a GPU, if 0.",
+    number("max_batch", 0, "Images embedded at once, at most, by all threads together; with 1, "
+           "each thread embeds images of its own. 1 on a CPU, 32 on a GPU, if 0.",
            lower_bound=0)  # fmt: skip
     decimal("max_wait", 5, "Milliseconds that a batch waits for images being decoded.",
             lower_bound=0)  # fmt: skip

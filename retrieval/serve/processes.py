@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import uvicorn
@@ -15,7 +16,7 @@ from trainer.config import UserError
 
 CONNECTIONS = 1000  # open ones per process; further ones are closed at once
 HEADERS = 5  # seconds within which a request's headers, and the next request, must arrive
-FD = "PROTOTRAIN_SERVE_FD"  # tells a worker which socket to serve
+FDS = "PROTOTRAIN_SERVE_FDS"  # tells a worker its socket, and its supervisor's pipe
 
 
 class Connection(H11Protocol):
@@ -97,9 +98,21 @@ def serve(app, sock: socket.socket, timeout: float) -> None:
 
 
 def inherited() -> socket.socket | None:
-    """The socket of a worker; None in a process that is not one."""
-    number = os.environ.get(FD)
-    return None if number is None else socket.socket(fileno=int(number))
+    """The socket of a worker; None in a process that is not one.
+
+    A worker drains and ends if its supervisor dies, also by SIGKILL.
+    """
+    numbers = os.environ.get(FDS)
+    if numbers is None:
+        return None
+    sock, pipe = map(int, numbers.split(","))
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    return socket.socket(fileno=sock)
+
+
+def _end_with(pipe):
+    os.read(pipe, 1)  # until the other end is closed: nobody writes
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def supervise(count: int, sock: socket.socket, gpus: list[str]) -> int:
@@ -121,14 +134,19 @@ def supervise(count: int, sock: socket.socket, gpus: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.append(1))
     # The kernel gives connections to whichever worker accepts first.
+    alive, _ = os.pipe()  # the other end closes when this process ends
     with tempfile.TemporaryDirectory(prefix="prototrain-metrics-") as metrics:
-        shared = os.environ | {FD: str(sock.fileno()), "PROMETHEUS_MULTIPROC_DIR": metrics}
+        fds = (sock.fileno(), alive)
+        shared = os.environ | {
+            FDS: ",".join(map(str, fds)),
+            "PROMETHEUS_MULTIPROC_DIR": metrics,
+        }
 
         def start(place):
             own = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
             # A group of its own: Ctrl-C reaches it through this process only.
             return time.monotonic(), subprocess.Popen(
-                command, env=shared | own, pass_fds=[sock.fileno()], start_new_session=True
+                command, env=shared | own, pass_fds=fds, start_new_session=True
             )
 
         workers = [start(place) for place in range(count)]

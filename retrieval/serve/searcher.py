@@ -5,12 +5,12 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import os
 import time
 
 import faiss
 
 from metriclearn.datasets import image_files
+from retrieval.ranking.counting import cores
 from retrieval.serve import schemas
 from retrieval.serve.batching import Batcher
 from retrieval.serve.limits import Limits, Queue
@@ -21,9 +21,11 @@ from retrieval.serve.served import Served, Shelf
 class Searcher:
     """The catalogues of a server and the threads that serve them.
 
-    One thread calls each model, since a second call would share the same cores or the same GPU. The
-    others decode images and search: TensorFlow and FAISS release Python's lock. FAISS gets one
-    thread per search, because a single query gains little from more.
+    With batches, one thread calls each model, since a second call would share the same cores or the
+    same GPU, and others decode. Without, each thread decodes and embeds one image after another, by
+    a model that uses one core per call: no core waits for another between two layers. Further
+    threads search: TensorFlow and FAISS release Python's lock. FAISS gets one thread per search,
+    because a single query gains little from more.
 
     Attributes:
       shelves: {name: Shelf}; the first is the default.
@@ -36,24 +38,28 @@ class Searcher:
         self.limits, self.metrics = limits, metrics
         self.queue = Queue(limits.queue, metrics)
         self.ready = False
+        threads = threads or cores()
         self._pool = concurrent.futures.ThreadPoolExecutor(
-            threads or os.cpu_count(), "search", lambda: faiss.omp_set_num_threads(1)
+            threads, "search", lambda: faiss.omp_set_num_threads(1)
         )
-        self._devices = [concurrent.futures.ThreadPoolExecutor(1, "device") for _ in shelves]
+        calls = threads if limits.batch == 1 else 1
+        self._devices = {
+            name: concurrent.futures.ThreadPoolExecutor(calls, "device") for name in self.shelves
+        }
         self._watching = concurrent.futures.ThreadPoolExecutor(1, "watch")
         self._batchers, self._tasks = {}, []
 
     @contextlib.asynccontextmanager
     async def running(self):
         """Serves and watches for new versions while the block runs."""
-        for (name, shelf), device in zip(self.shelves.items(), self._devices, strict=True):
-            self._batchers[name] = Batcher(
-                functools.partial(self._embed, shelf.current.embedder),
-                device,
-                largest=self.limits.batch,
-                wait=self.limits.wait,
-                observe=self.metrics.batches.observe,
-            )
+        for name, shelf in self.shelves.items():
+            if self.limits.batch > 1:
+                self._batchers[name] = Batcher(
+                    functools.partial(self._embed, shelf.current.embedder),
+                    self._devices[name],
+                    largest=self.limits.batch,
+                    wait=self.limits.wait,
+                )
             self._tasks.append(asyncio.create_task(shelf.watch(self._watching)))
         self.ready = True
         try:
@@ -65,7 +71,7 @@ class Searcher:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for batcher in self._batchers.values():
                 await batcher.close()
-            for pool in (self._pool, self._watching, *self._devices):
+            for pool in (self._pool, self._watching, *self._devices.values()):
                 pool.shutdown(wait=False)
 
     def reload(self) -> None:
@@ -80,10 +86,10 @@ class Searcher:
             raise schemas.Refused(404, "catalogue", f"there is no catalogue {catalogue!r}")
         return shelf.current
 
-    async def thread(self, function, *arguments, **options):
-        """Calls a function in one of the threads."""
+    async def thread(self, function, *arguments, pool=None, **options):
+        """Calls a function in one of the threads, of the pool that searches by default."""
         call = functools.partial(function, *arguments, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await asyncio.get_running_loop().run_in_executor(pool or self._pool, call)
 
     async def embed(self, served: Served, file):
         """The SHA-256 of an image in a file object, in hexadecimal, and its embedding float32 [D].
@@ -92,8 +98,11 @@ class Searcher:
           Refused: it cannot be read as an image.
         """
         digest = hashlib.sha256()
-        decode = self.thread(self._decode, served.embedder, file, digest)
-        vector = await self._batchers[served.name].embed(decode)
+        one = served.embedder, file, digest
+        if self._batchers:
+            vector = await self._batchers[served.name].embed(self.thread(self._decode, *one))
+        else:
+            vector = await self.thread(self._vector, *one, pool=self._devices[served.name])
         return digest.hexdigest(), vector
 
     async def embed_text(self, served: Served, text: str):
@@ -111,7 +120,11 @@ class Searcher:
         """As `Served.search`, in a thread."""
         return await self.thread(self._timed, "search", served.search, query, k, **options)
 
+    def _vector(self, embedder, file, digest):
+        return self._embed(embedder, self._decode(embedder, file, digest)[None])[0]
+
     def _embed(self, embedder, images):
+        self.metrics.batches.observe(len(images))
         return self._timed("embed", embedder.run, {"image": images})
 
     def _decode(self, embedder, file, digest):

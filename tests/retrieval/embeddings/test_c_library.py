@@ -33,8 +33,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_values_come_and_go_unchanged(folder):
-    session = c_library.Session(folder, threads=300)  # a number of two bytes
+@pytest.mark.parametrize("threads", [1, 300])
+def test_threads_are_those_of_a_session(threads):
+    one = {"experimental": {"disable_thread_spinning": True}} if threads == 1 else {}
+    expected = v1.ConfigProto(
+        intra_op_parallelism_threads=threads,
+        inter_op_parallelism_threads=-1 if threads == 1 else threads,  # the caller's
+        **one,
+    )
+    assert v1.ConfigProto.FromString(c_library._config(threads)) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 300])
+def test_values_come_and_go_unchanged(folder, threads):
+    session = c_library.Session(folder, threads)
     product = session.make_callable("product:0", ["numbers:0"])
     given = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
     np.testing.assert_array_equal(product(given), [[21], [43], [65]])

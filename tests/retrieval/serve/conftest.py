@@ -18,7 +18,7 @@ from retrieval.embeddings import embedder, store
 from retrieval.serve import app, limits, metrics, opening, processes, searcher, thumbnails
 
 PRODUCTS = 12
-NASTY = "<b>é\n\"&'%2F?#x"  # in the id and product of one item
+NASTY = "<b>é\n\"&'%2F?#x/image"  # in the id and product of one item
 
 
 def pattern(product, noise=0, size=96):

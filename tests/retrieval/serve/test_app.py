@@ -74,6 +74,8 @@ def test_any_id_names_its_item(http, nasty):
     item = http.get(address).json()
     assert item["id"] == nasty and item["image"] == f"{address}/image"
     assert http.get(item["image"]).headers["content-type"] == "image/jpeg"
+    assert http.get(f"/v1/items/{urllib.parse.quote(nasty)}").json() == item, "also with a slash"
+    assert http.get(f"{item['image']}/image").status_code == 404
     assert len(ids(http.post("/v1/search", json={"id": nasty}))) == 10
 
 

@@ -150,7 +150,7 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
     go = threading.Event()
 
     with start(f"shop={shop[0]}/i", queue=3) as (address, found):
-        found._batchers["shop"]._run = lambda images: go.wait(20) and shop[1].run({"image": images})
+        found._embed = lambda _, images: go.wait(20) and shop[1].run({"image": images})
         with concurrent.futures.ThreadPoolExecutor(3) as pool, httpx.Client() as http:
 
             def search():
@@ -174,7 +174,7 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
 def test_a_deadline_ends_the_waiting(start, shop, photo):
     go = threading.Event()
     with start(f"shop={shop[0]}/i", timeout=0.5) as (address, found):
-        found._batchers["shop"]._run = lambda images: go.wait(20) and shop[1].run({"image": images})
+        found._embed = lambda _, images: go.wait(20) and shop[1].run({"image": images})
         try:
             answer = httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=30)
         finally:

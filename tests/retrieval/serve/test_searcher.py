@@ -11,15 +11,16 @@ from PIL import Image
 from retrieval.serve import limits, metrics, opening, schemas, searcher, thumbnails
 
 
-@pytest.fixture
-def use(shop):
-    """Runs a coroutine function with a running `Searcher` over the shop."""
+@pytest.fixture(params=[1, 8], ids=["side by side", "in batches"])
+def use(shop, request):
+    """Runs a coroutine function with a running `Searcher` over the shop, in both ways to embed."""
 
     def run(work, **options):
         async def main():
             figures = metrics.Metrics()
             shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1)
-            found = searcher.Searcher(shelves, limits.Limits(**options), figures, 2)
+            limit = limits.Limits(batch=request.param, **options)
+            found = searcher.Searcher(shelves, limit, figures, 2)
             assert not found.ready
             async with found.running():
                 assert found.ready
@@ -42,6 +43,9 @@ def test_queries_at_once_get_the_embeddings_that_each_gets_alone(use, shop, phot
         alone = shop[1].embed([photo(n) for n in range(12)], batch_size=1)
         # A batch is another matrix product: float32 sums of 192 terms, of unit length.
         np.testing.assert_allclose(embeddings, alone, atol=192 * 2**-24)
+        sizes = found.metrics.registry.get_sample_value
+        assert sizes("prototrain_batch_size_sum") == 12
+        assert sizes("prototrain_batch_size_count") == 12 or found.limits.batch > 1
         for n, embedding in enumerate(embeddings):
             results, _ = await found.search(served, embedding, 1)
             assert results[0]["product"] == f"p{n}"

@@ -9,11 +9,12 @@ import time
 
 import httpx
 import pytest
+from absl import flags
 from stores import run_program
 
 from retrieval import client
 from retrieval.catalogue import index
-from retrieval.serve import main, processes
+from retrieval.serve import main, opening, processes, searcher
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,29 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     for text, expected in (("", []), ("-1", []), ("2, 5", ["2", "5"]), ("GPU-a", ["GPU-a"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
         assert main._gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "expected"),
+    [
+        ([], "", (1, 1, 0)),
+        (["--threads=3"], "", (1, 1, 3)),
+        (["--max_batch=8", "--threads=3"], "", (8, 3, 3)),
+        ([], "0", (32, 0, 0)),
+    ],
+)
+def test_a_core_calls_the_model_alone_unless_calls_are_batches(
+    arguments, gpus, expected, monkeypatch
+):
+    """(Images per call, threads of TensorFlow per call, threads of the server)."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(opening, "shelves", lambda *given: [given[-1]])
+    monkeypatch.setattr(searcher, "Searcher", lambda *given: given)
+    options = flags.FlagValues()
+    main.define_flags(options)
+    options(["serve", "--index=i", *arguments])
+    (calls,), limit, _, threads = main._searcher(options, "", ())
+    assert (limit.batch, calls, threads) == expected
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(capsys):
