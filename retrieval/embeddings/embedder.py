@@ -41,6 +41,7 @@ class Embedder:
       source: what the embeddings depend on, as JSON values: weights (`checkpoint_sha256`) and
         configuration by hash, preprocessing.
       inputs: names of the arrays that `run` takes.
+      texts: the model's function that returns its text tower, see `save`; None without one.
     """
 
     size: tuple[int, int] | None
@@ -50,6 +51,7 @@ class Embedder:
     max_pixels: int
     source: dict
     inputs: tuple[str, ...]
+    texts: Callable | None
 
     def __init__(self, session, inputs, output, frozen=None, *, size, channels, source, dimensions,
                  boxes=True, max_pixels=image_files.MAX_PIXELS, tensors=None):  # fmt: skip
@@ -71,7 +73,7 @@ class Embedder:
         self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
         self.inputs = tuple(inputs)
         self._tensors, self._decode = tensors, None
-        self._texts: Any = None  # the model's `texts` function
+        self.texts = None
 
     @classmethod
     def of_graph(cls, build: Callable, *, threads: int = 0, **about: Any) -> "Embedder":
@@ -200,7 +202,7 @@ class Embedder:
         }
         made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
-        made._texts = getattr(model, "texts", None)
+        made.texts = getattr(model, "texts", None)
         return made
 
     @classmethod
@@ -344,7 +346,7 @@ class Embedder:
     def _text_tower(self):
         """(what writes the model's text tower or None, why there is none)."""
         try:
-            return (self._texts() if self._texts else None), ""
+            return (self.texts() if self.texts else None), ""
         except UserError as error:
             return None, str(error)
 
