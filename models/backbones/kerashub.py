@@ -39,7 +39,7 @@ def load(preset, pooling="auto"):
         raise ValueError(f"it needs KerasHub ({error}): {EXTRA}") from None
     folder, source = presets.folder_of(preset)
     kind, config = presets.kind_of(folder)
-    pixels, words, size = presets.pixels_of(folder, kind, config)
+    pixels, words, size, resizing = presets.pixels_of(folder, kind, config)
     prefix, class_token = presets.tokens_of(kind, config)
     antialias = kind in ("open_clip", "timm")
 
@@ -60,6 +60,7 @@ def load(preset, pooling="auto"):
         class_token,
         source,
         texts.find(folder, kind, config),
+        resizing,
     )
 
 

@@ -127,6 +127,7 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
             return images.of_table(
                 rows, embedder.size, embedder.channels, batch_size, on_bad_image=on_bad_image,
                 start_batch=done, boxes=boxes, max_pixels=embedder.max_pixels,
+                resizing=embedder.resizing,
             )  # fmt: skip
 
         with images.opened(make, "embedding images", keys=("image",)) as parts:

@@ -1,7 +1,7 @@
 """Makes tokens.json: tiny vocabularies, and the token ids of KerasHub's preprocessors for texts.
 
-    python -m venv oracle && oracle/bin/pip install keras-hub==0.32.0
-    oracle/bin/python tests/models/make_tokens.py
+python -m venv oracle && oracle/bin/pip install keras-hub==0.32.0
+oracle/bin/python tests/models/make_tokens.py
 """
 
 import base64
@@ -18,7 +18,14 @@ from keras_hub.src.models.metaclip_2.metaclip_2_causal_lm_preprocessor import (
 from keras_hub.src.tokenizers.byte_pair_tokenizer import bytes_to_unicode
 
 PATH = pathlib.Path(__file__).with_name("tokens.json")
-TEXTS = ["red dress with pockets", "  Red,  DRESS!! ", "größe 42 café", "it's a_b 3.5%", "", "x" * 40]
+TEXTS = [
+    "red dress with pockets",
+    "  Red,  DRESS!! ",
+    "größe 42 café",
+    "it's a_b 3.5%",
+    "",
+    "x" * 40,
+]
 LENGTH = 12
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 

@@ -301,7 +301,11 @@ def worded(tmp_path_factory):
     vocabulary = ["<|startoftext|>", "<|endoftext|>", "?", *names]
     rows = np.zeros((len(vocabulary), 3), np.float32)
     rows[3:] = [COLORS[name] for name in names]
-    words = {"type": "WordLevel", "vocab": {w: n for n, w in enumerate(vocabulary)}, "unk_token": "?"}
+    words = {
+        "type": "WordLevel",
+        "vocab": {w: n for n, w in enumerate(vocabulary)},
+        "unk_token": "?",
+    }
     tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": words}))
 

@@ -51,7 +51,9 @@ def test_a_mistyped_file_is_not_taken_for_words(worded, name, capsys):
 def test_an_index_without_a_text_tower_says_why(worded, capsys):
     assert run_program(search, "red dress", f"{worded}/red.png", f"--index={worded}/plain") == 1
     out, err = capsys.readouterr()
-    assert "error: 'red dress' names no file, and cannot be searched as text: the model has no" in err
+    assert (
+        "error: 'red dress' names no file, and cannot be searched as text: the model has no" in err
+    )
     assert len(out.splitlines()) == 1
     assert run_program(search, "--text=red", f"--index={worded}/headed") == 1
     assert "error: --text=red: the head was trained on images\n" in capsys.readouterr()[1]
@@ -69,7 +71,9 @@ def test_a_damaged_text_tower_and_a_missing_library_are_named(worded, tmp_path, 
     path.write_text(path.read_text().replace("red", "den"))
     with Catalogue.open(tmp_path / "i") as catalogue:
         catalogue.embedder().close()  # images need no words
-        with pytest.raises(ValueError, match=r"tokenizer.json: is damaged \(its checksum differs\)"):
+        with pytest.raises(
+            ValueError, match=r"tokenizer.json: is damaged \(its checksum differs\)"
+        ):
             catalogue.text_embedder()
 
 
@@ -90,6 +94,6 @@ def test_texts_are_evaluated_against_an_index(worded, tmp_path, capsys):
         assert run_program(eval, *line) == 1
         assert message in capsys.readouterr()[1]
     assert run_program(eval, line[0], f"--catalogue={worded}/s", line[2]) == 1
-    assert "is not an index, which carries the model for the texts" in capsys.readouterr()[1]
+    assert "is not an index, which carries the model for texts" in capsys.readouterr()[1]
     assert run_program(eval, *line, "--model=models.simple") == 1
     assert "--model: --text_queries with --catalogue=INDEX takes none" in capsys.readouterr()[1]
