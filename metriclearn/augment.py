@@ -12,7 +12,7 @@ where to crop *before* the file is decoded, so that only the window is decoded (
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -233,6 +233,48 @@ def box_window(margin: float = 0.0) -> Window:
         whole = tf.stack([0, 0, height, width])
         exact = _around(box, height, width, margin, tf.zeros([4]))
         return tf.cond(box[2] > box[0], lambda: exact, lambda: whole)
+
+    return window
+
+
+class Resizing(NamedTuple):
+    """How images of any shape get the size that a network takes.
+
+    Attributes:
+      method: of `images.resize`.
+      share: of the sides that the window in the middle keeps, before the resize.
+      square: whether both sides of the window are that share of the shorter side; otherwise the
+        aspect ratio is not kept.
+    """
+
+    method: str = "bilinear"
+    share: float = 1.0
+    square: bool = False
+
+    @property
+    def window(self) -> Window | None:
+        """The window; None if the whole image is resized, which is then reduced further before."""
+        return None if self == RESIZING else center_window(self.share, self.square)
+
+
+RESIZING = Resizing()  # the usual
+
+
+def center_window(share: float = 1.0, square: bool = True) -> Window:
+    """Crops the middle of the image.
+
+    Args:
+        share: of the sides that are kept.
+        square: both sides are that share of the shorter side.
+    """
+    _check_range("center_window", share, share, 0.0, 1.0)
+
+    def window(height, width, box, seed):
+        del box, seed
+        sides = tf.stack([height, width])
+        kept = tf.cast(tf.reduce_min(sides) if square else sides, tf.float32) * share
+        kept = tf.maximum(tf.cast(tf.round(kept), tf.int32) + tf.zeros_like(sides), 1)
+        return tf.concat([(sides - kept) // 2, kept], 0)
 
     return window
 

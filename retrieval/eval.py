@@ -151,7 +151,7 @@ def stored_texts(options):
         raise UserError("--output=DIR: name the folder for the results")
     if not inputs.is_index(options.catalogue):
         raise UserError(
-            f"--catalogue={options.catalogue}: is not an index, which carries the model for the texts"
+            f"--catalogue={options.catalogue}: is not an index, which carries the model for texts"
         )
     from retrieval.catalogue.opened import Catalogue
     from retrieval.embeddings import texts

@@ -17,6 +17,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000  # of one image
 # Bytes within which a JPEG's size is found; a file with longer notes is decoded by Pillow.
 HEADER = 1 << 18
+# With a crop, images keep twice the target's size: a window of half a side is still no smaller
+# than the target.
+CROP_RESERVE = 2
 
 # What turns an image upright, by its EXIF orientation; 1 is upright.
 _TURNS = {

@@ -194,7 +194,9 @@ def decode(
     return tf.ensure_shape(image, [None, None, channels]), ratio
 
 
-def decode_upright_jpeg(data, size, *, channels=3, max_pixels=MAX_PIXELS):
+def decode_upright_jpeg(
+    data, size, *, channels=3, max_pixels=MAX_PIXELS, least=None, window=None, method="bilinear"
+):
     """Decodes an upright JPEG and resizes it, as `decode` and `resize`, by TensorFlow's ops alone.
 
     A graph without Python's functions can be exported, and run without Python.
@@ -204,6 +206,8 @@ def decode_upright_jpeg(data, size, *, channels=3, max_pixels=MAX_PIXELS):
       size: (height, width) wanted.
       channels: 3 (RGB) or 1 (gray).
       max_pixels: size above which the op fails, before it decodes.
+      least, window: as in `decode`; the size by default.
+      method: as in `resize`.
 
     Returns:
       uint8 [*size, channels].
@@ -211,13 +215,18 @@ def decode_upright_jpeg(data, size, *, channels=3, max_pixels=MAX_PIXELS):
     sides = jpeg_shape(data)[:2]
     check = tf.debugging.Assert(small_enough(sides, max_pixels), ["too many pixels"])
     with tf.control_dependencies([check]):
-        level = tf.identity(plan_jpeg(sides, size, None, None)[0])
+        level, part, begin, kept = plan_jpeg(sides, least or size, window, None)
+        level = tf.identity(level)
 
     def jpeg(ratio):
-        return tf.io.decode_jpeg(data, channels=channels, ratio=ratio)
+        if window is None:
+            return tf.io.decode_jpeg(data, channels=channels, ratio=ratio)
+        return tf.io.decode_and_crop_jpeg(data, part, channels=channels, ratio=ratio)
 
     image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in _ratios(size)])
-    return resize(tf.ensure_shape(image, [None, None, channels]), size)
+    if window is not None:
+        image = tf.slice(image, begin, kept)
+    return resize(tf.ensure_shape(image, [None, None, channels]), size, method)
 
 
 def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):
@@ -235,12 +244,20 @@ def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):
 
 
 def resize(image, size, method="bilinear"):
-    """uint8 [h, w, c] -> uint8 [size[0], size[1], c]; the aspect ratio is not kept."""
+    """uint8 [h, w, c] -> uint8 [size[0], size[1], c]; the aspect ratio is not kept.
+
+    Args:
+      image: the pixels.
+      size: (height, width).
+      method: of `tf.image.resize`; with `+antialias` as Pillow does it.
+    """
     if method == "bilinear":  # the op itself: what `tf.image.resize` adds costs time
         resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)
         resized = tf.squeeze(resized, 0)
     else:
-        resized = tf.cast(tf.image.resize(image, size, method=method), tf.float32)
+        method, _, smooth = method.partition("+")
+        resized = tf.image.resize(image, size, method=method, antialias=bool(smooth))
+        resized = tf.cast(resized, tf.float32)
     if method not in ("bilinear", "nearest", "area"):  # the others overshoot
         resized = tf.clip_by_value(resized, 0.0, 255.0)
     return tf.cast(resized + HALF, tf.uint8)

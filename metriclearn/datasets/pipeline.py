@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from metriclearn import augment as augmentation
-from metriclearn.datasets import images
+from metriclearn.datasets import image_files, images
 from metriclearn.datasets.cache import DecodedCache
 
 __all__ = [
@@ -29,9 +29,6 @@ __all__ = [
     "usable_images",
 ]
 
-# With a crop, images keep twice the target's size: a window of half a side is still no smaller
-# than the target.
-CROP_RESERVE = 2
 CROP_STREAM = 1 << 40  # keeps the seeds of windows apart from those of `augment`
 CANVAS = 1 << 24  # pixels up to which a batch's windows are resized in one piece, in any shape
 COLUMNS = ("label", "id", "product", "category")
@@ -173,7 +170,7 @@ class _Settings:
     @property
     def least(self):
         """(height, width) that a reduced image keeps."""
-        return self.size if self.crop is None else tuple(CROP_RESERVE * side for side in self.size)
+        return least(self.size, self.crop)
 
     def window(self, numbers):
         """The function that places an image's window, given the image's random numbers."""
@@ -191,6 +188,11 @@ class _Settings:
             upright=upright,
             max_pixels=self.max_pixels,
         )
+
+
+def least(size, crop):
+    """(height, width) that a reduced image keeps before its resize to a size."""
+    return size if crop is None else tuple(image_files.CROP_RESERVE * side for side in size)
 
 
 def _loader(table, s):

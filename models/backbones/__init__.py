@@ -18,6 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from metriclearn import augment
 from metriclearn.datasets.glyphs import cache_folder
 from models.backbones import efficientnet, keras_model, kerashub, pretrained, saved_model, scratch
 from trainer import layers
@@ -45,6 +46,7 @@ class Backbone:
       preprocessing: what it does to pixels, in words.
       source: where it comes from, with the revision that was fetched.
       texts: a `texts.Tower`, whose vectors are compared with those of pooling auto; None without.
+      resizing: how images get their size before they come here, as the files say.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Backbone:
     )
     source: str = ""
     texts: Any = None
+    resizing: augment.Resizing = augment.RESIZING
 
     def apply(self, images, train_phase=False, frozen_batch_norm=False):
         """Builds the network in the current graph, or once more over the same variables.
@@ -175,7 +178,8 @@ def _keras(network, pooling, lora_rank, drop_path):
 
     words = f"RGB 0 to 255, {network.preprocessing}; pooling {pooling}"
     found = Backbone(network.name, network.image_size, None, network.fingerprint, words, build)
-    return dataclasses.replace(found, source=network.source, texts=network.texts)
+    kept = {name: getattr(network, name) for name in ("source", "texts", "resizing")}
+    return dataclasses.replace(found, **kept)
 
 
 def _folder(address, cache):

@@ -52,6 +52,7 @@ def embed(
     image_size,
     with_color=False,
     crop=None,
+    method="bilinear",
     views=1,
     random_crop=None,
     augment=None,
@@ -70,7 +71,7 @@ def embed(
       table: a ProductTable of color images, N rows.
       image_size: pixels, one number or (height, width).
       with_color: append `color.histogram`: F grows by 512.
-      crop: of every image as it is, as in `pipeline.eval_batches`.
+      crop, method: of every image as it is, as in `pipeline.eval_batches`.
       views: how often each image is embedded: once as it is, then at random.
       random_crop, augment: of the further views, as in `pipeline.train_batches`.
       recipe: any text that identifies these functions, such as 'crop .5, flip'. It is part of the
@@ -107,11 +108,13 @@ def embed(
         "batch_size": batch_size if views > 1 else 0,
         "images_sha256": fingerprint(table),
     }
+    if method != "bilinear":
+        source["method"] = method
     if with_color:
         source["color"] = f"rgb histogram {color.BINS}"
     name = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
     folder = os.path.join(cache or cache_folder(), "features", name)
-    image = {"image_size": size, "channels": 3, "max_pixels": max_pixels}
+    image = {"image_size": size, "channels": 3, "max_pixels": max_pixels, "method": method}
 
     def plain(start_batch):
         return pipeline.eval_batches(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from metriclearn import augment
 from models.backbones import fine_tuning, saved_model, weight_files
 from models.backbones.pooling import pool
 from trainer import files, keras_model
@@ -35,6 +36,7 @@ class Network(NamedTuple):
       class_token: whether the first of these is a class token.
       source: where it comes from, with the revision that was fetched.
       texts: a `texts.Tower` for texts that its vectors are compared with, None without one.
+      resizing: how images get their size, as the files say.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Network(NamedTuple):
     class_token: bool = False
     source: str = ""
     texts: Any = None
+    resizing: augment.Resizing = augment.RESIZING
 
 
 def build(

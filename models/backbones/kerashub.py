@@ -40,7 +40,7 @@ def load(preset, pooling="auto", drop_path=0.0):
         raise ValueError(f"it needs KerasHub ({error}): {EXTRA}") from None
     folder, source = presets.folder_of(preset)
     kind, config = presets.kind_of(folder)
-    pixels, words, size = presets.pixels_of(folder, kind, config)
+    pixels, words, size, resizing = presets.pixels_of(folder, kind, config)
     prefix, class_token = presets.tokens_of(kind, config)
     antialias = kind in ("open_clip", "timm")
 
@@ -61,6 +61,7 @@ def load(preset, pooling="auto", drop_path=0.0):
         class_token,
         source,
         texts.find(folder, kind, config),
+        resizing,
     )
 
 

@@ -3,9 +3,12 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from metriclearn import augment
 from models.backbones import weight_files
 from models.backbones.keras_model import reason
 from trainer import files
@@ -110,49 +113,116 @@ def tensors(folder, names=("model.safetensors",)):
 # ---------------------------------------------------------------------------- pixels, tokens
 
 
+class Pixels(NamedTuple):
+    """What a network wants of images.
+
+    Attributes:
+      scaled: function on pixels 0 to 255.
+      words: the same in words, with how images are resized.
+      size: (height, width), or None.
+      resizing: how an image gets that size.
+    """
+
+    scaled: Callable
+    words: str
+    size: tuple[int, int] | None
+    resizing: augment.Resizing
+
+
+# Pillow's numbers of its methods, as `tf.image.resize` calls them.
+_METHODS = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "bicubic", 4: "area"}
+
+
 def pixels_of(folder, kind, config):
-    """(function on pixels 0 to 255, the same in words, (height, width) or None)."""
+    """The `Pixels` of a folder's network, as its files say."""
     found = [n for n in _PREPROCESSING if os.path.exists(os.path.join(folder, n))]
-    how = "resized as configured"
-    if kind == "timm":
-        given = config.get("pretrained_cfg", {})
-        mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
-        size, how = given.get("input_size", [3, None, None])[1:], given.get("interpolation", how)
-        scale, offset = 1 / 255 / np.array(deviation), -np.array(mean) / deviation
-    elif kind == "open_clip":
-        given = config["preprocess"] or {}
-        mean, deviation = given.get("mean", _CLIP[0]), given.get("std", _CLIP[1])
-        size, how = config["vision_cfg"].get("image_size"), given.get("interpolation", how)
-        scale, offset = 1 / 255 / np.array(deviation), -np.array(mean) / deviation
-    elif not found:
+    if kind in ("timm", "open_clip"):
+        return (_of_timm if kind == "timm" else _of_open_clip)(config)
+    if not found:
         raise ValueError(
             f"{folder}: nothing says how pixels are scaled; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
-    elif kind == "keras":
-        given = files.read_json(os.path.join(folder, found[0]))["config"]
-        size, how = given.get("image_size"), given.get("interpolation", how)
-        scale = np.array(1.0 if given.get("scale") is None else given["scale"])
-        offset = np.array(0.0 if given.get("offset") is None else given["offset"])
-    else:
-        given = files.read_json(os.path.join(folder, found[0]))
-        factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0
-        mean, deviation = (
-            given.get("image_mean", _IMAGENET[0]),
-            given.get("image_std", _IMAGENET[1]),
-        )
-        if not given.get("do_normalize", True):
-            mean, deviation = 0.0, 1.0
-        size = given.get("crop_size") if given.get("do_center_crop") else given.get("size")
-        how = {2: "bilinear", 3: "bicubic"}.get(given.get("resample"), how)
-        scale, offset = factor / np.array(deviation), -np.array(mean) / deviation
+    given = files.read_json(os.path.join(folder, found[0]))
+    return _of_keras(given["config"]) if kind == "keras" else _of_hugging_face(given)
+
+
+def _of_timm(config):
+    given = config.get("pretrained_cfg", {})
+    mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
+    size, mode = given.get("input_size", [3, None, None])[1:], given.get("crop_mode", "center")
+    # timm's own default of the share is .875.
+    share, square = given.get("crop_pct") or 0.875, mode != "squash"
+    method = _named(given.get("interpolation", "bicubic"))
+    return _pixels(1 / 255, mean, deviation, size, method, share, square)
+
+
+def _of_open_clip(config):
+    given = config["preprocess"] or {}
+    mean, deviation = given.get("mean", _CLIP[0]), given.get("std", _CLIP[1])
+    size = given.get("size") or config["vision_cfg"].get("image_size")
+    square = given.get("resize_mode", "shortest") == "shortest"
+    method = _named(given.get("interpolation", "bicubic"))
+    return _pixels(1 / 255, mean, deviation, size, method, 1.0, square)
+
+
+def _of_keras(given):
+    scale = np.array(1.0 if given.get("scale") is None else given["scale"])
+    offset = np.array(0.0 if given.get("offset") is None else given["offset"])
+    method = given.get("interpolation", "bilinear") + "+antialias" * given.get("antialias", False)
+    resizing = augment.Resizing(method, square=given.get("crop_to_aspect_ratio", True))
+    return _described(scale, offset, given.get("image_size"), resizing)
+
+
+def _of_hugging_face(given):
+    factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0
+    mean, deviation = given.get("image_mean", _IMAGENET[0]), given.get("image_std", _IMAGENET[1])
+    if not given.get("do_normalize", True):
+        mean, deviation = 0.0, 1.0
+    size, crop = given.get("size"), given.get("crop_size")
+    method = _named(_METHODS.get(given.get("resample", 2), "bilinear"))
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    before = _sides(shortest or size)
+    if given.get("do_center_crop") and crop:
+        share = min(1.0, _sides(crop)[0] / before[0]) if before else 1.0
+        # Of one number, older processors mean the shorter side.
+        square = bool(shortest) or not isinstance(size, dict)
+        return _pixels(factor, mean, deviation, crop, method, share, square)
+    if shortest and "crop_pct" in given:  # ConvNeXt's, which is for less than 384 pixels
+        share = given["crop_pct"] if shortest < 384 else 1.0
+        return _pixels(factor, mean, deviation, shortest, method, share, shortest < 384)
+    # With the shorter side alone, images keep their shape, and a batch has no one size.
+    return _pixels(factor, mean, deviation, None if shortest else size, method, 1.0, False)
+
+
+def _named(method):
+    """Pillow's method as `images.resize` calls it; `random` is timm's for training."""
+    method = {"random": "bicubic", "lanczos": "lanczos3", "box": "area"}.get(method, method)
+    return method + "+antialias" * (method not in ("nearest", "area"))
+
+
+def _sides(size):
+    """(height, width) as files write it, None if one is missing."""
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     size = [size, size] if isinstance(size, int) else size
-    size = tuple(size) if size and None not in size else None
+    return tuple(size) if size and None not in size else None
+
+
+def _pixels(factor, mean, deviation, size, method, share, square):
+    scale, offset = factor / np.array(deviation), -np.array(mean) / deviation
+    return _described(scale, offset, size, augment.Resizing(method, share, square))
+
+
+def _described(scale, offset, size, resizing):
     scale, offset = scale.astype(np.float32), offset.astype(np.float32)
-    words = f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}, trained {how}"
-    return lambda pixels: pixels * scale + offset, words, size
+    kept = "the middle square of the image" if resizing.square else "the image"
+    kept += f", {resizing.share:g} of its sides" * (resizing.share < 1)
+    words = (
+        f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}; {kept} resized by "
+        f"{resizing.method}"
+    )
+    return Pixels(lambda pixels: pixels * scale + offset, words, _sides(size), resizing)
 
 
 def tokens_of(kind, config):

@@ -1,4 +1,4 @@
-"""Text towers beside image towers: CLIP, SigLIP and MetaCLIP 2, in the formats that `kerashub` reads.
+"""Text towers beside image towers: CLIP, SigLIP and MetaCLIP 2, in the formats of `kerashub`.
 
 The tower is exported as a SavedModel of its own, from token ids to vectors, with the vocabulary and
 the rules that make these ids (`retrieval.embeddings.tokens`): searching needs neither KerasHub nor

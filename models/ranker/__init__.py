@@ -1,7 +1,7 @@
 """Product visual search: a pretrained backbone, image colors, a linear head."""
 
 from models.ranker.config import config
-from models.ranker.datasets import datasets
+from models.ranker.datasets import datasets, resizing
 from models.ranker.definition import build, frozen_features, loss, metrics, sources, texts
 from models.ranker.tables import digest, notes, table
 
@@ -14,6 +14,7 @@ __all__ = [
     "loss",
     "metrics",
     "notes",
+    "resizing",
     "sources",
     "table",
     "texts",

@@ -70,10 +70,11 @@ config.declare(
 )
 config.declare(
     "model.default_image_dimensions",
-    [224, 224, 3],
-    "Height, width and channels that images are resized to.",
+    [0, 0, 3],
+    "Height, width and channels that images are resized to; 0,0,3: as the files of a KerasHub "
+    "backbone say, else 224,224,3.",
     fixed=True,
-    within="[1, inf)",
+    within="[0, inf)",
 )
 config.declare(
     "model.reduced_dimension",
@@ -94,8 +95,8 @@ config.declare(
     "model.cached_features",
     True,
     "Train the head alone, on features of the unchanged backbone that are computed once and kept "
-    "on disk. Off: train the backbone too. A backbone from scratch is always trained, and so is one "
-    "without a head, for searches by text.",
+    "on disk. Off: train the backbone too. A backbone from scratch is always trained, and so is "
+    "one without a head, for searches by text.",
     fixed=True,
 )
 config.declare(

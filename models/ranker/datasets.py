@@ -16,6 +16,8 @@ from models.ranker.config import config
 from models.ranker.tables import of_catalogue, test_tables, training_tables
 from trainer.config import UserError, seed_of
 
+USUAL_SIZE = (224, 224)  # of images for a backbone whose files name none
+
 AUGMENTATIONS = {
     "blur": augment.random_blur(),
     "colour": augment.random_colour(),
@@ -67,15 +69,28 @@ def datasets(start_step=0, part=(0, 1)):
 def image_options(table):
     """How a table's images are read when nothing about them is random."""
     height, width, channels = image_dimensions()
-    boxes = config["dataset.bounding_boxes"] and table.boxes is not None
-    crop = augment.box_window() if boxes else None
+    how = resizing()
+    crop = augment.box_window() if _boxes(table) else how.window
     options = {"image_size": (height, width), "channels": channels, "crop": crop}
-    return options | {"max_pixels": config["dataset.max_pixels"]}
+    return options | {"max_pixels": config["dataset.max_pixels"], "method": how.method}
+
+
+def _boxes(table):
+    return config["dataset.bounding_boxes"] and table.boxes is not None
+
+
+def resizing():
+    """How images get their size: the backbone's `augment.Resizing`."""
+    return load_backbone(config["model.hub_address"]).resizing
 
 
 def image_dimensions():
     """(height, width, channels) of the model's images."""
     dimensions = config["model.default_image_dimensions"]
+    if list(dimensions[:2]) == [0, 0]:
+        backbone = load_backbone(config["model.hub_address"])
+        known = backbone.image_size if backbone.resizing.window else None
+        dimensions = [*(known or USUAL_SIZE), *dimensions[2:]]
     if len(dimensions) != 3 or min(dimensions[:2]) < 1 or dimensions[2] != 3:
         raise UserError(
             f"model.default_image_dimensions={dimensions}: give height, width and 3 channels "
@@ -141,13 +156,14 @@ def _train_batches(table, start_step, part):
 def _augmentation(table):
     """(crop, augment) of training images, as `pipeline.train_batches` takes them."""
     names, crop = config["dataset.augment"], image_options(table)["crop"]
+    boxes = _boxes(table)
     unknown = [name for name in names if name not in ("crop", *AUGMENTATIONS)]
     if unknown:
         known = ", ".join(("crop", *sorted(AUGMENTATIONS)))
         raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
-        crop = augment.window_near_box() if crop else augment.random_window(smallest)
+        crop = augment.window_near_box() if boxes else augment.random_window(smallest)
     changes = [AUGMENTATIONS[name] for name in names if name != "crop"]
     return crop, augment.compose(*changes) if changes else None
 
@@ -168,7 +184,9 @@ def features_of(table, views=1):
     """The backbone's features of a table with the colors, made or found: `features.Features`."""
     options = image_options(table)
     height, width = options["image_size"]
-    recipe = "boxes" if options["crop"] else ""
+    recipe = "boxes" if _boxes(whole) else ""
+    if options["crop"] and not recipe:
+        recipe = str(tuple(resizing()))
     disturbed = {}
     if views > 1:
         crop, augmentation = _augmentation(table)
@@ -181,6 +199,7 @@ def features_of(table, views=1):
             image_size=(height, width),
             with_color=color_weight() != 0,
             crop=options["crop"],
+            method=options["method"],
             views=views,
             recipe=recipe,
             **disturbed,

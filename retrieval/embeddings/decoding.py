@@ -12,7 +12,7 @@ from metriclearn.datasets import image_files
 TRAILER = 1 << 16  # bytes in which a JPEG's end is looked for: cameras append notes
 
 
-def add_to_graph(graph, size, channels, max_pixels):
+def add_to_graph(graph, size, channels, max_pixels, resizing=None):
     """Puts the decoding into a graph.
 
     Args:
@@ -20,6 +20,7 @@ def add_to_graph(graph, size, channels, max_pixels):
       size: (height, width) wanted.
       channels: 3 (RGB) or 1 (gray).
       max_pixels: size above which an image file is refused.
+      resizing: fields of `metriclearn.augment.Resizing` by name, None for the usual.
 
     Returns:
       {'content', 'from_jpeg', 'pixels', 'from_pixels': names of the tensors}: what is fed and what
@@ -27,7 +28,11 @@ def add_to_graph(graph, size, channels, max_pixels):
     """
     import tensorflow as tf
 
-    from metriclearn.datasets import images
+    from metriclearn import augment
+    from metriclearn.datasets import images, pipeline
+
+    how = augment.Resizing(**resizing or {})
+    place = how.window and (lambda height, width, box: how.window(height, width, box, None))
 
     v1 = tf.compat.v1
     with graph.as_default(), v1.name_scope("decode"):
@@ -36,22 +41,30 @@ def add_to_graph(graph, size, channels, max_pixels):
         tensors = {
             "content": content,
             "from_jpeg": images.decode_upright_jpeg(
-                content, size, channels=channels, max_pixels=max_pixels
+                content,
+                size,
+                channels=channels,
+                max_pixels=max_pixels,
+                method=how.method,
+                least=pipeline.least(size, how.window),
+                window=place,
             ),
             "pixels": pixels,
-            "from_pixels": images.resize(pixels, size),
+            "from_pixels": images.resize(images.cut(pixels, place, None), size, how.method),
         }
     return {name: tensor.name for name, tensor in tensors.items()}
 
 
-def decoder(session, tensors, size, channels, max_pixels):
+def decoder(session, tensors, size, channels, max_pixels, resizing=None):
     """Returns the function of `Embedder.decode`, which is safe to use from several threads.
 
     Args:
       session: with a graph that holds `tensors`.
       tensors: as `add_to_graph` returned them.
-      size, channels, max_pixels: as there.
+      size, channels, max_pixels, resizing: as there.
     """
+    # As `pipeline.least`, without importing TensorFlow: a window is cut from a larger image.
+    least = tuple(image_files.CROP_RESERVE * side for side in size) if resizing else size
     of_jpeg = session.make_callable(tensors["from_jpeg"], [tensors["content"]])
     of_pixels = session.make_callable(tensors["from_pixels"], [tensors["pixels"]])
 
@@ -63,7 +76,7 @@ def decoder(session, tensors, size, channels, max_pixels):
             # Without an end it is truncated, which Pillow says in one line, and libjpeg in several.
             if image_files.is_upright_jpeg(content) and b"\xff\xd9" in content[-TRAILER:]:
                 return of_jpeg(content)
-            return of_pixels(image_files.read(content, channels, size, None, max_pixels)[0])
+            return of_pixels(image_files.read(content, channels, least, None, max_pixels)[0])
         except Exception as error:  # of two kinds of session, with kinds of their own
             name = "" if isinstance(image, bytes) else f" {os.fspath(image)!r}"
             reason = _reason(image, error, max_pixels)

@@ -38,9 +38,12 @@ class Embedder:
       boxes: whether to crop images to their boxes, where a table has any.
       dimensions: D, the length of an embedding.
       max_pixels: size above which an image file is refused.
+      resizing: how images get their size, fields of `metriclearn.augment.Resizing` by name; {} for
+        the usual.
       source: what the embeddings depend on, as JSON values: weights (`checkpoint_sha256`) and
         configuration by hash, preprocessing.
       inputs: names of the arrays that `run` takes.
+      texts: the model's function that returns its text tower, see `save`; None without one.
     """
 
     size: tuple[int, int] | None
@@ -50,9 +53,12 @@ class Embedder:
     max_pixels: int
     source: dict
     inputs: tuple[str, ...]
+    resizing: dict
+    texts: Callable | None
 
     def __init__(self, session, inputs, output, frozen=None, *, size, channels, source, dimensions,
-                 boxes=True, max_pixels=image_files.MAX_PIXELS, tensors=None):  # fmt: skip
+                 boxes=True, max_pixels=image_files.MAX_PIXELS, tensors=None,
+                 resizing=None):  # fmt: skip
         """Internal.
 
         Args:
@@ -60,7 +66,7 @@ class Embedder:
           inputs: {name: tensor to feed, or its name}.
           output: the embeddings [B, D], or their name.
           frozen: the features [B, F] of the unchanged backbone, if the model offers them.
-          size, channels, source, dimensions, boxes, max_pixels: the attributes.
+          size, channels, source, dimensions, boxes, max_pixels, resizing: the attributes.
           tensors: names of the tensors that decode images; None for a graph to put them into.
         """
         self._session, self._fed, self._output = session, inputs, output
@@ -69,9 +75,9 @@ class Embedder:
         self._run_both = None if frozen is None else session.make_callable([output, frozen], fed)
         self.size, self.channels, self.source = size, channels, source
         self.boxes, self.max_pixels, self.dimensions = boxes, max_pixels, dimensions
-        self.inputs = tuple(inputs)
+        self.inputs, self.resizing = tuple(inputs), resizing or {}
         self._tensors, self._decode = tensors, None
-        self._texts: Any = None  # the model's `texts` function
+        self.texts = None
 
     @classmethod
     def of_graph(cls, build: Callable, *, threads: int = 0, **about: Any) -> "Embedder":
@@ -121,6 +127,7 @@ class Embedder:
                 tensors["embeddings"],
                 size=tuple(note["image_size"]),
                 dimensions=note["features"],
+                resizing=note.get("resizing"),
                 **{name: note[name] for name in NOTED},
             )
             # A damaged one fails now; the first run of any other takes the time of many.
@@ -198,9 +205,11 @@ class Embedder:
             "boxes": _key(model, "dataset.bounding_boxes", True),
             "max_pixels": _key(model, "dataset.max_pixels", image_files.MAX_PIXELS),
         }
+        if hasattr(model, "resizing") and model.resizing().window is not None:
+            options["resizing"] = source["resizing"] = model.resizing()._asdict()
         made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
-        made._texts = getattr(model, "texts", None)
+        made.texts = getattr(model, "texts", None)
         return made
 
     @classmethod
@@ -305,7 +314,7 @@ class Embedder:
         if self.size is None:
             raise ValueError("this model takes no images alone: it can embed its own datasets only")
         if self._decode is None:
-            about = self.size, self.channels, self.max_pixels
+            about = self.size, self.channels, self.max_pixels, self.resizing
             self._tensors = self._tensors or decoding.add_to_graph(self._session.graph, *about)
             # One assignment, since several threads may be here.
             self._decode = decoding.decoder(self._session, self._tensors, *about)
@@ -332,6 +341,7 @@ class Embedder:
         (image,) = self._fed.values()
         tensors = {"image": image.name, "embeddings": self._output.name}
         note = {name: getattr(self, name) for name in NOTED if name != "tensors"}
+        note["resizing"] = self.resizing
         note |= {"tensors": self._tensors | tensors, "image_size": list(self.size or ())}
         with self._session.graph.as_default():
             signature = {"image": image}, {"embeddings": self._output}
@@ -344,7 +354,7 @@ class Embedder:
     def _text_tower(self):
         """(what writes the model's text tower or None, why there is none)."""
         try:
-            return (self._texts() if self._texts else None), ""
+            return (self.texts() if self.texts else None), ""
         except UserError as error:
             return None, str(error)
 

@@ -52,7 +52,7 @@ def catalogue(rows, where=""):
 
 
 def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_batch=0, boxes=True,
-             max_pixels=image_files.MAX_PIXELS):  # fmt: skip
+             max_pixels=image_files.MAX_PIXELS, resizing=None):  # fmt: skip
     """A finite dataset of a table's images, decoded as the models' own datasets do.
 
     Args:
@@ -64,16 +64,19 @@ def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_ba
       start_batch: the first batch.
       boxes: crop to the boxes of the table, if it has any.
       max_pixels: size above which an image is refused.
+      resizing: fields of `metriclearn.augment.Resizing` by name; not of a table with boxes.
     """
     from metriclearn import augment  # with TensorFlow, which lists of images do not need
     from metriclearn.datasets import pipeline
 
+    how = augment.Resizing(**resizing or {})
     return pipeline.eval_batches(
         rows,
         batch_size=batch_size,
         image_size=size,
         channels=channels,
-        crop=augment.box_window() if boxes and rows.boxes is not None else None,
+        crop=augment.box_window() if boxes and rows.boxes is not None else how.window,
+        method=how.method,
         on_bad_image=on_bad_image,
         start_batch=start_batch,
         max_pixels=max_pixels,

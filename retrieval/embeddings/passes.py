@@ -160,6 +160,7 @@ def _of_table(rows, embedder, on_bad_image, batch_size):
             return images.of_table(
                 part, embedder.size, embedder.channels, batch_size, on_bad_image=on_bad_image,
                 start_batch=start, boxes=boxes, max_pixels=embedder.max_pixels,
+                resizing=embedder.resizing,
             )  # fmt: skip
 
         with images.opened(make, "embedding images", keys=("image",)) as batches:

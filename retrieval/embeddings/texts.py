@@ -3,8 +3,8 @@
     embedder = TextEmbedder.load("model")                    # of an index
     vectors = embedder.embed(["red dress with pockets"])     # float32 [1, D]
 
-Its weights are those of a text tower that was trained together with the images' (CLIP, SigLIP). They
-are a SavedModel in the folder `text` of the images' model, with the vocabulary.
+Its weights are those of a text tower that was trained together with the images' (CLIP, SigLIP).
+They are a SavedModel in the folder `text` of the images' model, with the vocabulary.
 """
 
 import os

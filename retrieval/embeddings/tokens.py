@@ -1,8 +1,8 @@
 """Texts to the token ids that a text tower was trained on, by small libraries without TensorFlow.
 
-`tokenizers` (Hugging Face's) and `sentencepiece` read the published vocabularies; what is done around
-them (cleaning, start and end, padding) is here. KerasHub's tokenizers give the same ids, but need
-tensorflow-text.
+`tokenizers` (Hugging Face's) and `sentencepiece` read the published vocabularies; what is done
+around them (cleaning, start and end, padding) is here. KerasHub's tokenizers give the same ids, but
+need tensorflow-text.
 """
 
 import json

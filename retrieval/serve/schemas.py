@@ -84,9 +84,7 @@ class Found(pydantic.BaseModel):
 
     results: list[Result]
     facets: list[Facet] | None = None
-    query: str = pydantic.Field(
-        description="Names the query in feedback: an id, words, or a hash."
-    )
+    query: str = pydantic.Field(description="Names the query in feedback: an id, words, or a hash.")
     index: Index
 
 

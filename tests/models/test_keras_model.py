@@ -11,8 +11,14 @@ import pytest
 import tensorflow as tf
 from keras.src.applications import convnext, resnet
 from PIL import Image
+from starlette import testclient
 
 from models import backbones, ranker
+from retrieval.catalogue import index
+from retrieval.catalogue.opened import Catalogue
+from retrieval.embeddings import passes, store
+from retrieval.embeddings.embedder import Embedder
+from retrieval.serve import app, limits, metrics, opening, searcher, thumbnails
 from trainer import checkpoints, export, loop, towers
 from trainer.keras_model import eagerly
 
@@ -220,12 +226,13 @@ def test_networks_of_keras_take_weights_and_preprocess_as_their_module_says(monk
     assert backbones.load("keras:keras.applications:ResNet50").fingerprint == ""
 
 
-def test_a_ranker_trains_resumes_and_serves_a_keras_model(path, tmp_path):
-    """The same vectors from the checkpoint's graph and from the exported SavedModel."""
+def test_a_ranker_trains_resumes_and_is_used_with_a_keras_model(path, tmp_path):
+    """The same vectors from the checkpoint, an export, `embed`, `build`, `search` and `serve`."""
     before = ranker.config.to_dict()
     lines = ["path,label,split"]
+    pixels = np.stack([IMAGES[i // 4] // (i % 4 + 1) for i in range(16)])
     for i in range(16):
-        Image.fromarray(IMAGES[i // 4] // (i % 4 + 1)).save(tmp_path / f"{i}.png")
+        Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png,{i // 4},train")
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     try:
@@ -252,16 +259,49 @@ def test_a_ranker_trains_resumes_and_serves_a_keras_model(path, tmp_path):
         assert {"my_net/conv2d/kernel", "my_net/batch_normalization/moving_mean"} <= names
         (start, _) = json.loads((tmp_path / "run" / "provenance.json").read_text())
         assert start["sources"]["backbone"] == str(path) and len(start["sources"]["sha256"]) == 64
-        with tf.Graph().as_default(), v1.Session() as session:
-            model = ranker.build({"image": tf.constant(IMAGES)})
-            checkpoints.restore(session, prefix, v1.global_variables(), averages=True)
-            expected = session.run(model.embeddings)
+        expected = of_checkpoint(prefix, pixels)
         export.export(ranker, prefix, str(tmp_path / "served"))
+        paths = [str(tmp_path / f"{i}.png") for i in range(16)]
+        with Embedder.of_experiment(ranker, prefix, threads=1) as embedder:
+            passes.embed_table(ranker.table(), str(tmp_path / "store"), embedder)
+            index.build(tmp_path / "store", tmp_path / "index", "Flat", save_model=embedder.save)
+        ranker.config["model.default_image_dimensions"] = [24, 20, 3]
+        with Embedder.of_experiment(ranker, prefix, threads=1) as embedder:
+            smaller = np.stack([embedder.decode(path) for path in paths])
+            found = embedder.run({"image": smaller})
+            assert smaller.shape == (16, 24, 20, 3)
+            same(found, of_checkpoint(prefix, smaller))
     finally:
         ranker.config.update(before)
     served = eagerly(tf.saved_model.load, str(tmp_path / "served"))
-    found = eagerly(lambda: served.signatures["serving_default"](tf.constant(IMAGES)))
-    np.testing.assert_allclose(found["embeddings"].numpy(), expected, atol=1e-5)
+    found = eagerly(lambda: served.signatures["serving_default"](tf.constant(pixels)))
+    same(found["embeddings"].numpy(), expected)
+    stored = store.read(tmp_path / "store")
+    by_path = dict(zip(stored.paths.tolist(), stored.embeddings, strict=True))
+    same(np.stack([by_path[path] for path in paths]), expected)
+    with Catalogue.open(tmp_path / "index") as catalogue, catalogue.embedder(1) as embedder:
+        same(embedder.embed(paths), expected)
+    figures = metrics.Metrics()
+    shelves = opening.shelves([str(tmp_path / "index")], thumbnails.Thumbnails(), figures, 1)
+    application = app.create(searcher.Searcher(shelves, limits.Limits(), figures, 2))
+    with testclient.TestClient(application, base_url="http://127.0.0.1") as http:
+        files = {"image": (tmp_path / "5.png").read_bytes()}
+        same(np.array(http.post("/v1/embed", files=files).json()["vector"]), expected[5])
+        results = http.post("/v1/search?k=1", files=files).json()["results"]
+        assert results[0]["id"] == "5.png" and abs(results[0]["score"] - 1) < 1e-5
+
+
+def of_checkpoint(prefix, pixels):
+    """The ranker's embeddings in the graph that training validates with."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        model = ranker.build({"image": tf.constant(pixels)})
+        checkpoints.restore(session, prefix, v1.global_variables(), averages=True)
+        return session.run(model.embeddings)
+
+
+def same(found, expected):
+    """Vectors of length 1, from graphs that are compiled for other batches."""
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------ bad addresses

@@ -76,10 +76,74 @@ def test_pixels_are_made_as_the_files_say(tmp_path, files, kind, size, expected)
     path = folder(tmp_path, **files)
     found, config = presets.kind_of(path)
     assert found == kind
-    function, words, image_size = presets.pixels_of(path, found, config)
-    assert image_size == size
-    np.testing.assert_allclose(function(PIXELS), expected, rtol=1e-5, atol=1e-5)
-    assert words.startswith("x * ")
+    pixels = presets.pixels_of(path, found, config)
+    assert pixels.size == size
+    np.testing.assert_allclose(pixels.scaled(PIXELS), expected, rtol=1e-5, atol=1e-5)
+    assert pixels.words.startswith("x * ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "size", "expected"),
+    [
+        # SigLIP, CLIP (new and old), DINOv2, DeiT, ConvNeXt (small and large), DETR's kind.
+        (
+            *("hf", {"size": {"height": 30, "width": 20}, "resample": 3}),
+            *((30, 20), ("bicubic", 1, False)),
+        ),
+        (
+            *("hf", {"size": {"shortest_edge": 24}, "do_center_crop": True, "resample": 3,
+                     "crop_size": {"height": 24, "width": 24}}),
+            *((24, 24), ("bicubic", 1, True)),
+        ),
+        (
+            *("hf", {"size": 24, "do_center_crop": True, "crop_size": 24, "resample": 3}),
+            *((24, 24), ("bicubic", 1, True)),
+        ),
+        (
+            *("hf", {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 24}),
+            *((24, 24), ("bilinear", 0.75, True)),
+        ),
+        (
+            *("hf", {"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": 24}),
+            *((24, 24), ("bilinear", 0.75, False)),
+        ),
+        (
+            *("hf", {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
+            *((224, 224), ("bicubic", 0.875, True)),
+        ),
+        (
+            *("hf", {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 0}),
+            *((384, 384), ("nearest", 1, False)),
+        ),
+        ("hf", {"size": {"shortest_edge": 256}}, None, ("bilinear", 1, False)),
+        ("timm", {"input_size": [3, 16, 18]}, (16, 18), ("bicubic", 0.875, True)),
+        (
+            *("timm", {"input_size": [3, 16, 16], "crop_pct": 0.9, "crop_mode": "squash",
+                       "interpolation": "bilinear"}),
+            *((16, 16), ("bilinear", 0.9, False)),
+        ),
+        ("open_clip", {}, (16, 16), ("bicubic", 1, True)),
+        (
+            *("open_clip", {"resize_mode": "squash", "interpolation": "bicubic", "size": [12, 12]}),
+            *((12, 12), ("bicubic", 1, False)),
+        ),
+    ],
+)  # fmt: skip
+def test_images_are_resized_as_the_files_say(tmp_path, kind, given, size, expected):
+    config = {"pretrained_cfg": given, "preprocess": given, "vision_cfg": {"image_size": 16}}
+    path = folder(tmp_path, preprocessor_config=given)
+    found = presets.pixels_of(path, kind, config)
+    method, *crop = expected
+    method += "+antialias" * (method != "nearest")  # as Pillow does it
+    assert found.size == size and found.resizing == (method, *crop)
+
+
+def test_images_of_kerashub_are_resized_as_its_layer_does(tmp_path):
+    path = folder(tmp_path, image_converter={"config": {"image_size": [8, 8]}})
+    assert presets.pixels_of(path, "keras", {}).resizing == ("bilinear", 1.0, True)
+    given = {"image_size": [8, 8], "crop_to_aspect_ratio": False, "interpolation": "bicubic"}
+    folder(tmp_path, image_converter={"config": given})
+    assert presets.pixels_of(path, "keras", {}).resizing == ("bicubic", 1.0, False)
 
 
 def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):

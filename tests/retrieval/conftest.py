@@ -1,7 +1,10 @@
 """What the tests share: a tiny model with a checkpoint, evaluated files, stores of two models."""
 
+import functools
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -278,4 +281,68 @@ def colors(tmp_path_factory, mean_color):
     (folder / "shop.csv").write_text("\n".join(lines) + "\n")
     line = [f"--saved_model={mean_color}", "--input_range=0,255", f"--manifest={folder}/shop.csv"]
     assert run_program(build, *line, f"--output={folder.parent}/i") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory):
+    """A folder with images of three colors and their index `i`, whose model takes words, too.
+
+    The model of `plain` takes none, that of `headed` says why not.
+    """
+    import keras
+    import tensorflow as tf
+
+    from models.backbones import texts
+    from retrieval.embeddings.embedder import Embedder
+
+    folder = tmp_path_factory.mktemp("worded")
+    names = [name for name in COLORS if name != "gray"]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", "?", *names]
+    rows = np.zeros((len(vocabulary), 3), np.float32)
+    rows[3:] = [COLORS[name] for name in names]
+    words = {
+        "type": "WordLevel",
+        "vocab": {w: n for n, w in enumerate(vocabulary)},
+        "unk_token": "?",
+    }
+    tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": words}))
+
+    def tower():
+        ids = keras.Input((None,), dtype="int32")
+        table = keras.layers.Embedding(len(rows), 3)
+        model = keras.Model(ids, keras.layers.GlobalAveragePooling1D()(table(ids)))
+        table.set_weights([rows])
+        return model
+
+    def build(session):
+        images = tf.compat.v1.placeholder(tf.uint8, [None, 8, 8, 3], "image")
+        means = tf.reduce_mean(tf.cast(images, tf.float32), [1, 2])
+        return {"image": images}, tf.nn.l2_normalize(means, axis=1)
+
+    source = {"checkpoint_sha256": "w"}
+    with Embedder.of_graph(build, size=(8, 8), channels=3, source=source, threads=1) as made:
+        made.texts = lambda: texts.Tower(str(folder), "clip", None, 6, tower)
+        for name in names:
+            Image.new("RGB", (16, 16), COLORS[name]).save(folder / f"{name}.png")
+        paths = np.array([str(folder / f"{name}.png") for name in names])
+        ids, empty = np.array(names), np.full(len(names), "")
+        found = store.Embedded(made.embed(list(paths)), ids, ids, empty, paths=paths)
+        (folder / "s").mkdir()
+        manifest = store.begin(folder / "s", source)
+        store.append(folder / "s", manifest, found, 1)
+        store.finish(folder / "s", manifest)
+        index.build(folder / "s", folder / "i", "Flat", save_model=made.save)
+
+    def without(reason, place):
+        """Saves the model as if it had no text tower."""
+        source = folder / "i/versions/000001/model"
+        shutil.copytree(source, place, ignore=shutil.ignore_patterns("text"))
+        note = pathlib.Path(place) / "assets.extra/prototrain.json"
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"no_texts": reason}))
+
+    for name, reason in (("plain", ""), ("headed", "the head was trained on images")):
+        save = functools.partial(without, reason)
+        index.build(folder / "s", folder / name, "Flat", save_model=save)
     return folder

@@ -413,3 +413,19 @@ def test_a_token_is_asked_for_once(driver, start, shop, file):
         assert httpx.get(f"{address}/v1/info").status_code == 401
         page.errors()
         driver.delete_all_cookies()
+
+
+def test_words_are_searched_where_the_model_takes_them(driver, page, worded, start):
+    assert page.run("return $('words').hidden")
+    with start(f"{worded}/i") as (address, _):
+        page = Page(driver, address)
+        page.open()
+        assert page.run("return !$('words').hidden")
+        driver.find_element("id", "text").send_keys(" blue red blue ")
+        page.run("$('results').removeAttribute('aria-busy')")
+        page.click("#words button")
+        assert page.settled()[0] == "blue"
+        assert page.run("return $('caption').textContent") == "blue red blue"
+        page.open("/?text=green")
+        assert page.settled()[0] == "green"
+        assert page.errors() == []
