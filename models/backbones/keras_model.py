@@ -84,12 +84,7 @@ def build(
     return pool(output, pooling, prefix=network.prefix, class_token=network.class_token)
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, in one line: Keras puts a heading before it and colors into it."""
-    lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
-    headed = len(lines) > 1 and lines[0].startswith("Exception encountered")
-    return lines[headed] if lines else type(error).__name__
+reason = saved_model.first_line
 
 
 def load(address: str, input_range: str = "") -> Network:

@@ -104,6 +104,12 @@ def tensors(folder, names=("model.safetensors",)):
         names = sorted(set(files.read_json(index)["weight_map"].values()))
     else:
         names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[-1:]
+        pickles = [n for n in os.listdir(folder) if n.endswith((".bin", ".pt", ".pth"))]
+        if pickles and not os.path.exists(os.path.join(folder, names[0])):
+            raise ValueError(
+                f"{os.path.join(folder, pickles[0])}: pickles of PyTorch's (TorchScript, too) are "
+                f"not read; convert it to {names[0]}"
+            )
     found = {}
     for name in names:
         found |= weight_files.load(os.path.join(folder, name))

@@ -6,6 +6,7 @@ each tower imports its own copy of the operations, over variables that are made 
 
 import hashlib
 import os
+import re
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -232,12 +233,8 @@ def _fingerprint(folder):
     digest = hashlib.sha256()
     variables = os.path.join(folder, "variables")
     names = sorted(os.listdir(variables)) if os.path.isdir(variables) else []
-    for path in (
-        os.path.join(folder, "saved_model.pb"),
-        *(os.path.join(variables, n) for n in names),
-    ):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in ("saved_model.pb", *(os.path.join("variables", name) for name in names)):
+        digest.update(bytes.fromhex(files.sha256(os.path.join(folder, path))))
     return digest.hexdigest()
 
 
@@ -279,9 +276,11 @@ def apply(model, images, batch_statistics):
 
 
 def first_line(error):
-    """What an error of TensorFlow says, without the stack that it appends."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """What an error says: without TensorFlow's stack, and Keras's heading and colors."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    headed = len(lines) > 1 and lines[0].startswith("Exception encountered")
+    return lines[headed] if lines else type(error).__name__
 
 
 def scaled(pixels, input_range):

@@ -21,7 +21,8 @@ _OTHERS = {
     b"<!doctype": "it is a web page, not the file: download it again",
     b"<html": "it is a web page, not the file: download it again",
     b"\x89HDF": "it is an HDF5 file of Keras",
-    b"PK": "it is a zip archive, as PyTorch and Keras write them (TorchScript too)",
+    b"PK": "it is a zip archive, as PyTorch and Keras write them (TorchScript, too): convert it",
+    b"\x80": "it is a pickle of PyTorch's: convert it to safetensors",
     b"GGUF": "it is a GGUF file",
 }
 _LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
@@ -78,7 +79,12 @@ def load(path):
     header.pop("__metadata__", None)
     empty = size == 8 + length
     data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, "r", 8 + length)
-    return {name: _array(path, name, entry, data) for name, entry in header.items()}
+    found = {name: _array(path, name, entry, data) for name, entry in header.items()}
+    spans = sorted(entry["data_offsets"] for entry in header.values())
+    starts, ends = [0, *(end for _, end in spans)], [*(begin for begin, _ in spans), len(data)]
+    if starts != ends:
+        raise ValueError(f"{path}: its tensors do not fill it one after another: it is damaged")
+    return found
 
 
 def _array(path, name, entry, data):

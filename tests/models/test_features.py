@@ -117,6 +117,7 @@ def test_another_store_for_other_pictures_sizes_weights_and_recipes(
         store(files.select(np.arange(9))),
         store(dataclasses.replace(files, boxes=np.full((10, 4), (2, 2, 9, 9)))),
         store(network=dataclasses.replace(backbone, fingerprint="of others")),
+        store(network=dataclasses.replace(backbone, preprocessing="other pixels")),
         store(crop=augment.box_window(), recipe="to the box"),
         store(**RANDOM),
         store(**RANDOM | {"recipe": "another"}),
@@ -125,7 +126,7 @@ def test_another_store_for_other_pictures_sizes_weights_and_recipes(
     assert first == store() == store(seed=1, batch_size=2)  # which plain views do not depend on
     pathlib.Path(files.paths[0]).write_bytes(tf.io.encode_png(PIXELS[1]).numpy())
     others.append(store())
-    assert len({first, *others}) == 10
+    assert len({first, *others}) == 11
 
 
 def test_a_killed_run_resumes_where_it_was(backbone, table, tmp_path, monkeypatch):

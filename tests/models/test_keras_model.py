@@ -1,5 +1,6 @@
 """Keras models by address: files, functions, and the networks that come with Keras."""
 
+import functools
 import json
 import sys
 import types
@@ -38,6 +39,22 @@ def small(inside=True, size=None, dtype="float32"):
     return keras.Model(images, keras.layers.BatchNormalization()(x))
 
 
+class Constant(keras.layers.Layer):
+    """Keeps a tensor where nobody finds it."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3,), name="kernel")
+        self.hidden = functools.partial(tf.identity, tf.random.normal([3]))
+
+    def call(self, x):
+        return x * self.kernel * self.hidden()
+
+
+def constant():
+    images = keras.Input((None, None, 3), dtype="uint8")
+    return keras.Model(images, Constant()(keras.layers.Rescaling(1.0)(images)))
+
+
 def tiny_convnext():
     """With its preprocessing and drop path; its convolutions are grouped."""
     keras.utils.set_random_seed(0)
@@ -72,6 +89,8 @@ def user_module():
         [x := keras.Input((8, 8, 3)), y := keras.Input((8, 8, 3))], x + y
     )
     module.broken = lambda: 1 / 0
+    module.unbuilt = lambda: keras.Sequential([keras.layers.Dense(2)])
+    module.constant = constant
     sys.modules["user_networks"] = module
     yield
     del sys.modules["user_networks"]
@@ -342,6 +361,7 @@ def cut_off(folder):
         ("user_networks:broken", "it fails: ZeroDivisionError: division by zero"),
         ("user_networks:number", "it returns a int, not a keras.Model"),
         ("user_networks:pair", "must take images"),
+        ("user_networks:unbuilt", "is not built: give it a keras.Input of images"),
         ("user_networks:unknown", "--model.hub_input_range: 0,1"),
         ("keras.applications:ResNet51", "Did you mean 'ResNet50"),
         ("keras.applications:ResNet50,top=1", "the only option is weights=FILE"),
@@ -362,6 +382,13 @@ def test_images_of_another_size_than_the_model_takes(tmp_path):
     assert backbone.image_size == (16, 16)
     with tf.Graph().as_default(), pytest.raises(ValueError, match="of 16 x 16, not 32 x 32"):
         backbone.apply(tf.constant(IMAGES))
+
+
+def test_a_layer_with_a_tensor_made_outside_of_the_graph():
+    backbone = backbones.load("keras:user_networks:constant")
+    with tf.Graph().as_default(), pytest.raises(ValueError, match="keeps a tensor that") as caught:
+        backbone.apply(tf.constant(IMAGES))
+    assert "user_networks:constant: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_integers_take_pixels_as_they_are():

@@ -1,9 +1,12 @@
 """Published networks through KerasHub against PyTorch's features and gradients in float64."""
 
 import importlib.resources
+import io
 import json
 import pathlib
+import re
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import published
 
 from models import backbones
+from trainer import layers
 
 pytest.importorskip("keras_hub", reason="the extra [kerashub] is not installed")
 pytestmark = pytest.mark.numeric
@@ -181,6 +185,31 @@ def test_low_rank_updates_of_a_vision_transformer(folders):
     assert {f"{query}/kernel", f"{query}/lora_kernel_a", f"{query}/lora_kernel_b"} <= set(names)
 
 
+@pytest.mark.parametrize("name", ("dinov2", "dinov3", "swin", "vit", "clip", "siglip"))
+def test_drop_path_by_the_networks_own_layers_or_by_blocks(folders, name):
+    """Examples of one image get different features in training, the same in use as without."""
+    size = ORACLE[name]["cases"][0]["size"]
+    images = np.repeat(published.images(size)[:1], 16, 0)
+    backbone = backbones.load(f"kerashub:{folders[name]}", drop_path=0.5)
+    with (
+        tf.Graph().as_default(),
+        v1.Session() as session,
+        layers.replica(0, tf.constant(0, tf.int64), tf.constant(0, tf.int64)),
+    ):
+        trained = backbone.apply(tf.constant(images), True)
+        with v1.variable_scope(v1.get_variable_scope(), reuse=True):
+            served = backbone.apply(tf.constant(published.images(size)))
+        session.run(v1.global_variables_initializer())
+        trained, served = session.run([trained, served])
+        # The first block is never skipped; the second is, or its two paths are, one by one.
+        kinds = np.unique(np.round(trained, 4), axis=0)
+        assert 2 <= len(kinds) <= (16 if name in ("dinov2", "dinov3", "swin") else 2)
+        patches = [v for v in backbone.variables() if "patch_embed" in v.op.name]
+    expected = np.reshape(ORACLE[name]["cases"][0]["features"], served.shape)
+    np.testing.assert_allclose(served, expected, atol=1e-5 * np.abs(expected).max())
+    assert any(v.op.name.endswith("kernel") for v in patches), "the preset freezes them by name"
+
+
 @pytest.mark.parametrize("kind", ("F16", "BF16"))
 def test_half_precision_is_read_as_float32(tmp_path, kind):
     family = ORACLE["vit"]
@@ -209,11 +238,41 @@ def without(name):
     return lambda values: {n: v for n, v in values.items() if n != name}
 
 
-def truncated(folder):
-    path = published.folder(folder / "vit", ORACLE["vit"])
-    whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[:-10])
-    run(backbones.load(f"kerashub:{path}"), 24)
+def replaced(edit, name="model.safetensors"):
+    """Builds a network whose file of weights holds other bytes, under this name."""
+
+    def build(folder):
+        path = published.folder(folder / "vit", ORACLE["vit"])
+        whole = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").unlink()
+        (path / name).write_bytes(edit(whole))
+        run(backbones.load(f"kerashub:{path}"), 24)
+
+    return build
+
+
+def shifted(whole):
+    start = 8 + int.from_bytes(whole[:8], "little")
+    return whole[:start] + bytes(4) + whole[start:]
+
+
+def torch_script(whole):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("net/constants.pkl", b"")
+        archive.writestr("net/code/__torch__.py", b"")
+    return buffer.getvalue()
+
+
+def weights_of_keras(folder):
+    """KerasHub's own format, its weights a pointer."""
+    for name, content in {
+        "config": {"registered_name": "keras_hub>ViTBackbone", "config": {}},
+        "image_converter": {"config": {}},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "model.weights.h5").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    run(backbones.load(f"kerashub:{folder}"), 24)
 
 
 KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -231,7 +290,14 @@ KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
         (changed("vit", without("layernorm.weight")), "the tensor .*layernorm.weight is missing"),
         (changed("timm_dinov2", without("norm.bias")), "the tensor layernorm.bias is missing"),
         (changed("dinov2", dict, 26), "26 x 26 are no multiple of its patches, 4; give 24 or 28"),
-        (truncated, "the file is cut off or damaged"),
+        (replaced(lambda whole: whole[:-10]), "the file is cut off or damaged"),
+        (replaced(shifted), "do not fill it one after another: it is damaged"),
+        (replaced(lambda whole: b"version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),
+        (replaced(lambda whole: b"<!DOCTYPE html><html>"), "model.safetensors: it is a web page"),
+        (replaced(torch_script), "it is a zip archive, .* TorchScript"),
+        (replaced(torch_script, "pytorch_model.bin"), "pickles .* not read; convert it to model.s"),
+        (replaced(lambda whole: whole.replace(b'"F32"', b'"F8X"')), "is of the type F8X; known"),
+        (weights_of_keras, "model.weights.h5: it is a Git LFS pointer"),
     ],
 )
 def test_weights_that_will_not_do(tmp_path, build, message):
@@ -254,15 +320,22 @@ def test_towers_of_images_give_their_tokens_to_another_pooling(folders, pooling)
     assert run(backbones.load(siglip, pooling="mean"), 24)[0].shape == (2, 32)
 
 
-@pytest.mark.parametrize("recipe", ("sop_dinov2", "grocery_dinov2"))
-def test_a_recipe_trains_a_network_of_the_same_layout(
-    folders, tmp_path, recipe, monkeypatch, request
+@pytest.mark.parametrize(
+    ("recipe", "size"), [("sop_dinov2", 224), ("sop_siglip", 24), ("grocery_dinov2", 24)]
+)
+def test_a_recipe_trains_random_weights_of_its_network(
+    folders, tmp_path, recipe, size, monkeypatch, request
 ):
+    """DINOv2-S at its real shape, the others as tiny networks of the same layout."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     program = request.getfixturevalue("program")  # which takes the environment as it is then
+    family = "siglip" if "siglip" in recipe else "dinov2"
+    network = folders[family]
+    if size == 224:
+        network = published.folder(tmp_path / "whole", published.dinov2_small())
     lines = ["path,label,split,role"]
-    for i in range(24):
-        pixels = np.full((24, 24, 3), 10 * (i // 3), np.uint8) + published.images(24)[0] // 2
+    for i in range(12):
+        pixels = np.full((24, 24, 3), 20 * (i // 3), np.uint8) + published.images(24)[0] // 2
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
         role = "catalogue" if i % 3 == 0 and recipe.startswith("grocery") else ""
         lines.append(f"{i}.png,p{i // 3},{role or 'train'},{role}")
@@ -270,10 +343,20 @@ def test_a_recipe_trains_a_network_of_the_same_layout(
     code, out, err = program(
         "trainer.main",
         f"--flagfile={RECIPES / recipe}.flags",
-        f"--model.hub_address=kerashub:{folders['dinov2']}",
+        f"--model.hub_address=kerashub:{network}",
         f"--dataset.base_path={tmp_path}",
         *("--dataset.name=manifest", "--nodataset.validation", "--dataset.images_per_product=2"),
-        *("--model.default_image_dimensions=24,24,3", "--model.batch_size=8"),
+        *(f"--model.default_image_dimensions={size},{size},3", "--model.batch_size=8"),
         *("--model.num_steps=3", "--trainer.evaluation_interval=0"),
     )
     assert code == 0, err
+
+
+def test_recipes_of_in_shop_are_those_of_sop():
+    def flags_of(name):
+        lines = (RECIPES / f"{name}.flags").read_text().splitlines()
+        own = r"#|--(trainer.experiment_name|dataset.name|model.num_steps)="
+        return [line for line in lines if not re.match(own, line)]
+
+    for network in ("dinov2", "siglip"):
+        assert flags_of(f"inshop_{network}") == flags_of(f"sop_{network}")

@@ -51,6 +51,9 @@ def described(path, **changes):
         ({"data_offsets": [4, 12]}, "is not bytes 4 to 12 of 8"),
         ({"data_offsets": [8, 0]}, "is not bytes 8 to 0"),
         ({"shape": "x"}, "describes no tensor"),
+        ({"shape": [1], "data_offsets": [0, 4]}, "do not fill it one after another: it is damaged"),
+        ({"shape": [1], "data_offsets": [4, 8]}, "do not fill it one after another: it is damaged"),
+        (b"\x80\2" + bytes(20), "it is a pickle of PyTorch's: convert it"),
         ({"shape": [-1, -2]}, "is not bytes"),
     ],
 )
