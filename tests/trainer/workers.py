@@ -21,6 +21,7 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 import toy
+import toy_digest
 import toy_global
 import toy_memory
 
