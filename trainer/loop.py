@@ -110,7 +110,7 @@ def train(
         data, hidden = datasets["trn"].prefetch(2), None
         if not restartable:
             data, hidden = input_state.track(data)
-        data_fingerprint = input_state.fingerprint(data, config)
+        data_fingerprint = input_state.fingerprint(data, config, group.count)
         if resumed:
             experiment.check_data(folder, data_fingerprint, allow_config_change)
         group.agree_on_data(model, data_fingerprint)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from runs import assert_equal_runs, weights
 
@@ -147,9 +148,14 @@ def test_two_workers_with_two_towers_train_as_four_towers(workers):
 
 def test_what_a_loss_reads_of_all_workers(workers):
     """Rows of every type in the order of the batch; proxies; a memory; only what is asked for."""
-    flags = ("--model.num_steps=12", "--model.batch_size=32", "--trainer.mixed_precision=bfloat16")
+    flags = ("--model.num_steps=12", "--model.batch_size=32")
     one = workers.run("memory-1", *flags, count=1, towers=2, model="toy_memory")
     assert_equal_runs(workers.run("memory-2", *flags, model="toy_memory"), one)
+    # In 16 bits, what is exchanged keeps its 32: the loss is no bfloat16, which has 8 bits.
+    flags = ("--model.num_steps=1", *flags[1:], "--trainer.mixed_precision=bfloat16")
+    (line, *_) = meters.read_metrics(workers.run("memory-16", *flags, model="toy_memory"))
+    loss, exact = np.float32(line["loss"]), meters.read_metrics(one)[0]["loss"]
+    assert abs(loss - exact) <= 0.02 * exact and loss.view(np.int32) & 0xFFFF
 
 
 @pytest.mark.parametrize("count", [2, 11])
