@@ -1,5 +1,6 @@
 """A worker's port: whether it is taken, and who may connect."""
 
+import os
 import socket
 import sys
 
@@ -39,6 +40,8 @@ def test_only_the_named_interface_answers(everywhere):
     assert all(reachable(host, everywhere) for host in ("127.0.0.1", *others))
     assert not listener.restrict(f"192.0.2.1:{everywhere}")  # not an address of this machine
     assert reachable("127.0.0.2", everywhere)
+    opened = os.listdir("/proc/self/fd")
     assert listener.restrict(f"localhost:{everywhere}")
+    assert os.listdir("/proc/self/fd") == opened
     assert reachable("127.0.0.1", everywhere)
     assert not any(reachable(host, everywhere) for host in others)
