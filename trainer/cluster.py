@@ -105,16 +105,27 @@ class Cluster:
         except LOST as error:
             if self.count == 1:
                 raise
-            self._give_up(self._lost(error))
+            self._give_up(self._describe(error))
 
     def _give_up(self, reason):
         line = f"{self}: {reason}. Every worker stops; start all of them again to resume."
         print(line, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_LOST) from None
 
-    def _lost(self, error):
+    def lost(self, error: tf.errors.OpError) -> bool:
+        """Returns whether an error is that of an exchange, which precedes every update."""
+        return (
+            self.count > 1
+            and isinstance(error, LOST)
+            and ("ollective" in error.message or bool(self._others(error)))
+        )
+
+    def _others(self, error):
+        return {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {self.task}
+
+    def _describe(self, error):
         """One line that says whom this worker lost, as far as an error tells."""
-        others = {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {self.task}
+        others = self._others(error)
         if isinstance(error, tf.errors.DeadlineExceededError) or not others:
             return f"lost another worker, which gave up or did not answer in {self._timeout:g} s"
         return "lost " + ", ".join(f"worker {i} ({self.addresses[i]})" for i in sorted(others))

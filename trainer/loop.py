@@ -92,7 +92,7 @@ def train(
         start_step, resuming = group.meet(config, [start_step, resumed is not None])
         if any(change.startswith("model.weights_load_path:") for change in changes):
             warnings.append("model.weights_load_path has no effect: this run has its own weights.")
-        profile_first, profile_last = profile_steps(config)
+        profile_first, profile_last = profile_steps(config) if group.chief else (None, None)
         if profile_first and not start_step < profile_first <= num_steps:
             warnings.append(
                 f"trainer.profile_steps has no effect: there is no step {profile_first}."
@@ -321,11 +321,10 @@ def train(
                 where = folder if group.chief else None
                 what = flight.record(where, done + 1, session, again, fetches)
             # The weights are those of step `done` if the update, which comes last, did not begin.
-            sound = not updating or towers.failed_before(error, before_update)
-            own_state = towers.written_by(before_update)
-            if isinstance(error, cluster.LOST) and updating:
-                sound = group.count > 1 and not own_state  # which may be of the step that failed
-            if not (sound and saver.finite(own_state)):
+            lost, own_state = group.lost(error), towers.written_by(before_update)
+            sound = not updating or lost or towers.failed_before(error, before_update)
+            # What the model itself keeps may be of the step that failed.
+            if (lost and own_state) or not (sound and saver.finite(own_state)):
                 saved = done
             if not_finite:
                 raise flight.refusal(folder, done + 1, what, saved != done) from None
