@@ -75,6 +75,7 @@ class Cluster:
       chief: whether this is the first one.
       target: what `tf.compat.v1.Session` connects to.
       part: (task, count) as `datasets()` takes it, None for one process.
+      requested: the function that `signals.graceful` yields, once the loop runs.
     """
 
     def __init__(self, addresses: list[str], task: int, timeout: float):
@@ -82,6 +83,7 @@ class Cluster:
         self.chief, self.target, self.part = task == 0, "", None
         if self.count > 1:
             self.part = task, self.count
+        self.requested: Callable[[], str | None] = lambda: None
         self._timeout, self._proto = timeout, None
         self._exchanges: collectives.Collectives
         self._beat: Callable
@@ -103,16 +105,27 @@ class Cluster:
         except LOST as error:
             if self.count == 1:
                 raise
-            self._give_up(self._lost(error))
+            self._give_up(self._describe(error))
 
     def _give_up(self, reason):
         line = f"{self}: {reason}. Every worker stops; start all of them again to resume."
         print(line, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_LOST) from None
 
-    def _lost(self, error):
+    def lost(self, error: tf.errors.OpError) -> bool:
+        """Returns whether an error is that of an exchange, which precedes every update."""
+        return (
+            self.count > 1
+            and isinstance(error, LOST)
+            and ("ollective" in error.message or bool(self._others(error)))
+        )
+
+    def _others(self, error):
+        return {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {self.task}
+
+    def _describe(self, error):
         """One line that says whom this worker lost, as far as an error tells."""
-        others = {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {self.task}
+        others = self._others(error)
         if isinstance(error, tf.errors.DeadlineExceededError) or not others:
             return f"lost another worker, which gave up or did not answer in {self._timeout:g} s"
         return "lost " + ", ".join(f"worker {i} ({self.addresses[i]})" for i in sorted(others))
@@ -229,24 +242,27 @@ class Cluster:
         """Returns the outputs of all workers, given those of this one's towers."""
         return collectives.Joined(outputs, self._exchanges) if self.count > 1 else outputs
 
-    def mean(self, gradients: list[tuple], loss, scalars: dict[str, Any], vote) -> tuple:
+    def mean(self, gradients: list[tuple], loss, scalars: dict[str, Any]) -> tuple:
         """Averages over workers; all exchanges of a step precede the results.
 
         Args:
           gradients: [(gradient, variable)].
-          loss, vote: scalar tensors.
+          loss: scalar tensor.
           scalars: {name: scalar tensor}.
 
         Returns:
-          The four arguments, averaged.
+          The three arguments, averaged, and the share of workers that were asked to stop.
         """
         if self.count == 1:
-            return gradients, loss, scalars, vote
+            return gradients, loss, scalars, tf.zeros([])
+        with v1.device(collectives.CPU):  # read anew in each step
+            asked = tf.numpy_function(lambda: np.float32(bool(self.requested())), [], tf.float32)
+            asked = tf.ensure_shape(asked, [])
         values = [tf.ensure_shape(tf.convert_to_tensor(g), v.shape) for g, v in gradients]
-        loss, vote, *means = self._exchanges.mean([loss, vote, *scalars.values(), *values])
+        loss, votes, *means = self._exchanges.mean([loss, asked, *scalars.values(), *values])
         scalars = dict(zip(scalars, means, strict=False))
         values = means[len(scalars) :]
-        return [(g, v) for g, (_, v) in zip(values, gradients, strict=True)], loss, scalars, vote
+        return [(g, v) for g, (_, v) in zip(values, gradients, strict=True)], loss, scalars, votes
 
     def begin(self, session: v1.Session, variables: list[tf.Variable]) -> None:
         """Gives all workers the chief's values of the variables, in one run of the session."""
@@ -261,16 +277,15 @@ class Cluster:
 
     # ------------------------------------------------------------------------ in the loop
 
-    def agreed(self, requested: str | None, votes: float) -> str | None:
+    def agreed(self, votes: float) -> str | None:
         """Returns why all workers stop after this step, or None.
 
         Args:
-          requested: why this one was asked to stop, or None.
-          votes: the share of workers that had been asked when the step began.
+          votes: the share of workers that were asked to when the step began.
         """
         if self.count == 1:
-            return requested
-        return (requested or "another worker was asked to") if votes > 0 else None
+            return self.requested()
+        return (self.requested() or "another worker was asked to") if votes > 0 else None
 
     def chief_does(self, function: Callable[[], tuple[bool, ...]]) -> tuple[bool, ...]:
         """Runs a function on the chief while the others wait; all return its result.

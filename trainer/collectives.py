@@ -18,7 +18,7 @@ from trainer.config import UserError
 v1 = tf.compat.v1
 
 CPU = "/device:CPU:0"
-BUCKET = 1 << 20  # elements of an exchange of gradients: 4 MB in float32
+BUCKET = 2 << 20  # elements of an exchange of gradients: 8 MB in float32
 LEAST = 64  # elements per worker that every exchange has at least
 TEXT = 256  # bytes that a gathered string may have
 
@@ -58,9 +58,8 @@ class Collectives:
         on_gpu = "GPU" in device
         sizes = [vector.shape.num_elements() for vector in vectors]
         with v1.device(device), tf.control_dependencies(self._last if on_gpu else []):
-            padding = tf.zeros([LEAST * self.count], vectors[0].dtype)
             total = collective_ops.all_reduce_v2(
-                tf.concat([*vectors, padding], 0),
+                _joined(vectors, LEAST * self.count),
                 self.count,
                 2 if on_gpu else 1,
                 next(_keys),
@@ -91,8 +90,7 @@ class Collectives:
 
         @tf.custom_gradient
         def joined(own):
-            flat = tf.concat([tf.reshape(own, [-1]), tf.zeros([LEAST], kind)], 0)
-            every = self.all_gather(flat[None])[:, :-LEAST]
+            every = self.all_gather(_joined([own], LEAST)[None])[:, :-LEAST]
             every = tf.reshape(every, tf.concat([[-1], tf.shape(own)[1:]], 0))
             every.set_shape([own.shape[0] and own.shape[0] * self.count, *own.shape[1:]])
 
@@ -171,6 +169,17 @@ class Collectives:
                 value = tf.bitcast(tf.reshape(bits, variable.shape), wide)
                 assigned.append(variable.assign(tf.cast(value, variable.dtype.base_dtype)).op)
         return assigned
+
+
+def _joined(tensors, padding):
+    """A vector of all elements and some zeros.
+
+    It is joined as bits: mixed precision would join floats in 16 bits.
+    """
+    kind = tensors[0].dtype
+    bits = tf.int64 if kind.size == 8 else tf.int32
+    flat = [tf.reshape(tf.bitcast(tensor, bits), [-1]) for tensor in tensors]
+    return tf.bitcast(tf.concat([*flat, tf.zeros([padding], bits)], 0), kind)
 
 
 class Joined(layers.ModelDict):

@@ -94,11 +94,24 @@ def restore(saver: v1.train.Saver, session: v1.Session, prefix: str) -> None:
         saver.restore(session, name)
 
 
-def fingerprint(dataset: tf.data.Dataset, config: Config) -> str:
+def fingerprint(dataset: tf.data.Dataset, config: Config, workers: int = 1) -> str:
     """Returns 16 hex digits that change with the data: element shapes, types and `dataset.*` keys.
 
     A saved iterator restores into another pipeline without an error; this detects it.
+
+    Args:
+      dataset: batches of training data.
+      config: a `Config`.
+      workers: how many share each batch; their number makes no other data.
     """
+
+    def whole(spec):
+        if workers == 1 or not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
+            return spec
+        rows = spec.shape[0] and spec.shape[0] * workers
+        return tf.TensorSpec([rows, *spec.shape[1:]], spec.dtype, spec.name)
+
     keys = {name: value for name, value in config.to_dict().items() if name.startswith("dataset.")}
-    text = json.dumps([str(dataset.element_spec), keys], sort_keys=True)
+    spec = tf.nest.map_structure(whole, dataset.element_spec)
+    text = json.dumps([str(spec), keys], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

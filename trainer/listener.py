@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import socket
+import stat
 import struct
 import sys
 import time
@@ -72,11 +73,13 @@ def restrict(address: str) -> bool:
 
 def _listeners(port):
     """Yields the sockets of this process that listen on a port."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
-            listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if listens and found.getsockname()[1] == port:
-                yield found
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the folder's own descriptor is closed by now
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as found:
+                    listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    if listens and found.getsockname()[1] == port:
+                        yield found
 
 
 def _filter(listening, own):

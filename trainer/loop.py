@@ -5,7 +5,6 @@ Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
 
 import contextlib
 import os
-import shlex
 import time
 
 import numpy as np
@@ -16,7 +15,6 @@ from trainer import (
     cluster,
     experiment,
     flight,
-    helptext,
     input_state,
     meters,
     optimizers,
@@ -94,7 +92,7 @@ def train(
         start_step, resuming = group.meet(config, [start_step, resumed is not None])
         if any(change.startswith("model.weights_load_path:") for change in changes):
             warnings.append("model.weights_load_path has no effect: this run has its own weights.")
-        profile_first, profile_last = profile_steps(config)
+        profile_first, profile_last = profile_steps(config) if group.chief else (None, None)
         if profile_first and not start_step < profile_first <= num_steps:
             warnings.append(
                 f"trainer.profile_steps has no effect: there is no step {profile_first}."
@@ -110,7 +108,7 @@ def train(
         data, hidden = datasets["trn"].prefetch(2), None
         if not restartable:
             data, hidden = input_state.track(data)
-        data_fingerprint = input_state.fingerprint(data, config)
+        data_fingerprint = input_state.fingerprint(data, config, group.count)
         if resumed:
             experiment.check_data(folder, data_fingerprint, allow_config_change)
         group.agree_on_data(model, data_fingerprint)
@@ -137,11 +135,10 @@ def train(
         # ---------------------------------------------------------------- gradients and update
         decay_in_loss = config["model.optimizer.method"] not in optimizers.DECOUPLED
         penalty = towers.l2_loss(decayed, config) if decay_in_loss else None
-        stopping = v1.placeholder_with_default(0.0, [])  # 1.0: this worker was asked to stop
         gradients = towers.gradients(model, replicas, loss, trained, devices)
         if "embeddings" in outputs:
             scalars["embedding_spread"] = towers.embedding_spread(outputs.embeddings)
-        gradients, loss, scalars, votes = group.mean(gradients, loss, scalars, stopping)
+        gradients, loss, scalars, votes = group.mean(gradients, loss, scalars)
         gradients = towers.add_penalty(gradients, penalty, trained)
         norm = tf.linalg.global_norm([g for g, _ in gradients])
         # An update with a NaN in it must not happen: this check precedes every assignment.
@@ -185,7 +182,7 @@ def train(
         elif config["model.weights_load_path"] and group.chief:
             prefix = checkpoints.find(config["model.weights_load_path"])
             loaded = checkpoints.load_matching(session, prefix, weights)
-            notes.append(f"weights from {prefix}: " + describe_loaded(loaded))
+            notes.append(f"weights from {prefix}: " + meters.describe_loaded(loaded))
             if averages:  # else they would start from the initial weights
                 session.run([averages.average(v).assign(v) for v in trained])
         input_saver = input_state.saver(iterator) if hidden == [] else None
@@ -201,15 +198,15 @@ def train(
             if validation:
                 validation.start(session)
         group.begin(session, variables)
-        run_step = session.make_callable([reported, votes, update], [stopping])
-        run_summary_step = session.make_callable([reported, votes, update, summary], [stopping])
+        run_step = session.make_callable([reported, votes, update])
+        run_summary_step = session.make_callable([reported, votes, update, summary])
         run_accumulate = session.make_callable([loss, accumulate]) if accumulate else None
 
         if debug:
             for _ in range(start_step, (replay_step or 0) - 1):
                 for _ in range(per_step - 1):
                     run_accumulate()
-                run_step(0.0)
+                run_step()
             return shell(
                 sess=session,
                 model=model,
@@ -249,7 +246,9 @@ def train(
         at_end.callback(events.close)
         progress = only_chief(meters.Progress, start_step, num_steps, batch_size)
         at_end.callback(progress.close)
-        progress.say(opening(model, folder, trained, devices, start_step, num_steps))
+        progress.say(
+            meters.opening(model, folder, trained, devices, group.count, start_step, num_steps)
+        )
         for note in [*notes, *(model.notes() if hasattr(model, "notes") else ())]:
             progress.say(note)
         for warning in warnings:
@@ -266,11 +265,11 @@ def train(
             forecast.evaluated(time.monotonic() - started)
             log.write("vld", done, **values)
             events.write("vld", done, values)
-            progress.say(describe(done, values))
+            progress.say(meters.describe(done, values))
             return best.improved(done, values), best.stalled()
 
         try:
-            with signals.graceful() as stop_requested, data_errors():
+            with signals.graceful() as group.requested, data_errors():
                 # What is not better than no training must not replace it.
                 if full_passes and not resuming and group.chief_does(evaluate)[0]:
                     saver.save(saved := done, best=True)
@@ -279,12 +278,12 @@ def train(
                     losses = [run_accumulate()[0] for _ in range(per_step - 1)]
                     if done + 1 == profile_first:
                         tf.profiler.experimental.start(os.path.join(folder, "summaries", "trn"))
-                    updating, vote = True, float(bool(stop_requested()))
+                    updating = True
                     if group.chief and due(done + 1, summary_every):
-                        values, voted, _, event = run_summary_step(vote)
+                        values, voted, _, event = run_summary_step()
                         events.write("trn", done + 1, event)
                     else:
-                        values, voted, _ = run_step(vote)
+                        values, voted, _ = run_step()
                     updating, done = False, done + 1
                     if line := forecast.step(done, time.monotonic() - started):
                         progress.say(line)
@@ -310,7 +309,7 @@ def train(
                             stop = f"no better {best.metric} since step {best.step}"
                     if due(done, save_every) and saved != done:
                         saver.save(saved := done)
-                    stop = stop or group.agreed(stop_requested(), voted)
+                    stop = stop or group.agreed(voted)
             if saved != done:
                 saver.save(saved := done)
         except tf.errors.OpError as error:
@@ -322,11 +321,10 @@ def train(
                 where = folder if group.chief else None
                 what = flight.record(where, done + 1, session, again, fetches)
             # The weights are those of step `done` if the update, which comes last, did not begin.
-            sound = not updating or towers.failed_before(error, before_update)
-            own_state = towers.written_by(before_update)
-            if isinstance(error, cluster.LOST) and updating:
-                sound = group.count > 1 and not own_state  # which may be of the step that failed
-            if not (sound and saver.finite(own_state)):
+            lost, own_state = group.lost(error), towers.written_by(before_update)
+            sound = not updating or lost or towers.failed_before(error, before_update)
+            # What the model itself keeps may be of the step that failed.
+            if (lost and own_state) or not (sound and saver.finite(own_state)):
                 saved = done
             if not_finite:
                 raise flight.refusal(folder, done + 1, what, saved != done) from None
@@ -339,7 +337,7 @@ def train(
                 saver.save(done)
         group.part_company()
         saver.wait()
-        progress.say(closing(model, folder, done, num_steps, stop, fresh))
+        progress.say(meters.closing(model, folder, done, num_steps, stop, fresh))
         return done
 
 
@@ -360,40 +358,6 @@ def stop_profile():
     """Writes the profile that is being traced, if any."""
     with contextlib.suppress(tf.errors.UnavailableError):  # none is
         tf.profiler.experimental.stop()
-
-
-# ---------------------------------------------------------------------------- messages
-
-
-def opening(model, folder, trained, devices, start_step, num_steps):
-    count = sum(int(np.prod(v.shape)) for v in trained)
-    start = f"resuming at step {start_step}" if start_step else "starting"
-    return (
-        f"{model.__name__}: {start}, to step {num_steps}; {count:,} trained parameters, "
-        f"{len(devices)} tower{'s' * (len(devices) > 1)} ({devices[0]}…), folder {folder}"
-    )
-
-
-def closing(model, folder, done, num_steps, stop, fresh):
-    if stop and done < num_steps:
-        command = "the same command without --fresh" if fresh else "the same command"
-        return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
-    logs = shlex.quote(f"{folder}/summaries")
-    named = experiment.arguments(model, folder)
-    return (
-        f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
-        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
-    )
-
-
-def describe(step, values):
-    return f"validation at step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-
-
-def describe_loaded(report):
-    parts = (f"{len(names)} {what}" for what, names in report.items())
-    rest = [n for what in ("missing", "mismatched") for n in report[what]][:4]
-    return ", ".join(parts) + (f" ({', '.join(rest)} …)" if rest else "")
 
 
 # ---------------------------------------------------------------------------- a closer look

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from trainer import notebook
+from trainer import experiment, helptext, notebook
 from trainer.config import Config, UserError, did_you_mean
 from trainer.files import write_text
 
@@ -291,3 +292,42 @@ def _duration(seconds):
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+# ---------------------------------------------------------------------------- messages
+
+
+def opening(model, folder, trained, devices, workers, start_step, num_steps):
+    """The first line of a run."""
+    count = sum(v.shape.num_elements() for v in trained)
+    start = f"resuming at step {start_step}" if start_step else "starting"
+    return (
+        f"{model.__name__}: {start}, to step {num_steps}; {count:,} trained parameters, "
+        f"{len(devices)} tower{'s' * (len(devices) > 1)} ({devices[0]}…)"
+        f"{f' on each of {workers} workers' * (workers > 1)}, folder {folder}"
+    )
+
+
+def closing(model, folder, done, num_steps, stop, fresh):
+    """The last line of a run; `stop` is why it ended early, or None."""
+    if stop and done < num_steps:
+        command = "the same command without --fresh" if fresh else "the same command"
+        return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
+    logs = shlex.quote(f"{folder}/summaries")
+    named = experiment.arguments(model, folder)
+    return (
+        f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
+        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
+    )
+
+
+def describe(step, values):
+    """The line of a full validation pass."""
+    return f"validation at step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+
+
+def describe_loaded(report):
+    """What `checkpoints.load_matching` reports, in words."""
+    parts = (f"{len(names)} {what}" for what, names in report.items())
+    rest = [n for what in ("missing", "mismatched") for n in report[what]][:4]
+    return ", ".join(parts) + (f" ({', '.join(rest)} …)" if rest else "")

@@ -184,7 +184,7 @@ def features_of(table, views=1):
     """The backbone's features of a table with the colors, made or found: `features.Features`."""
     options = image_options(table)
     height, width = options["image_size"]
-    recipe = "boxes" if _boxes(whole) else ""
+    recipe = "boxes" if _boxes(table) else ""
     if options["crop"] and not recipe:
         recipe = str(tuple(resizing()))
     disturbed = {}

@@ -5,14 +5,17 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from runs import assert_equal_runs, weights
 
 from trainer import checkpoints, cluster, listener, meters
+from trainer.config import UserError
 
 HERE = pathlib.Path(__file__).parent
 BUSY = 120  # seconds after which a process of a test counts as hanging, on a busy machine
@@ -145,9 +148,14 @@ def test_two_workers_with_two_towers_train_as_four_towers(workers):
 
 def test_what_a_loss_reads_of_all_workers(workers):
     """Rows of every type in the order of the batch; proxies; a memory; only what is asked for."""
-    flags = ("--model.num_steps=12", "--model.batch_size=32", "--trainer.mixed_precision=bfloat16")
+    flags = ("--model.num_steps=12", "--model.batch_size=32")
     one = workers.run("memory-1", *flags, count=1, towers=2, model="toy_memory")
     assert_equal_runs(workers.run("memory-2", *flags, model="toy_memory"), one)
+    # In 16 bits, what is exchanged keeps its 32: the loss is no bfloat16, which has 8 bits.
+    flags = ("--model.num_steps=1", *flags[1:], "--trainer.mixed_precision=bfloat16")
+    (line, *_) = meters.read_metrics(workers.run("memory-16", *flags, model="toy_memory"))
+    loss, exact = np.float32(line["loss"]), meters.read_metrics(one)[0]["loss"]
+    assert abs(loss - exact) <= 0.02 * exact and loss.view(np.int32) & 0xFFFF
 
 
 @pytest.mark.parametrize("count", [2, 11])
@@ -217,3 +225,119 @@ def test_a_frozen_worker_is_found_by_the_timeout(workers):
     assert group[0].wait() == cluster.EXIT_LOST
     assert checkpoints.steps(workers.folder / "frozen" / "checkpoint")[-1] >= 17
     group[1].send(signal.SIGKILL)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(workers, whole):
+    short = [flag.replace("=40", "=20") for flag in FLAGS]
+    folder = workers.run("grown", *short, count=1)
+    grown = weights(workers.run("grown", *FLAGS))
+    for name, value in weights(whole).items():
+        assert abs(grown[name] - value).max() <= 1e-5 * max(abs(value).max(), 0.1), name
+    assert meters.read_metrics(folder)[-1]["step"] == 40
+
+
+def test_the_chief_alone_validates_and_all_stop_early_at_one_step(workers):
+    flags = ("--trainer.evaluation_interval=3", "--trainer.best_metric=max:loss")
+    patience = "--trainer.early_stopping_patience=1"
+    workers.run("early", *flags, patience, "--model.num_steps=9")
+    chief, other = workers.started[-2:]
+    assert "stopped at step 3 (no better loss since step 0)" in chief.text
+    assert checkpoints.steps(workers.folder / "early" / "checkpoint") == [0, 3]
+    assert "step" not in other.text
+
+
+def test_a_step_that_is_not_finite_ends_all_in_one_line_and_is_recorded_once(workers):
+    group = workers.several(2, *flags_of("nan", "toy_global", "--toy.nan_at=5"))
+    assert [worker.wait() for worker in group] == [1, 1]
+    for worker in group:
+        assert "not finite in step 6" in worker.text and "Traceback" not in worker.text
+    assert (workers.folder / "nan" / "flight" / "step-6.npz").exists()
+    assert checkpoints.steps(workers.folder / "nan" / "checkpoint") == [5]
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("configuration", "model.num_steps is 3 there and 2 at the chief"),
+        ("version", "tensorflow is '1.15.5' there and"),
+        ("data set", "digest is 'other' there and 'same' at the chief"),
+    ],
+)
+def test_a_worker_that_differs_is_refused_by_name(workers, what, message):
+    ports = [listener.free_port() for _ in range(2)]
+    jobs = {"worker": [f"localhost:{port}" for port in ports]}
+    flags = flags_of(f"refused-{what[:4]}", "toy_digest", "--model.num_steps=2")
+    other, order = flags, {}
+    if what == "configuration":
+        other = [*flags[:-1], "--model.num_steps=3"]
+    elif what == "version":
+        order = {"call": "other_version"}
+    digest = {"DIGEST": "other" if what == "data set" else "same"}
+    group = [
+        workers.one(flags, config_of(jobs, 0) | {"DIGEST": "same"}),
+        workers.one(other, config_of(jobs, 1) | digest, **order),
+    ]
+    assert [worker.wait() for worker in group] == [1, 1]
+    for worker in group:
+        line = worker.text.splitlines()[-1]
+        assert line.startswith(f"error: worker 1 (localhost:{ports[1]}) has another {what} than")
+        assert message in line and "Traceback" not in worker.text
+
+
+MALFORMED = [
+    ("{", "Expecting property name"),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' is missing"),
+    ('{"cluster": ["a:1"], "task": 1}', "does not describe workers"),
+    (json.dumps({"cluster": {"worker": ["a:1", "b"]}, "task": {}}), "'b' is not host:port"),
+    (json.dumps({"cluster": {"worker": ["a:1", "a:1"]}, "task": {}}), "have the same address"),
+    (config_of({"worker": ["a:1", "b:1"]}, 2)["TF_CONFIG"], "it has no worker 2"),
+    (config_of({"worker": ["a:1", "b:99999"]}, 0)["TF_CONFIG"], "'b:99999' is not host:port"),
+    (config_of({"ps": ["a:1"], "worker": ["b:1"]}, 0)["TF_CONFIG"], "the job 'ps' has no part"),
+]
+
+
+@pytest.mark.parametrize("text, message", MALFORMED)
+def test_a_malformed_tf_config_is_one_line(train, monkeypatch, text, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG=") as error:
+        train()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tf_config_in_the_forms_that_schedulers_write():
+    jobs = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
+    task = {"type": "worker", "index": "1"}  # Kubeflow writes numbers, some wrappers text
+    text = json.dumps({"cluster": jobs, "task": task, "environment": "cloud"})
+    assert cluster.read(text) == (["c:1", "a:1", "b:1"], 2)
+    assert cluster.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
+    assert cluster.read("") == cluster.read("{}") == ([], 0)
+
+
+def test_what_several_workers_cannot_do_is_refused(train, config, monkeypatch, capsys):
+    port = listener.free_port()
+    jobs = {"worker": [f"127.0.0.1:{port}", "127.0.0.1:1"]}
+    monkeypatch.setenv("TF_CONFIG", config_of(jobs, 0)["TF_CONFIG"])
+    with pytest.raises(UserError, match="--debug"):
+        train(debug=True)
+    with pytest.raises(UserError, match=r"model.batch_size=15 is not a multiple of 2 workers"):
+        train(keys={"model.batch_size": 15})
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        with pytest.raises(SystemExit) as ended:
+            train(keys={"model.batch_size": 16})
+    assert ended.value.code == cluster.EXIT_PORT
+    line = f"error: TF_CONFIG: another program has the port of 127.0.0.1:{port}; name a free one.\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_worker_whose_chief_does_not_come_ends(train, monkeypatch, capsys):
+    jobs = {"worker": [f"127.0.0.1:{listener.free_port()}", f"127.0.0.1:{listener.free_port()}"]}
+    monkeypatch.setenv("TF_CONFIG", config_of(jobs, 1)["TF_CONFIG"])
+    with pytest.raises(SystemExit) as ended:
+        train(keys={"trainer.cluster_timeout": 1})
+    assert ended.value.code == cluster.EXIT_LOST
+    assert f"the chief ({jobs['worker'][0]}) did not answer in 1 s" in capsys.readouterr().err
