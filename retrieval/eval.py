@@ -34,6 +34,7 @@ import sys
 from absl import flags
 
 from retrieval import api, metrics
+from retrieval.catalogue.opened import is_milvus
 from retrieval.evaluation import feedback, figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, plots, terminal
@@ -205,7 +206,7 @@ def _options(options):
         raise ValueError(f"{given}: takes whole numbers from 1 on")
     if options.index and options.factory:
         raise ValueError("--index and --factory: give one of them")
-    if options.index and not os.path.isdir(options.index):
+    if options.index and not (os.path.isdir(options.index) or is_milvus(options.index)):
         raise ValueError(
             f"--index={options.index}: there is no such folder; a FAISS factory is now "
             f"--factory={options.index}"

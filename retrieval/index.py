@@ -11,6 +11,8 @@
     python -m retrieval.index train    --store=DIR --output=INDEX [--factory=IVF…] [--recall=0.95]
     python -m retrieval.index add      --store=DIR --index=INDEX --part=0/8 [--memory=4]
     python -m retrieval.index merge    --index=INDEX [--apart]
+    python -m retrieval.index export   --index=INDEX --to=milvus:URI
+    python -m retrieval.index export   --index=INDEX --to=parquet|npy|lance --output=PATH
 
 For photos, `retrieval.build` and `retrieval.search` do all of it in two commands. These here are
 for stored embeddings, and to change an index.
@@ -20,6 +22,9 @@ the nearest items. Every change makes a new version; the last three are kept.
 
 `train`, `add --part` and `merge` build an index with several processes, on any machines that see
 the folders: each part takes no more memory than --memory, and ids are those of one index.
+
+`export` writes the items and their vectors to Milvus, a folder, server or cluster, which every
+program then searches as --index=milvus:URI; or to files.
 """
 
 import functools
@@ -29,7 +34,7 @@ import sys
 
 from absl import flags
 
-from retrieval.catalogue import index, parts
+from retrieval.catalogue import exports, index, milvus_export, parts
 from retrieval.catalogue.index import Catalogue
 from retrieval.embeddings import store
 from retrieval.evaluation import inputs
@@ -50,8 +55,9 @@ NEEDED = {
     "rollback": ("index", "to"),
     "train": ("store", "output"),
     "merge": ("index",),
+    "export": ("index", "to"),
 }
-MAKING = ("build", "train")  # write a new folder, --output
+MAKING = ("build", "train", "export")  # write --output
 
 # What it may also have.
 OPTIONAL = {
@@ -60,6 +66,7 @@ OPTIONAL = {
     "train": ("factory", "recall", "queries", "memory", "similarity"),
     "add": ("part", "memory"),
     "merge": ("store", "apart"),
+    "export": ("output",),
 }
 
 
@@ -70,6 +77,8 @@ def main(action, options):
         return print(json.dumps(index.manifest_of(options.index), indent=1))
     if action == "versions":
         return _versions(options.index)
+    if action == "export":
+        return _export(options)
     folder = options.output if action in MAKING else options.index
     memory = None if options.memory is None else options.memory * 2**30
     if action == "build":
@@ -106,10 +115,30 @@ def main(action, options):
             raise ValueError(f"{options.ids}: names no ids: there is nothing to remove")
         manifest = index.remove(ids, options.index)
     elif action == "rollback":
-        manifest = index.rollback(options.index, options.to)
+        manifest = index.rollback(options.index, _number(options.to))
     else:
         manifest = Catalogue.open(options.index, everything=True).manifest
     print(f"{folder}: {answers.described(manifest)}")
+
+
+def _export(options):
+    to, output = options.to, options.output
+    if to.startswith("milvus:"):
+        if output:
+            raise UserError(f"--output: --to={to} names the place already")
+        return milvus_export.print_exported(to, milvus_export.export(options.index, to))
+    if to not in exports.WRITERS:
+        known = ", ".join(exports.WRITERS)
+        raise UserError(f"--to={to}: takes milvus:URI, {known}.{did_you_mean(to, exports.WRITERS)}")
+    if not output:
+        raise UserError(f"--to={to}: needs --output, the file or folder to write")
+    print(f"{output}: {exports.export(options.index, to, output)} items")
+
+
+def _number(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--to={text}: takes the number of a version")
+    return int(text)
 
 
 def _part(text):
@@ -147,7 +176,7 @@ def define_flags(values):
     )
     path("store", None, "Folder of a store of embeddings, as retrieval.embed writes it.")
     path("index", None, "Folder of an index.")
-    path("output", None, "Folder of the index to build.")
+    path("output", None, "Folder of the index to build, or what to export to.")
     text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
     decimal(
         "recall", 0.95, "Share of the 10 nearest items that a search must find.", within="(0, 1]"
@@ -164,7 +193,9 @@ def define_flags(values):
     text("category", None, "Search only items of this category.")
     path("page", None, "HTML file to write: the queries and what was found, as images.")
     path("ids", None, "Text file of the ids to remove, one per line.")
-    number("to", None, "The version to go back to.", lower_bound=1)
+    text(
+        "to", None, "rollback: the version to go back to; export: milvus:URI, parquet, npy, lance."
+    )
     flag("on_disk", False, "Keep the inverted lists of --factory in a file.")
     text("part", None, "i/n: add the i-th of n parts of the store, from 0, to a trained index.")
     flag("apart", False, "Do not merge the lists: a search merges what it finds in each part.")

@@ -64,8 +64,8 @@ def _search(options, arguments):
         how = _how(options, catalogue)
         if options.item:
             found = catalogue.find_like(options.item, **how)
-            paths = catalogue.items["path"].take([catalogue.row_of(n) for n in options.item])
-            groups = [(options.item, paths.to_pylist(), catalogue.results(found))]
+            paths = [catalogue.item(name)["path"] for name in options.item]
+            groups = [(options.item, paths, catalogue.results(found))]
         else:
             groups = itertools.chain(
                 _answers(catalogue, paths, how, failed) if paths else (),

@@ -9,7 +9,7 @@ with Catalogue.open("index") as catalogue, catalogue.embedder() as embedder:
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import faiss
@@ -31,6 +31,7 @@ ITEMS = pyarrow.schema(
     # large: the texts of one column may take more than 2 GiB.
     [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
 )
+NAMED = ("id", "product", "category", "path")  # what is told of an item
 MODEL = "model"  # folder of the model within a version
 TEXTS = f"{MODEL}/text/"  # that of its text tower
 KEYS = {"factory", "on_disk", "similarity", "dimensions", "weights", "tuned", "version"}
@@ -43,11 +44,13 @@ class Found:
 
     Attributes:
       scores: float32 [Q, k], best first; larger is nearer. -inf beyond the last item found.
-      rows: int64 [Q, k], rows of `Catalogue.items`; -1 beyond the last.
+      rows: int64 [Q, k], rows of `items`; -1 beyond the last.
+      items: pyarrow.Table of the items' id, product, category and path, at least of those found.
     """
 
     scores: np.ndarray
     rows: np.ndarray
+    items: pyarrow.Table = field(repr=False)
 
 
 class Catalogue:
@@ -76,13 +79,17 @@ class Catalogue:
         """Opens the current version of an index.
 
         Args:
-          folder: the index.
+          folder: the index; or `milvus:URI`, see `retrieval.catalogue.milvus`.
           everything: also compare the checksums of lists on disk and of the model; otherwise only
             their sizes.
 
         Raises:
           ValueError: not an index, or damaged or foreign files.
         """
+        if is_milvus(folder):
+            from retrieval.catalogue import milvus
+
+            return milvus.open_catalogue(os.fspath(folder))
         version, manifest = current(folder)
         check_files(folder, version, manifest, everything)
         index, items = read(version, manifest)
@@ -178,8 +185,7 @@ class Catalogue:
                 f"[rows, {self.manifest['dimensions']}]"
             )
         vectors.Vectors(queries, self.manifest["similarity"], "queries")
-        nobody = np.full((len(queries), 1), -1)
-        return self._find(queries, nobody, k, category, threshold, by_product)
+        return self._find(queries, None, k, category, threshold, by_product)
 
     def find_like(self, ids: Sequence[str], k: int = 10, category: str | None = None, *,
                   threshold: float | None = None, by_product: bool = False) -> Found:  # fmt: skip
@@ -196,56 +202,59 @@ class Catalogue:
         rows = np.array([self.row_of(name) for name in ids], np.int64)
         queries = np.empty((len(rows), self.manifest["dimensions"]), np.float32)
         try:
-            if "RaBitQ" in self.manifest["factory"]:  # FAISS decodes one bit of more
-                raise RuntimeError("its codes can only be compared")
             for query, row in zip(queries, rows.tolist(), strict=True):
-                self.index.reconstruct_n(row, 1, query[None])
-        except RuntimeError as error:
-            raise ValueError(
-                f"an index of the kind {self.manifest['factory']} cannot return the vector of an "
-                f"item ({str(error).splitlines()[-1]}): search with the item's image"
-            ) from None
+                reconstruct(self.index, self.manifest["factory"], row, query[None])
+        except ValueError as error:
+            raise ValueError(f"{error}: search with the item's image") from None
         return self._find(queries, rows[:, None], k, category, threshold, by_product)
 
     def _find(self, queries, own, k, category, threshold, by_product):
-        """`find`, without the items own [Q, 1]; -1 for none."""
-        count, similarity = self.manifest["count"], self.manifest["similarity"]
+        """`find`, without the items `own`, one per query, as `_own` takes them; None for all."""
+        count = self.manifest["count"]
         if k < 1:
             raise ValueError(f"--k={k}: takes a number from 1 on")
         if k > max(count, 1000):
             raise ValueError(f"--k={k}: the index holds {count} items")
-        wanted, share = self._wanted(category)
-        selector = None
-        if wanted is not None:
-            bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
-            selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
-        depth = k + int((own >= 0).any())
+        selection = self._selection(category)
+        depth = k + (own is not None)
         while True:
-            parameters = neighbours.served(
-                self.index, self.manifest["tuned"], depth, share, selector
-            )
-            scores, rows = neighbours.search(self.index, queries, depth, similarity, parameters)
-            kept = (rows >= 0) & (rows != own)
+            scores, rows, items = self._nearest(queries, depth, selection)
+            kept = rows >= 0
+            if own is not None:
+                kept &= rows != self._own(own, items)
             if by_product:
-                kept &= self._first_of_products(rows)
+                kept &= _first_of_products(items, rows)
             if threshold is not None:
                 kept &= scores >= threshold
             # The last score is the least: beyond it nothing is above the threshold either.
             done = (kept.sum(1) >= k) | (rows[:, -1] < 0)
             if threshold is not None:
                 done |= scores[:, -1] < threshold
-            if not by_product or done.all() or depth >= count:
-                return _first(scores, rows, kept, k)
+            if not by_product or done.all() or depth >= count or rows.shape[1] < depth:
+                return _first(scores, rows, kept, k, items)
             depth = min(4 * depth, count)
 
-    def _first_of_products(self, rows):
-        """bool [Q, k]: whether no earlier result of the query is of the same product."""
-        products = self.items["product"].take(pyarrow.array(np.maximum(rows, 0).ravel()))
-        codes = products.combine_chunks().dictionary_encode().indices.to_numpy().reshape(rows.shape)
-        first = np.zeros(rows.shape, bool)
-        for line, each in zip(first, codes, strict=True):
-            line[np.unique(each, return_index=True)[1]] = True
-        return first
+    def _selection(self, category):
+        """What `_nearest` needs to search the items of a category only, None for all."""
+        wanted, share = self._wanted(category)
+        if wanted is None:
+            return None, None, share
+        bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
+        return bits, faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits)), share
+
+    def _nearest(self, queries, depth, selection):
+        """(scores [Q, n], rows [Q, n], items) of the `depth` nearest items, as in `Found`.
+
+        n is less than `depth` if no search goes that deep.
+        """
+        _, selector, share = selection
+        how = neighbours.served(self.index, self.manifest["tuned"], depth, share, selector)
+        similarity = self.manifest["similarity"]
+        return *neighbours.search(self.index, queries, depth, similarity, how), self.items
+
+    def _own(self, own, items):
+        """The rows [Q, 1] of the queries' own items among `items`."""
+        return own
 
     def results(self, found: Found) -> list[list[dict]]:
         """Returns the items found, per query, best first, as JSON values.
@@ -254,8 +263,8 @@ class Catalogue:
         that is not an image file.
         """
         needed = np.unique(found.rows[found.rows >= 0])
-        names = ["id", "product", "category", "path"]
-        items = self.items.select(names).take(pyarrow.array(needed, pyarrow.int64())).to_pylist()
+        names = list(NAMED)
+        items = found.items.select(names).take(pyarrow.array(needed, pyarrow.int64())).to_pylist()
         known = dict(zip(needed.tolist(), items, strict=True))
 
         def answer(rank, score, row):
@@ -278,6 +287,12 @@ class Catalogue:
             raise ValueError(f"no item of the index has the id {str(name)!r}.{near}")
         return row
 
+    def item(self, name: str) -> dict | None:
+        """Returns the id, product, category and path of the item with an id; None without one."""
+        there = compute.and_(compute.equal(self.items["id"], name), self.items["alive"])
+        row = compute.index(there, True).as_py()
+        return None if row < 0 else {n: self.items[n][row].as_py() for n in NAMED}
+
     def categories(self) -> list[str]:
         """Returns the categories of the items, sorted; items without one have none."""
         known = compute.unique(self.items["category"].filter(self.items["alive"]))
@@ -291,13 +306,7 @@ class Catalogue:
         if category is not None:
             wanted = compute.and_(wanted, compute.equal(self.items["category"], category))
             if not compute.any(wanted).as_py():
-                known = self.categories()
-                near = did_you_mean(category, known)
-                have = f" It has {', '.join(known[:10])}{' …' * (len(known) > 10)}." * bool(known)
-                raise ValueError(
-                    f"no item of the index is of category {category!r}."
-                    + (near or have or " Its items have no categories.")
-                )
+                raise ValueError(no_category(category, self.categories()))
         wanted = wanted.to_numpy()
         return wanted, wanted.mean() or 1.0
 
@@ -321,10 +330,62 @@ class Catalogue:
         self.close()
 
 
-def _first(scores, rows, kept, k):
+def is_milvus(name: str | os.PathLike) -> bool:
+    """Whether the name of an index is an address of Milvus."""
+    return os.fspath(name).startswith("milvus:")
+
+
+def current_name(name) -> str:
+    """What names the current version of an index; another version has another name."""
+    if is_milvus(name):
+        from retrieval.catalogue import milvus
+
+        return milvus.current(name)
+    return versions.current(name)
+
+
+def no_category(category, known) -> str:
+    """Says that no item is of a category, and which ones are known."""
+    near = did_you_mean(category, known)
+    have = f" It has {', '.join(known[:10])}{' …' * (len(known) > 10)}." * bool(known)
+    return f"no item of the index is of category {category!r}." + (
+        near or have or " Its items have no categories."
+    )
+
+
+def reconstruct(index, factory, row, out) -> None:
+    """Fills `out`, float32 [n, D], with the vectors from a row on, as the index keeps them.
+
+    Raises:
+      ValueError: a kind of index that cannot return them.
+    """
+    try:
+        if "RaBitQ" in factory:  # FAISS decodes one bit of it, but searches with more
+            raise RuntimeError("its codes can only be compared")
+        index.reconstruct_n(row, len(out), out)
+    except RuntimeError as error:
+        raise ValueError(
+            f"an index of the kind {factory} cannot return the vector of an item "
+            f"({str(error).splitlines()[-1]})"
+        ) from None
+
+
+def _first_of_products(items, rows):
+    """bool [Q, k]: whether no earlier result of the query is of the same product."""
+    if not len(items):
+        return rows >= 0
+    products = items["product"].take(pyarrow.array(np.maximum(rows, 0).ravel()))
+    codes = products.combine_chunks().dictionary_encode().indices.to_numpy().reshape(rows.shape)
+    first = np.zeros(rows.shape, bool)
+    for line, each in zip(first, codes, strict=True):
+        line[np.unique(each, return_index=True)[1]] = True
+    return first
+
+
+def _first(scores, rows, kept, k, items):
     """`Found` of the first k kept results of each query."""
     found = Found(
-        np.full((len(rows), k), -np.inf, np.float32), np.full((len(rows), k), -1, np.int64)
+        np.full((len(rows), k), -np.inf, np.float32), np.full((len(rows), k), -1, np.int64), items
     )
     place = kept.cumsum(1) - 1
     query, at = np.nonzero(kept & (place < k))

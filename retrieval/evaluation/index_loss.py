@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieval import metrics
 from retrieval.catalogue import index, neighbours
+from retrieval.catalogue.opened import is_milvus
 from retrieval.evaluation import lists
 from retrieval.evaluation.records import Record
 
@@ -58,7 +59,7 @@ def losses(queries, catalogue, result, kind, recall=0.95) -> IndexLoss:
       ValueError: no such index can be built, or the index in the folder is of something else.
     """
     similarity, exact_rates = result.figures.similarity, result.figures.recall
-    opened = _opened if os.path.isdir(kind) else _made
+    opened = _opened if os.path.isdir(kind) or is_milvus(kind) else _made
     find, about = opened(kind, catalogue, similarity, recall)
     more, count = result.same.most, len(catalogue)
     depth = min(10, count - more)
@@ -158,6 +159,11 @@ def _opened(folder, catalogue, similarity, _):
     items, manifest = opened.items, opened.manifest
     if manifest["similarity"] != similarity:
         raise ValueError(f"--index={folder}: was built for --similarity={manifest['similarity']}")
+    about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
+    if items is None:  # in Milvus, which gives the ids of what it finds
+        return _by_id(folder, opened, catalogue), about | {
+            "factory": f"Milvus of {about['factory']}"
+        }
     alive = np.flatnonzero(items["alive"].to_numpy())
     held = np.array(items["id"].to_pylist(), str)[alive]
     by_id, held_by_id = np.argsort(catalogue.ids), np.argsort(held)
@@ -166,7 +172,27 @@ def _opened(folder, catalogue, similarity, _):
             f"--index={folder}: holds {len(held)} items, not the {len(catalogue)} of this "
             "catalogue; build it from the same store, or name a FAISS factory"
         )
-    about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
     row = np.full(len(items) + 1, -1)  # of the catalogue, by that of the index; the last for none
     row[alive[held_by_id]] = by_id
     return lambda queries, k: row[opened.find(queries, k).rows], about
+
+
+def _by_id(folder, opened, catalogue):
+    """The function that finds rows of the catalogue with an index that names its items only."""
+    if opened.manifest["count"] != len(catalogue):
+        raise ValueError(
+            f"--index={folder}: holds {opened.manifest['count']} items, not the {len(catalogue)} "
+            "of this catalogue"
+        )
+    by_id = np.argsort(catalogue.ids)
+    ordered = catalogue.ids[by_id]
+
+    def find(queries, k):
+        found = opened.find(queries, k)
+        names = np.array(found.items["id"].to_pylist(), str)
+        at = np.searchsorted(ordered, names).clip(max=len(ordered) - 1)
+        if not np.array_equal(ordered[at], names):
+            raise ValueError(f"--index={folder}: holds other items than this catalogue")
+        return np.append(by_id[at], -1)[found.rows]
+
+    return find

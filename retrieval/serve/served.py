@@ -8,9 +8,8 @@ import sys
 import threading
 
 import numpy as np
-from pyarrow import compute
 
-from retrieval.catalogue import versions
+from retrieval.catalogue import opened
 from retrieval.catalogue.opened import Catalogue
 from retrieval.embeddings.embedder import Embedder
 from retrieval.embeddings.texts import TextEmbedder
@@ -52,17 +51,13 @@ class Served:
 
     def item(self, id: str) -> dict:
         """The id, product, category and path of an item; Refused if there is none."""
-        items = self.catalogue.items
         try:
-            there = compute.and_(compute.equal(items["id"], id), items["alive"])
+            found = self.catalogue.item(id)
         except UnicodeEncodeError:  # half of a surrogate pair
-            row = -1
-        else:
-            row = compute.index(there, True).as_py()
-        if row < 0:
-            # Not `row_of`, which takes the time to find the nearest id.
+            found = None
+        if found is None:
             raise schemas.Refused(404, "id", f"no item has the id {id!r}")
-        return {name: items[name][row].as_py() for name in ("id", "product", "category", "path")}
+        return found
 
     def search(self, query: str | np.ndarray, k: int, facets: bool = False, **options):
         """Searches for the nearest items.
@@ -92,7 +87,7 @@ class Served:
 
     def _facets(self, found):
         rows = found.rows[found.rows >= 0]
-        counts = collections.Counter(self.catalogue.items["category"].take(rows).to_pylist())
+        counts = collections.Counter(found.items["category"].take(rows).to_pylist())
         return [{"category": name, "count": n} for name, n in counts.most_common() if name]
 
 
@@ -112,7 +107,7 @@ class Shelf:
           ValueError: not an index, a damaged one, or one without a model.
         """
         self.name, self.folder, self.metrics = name, folder, metrics
-        self._lock, self._looked_at = threading.Lock(), versions.current(folder)
+        self._lock, self._looked_at = threading.Lock(), opened.current_name(folder)
         catalogue = Catalogue.open(folder)
         embedder, texts = catalogue.embedder(threads), None
         if not catalogue.why_no_texts():
@@ -145,7 +140,7 @@ class Shelf:
         with self._lock:
             old = self.current
             try:
-                folder = versions.current(self.folder)
+                folder = opened.current_name(self.folder)
                 if folder == self._looked_at and not again:
                     return False
                 self._looked_at = folder

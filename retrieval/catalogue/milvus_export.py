@@ -1,0 +1,179 @@
+"""Fills Milvus with the items of an index, so that a kill or a full disk loses and doubles nothing.
+
+A collection is filled by upserts under ids, counted, and only then named by the alias that searches
+use. Run again after a kill, an export finds its collection by the hash of the index and adds what
+is missing.
+"""
+
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import pyarrow
+
+from retrieval.catalogue import exports, milvus, versions
+from retrieval.catalogue.milvus import FIELDS, METRICS, SECONDS, Address
+from retrieval.catalogue.opened import Catalogue
+
+BLOCK = 1000  # items per request
+TEXT = 65535  # bytes that a VARCHAR may have
+LINKS, BUILT = 32, 200  # of the graph
+
+
+def export(folder, to: str) -> dict:
+    """Fills a collection with an index and makes it the current one.
+
+    Run again after a kill, it adds what is missing. Until the counts are equal, the alias stays.
+
+    Args:
+      folder: the index.
+      to: the address, `milvus:URI#NAME`.
+
+    Returns:
+      {'collection', 'count', 'version', 'added'}.
+
+    Raises:
+      ValueError: vectors that the index cannot return, or texts that are too long for Milvus.
+      OSError: the server cannot be reached, or its disk is full; the alias stays.
+    """
+    address = Address.parse(to)
+    with Catalogue.open(folder) as catalogue:
+        manifest = catalogue.manifest
+        longest = _longest(catalogue)
+        digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+        connection = milvus.client(address, make=True)
+        with milvus.one_line(address):
+            name = _collection(connection, address, digest)
+            known = connection.has_collection(name)
+            if not known:
+                _create(connection, name, manifest, longest)
+            added = 0
+            for rows in exports.blocks(catalogue, BLOCK):
+                there = _there(connection, name, rows["id"]) if known else set()
+                new = [n for n, each in enumerate(rows["id"]) if each not in there]
+                if new:
+                    connection.upsert(name, [_entity(rows, n) for n in new], timeout=SECONDS)
+                    added += len(new)
+            connection.flush(name, timeout=SECONDS)
+            if not connection.list_indexes(name):
+                connection.create_index(name, _graph(connection, manifest), timeout=SECONDS)
+            connection.load_collection(name, timeout=SECONDS)
+            count = milvus.count_of(connection, name)
+            if count != manifest["count"]:
+                raise ValueError(
+                    f"{address}: holds {count} of {manifest['count']} items: export again; the "
+                    "alias is unchanged"
+                )
+            about = {"manifest": manifest, "index": os.path.abspath(folder)}
+            _note(connection, address, name, about | {"categories": catalogue.categories()})
+            _publish(connection, address, name)
+    return {"collection": name, "count": count, "version": milvus.version_of(name), "added": added}
+
+
+def _entity(rows, n):
+    return {name: rows[name][n] for name in (*FIELDS, "vector")}
+
+
+def _longest(catalogue):
+    """{field: bytes of its longest text}; ValueError for one that Milvus cannot hold."""
+    longest = {}
+    for name in FIELDS:
+        sizes = pyarrow.compute.binary_length(catalogue.items[name])
+        longest[name] = pyarrow.compute.max(sizes).as_py() or 1
+        if longest[name] > TEXT:
+            raise ValueError(f"{name}s of {longest[name]} bytes: Milvus takes {TEXT} at most")
+    return longest
+
+
+def _create(connection, name, manifest, longest):
+    """Makes an empty collection. VARCHARs are as long as the longest text, rounded up."""
+    import pymilvus
+
+    schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    for field in FIELDS:
+        length = min(TEXT, max(64, 2 ** int(np.ceil(np.log2(longest[field])))))
+        schema.add_field(
+            field, pymilvus.DataType.VARCHAR, is_primary=field == "id", max_length=length
+        )
+    schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=manifest["dimensions"])
+    connection.create_collection(name, schema=schema, timeout=SECONDS)
+
+
+def _graph(connection, manifest):
+    graph = connection.prepare_index_params()
+    graph.add_index(
+        "vector", index_type="HNSW", metric_type=METRICS[manifest["similarity"]],
+        params={"M": LINKS, "efConstruction": BUILT},
+    )  # fmt: skip
+    return graph
+
+
+def _there(connection, name, ids):
+    """Those of some ids that a collection has."""
+    named = json.dumps(ids, ensure_ascii=False)
+    connection.load_collection(name, timeout=SECONDS) if connection.list_indexes(name) else None
+    found = connection.query(
+        name, filter=f"id in {named}", output_fields=["id"], consistency_level="Strong",
+        timeout=SECONDS,
+    )  # fmt: skip
+    return {each["id"] for each in found}
+
+
+def _collections(connection, address):
+    """{collection of this alias: its version}, oldest first."""
+    pattern = rf"{re.escape(address.name)}_v\d{{6,}}_[0-9a-f]{{12}}"
+    names = [n for n in connection.list_collections() if re.fullmatch(pattern, n)]
+    return {name: milvus.version_of(name) for name in sorted(names, key=milvus.version_of)}
+
+
+def _collection(connection, address, digest):
+    """The name of the collection of an index: that of an export that was killed, or a new one."""
+    known = _collections(connection, address)
+    same = [name for name in known if name.endswith(digest)]
+    return (
+        same[-1] if same else f"{address.name}_v{max(known.values(), default=0) + 1:06d}_{digest}"
+    )
+
+
+def _note(connection, address, name, about):
+    """Keeps what the index was beside its collection."""
+    import pymilvus
+
+    notes = f"{address.name}_about"
+    if not connection.has_collection(notes):
+        schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", pymilvus.DataType.VARCHAR, is_primary=True, max_length=256)
+        schema.add_field("about", pymilvus.DataType.VARCHAR, max_length=TEXT)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=2)  # each must have one
+        connection.create_collection(notes, schema=schema, timeout=SECONDS)
+    while len((text := json.dumps(about)).encode()) > TEXT and about["categories"]:
+        about["categories"] = about["categories"][: len(about["categories"]) // 2]
+    connection.upsert(notes, [{"id": name, "about": text, "vector": [0.0, 1.0]}], timeout=SECONDS)
+    connection.flush(notes, timeout=SECONDS)
+    if not connection.list_indexes(notes):
+        flat = connection.prepare_index_params()
+        flat.add_index("vector", index_type="FLAT", metric_type="L2")
+        connection.create_index(notes, flat, timeout=SECONDS)
+
+
+def _publish(connection, address, name):
+    """Names a collection by the alias, and drops those before the last three."""
+    before = milvus.current_collection(connection, address)
+    if before:
+        connection.alter_alias(name, address.name, timeout=SECONDS)
+    else:
+        connection.create_alias(name, address.name, timeout=SECONDS)
+    known = [each for each in _collections(connection, address) if each != name]
+    for old in known[: max(0, len(known) + 1 - versions.KEPT)]:
+        connection.drop_collection(old, timeout=SECONDS)
+        connection.delete(f"{address.name}_about", ids=[old], timeout=SECONDS)
+
+
+def print_exported(to, about) -> None:
+    """Says what an export did."""
+    print(
+        f"{Address.parse(to)}: version {about['version']}, {about['count']} items "
+        f"({about['added']} added now), in {about['collection']}"
+    )
