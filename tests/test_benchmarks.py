@@ -35,13 +35,16 @@ def test_every_benchmark_keeps_the_contract(name):
     assert all(type(p.default) in (bool, int, float, str) for p in parameters.values())
 
 
-def test_the_readmes_command_is_found_and_has_the_models_steps():
+def test_the_readmes_command_is_found_and_has_the_models_steps(capsys):
     from benchmarks import first_command
     from models import simple
+    from trainer import meters
 
     assert [words[0] for words in first_command.commands()] == ["train", "eval"]
     steps = simple.config["model.num_steps"], simple.config["model.batch_size"]
     assert steps == (first_command.STEPS, first_command.BATCH)
+    meters.Progress(0, 10, 128).report(1, loss=0.5, learning_rate=0.1)
+    assert len(re.findall(first_command.RATE, capsys.readouterr().out)) == 1
 
 
 def test_benchmarks_that_documents_name_exist():
