@@ -21,6 +21,7 @@ from benchmarks import figures, timing
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, BATCH = 1200, 128  # of models.simple
+RATE = r"(\d+) images/s"  # in the trainer's lines
 
 
 def commands():
@@ -54,16 +55,15 @@ def _run(folder, count):
     def run(words):
         done = subprocess.run(
             [sys.executable, "-m", "trainer.cli", *words],
-            cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
+            cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        said.append(done.stderr)
+        said.append(done.stdout)
 
     train, evaluate = commands()
     if count < STEPS:
         train = [*train, f"--model.num_steps={count}"]
     seconds = [timing.seconds(lambda words=words: run(words)) for words in (train, evaluate)]
-    rates = [int(rate) for rate in re.findall(r"(\d+) images/s", said[0])]
+    rates = [int(rate) for rate in re.findall(RATE, said[0])]
     rest = (STEPS - count) * BATCH / statistics.median(rates) if count < STEPS else 0
     (report,) = pathlib.Path(folder).rglob("*-eval.json")
     return seconds[0], rest, seconds[1], json.loads(report.read_text())["recall@k"]["1"]

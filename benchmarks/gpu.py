@@ -67,8 +67,8 @@ def _training(title, name, limit, scale):
     for precision in ("float32", "bfloat16"):
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
-            peers = {}
-            for kind, command in _peer_commands(name, precision, scale).items():
+            peers, commands = {}, _peer_commands(name, precision, scale)
+            for kind, command in commands.items():
                 worker = enter(timing.Worker(command))
                 with contextlib.suppress(RuntimeError):
                     worker(1)  # compiles
@@ -89,6 +89,8 @@ def _training(title, name, limit, scale):
         best = min(theirs, key=lambda kind: np.median(theirs[kind]), default=None)
         for kind, times in zip(ours, seconds, strict=False):
             note = f"{scale.batch / np.median(times):.0f} images/s"
+            if precision == "bfloat16" and not scale.tiny:
+                note += "; TensorFlow's automatic mixed precision is float16 on a GPU"
             share = (flops / times) / (limit_flops / bare)
             row = f"{title} train step, {kind}"
             yield figures.figure(f"{row}, share of bare {limit}", share, note=note)
@@ -96,7 +98,8 @@ def _training(title, name, limit, scale):
                 note = f"best: {best}, {scale.batch / np.median(theirs[best]):.0f} images/s"
                 yield figures.figure(f"{row}, over PyTorch", theirs[best] / times, note=note)
             else:
-                yield figures.Figure(f"{row}, over PyTorch", None, note=peer.MISSING)
+                reason = "PyTorch failed on this device" if commands else peer.MISSING
+                yield figures.Figure(f"{row}, over PyTorch", None, note=reason)
         for kind, reason in failed.items():
             yield figures.Figure(f"{title} train step, {kind}", None, note=reason)
 

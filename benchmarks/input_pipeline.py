@@ -101,8 +101,7 @@ def measure(
     quick=False, manifest="", role="train", photos=2944, image_size=128, batch_size=64, epochs=4,
     budget_mib=1024, threads=0,
 ):  # fmt: skip
-    if quick:
-        photos, epochs = 960, 3
+    epochs = 3 if quick else epochs
     with tempfile.TemporaryDirectory() as folder:
         table = manifests.load(manifest).where(role=role) if manifest else made(folder, photos)
         yield from _measured(table, image_size, batch_size, epochs, budget_mib << 20, threads)

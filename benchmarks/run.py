@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import re
 import signal
@@ -55,6 +56,9 @@ def all_of(reach, start, options, parser):
         parser.error(f"--only={','.join(sorted(unknown))}: choose from {', '.join(reach)}")
     if options.record and options.only:
         parser.error("--record needs all benchmarks: leave out --only")
+    folder = pathlib.Path(options.output).parent
+    if options.output and not os.access(folder, os.W_OK):
+        parser.error(f"--output={options.output}: {folder} is no folder that can be written")
     expected = seconds_before(page.read(), names, options.quick)
     result, whole = gather(names, start, expected, reach)
     result |= {"quick": options.quick, "note": options.note}
@@ -66,9 +70,10 @@ def finish(result, whole, output, version=""):
     text = page.table(result["figures"])
     print(f"{machine.in_words(result['machine'])}\n\n{text}")
     if output:
-        path = pathlib.Path(re.sub(r"\.(md|json)$", "", output))
-        path.with_suffix(".md").write_text(page.one_run(result), encoding="utf-8")
-        path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        name = re.sub(r"\.(md|json)$", "", output)
+        pathlib.Path(f"{name}.md").write_text(page.one_run(result), encoding="utf-8")
+        content = json.dumps(result, indent=1) + "\n"
+        pathlib.Path(f"{name}.json").write_text(content, encoding="utf-8")
     if version and whole:
         page.record({"version": version, **result})
     elif version:
@@ -104,11 +109,11 @@ def gather(names, start, expected, reach=figures.REACH):
         missing = [row for row in reach.get(name, ()) if row not in {f.name for f in found}]
         if reason and not missing:
             missing = [name]
-        found += [figures.Figure(row, None, note=reason or "not measured") for row in missing]
-        for each in found[len(found) - len(missing) :]:
+        lacking = [figures.Figure(row, None, note=reason) for row in missing]
+        for each in lacking:
             print(f"  {figures.text(each, reach)}", file=sys.stderr, flush=True)
         taken[name] = round(time.perf_counter() - since, 1)
-        for each in found:
+        for each in found + lacking:
             bound, met = figures.asked(each, reach)
             row = {"benchmark": name, **dataclasses.asdict(each)}
             rows.append(row | {"asked": bound, "reached": met})

@@ -6,10 +6,10 @@ import inspect
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are programs, not an installed package
@@ -35,13 +35,16 @@ def test_every_benchmark_keeps_the_contract(name):
     assert all(type(p.default) in (bool, int, float, str) for p in parameters.values())
 
 
-def test_the_readmes_command_is_found_and_has_the_models_steps():
+def test_the_readmes_command_is_found_and_has_the_models_steps(capsys):
     from benchmarks import first_command
     from models import simple
+    from trainer import meters
 
     assert [words[0] for words in first_command.commands()] == ["train", "eval"]
     steps = simple.config["model.num_steps"], simple.config["model.batch_size"]
     assert steps == (first_command.STEPS, first_command.BATCH)
+    meters.Progress(0, 10, 128).report(1, loss=0.5, learning_rate=0.1)
+    assert len(re.findall(first_command.RATE, capsys.readouterr().out)) == 1
 
 
 def test_benchmarks_that_documents_name_exist():
@@ -106,7 +109,8 @@ def test_two_real_benchmarks_end_in_one_table(files, capfd, monkeypatch):
         else:
             yield from module._size(8, 4, 3, 1, quick=True, other=None)
 
-    result, whole = run.gather(reach, start, {"samplers": 2, "triplet_loss": 3, "broken": 1}, reach)
+    seconds = {"samplers": 2, "triplet_loss": 3, "broken": 1}
+    result, whole = run.gather(list(reach), start, seconds, reach)
     assert whole and result["machine"]["cores"] and result["machine"]["versions"]["tensorflow"]
     rows = {each["name"]: each for each in result["figures"]}
     assert rows[row]["value"] > 0 and rows[row]["low"] <= rows[row]["value"] <= rows[row]["high"]
@@ -180,6 +184,7 @@ def test_the_history_names_rows_of_the_table():
     ("arguments", "said"),
     [
         (["--only=speed"], "choose from train_step"),
+        (["--output=/no/such/file"], "/no/such is no folder that can be written"),
         (["--record=1.0", "--only=samplers"], "leave out --only"),
     ],
 )
@@ -204,7 +209,7 @@ def test_the_gpu_benchmark_runs_whole_on_cpu_devices(files, capfd, monkeypatch):
             assert any(each["name"] == row for each in rows), row
 
 
-def test_the_gpu_benchmark_says_that_there_is_no_gpu():
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part=memory", "--lines"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode and "no GPU is visible" in done.stderr.splitlines()[-1]
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+    with pytest.raises(RuntimeError, match="no GPU is visible; --devices=cpu"):
+        gpu.scale_of("gpu", quick=True)
