@@ -103,8 +103,9 @@ TRAINER = (
         "Copies of the model that share each batch. 0: one tower per visible GPU, or one on the "
         "CPU. Without GPUs, N towers run on N virtual CPU devices.", within=FROM_0),
     Key("trainer.mixed_precision", "str", "",
-        "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32.",
-        choices=("", "bfloat16", "float16")),
+        "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32. "
+        "auto: where the device is faster so.",
+        choices=("", "auto", "bfloat16", "float16")),
     Key("trainer.xla", "bool", False, "Compile the graph with XLA (often slower on CPU)."),
     Key("trainer.intra_op_threads", "int", 0,
         "Threads within one operation (0: all cores).", within=FROM_0),
