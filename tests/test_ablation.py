@@ -11,11 +11,18 @@ from metriclearn import LOSSES, MINERS, PROXY_LOSSES
 from models.ranker.config import config
 from models.ranker.definition import read_options
 
-# Benchmarks are programs, not an installed package.
-_PATH = pathlib.Path(__file__).parent.parent / "benchmarks" / "ablation.py"
-_SPEC = importlib.util.spec_from_file_location("ablation", _PATH)
-ablation = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(ablation)
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def benchmark(name):
+    """A module of benchmarks/, which are programs and not an installed package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ablation, first_hour = benchmark("ablation"), benchmark("first_hour")
 
 
 @pytest.fixture
@@ -55,3 +62,17 @@ def test_the_pages_table_is_that_of_the_figures(results):
     assert ablation.table(results) in page
     assert ablation.PICTURE.stat().st_size < 300_000
     assert f"({ablation.PICTURE.name})" in page
+
+
+def test_the_default_is_never_below_what_needs_no_training():
+    runs = first_hour.read(ROOT / "docs" / "first_hour.jsonl")
+    *rows, _, mean = first_hour.table(runs)
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in page and mean.split()[-1] in page
+    seeds = [(one["set"], one["seed"]) for one in runs]
+    names = {name for name, _ in seeds}
+    assert len(names) >= 4 and sorted(seeds) == sorted((n, s) for n in names for s in range(5))
+    for one in runs:
+        assert one["against"] == max(one["untrained"], key=one["untrained"].get)
+        assert one["interval"][0] <= one["difference"] <= one["interval"][1] >= 0
+    assert float(mean.split()[-1]) >= 0.03

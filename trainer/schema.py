@@ -106,8 +106,9 @@ TRAINER = (
         "Seconds after which a worker on another machine that does not answer counts as lost. It "
         "must exceed the time of the first step, and of saving a checkpoint.", within=FROM_1),
     Key("trainer.mixed_precision", "str", "",
-        "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32.",
-        choices=("", "bfloat16", "float16")),
+        "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32. "
+        "auto: where the device is faster so.",
+        choices=("", "auto", "bfloat16", "float16")),
     Key("trainer.xla", "bool", False, "Compile the graph with XLA (often slower on CPU)."),
     Key("trainer.intra_op_threads", "int", 0,
         "Threads within one operation (0: all cores).", within=FROM_0),

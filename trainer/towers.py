@@ -51,10 +51,13 @@ def session_config(config, tower_devices):
         proto.device_count["CPU"] = len(tower_devices)
     proto.gpu_options.allow_growth = True
     rewrites = proto.graph_options.rewrite_options
-    if config["trainer.mixed_precision"]:
+    precision = config["trainer.mixed_precision"]
+    if precision == "auto":
+        precision = "bfloat16" if "CPU" not in tower_devices[0] or _computes_in_bfloat16() else ""
+    if precision:
         on = type(rewrites).ON
         if "CPU" in tower_devices[0]:
-            if config["trainer.mixed_precision"] == "float16":
+            if precision == "float16":
                 raise UserError("trainer.mixed_precision=float16 needs a GPU; use bfloat16 on CPU.")
             rewrites.auto_mixed_precision_onednn_bfloat16 = on
             os.environ.setdefault(*_KEEP_FLOAT32)
@@ -64,6 +67,15 @@ def session_config(config, tower_devices):
         level = v1.OptimizerOptions.ON_1
         proto.graph_options.optimizer_options.global_jit_level = level
     return proto
+
+
+def _computes_in_bfloat16():
+    """Whether this processor has instructions for it; without them it is slower than float32."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return "_bf16" in file.read()
+    except OSError:
+        return False
 
 
 # The CPU kernels of these gradients are up to 70 times slower in bfloat16 (the input of a strided

@@ -204,8 +204,13 @@ def test_without_anything_to_validate_on_it_trains(program, shop, change):
         (["--model.batch_size=9"], str, "model.batch_size=9 is not a multiple of"),
         (["--dataset.images_per_product=0"], str, "dataset.images_per_product=0"),
         ([], lambda row: "" if ",train," in row else row, "no row has the split train"),
+        (
+            [],
+            lambda row: "" if ",train," in row and "-0.jpg" not in row else row,
+            "every product of the split train has one image",
+        ),
     ],
-    ids=["too few products", "no multiple", "no images", "no train"],
+    ids=["too few products", "no multiple", "no images", "no train", "one image each"],
 )  # fmt: skip
 def test_a_batch_that_cannot_be_filled_names_the_key(program, shop, arguments, change, words):
     rewrite(shop, change)

@@ -187,6 +187,17 @@ def test_moving_averages_are_read_where_asked(config):
         assert not np.allclose(session.run(averaged), before)
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_takes_16_bits_where_the_device_is_faster_so(monkeypatch, has):
+    monkeypatch.setattr(towers, "_computes_in_bfloat16", lambda: has)
+    config = Config({"trainer.mixed_precision": "auto"})
+    rewrites = towers.session_config(config, ["/device:CPU:0"]).graph_options.rewrite_options
+    expected = rewrites.ON if has else rewrites.DEFAULT
+    assert rewrites.auto_mixed_precision_onednn_bfloat16 == expected
+    rewrites = towers.session_config(config, ["/device:GPU:0"]).graph_options.rewrite_options
+    assert rewrites.auto_mixed_precision == rewrites.ON
+
+
 def test_session_follows_the_configuration():
     config = Config({"trainer.intra_op_threads": 3, "trainer.inter_op_threads": 2})
     proto = towers.session_config(config, towers.devices(4))
