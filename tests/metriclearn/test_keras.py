@@ -11,12 +11,11 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
 
 import metriclearn
 from metriclearn import LOSSES, PROXY_LOSSES
-from metriclearn.keras import Loss, MarginLoss, MemoryLoss, ProxyLoss, RecallAtK, batches
+from metriclearn.keras import Loss, MarginLoss, MemoryLoss, ProxyLoss, RecallAtK
 
 pytestmark = pytest.mark.numeric
 LABELS = np.arange(16) % 4
