@@ -284,7 +284,8 @@ tf.config.set_logical_device_configuration(
 import keras, metriclearn
 from metriclearn.keras import Loss, ProxyLoss
 x, y = np.random.default_rng(0).normal(size=(16, 6)).astype("float32"), np.arange(16) % 4
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
     inputs, labels = keras.Input((6,)), keras.Input((), dtype="int64")
     proxies = ProxyLoss("proxy_anchor", classes=4, output="embeddings")
     model = keras.Model([inputs, labels], proxies(labels, keras.layers.Dense(3)(inputs)))
@@ -296,6 +297,19 @@ wanted = [
 ]
 got = model.fit([x, y], y, batch_size=16, shuffle=False, verbose=0).history["loss"][0]
 print(np.isclose(got, np.mean(wanted), rtol=1e-5))
+steps = []
+for loss in Loss("triplet"), metriclearn.triplet_loss:
+    with strategy.scope():
+        layer = keras.layers.Dense(3, kernel_initializer="ones", use_bias=False)
+        model = keras.Sequential([keras.Input((6,)), layer])
+        layer.kernel.assign(np.random.default_rng(1).normal(size=(6, 3)))
+        model.compile("sgd", loss)
+    before = layer.kernel.numpy()
+    reported = model.fit(x, y, batch_size=16, shuffle=False, verbose=0).history["loss"][0]
+    steps.append((layer.kernel.numpy() - before, reported))
+# Keras adds the scalars that functions return: N times the step, and N times what it reports.
+print(np.allclose(steps[1][0], 2 * steps[0][0], atol=1e-6) and np.abs(steps[0][0]).max() > 1e-3)
+print(np.isclose(steps[1][1], 2 * steps[0][1], rtol=1e-5))
 """
 
 
@@ -308,4 +322,4 @@ def test_replicas_share_the_loss():
         text=True,
         env=os.environ | {"PYTHONPATH": str(root)},
     )
-    assert done.stdout.split() == ["True"], done.stderr[-2000:]
+    assert done.stdout.split() == ["True"] * 3, done.stderr[-2000:]
