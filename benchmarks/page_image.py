@@ -1,7 +1,7 @@
 """Draws docs/serving.png, the search page, and docs/report.png, an evaluation's report.
 
     python -m benchmarks.page_image --index=shop-index
-    python -m benchmarks.page_image --report=experiments/exp-ranker/analysis/model-150-report.html
+    python -m benchmarks.page_image --report=experiments/exp-ranker/analysis/model-0-report.html
 
 Index and report are those of docs/tutorial.md, over examples/shop. It needs chromium and
 chromedriver.

@@ -66,9 +66,9 @@ def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def as_a_terminal_shows(text: str) -> str:
-    """Text without colors and without what a progress bar wrote over."""
-    text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n")
-    return "".join(line.rpartition("\r")[2] for line in text.splitlines(keepends=True))
+    """Text without colors and without the bars of a program, which it takes away at its end."""
+    lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text).replace("\r\n", "\n").split("\n")
+    return "\n".join(line.rpartition("\r")[2] for line in lines if "━" not in line)
 
 
 if __name__ == "__main__":

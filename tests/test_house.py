@@ -21,7 +21,8 @@ TOOLS = ("progress",)
 # For each file, the first matching pattern says which modules of other packages it may import.
 SIBLINGS = (
     (r"metriclearn/|trainer/", ()),
-    (r"retrieval/(metrics|progress|__init__)\.py|retrieval/ranking/", ()),
+    (r"retrieval/progress\.py", ("trainer.notebook",)),
+    (r"retrieval/(metrics|__init__)\.py|retrieval/ranking/", ()),
     (
         r"retrieval/embeddings/embedder\.py",
         ("trainer", "metriclearn.datasets", "models.backbones.saved_model"),
