@@ -154,21 +154,21 @@ def test_a_folder_without_a_vocabulary_or_a_tensor_is_named(tmp_path):
 def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
     folder = with_vocabulary(published.folder(tmp_path / "clip", ORACLE["clip"]))
     lines = ["path,label,split"]
-    for i, pixels in enumerate(published.images(24)):
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        lines.append(f"{i}.png,p{i},train")
+    for i in range(4):
+        Image.fromarray(published.images(24)[i // 2] // (i % 2 + 1)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,p{i // 2},train")
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     given = {
         "trainer.experiment_base_dir": str(tmp_path),
         "trainer.experiment_name": "run",
         "trainer.evaluation_interval": 0,
         "model.hub_address": f"kerashub:{folder}",
-        "model.batch_size": 2,
+        "model.batch_size": 4,
         "model.num_steps": 0,
         "dataset.name": "manifest",
         "dataset.base_path": str(tmp_path),
         "dataset.validation": False,
-        "dataset.images_per_product": 1,
+        "dataset.images_per_product": 2,
     }
     before = ranker.config.to_dict()
     try:
@@ -188,6 +188,6 @@ def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
         ids = np.array([[38, 34, 39, 39, 39, 39, 39, 39]])
         words = vectors(tower(folder), ids)
         near(embedder.embed(["red"]), words)
-        found = catalogue.find(embedder.embed(["red"]), k=2)
+        found = catalogue.find(embedder.embed(["red"]), k=4)
         of_images = store.read(tmp_path / "store").embeddings
         near(found.scores[0], np.sort(words @ of_images.T)[0, ::-1])
