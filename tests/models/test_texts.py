@@ -153,6 +153,9 @@ def test_a_folder_without_a_vocabulary_or_a_tensor_is_named(tmp_path):
 
 def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
     folder = with_vocabulary(published.folder(tmp_path / "clip", ORACLE["clip"]))
+    processor = ORACLE["clip"]["files"]["preprocessor_config.json"]
+    processor = json.dumps(processor | {"size": {"height": 24, "width": 24}})
+    (folder / "preprocessor_config.json").write_text(processor)
     lines = ["path,label,split"]
     for i in range(4):
         Image.fromarray(published.images(24)[i // 2] // (i % 2 + 1)).save(tmp_path / f"{i}.png")
@@ -179,7 +182,9 @@ def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
         loop.train(ranker, ranker.config)
         prefix = checkpoints.latest(str(tmp_path / "run" / "checkpoint"))
         with Embedder.of_experiment(ranker, prefix, threads=1) as embedder:
-            assert embedder.size == (24, 24)  # the files' own
+            # The files' own.
+            assert embedder.size == (24, 24)
+            assert embedder.resizing["method"] == "bicubic+antialias"
             passes.embed_table(ranker.table(), str(tmp_path / "store"), embedder)
             index.build(tmp_path / "store", tmp_path / "i", "Flat", save_model=embedder.save)
     finally:
