@@ -2,9 +2,9 @@
 
 Every function takes its randomness from `seed`, int64 or int32 [2], only: the same seed gives the
 same image. Functions on one image take and return uint8 [H, W, C]; `batched(augment)` makes one for
-a whole batch, for the device. Windows (`random_window`, `window_near_box`, `box_window`) choose
-where to crop *before* the file is decoded, so that only the window is decoded (see
-`datasets.pipeline.train_batches`, argument `crop`).
+a whole batch, for the device. Windows (`random_window`, `window_near_box`, `box_window`,
+`center_window`) choose where to crop *before* the file is decoded, so that only the window is
+decoded (see `datasets.pipeline.train_batches`, argument `crop`).
 
     augment = compose(random_flip, random_colour(), random_erasing(probability=0.5))
     train_batches(table, sample, image_size=128, crop=random_window(), augment=augment, seed=1)

@@ -235,7 +235,7 @@ def evaluate_texts(
     from retrieval.embeddings import passes, texts
     from trainer import checkpoints
 
-    tower = model.texts() if hasattr(model, "texts") else None
+    tower = model.texts() if callable(getattr(model, "texts", None)) else None
     if tower is None:
         raise ValueError(f"--text_queries: {model.__name__} has no text tower as it is configured")
     texts.read_queries(path)  # fails now rather than after the catalogue is embedded

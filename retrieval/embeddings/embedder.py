@@ -205,11 +205,13 @@ class Embedder:
             "boxes": _key(model, "dataset.bounding_boxes", True),
             "max_pixels": _key(model, "dataset.max_pixels", image_files.MAX_PIXELS),
         }
-        if hasattr(model, "resizing") and model.resizing().window is not None:
-            options["resizing"] = source["resizing"] = model.resizing()._asdict()
+        resizing = model.resizing() if callable(getattr(model, "resizing", None)) else None
+        if resizing is not None and resizing.window is not None:
+            options["resizing"] = source["resizing"] = resizing._asdict()
         made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
-        made.texts = getattr(model, "texts", None)
+        texts = getattr(model, "texts", None)
+        made.texts = texts if callable(texts) else None  # it may be a module, too
         return made
 
     @classmethod

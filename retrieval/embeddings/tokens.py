@@ -108,6 +108,7 @@ def encode(vocabulary: Vocabulary, rules: Rules, texts: Sequence[str]) -> np.nda
     found = np.full((len(texts), rules.length), rules.padding, np.int32)
     start = [] if rules.start is None else [rules.start]
     for row, text in zip(found, texts, strict=True):
+        text = text.encode(errors="replace").decode()  # bytes of an argument that is no UTF-8
         ids = vocabulary.ids(CLEANING[rules.cleaning](text))
         if rules.shift:
             ids = [n + rules.shift if n else 3 for n in ids]

@@ -102,7 +102,7 @@ def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_answered(colors
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "error: Give a photo, a folder of photos or - for paths on standard input; or --item"),
+        ([], "error: Give a photo, a folder of photos or - for paths on standard input; words, wh"),
         (["{photo}", "--item=red-1.png"], "error: Give a photo, "),
         (["{photo}", "--category=brigth"], "is of category 'brigth'. Did you mean 'bright'?"),
         (["{photo}", "--category=shoes"], "category 'shoes'. It has bright, neutral."),

@@ -18,7 +18,7 @@ SIZE = (24, 24)
 def photos(tmp_path_factory):
     """Three images with fine structure: a PNG, a JPEG that decoders reduce, a JPEG in portrait."""
     folder = tmp_path_factory.mktemp("photos")
-    for name, sides in (("a.png", (40, 36)), ("b.jpg", (300, 200)), ("c.jpg", (50, 90))):
+    for name, sides in (("a.png", (40, 32)), ("b.jpg", (300, 200)), ("c.jpg", (50, 90))):
         across, down = np.meshgrid(np.arange(sides[0]), np.arange(sides[1]))
         waves = [np.sin(across / 4), np.cos(down / 3), np.sin((across + down) / 5)]
         pixels = (127 + 100 * np.stack(waves, -1)).astype(np.uint8)
@@ -43,7 +43,7 @@ def by_pillow(path, how):
     "how",
     [
         augment.Resizing("bicubic+antialias", 1.0, True),
-        augment.Resizing("bilinear+antialias", 0.875, True),
+        augment.Resizing("bilinear+antialias", 0.75, True),
         augment.Resizing("bicubic+antialias", 1.0, False),
     ],
 )
@@ -69,6 +69,7 @@ def test_all_readers_agree_and_are_near_to_pillow(photos, how, tmp_path):
         method=how.method,
     )  # fmt: skip
     np.testing.assert_array_equal(next(iter(training))["image"], found)
-    # JPEG decoders differ by more; a window ends at a whole pixel here, and in Pillow the result.
-    difference = np.abs(found[0].astype(float) - by_pillow(photos[0], how))
-    assert difference.max() <= 1 if not how.square else difference.mean() < 2.55
+    # Decoders of JPEG differ by more. Pillow crops after the resize, so its border sees beyond.
+    inside = slice(None), slice(3, -3)
+    expected = by_pillow(photos[0], how)[inside].astype(int)
+    assert np.abs(found[0][inside].astype(int) - expected).max() <= 1

@@ -55,8 +55,8 @@ def test_a_tokenizer_json_is_read_without_its_own_padding(tmp_path):
     read = vocabulary(tmp_path)
     rules = tokens.rules(read, "siglip", 4)
     assert rules == tokens.Rules(4, "lower", None, 0, 1)
-    found = tokens.encode(read, rules, ["RED red", "red " * 9])
-    assert found.tolist() == [[2, 2, 0, 1], [2, 2, 2, 0]]
+    found = tokens.encode(read, rules, ["RED red", "red " * 9, "red \udcff"])
+    assert found.tolist() == [[2, 2, 0, 1], [2, 2, 2, 0], [2, 3, 0, 1]]
 
 
 def test_what_is_no_vocabulary_is_named(tmp_path, monkeypatch):
