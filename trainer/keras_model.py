@@ -110,7 +110,7 @@ def apply(
     if low_rank:
         _merging[-1].extend(_updates(low_rank, weights.names, variables))
     stored = frozen_batch_norm or layers.frozen_batch_norm.active
-    kind = keras.layers.BatchNormalization
+    kind = keras.layers.BatchNormalization  # what is not trainable uses its stored averages
     norms = [x for x in _layers(model) if stored and isinstance(x, kind) and x.trainable]
     with (
         _without(norms, "trainable"),
@@ -229,8 +229,7 @@ def _snake_case(name):
 
 @contextlib.contextmanager
 def _without(found, attribute):
-    """Within this context an attribute of layers is False: batch norm that is not trainable uses
-    its stored averages in training, too."""
+    """Within this context an attribute of layers is False."""
     try:
         for layer in found:
             setattr(layer, attribute, False)

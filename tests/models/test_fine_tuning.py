@@ -1,5 +1,7 @@
 """Fine-tuning of vision transformers: drop path, low-rank updates, and the preset for it."""
 
+import contextlib
+import pathlib
 import re
 import sys
 import types
@@ -8,13 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import in_process
 
 from models import backbones, ranker
 from models.backbones import fine_tuning
-from trainer import checkpoints, export, loop, towers
-from trainer.config import from_flags
+from trainer import checkpoints, export, towers
 from trainer.keras_model import eagerly
 
 pytestmark = pytest.mark.numeric
@@ -161,37 +164,33 @@ def test_a_network_without_such_layers(address, options, message):
 
 @pytest.fixture
 def trained(tmp_path):
-    """function(flags): trains the ranker on 16 images, then returns {step: {name: value}}."""
-    before = ranker.config.to_dict()
+    """function(flags): trains the ranker on 16 images, then returns ({step: {name: value}}, the
+    last checkpoint)."""
     lines = ["path,label,split"]
     for i in range(16):
         Image.fromarray(IMAGES[i // 4] // (i % 4 + 1)).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png,{i // 4},train")
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    with contextlib.ExitStack() as until_the_end:
 
-    def run(*given):
-        values = flags.FlagValues()
-        for name in ("model", "preset"):
-            flags.DEFINE_string(name, None, "", flag_values=values)
-        always = (
-            *("--model=models.ranker", "--model.hub_address=keras:user_transformers:vit"),
-            *("--dataset.name=manifest", f"--dataset.base_path={tmp_path}"),
-            *("--nodataset.validation", f"--trainer.experiment_base_dir={tmp_path}"),
-            *("--trainer.evaluation_interval=0", "--model.default_image_dimensions=8,8,3"),
-            *("--model.batch_size=8", "--trainer.checkpoint_save_interval=1"),
-        )
-        from_flags(["main", *always, *given], values)
-        loop.train(ranker, ranker.config)
-        folder = tmp_path / ranker.config["trainer.experiment_name"] / "checkpoint"
-        found = {}
-        for step in checkpoints.steps(folder):
-            prefix = str(folder / f"model-{step}")
-            names = [n for n in checkpoints.shapes(prefix) if re.match("vit/|embedding", n)]
-            found[step] = dict(zip(names, checkpoints.values(prefix, names), strict=True))
-        return found, prefix
+        def run(*given):
+            always = (
+                *("--model.hub_address=keras:user_transformers:vit", "--dataset.name=manifest"),
+                *(f"--dataset.base_path={tmp_path}", "--nodataset.validation"),
+                *(f"--trainer.experiment_base_dir={tmp_path}", "--trainer.evaluation_interval=0"),
+                *("--model.default_image_dimensions=8,8,3", "--model.batch_size=8"),
+                "--trainer.checkpoint_save_interval=1",
+            )
+            config = until_the_end.enter_context(in_process.trained(*always, *given))
+            folder = tmp_path / config["trainer.experiment_name"] / "checkpoint"
+            found = {}
+            for step in checkpoints.steps(folder):
+                prefix = str(folder / f"model-{step}")
+                names = [n for n in checkpoints.shapes(prefix) if re.match("vit/|embedding", n)]
+                found[step] = dict(zip(names, checkpoints.values(prefix, names), strict=True))
+            return found, prefix
 
-    yield run
-    ranker.config.update(before)
+        yield run
 
 
 def test_the_preset_for_vision_transformers(trained):

@@ -14,10 +14,11 @@ import tensorflow as tf
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import in_process
 import published
 
 from models import backbones
-from trainer import layers
+from trainer import checkpoints, layers
 
 pytest.importorskip("keras_hub", reason="the extra [kerashub] is not installed")
 pytestmark = pytest.mark.numeric
@@ -294,7 +295,7 @@ KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
         (replaced(shifted), "do not fill it one after another: it is damaged"),
         (replaced(lambda whole: b"version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),
         (replaced(lambda whole: b"<!DOCTYPE html><html>"), "model.safetensors: it is a web page"),
-        (replaced(torch_script), "it is a zip archive, .* TorchScript"),
+        (replaced(torch_script), "it is a zip archive, .*TorchScript"),
         (replaced(torch_script, "pytorch_model.bin"), "pickles .* not read; convert it to model.s"),
         (replaced(lambda whole: whole.replace(b'"F32"', b'"F8X"')), "is of the type F8X; known"),
         (weights_of_keras, "model.weights.h5: it is a Git LFS pointer"),
@@ -324,11 +325,10 @@ def test_towers_of_images_give_their_tokens_to_another_pooling(folders, pooling)
     ("recipe", "size"), [("sop_dinov2", 224), ("sop_siglip", 24), ("grocery_dinov2", 24)]
 )
 def test_a_recipe_trains_random_weights_of_its_network(
-    folders, tmp_path, recipe, size, monkeypatch, request
+    folders, tmp_path, recipe, size, monkeypatch
 ):
     """DINOv2-S at its real shape, the others as tiny networks of the same layout."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    program = request.getfixturevalue("program")  # which takes the environment as it is then
     family = "siglip" if "siglip" in recipe else "dinov2"
     network = folders[family]
     if size == 224:
@@ -340,16 +340,20 @@ def test_a_recipe_trains_random_weights_of_its_network(
         role = "catalogue" if i % 3 == 0 and recipe.startswith("grocery") else ""
         lines.append(f"{i}.png,p{i // 3},{role or 'train'},{role}")
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
-    code, out, err = program(
-        "trainer.main",
+    with in_process.trained(
         f"--flagfile={RECIPES / recipe}.flags",
         f"--model.hub_address=kerashub:{network}",
-        f"--dataset.base_path={tmp_path}",
+        *(f"--trainer.experiment_base_dir={tmp_path}", f"--dataset.base_path={tmp_path}"),
         *("--dataset.name=manifest", "--nodataset.validation", "--dataset.images_per_product=2"),
         *(f"--model.default_image_dimensions={size},{size},3", "--model.batch_size=8"),
         *("--model.num_steps=3", "--trainer.evaluation_interval=0"),
-    )
-    assert code == 0, err
+    ) as config:
+        folder = tmp_path / config["trainer.experiment_name"] / "checkpoint"
+        shapes = checkpoints.shapes(checkpoints.latest(str(folder)))
+    assert checkpoints.steps(folder) == [3]
+    if size == 224:
+        query = "whole/encoder/layers_11/attention/attention/query/kernel"
+        assert shapes[query] == [384, 6, 64]
 
 
 def test_recipes_of_in_shop_are_those_of_sop():
