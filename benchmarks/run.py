@@ -150,6 +150,8 @@ def in_process_of_its_own(*more, module="benchmarks.{}"):
                 _end(process)
             errors.seek(0)
             said = [line.strip() for line in errors if line.strip()]
+        if process.returncode < 0:
+            raise RuntimeError(f"ended by {signal.Signals(-process.returncode).name}")
         if process.returncode:
             raise RuntimeError(f"failed: {said[-1] if said else process.returncode}")
 

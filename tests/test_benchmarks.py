@@ -151,6 +151,9 @@ def test_a_benchmark_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ROOT", tmp_path)
     start = run.in_process_of_its_own("--quick", module="{}")
     assert list(start("good")) == [figures.Figure("row", 1.5)]
+    (tmp_path / "killed.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(RuntimeError, match="^ended by SIGKILL$"):
+        list(start("killed"))
     with pytest.raises(RuntimeError, match="^failed: photos: give --manifest$"):
         list(start("bad"))
 
