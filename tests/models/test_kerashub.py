@@ -322,7 +322,7 @@ def test_towers_of_images_give_their_tokens_to_another_pooling(folders, pooling)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "size"), [("sop_dinov2", 224), ("sop_siglip", 24), ("grocery_dinov2", 24)]
+    ("recipe", "size"), [("sop_dinov2", 112), ("sop_siglip", 24), ("grocery_dinov2", 24)]
 )
 def test_a_recipe_trains_random_weights_of_its_network(
     folders, tmp_path, recipe, size, monkeypatch
@@ -331,7 +331,7 @@ def test_a_recipe_trains_random_weights_of_its_network(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     family = "siglip" if "siglip" in recipe else "dinov2"
     network = folders[family]
-    if size == 224:
+    if size == 112:
         network = published.folder(tmp_path / "whole", published.dinov2_small())
     lines = ["path,label,split,role"]
     for i in range(12):
@@ -351,7 +351,7 @@ def test_a_recipe_trains_random_weights_of_its_network(
         folder = tmp_path / config["trainer.experiment_name"] / "checkpoint"
         shapes = checkpoints.shapes(checkpoints.latest(str(folder)))
     assert checkpoints.steps(folder) == [3]
-    if size == 224:
+    if size == 112:
         query = "whole/encoder/layers_11/attention/attention/query/kernel"
         assert shapes[query] == [384, 6, 64]
 
