@@ -47,8 +47,11 @@ SIBLINGS = (
     ),
 )
 # Modules that have no test file of their name yet: they are tested by a neighbor's.
-# Cached features are a store.
-EXTRA = {"models/backbones/features.py": ("retrieval.embeddings",)}
+# Cached features are a store; a text tower is exported with the rules that make its token ids.
+EXTRA = {
+    "models/backbones/features.py": ("retrieval.embeddings",),
+    "models/backbones/texts.py": ("retrieval.embeddings.tokens", "trainer.export"),
+}
 
 
 def imports(path):
