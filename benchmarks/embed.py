@@ -13,8 +13,7 @@ import time
 
 from absl import flags
 
-from trainer import config as trainer_config
-from trainer import quiet
+from trainer import program, quiet
 
 
 def bare(model, name, checkpoint):
@@ -78,4 +77,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", None, "Model module.", short_name="m")
     flags.DEFINE_string("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
     flags.DEFINE_integer("rounds", 5, "Passes of each.")
-    trainer_config.run(main)
+    program.run(main)

@@ -19,8 +19,8 @@ import sys
 from absl import flags
 
 from retrieval.embeddings import source
+from trainer import commandline, files, program
 from trainer import config as trainer_config
-from trainer import files
 from trainer.config import UserError
 
 EMBEDDINGS = "embeddings"  # folder of the store within the index, while it is built
@@ -28,7 +28,7 @@ EMBEDDINGS = "embeddings"  # folder of the store within the index, while it is b
 
 def main(options, model, given, rest):
     """The program; `model` is a module or None, `given` the keys that the command line set."""
-    trainer_config.no_arguments(rest)
+    commandline.no_arguments(rest)
     if not options.output:
         raise UserError("--output=INDEX: name the folder of the index")
     checkpoint = source.locate(options, model, given)
@@ -107,7 +107,7 @@ def _embed(options, model, rows, folder, embedder):
 
 
 def define_flags(values):
-    text, path, decimal, choice = trainer_config.definers(values, "string", "path", "float", "enum")
+    text, path, decimal, choice = commandline.definers(values, "string", "path", "float", "enum")
     path("output", None, "Folder of the index; an interrupted run resumes.")
     source.define_flags(values)
     text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
@@ -123,7 +123,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run(
+    program.run(
         functools.partial(main, options),
         argv,
         "Interrupted: the same command resumes after the last whole shard.",

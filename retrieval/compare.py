@@ -28,8 +28,8 @@ from absl import flags
 from retrieval.evaluation import backward, paired
 from retrieval.ranking import vectors
 from retrieval.reports import comparison_page, outputs, page, terminal
+from trainer import commandline, helptext, program
 from trainer import config as trainer_config
-from trainer import helptext
 from trainer.config import UserError
 
 STORES = ("old_queries", "new_queries", "old_catalogue", "new_catalogue")
@@ -63,8 +63,8 @@ def _compare(evaluations, output, rates=None, paths=None, **images):
 
 
 def define_flags(values):
-    path, flag, choice = trainer_config.definers(values, "path", "bool", "enum")
-    trainer_config.define_allow_code(values)
+    path, flag, choice = commandline.definers(values, "path", "bool", "enum")
+    commandline.define_allow_code(values)
     path("output", ".", "Folder for compare.json and compare.html.")
     flag("images", True, "Show the images of the queries won and lost.")
     for name in STORES:
@@ -82,7 +82,7 @@ def _program(options, *evaluations):
     with trainer_config.user_errors(options.output):
         if not stores:
             why = "it is for stores; evaluations name their own"
-            trainer_config.refuse_idle(options, ["similarity"], why)
+            commandline.refuse_idle(options, ["similarity"], why)
             if len(evaluations) != 2:
                 example = helptext.command("compare", "retrieval.compare", "A", "B")
                 raise UserError(f"name two evaluations: {example}")
@@ -98,7 +98,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run_without_model(
+    program.run_without_model(
         functools.partial(_program, options),
         argv,
         "Interrupted; files that were not complete were not written.",

@@ -34,13 +34,14 @@ import sys
 from absl import flags
 
 from retrieval.embeddings import parts, source
+from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError
 
 
 def main(options, model, given, rest):
     """The program; `model` is a module or None, `given` the keys that the command line set."""
-    trainer_config.no_arguments(rest)
+    commandline.no_arguments(rest)
     if not options.output:
         raise UserError("--output=DIR: name the folder of the store")
     shard = _shard(options)
@@ -144,7 +145,7 @@ def _say_what(options, model):
 
 
 def define_flags(values):
-    path, text, number, choice, flag = trainer_config.definers(
+    path, text, number, choice, flag = commandline.definers(
         values, "path", "string", "integer", "enum", "bool"
     )
     source.define_flags(values)
@@ -163,7 +164,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run(
+    program.run(
         functools.partial(main, options),
         argv,
         "Interrupted: the same command resumes after the last whole shard.",

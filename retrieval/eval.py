@@ -38,6 +38,7 @@ from retrieval.catalogue.opened import is_milvus
 from retrieval.evaluation import feedback, figures, inputs, rerank, suite
 from retrieval.ranking import counting, kernels
 from retrieval.reports import outputs, plots, terminal
+from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -55,7 +56,7 @@ RENAMED = {"where": "--dataset.test_where, a key of the model"}
 
 
 def define_flags(values):
-    text, path, number, many, choice = trainer_config.definers(
+    text, path, number, many, choice = commandline.definers(
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
@@ -89,18 +90,18 @@ def define_flags(values):
 
 def main(options, model, given, rest):
     """The program: `--queries` evaluates files, anything else a model."""
-    trainer_config.no_arguments(rest)
+    commandline.no_arguments(rest)
     if options.feedback:
         idle = (name for name in (*OF_FILES, *OF_MODEL, *HOW, "text_queries") if name != "ks")
-        trainer_config.refuse_idle(options, idle, "--feedback takes --ks")
+        commandline.refuse_idle(options, idle, "--feedback takes --ks")
         return judged(options)
     if options.queries:
         stray = (*OF_MODEL, "text_queries")
-        trainer_config.refuse_idle(options, stray, "--queries evaluates without a model")
+        commandline.refuse_idle(options, stray, "--queries evaluates without a model")
         return stored(options)
     if options.text_queries and options.catalogue:
         return stored_texts(options)
-    trainer_config.refuse_idle(options, OF_FILES, "it goes with --queries, a file or a store")
+    commandline.refuse_idle(options, OF_FILES, "it goes with --queries, a file or a store")
     if model is None:
         raise UserError("Give a model (--model=models.simple) or stored embeddings (--queries=…).")
     from trainer import experiment
@@ -147,7 +148,7 @@ def stored(options):
 def stored_texts(options):
     """Evaluates texts against an index, by the model that it carries."""
     stray = (*(name for name in OF_FILES if name != "catalogue"), *OF_MODEL)
-    trainer_config.refuse_idle(options, stray, "--text_queries with --catalogue=INDEX takes none")
+    commandline.refuse_idle(options, stray, "--text_queries with --catalogue=INDEX takes none")
     if not options.output:
         raise UserError("--output=DIR: name the folder for the results")
     if not inputs.is_index(options.catalogue):
@@ -234,7 +235,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run(
+    program.run(
         functools.partial(main, options),
         argv,
         "Interrupted; files that were not complete were not written.",

@@ -40,6 +40,7 @@ from retrieval.embeddings import store
 from retrieval.evaluation import inputs
 from retrieval.ranking import vectors
 from retrieval.reports import answers, search_page
+from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError, did_you_mean
 
@@ -171,7 +172,7 @@ def _search(options):
 
 
 def define_flags(values):
-    text, path, decimal, number, choice, flag = trainer_config.definers(
+    text, path, decimal, number, choice, flag = commandline.definers(
         values, "string", "path", "float", "integer", "enum", "bool"
     )
     path("store", None, "Folder of a store of embeddings, as retrieval.embed writes it.")
@@ -222,7 +223,7 @@ def _program(options, action):
         raise UserError(f"--output: {action} writes no new folder; the index is now --index")
     taken = (*NEEDED[action], *OPTIONAL.get(action, ()))
     idle = {options[name].name for name in options} - {*taken, "output", "index"}  # see above
-    trainer_config.refuse_idle(options, sorted(idle), f"{action} takes {_listed(taken)}")
+    commandline.refuse_idle(options, sorted(idle), f"{action} takes {_listed(taken)}")
     for name in NEEDED[action]:
         if getattr(options, name) is None:
             raise UserError(f"{action} needs --{name}")
@@ -234,7 +235,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run_without_model(
+    program.run_without_model(
         functools.partial(_program, options),
         argv,
         "Interrupted; the index is unchanged.",

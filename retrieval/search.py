@@ -26,8 +26,8 @@ import numpy as np
 from absl import flags
 
 from retrieval.embeddings import c_library, tokens
+from trainer import commandline, program, quiet
 from trainer import config as trainer_config
-from trainer import quiet
 from trainer.config import UserError
 
 BATCH = 64  # photos embedded at a time
@@ -207,7 +207,7 @@ def _write_page(options, shown):
 
 
 def define_flags(values):
-    text, path, decimal, number, flag, several = trainer_config.definers(
+    text, path, decimal, number, flag, several = commandline.definers(
         values, "string", "path", "float", "integer", "bool", "multi_string"
     )
     path("index", None, "Folder of an index that `prototrain build` made.")
@@ -225,7 +225,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run_without_model(
+    program.run_without_model(
         functools.partial(main, options),
         argv,
         "Interrupted.",

@@ -10,7 +10,7 @@ import pytest
 
 import metriclearn
 from trainer import cli
-from trainer.config import expand_flag_files
+from trainer.commandline import expand_flag_files
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [

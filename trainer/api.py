@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from trainer import commandline, experiment, meters
 from trainer import config as config_lib
-from trainer import experiment, meters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train(
     Raises:
       UserError: for any error the user can fix.
     """
-    module = config_lib.load_model(model) if isinstance(model, str) else model
+    module = commandline.load_model(model) if isinstance(model, str) else model
     from trainer import loop  # imports TensorFlow
 
     with overridden(module.config, config):

@@ -9,7 +9,8 @@ import runpy
 import sys
 from typing import NoReturn
 
-from trainer import config, helptext, quiet
+from trainer import helptext, program, quiet
+from trainer.config import UserError, did_you_mean
 
 # {verb: (module, what it does)}, in the order of use; the modules are imported only when they run.
 VERBS = {
@@ -49,7 +50,7 @@ def usage() -> str:
 
 def main() -> NoReturn:
     """The console script."""
-    config._guarded(_run, sys.argv, "Interrupted.")
+    program.guarded(_run, sys.argv, "Interrupted.")
 
 
 def _run(argv):
@@ -58,8 +59,8 @@ def _run(argv):
         print(usage())
         return
     if verb not in VERBS:
-        near = config.did_you_mean(verb, VERBS)
-        raise config.UserError(
+        near = did_you_mean(verb, VERBS)
+        raise UserError(
             f"{verb!r} is not a verb of prototrain.{near} `prototrain --help` lists them."
         )
     _search_current_folder_last()

@@ -2,24 +2,19 @@
 
 import contextlib
 import difflib
-import functools
 import importlib
 import importlib.metadata
 import json
-import math
 import os
-import platform
 import re
 import sys
-import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, Sequence
-from types import ModuleType
-from typing import Any, NoReturn
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
+from typing import Any
 
 from absl import flags
 
-from trainer import helptext, quiet, schema
+from trainer import schema
 
 TYPES = ("bool", "int", "float", "str", "func", "list(int)", "list(float)", "list(str)")
 
@@ -147,7 +142,7 @@ class Config:
         return os.path.expanduser(value) if key.path and isinstance(value, str) else value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._values[name] = _check(self.key(name), value)
+        self._values[name] = check(self.key(name), value)
 
     def __contains__(self, name: object) -> bool:
         return name in self._keys
@@ -182,7 +177,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns {key: JSON value}; functions become `package.module:function`."""
-        return {name: _plain(self._values[name]) for name in sorted(self._keys)}
+        return {name: plain(self._values[name]) for name in sorted(self._keys)}
 
     def to_text(self) -> str:
         """Returns the configuration for people: one `key = value` per line."""
@@ -197,7 +192,7 @@ class Config:
     def restore(self, values: Mapping[str, Any]) -> None:
         """Sets saved values; a function without an importable name keeps the model's own."""
         for name, value in values.items():
-            if name in self._keys and _plain(self._values[name]) != value:
+            if name in self._keys and plain(self._values[name]) != value:
                 self[name] = value
 
     def without_effect(self) -> list[str]:
@@ -253,7 +248,7 @@ def _type_of(key: str, value: Any) -> str:
     raise UserError(f"Config key {key!r}: give type= one of {', '.join(TYPES)}.")
 
 
-def _check(key: schema.Key, value: Any) -> Any:
+def check(key: schema.Key, value: Any) -> Any:
     """Returns `value` in the key's own type, or raises `UserError`."""
     if key.type == "func":
         ok = value is None or callable(value) or isinstance(value, str)
@@ -295,7 +290,8 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, {"float": float, "str": str}.get(kind, ()))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns the JSON value of a setting: a function becomes `package.module:function`."""
     return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
 
 
@@ -327,72 +323,9 @@ def foreign_code(config: Config, values: Mapping[str, Any], trusted: str) -> lis
         if name in config and config.key(name).type == "func" and isinstance(value, str):
             module, _, attribute = value.partition(":")
             package = module == trusted or module.startswith(f"{trusted}.")
-            if _plain(config._values[name]) != value and not (package and "." not in attribute):
+            if plain(config._values[name]) != value and not (package and "." not in attribute):
                 found.append(f"{name}={value}")
     return found
-
-
-# ---------------------------------------------------------------------------- models and flags
-
-
-def load_model(name: str) -> Any:
-    """Returns the model module of that name, after checking `config`, `datasets` and `build`.
-
-    Raises:
-      UserError: there is no such module, or it is not a model.
-    """
-    quiet.import_tensorflow()  # before the module does, with its banner
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module = load_module(name, "--model")
-    missing = [part for part in ("config", "datasets", "build") if not hasattr(module, part)]
-    if missing:
-        raise UserError(
-            f"--model={name}: {module.__name__} lacks {' and '.join(missing)}. A model is a module "
-            "with config, datasets() and build(inputs, train_phase); see models/simple."
-        )
-    if not isinstance(module.config, Config):
-        raise UserError(f"--model={name}: config is a {type(module.config).__name__}, not a Config")
-    return module
-
-
-def load_module(name: str, flag: str) -> ModuleType:
-    """Imports the module that a flag names.
-
-    Args:
-      name: dotted name of the module.
-      flag: the flag, such as '--model', for messages.
-
-    Raises:
-      UserError: there is no such module, the name is a path, or the file does not parse.
-    """
-    if "/" in name or os.sep in name or name.endswith(".py"):
-        path = re.sub(r"(/__init__)?\.py$", "", os.path.normpath(os.path.expanduser(name)))
-        folder, module = os.path.split(path)
-        if not os.path.isabs(path) and ".." not in path.split(os.sep):
-            folder, module = "", path.replace(os.sep, ".")
-        where = f", in the folder {folder}" if folder else ""
-        raise UserError(f"{flag}={name} is a path; give the module's name: {flag}={module}{where}.")
-    if not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise UserError(f"{flag}={name!r} is not a module name; write it as models.simple.")
-    try:
-        return importlib.import_module(name)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
-    except ModuleNotFoundError as error:
-        # Only a missing `name` is the user's typo; a missing import inside the module is a bug.
-        if not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
-        parent = name.rpartition(".")[0]
-        known = ["models.simple", "models.ranker"]
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            # Some entries of the path of an editable install are not folders.
-            folders = filter(os.path.isdir, importlib.import_module(parent).__path__)
-            known += [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
-        raise UserError(
-            f"{flag}={name}: no module named {error.name!r}.{did_you_mean(name, known)} "
-            + "; ".join(hidden_packages())
-        ) from None
 
 
 def from_text(key: schema.Key, text: str) -> Any:
@@ -411,456 +344,13 @@ def from_text(key: schema.Key, text: str) -> Any:
             value = _number(text, key.type)
     except ValueError:
         raise ValueError(f"takes {key.type}") from None
-    return _check(key, value)
+    return check(key, value)
 
 
 def to_text(value: Any) -> str:
     """Returns the text that a flag takes for a value; `from_text` reads it back."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(_plain(value))
-
-
-class _Parser(flags.ArgumentParser):
-    """Reads one flag's text as a value of its key."""
-
-    def __init__(self, key: schema.Key) -> None:
-        self.key = key
-        self.syntactic_help = ""
-
-    def parse(self, argument: Any) -> Any:
-        return from_text(self.key, argument) if isinstance(argument, str) else argument
-
-    def flag_type(self) -> str:
-        return self.key.type
-
-
-class _Serializer(flags.ArgumentSerializer):
-    def serialize(self, value: Any) -> str:
-        return to_text(value)
-
-
-class _PathParser(flags.ArgumentParser):
-    """Reads a path; a leading `~` is the home folder."""
-
-    syntactic_help = ""
-
-    def parse(self, argument: Any) -> Any:
-        return os.path.expanduser(argument) if isinstance(argument, str) else argument
-
-    def flag_type(self) -> str:
-        return "string"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(plain(value))
 
 
 def _number(text: str, kind: str) -> Any:
     return {"int": int, "float": float}.get(kind, str)(text)
-
-
-def define_path(
-    name: str, default: str | None, doc: str, flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
-    """Defines the flag of a file or folder, in which a leading `~` is expanded."""
-    module = sys._getframe(1).f_globals["__name__"]
-    flags.DEFINE(
-        _PathParser(), name, default, doc, flag_values, flags.ArgumentSerializer(),
-        module_name=sys.argv[0] if module == "__main__" else module,  # as absl names it
-    )  # fmt: skip
-
-
-def _define_float(
-    name, default, doc, flag_values, within="", lower_bound=-math.inf, upper_bound=math.inf
-):
-    """Defines the flag of a decimal number in a range such as '(0, 1]'; a NaN lies in none."""
-    within = within or f"[{lower_bound}, {upper_bound}]"
-    key = schema.Key(name, "float", default, doc, within=within)
-    help_text = doc if within == "[-inf, inf]" else f"{doc} In {within}."
-    module = sys._getframe(1).f_globals["__name__"]
-    flags.DEFINE(
-        _Parser(key), name, default, help_text, flag_values, _Serializer(),
-        module_name=sys.argv[0] if module == "__main__" else module,
-    )  # fmt: skip
-
-
-def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
-    """Returns one function per kind that defines a flag in `values`.
-
-    Args:
-      values: where the flags of one program are defined, so that another can run beside it.
-      kinds: 'path', 'float' (which takes `within`, a range such as '(0, 1]'), or the end of the
-        name of a function of absl, as in 'integer'.
-    """
-    functions: dict[str, Callable[..., Any]] = {"path": define_path, "float": _define_float}
-    return [
-        functools.partial(
-            functions.get(kind) or getattr(flags, f"DEFINE_{kind}"), flag_values=values
-        )
-        for kind in kinds
-    ]
-
-
-def define_flags(
-    config: Config, module_name: str, flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
-    """Defines one absl flag per key, of the key's name and type."""
-    for name in config:
-        key = config.key(name)
-        default = _plain(config._values[name])
-        if key.type == "bool":
-            flag: flags.Flag = flags.BooleanFlag(name, default, key.doc)
-        else:
-            default = default if default not in (None, []) else None
-            flag = flags.Flag(_Parser(key), _Serializer(), name, default, key.doc)
-        flags.DEFINE_flag(flag, flag_values, module_name=module_name)
-    define_allow_code(flag_values)
-
-
-def define_allow_code(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines `--allow_code`; programs with a model have it already."""
-    if "allow_code" not in flag_values:
-        flags.DEFINE_bool(
-            "allow_code",
-            False,
-            "Import functions that an experiment's config.json names, if you trust its origin.",
-            flag_values,
-            module_name=__name__,
-        )
-
-
-def from_flags(
-    argv: list[str],
-    flag_values: flags.FlagValues = flags.FLAGS,
-    model_needed: bool = True,
-    renamed: Mapping[str, str] = {},
-) -> tuple[Any, set[str], list[str]]:
-    """Parses a command line in two stages: `--model`, then every key of that model.
-
-    Args:
-      argv: the command line, program name first. `--model` must have been defined.
-      flag_values: where the flags are defined.
-      model_needed: whether `--model` must be given.
-      renamed: see `run`.
-
-    Returns:
-      (model module with the flags' values in its config or None without one, the names of the keys
-      that were set, the remaining positional arguments).
-
-    Raises:
-      UserError: for any mistake in the command line, with the flag's name.
-      HelpWanted: `--help` or `--helpfull` was given.
-    """
-    from trainer import presets  # which imports this module
-
-    argv, wanted = _without_help(expand_flag_files(argv))
-    try:
-        flag_values(argv, known_only=True)
-        if flag_values["model"].value is None:
-            if wanted:
-                raise helptext.Wanted(helptext.render(flag_values, Config(), wanted))
-            if model_needed:
-                raise UserError("Give a model: --model=models.simple (a module name).")
-            flag_values.unparse_flags()
-            return None, set(), flag_values(argv)[1:]
-        model = load_model(flag_values["model"].value)
-        adopted = _adopt_flags(flag_values)
-        preset = flag_values["preset"].value if "preset" in flag_values else None
-        define_flags(model.config, model.__name__, flag_values)
-        if wanted:
-            text = helptext.render(flag_values, model.config, wanted)
-            listed = presets.listing(model) if "preset" in flag_values else []
-            raise helptext.Wanted("\n".join([text, *listed]))
-        if preset:  # before the command line's own flags, which override it
-            argv = [argv[0], *presets.flags_of(model, preset), *argv[1:]]
-        flag_values.unparse_flags()
-        rest = flag_values(argv)
-        flags.FLAGS.mark_as_parsed()
-    except flags.Error as error:
-        raise _flag_error(error, renamed, flag_values) from None
-    given = {name for name in model.config if flag_values[name].present}
-    for name in given:
-        model.config[name] = flag_values[name].value
-    model.config.given = given
-    model.config.own_flags = {
-        flag.name: str(flag.value) if flag.boolean else flag.serialize().partition("=")[2]
-        for flag in adopted
-        if flag.present
-    }
-    model.config.code_allowed = flag_values["allow_code"].value
-    return model, given, rest[1:]
-
-
-def _adopt_flags(flag_values):
-    """Makes flags that a user's module defines with absl flags of this program; returns them."""
-    adopted = []
-    if flag_values is flags.FLAGS:
-        return adopted
-    for name in flags.FLAGS:
-        flag, module = flags.FLAGS[name], flags.FLAGS.find_module_defining_flag(name, "")
-        if name != flag.name:  # its short name
-            continue
-        if name not in flag_values:
-            flag_values[name] = flag
-            flag_values.register_flag_by_module(module, flag)
-            adopted.append(flag)
-        elif flag_values[name] is not flag and module.split(".")[0] not in helptext.LIBRARIES:
-            raise UserError(f"{module} defines the flag --{name}, which this program has already.")
-    return adopted
-
-
-def no_arguments(rest: Collection[str]) -> None:
-    """Raises `UserError` if there are positional arguments, such as a flag without its dashes."""
-    for word in rest:
-        raise UserError(f"Unexpected argument {word!r}: flags are --name=value.")
-
-
-def refuse_idle(options: flags.FlagValues, names: Iterable[str], why: str) -> None:
-    """Raises `UserError` if one of these flags was given, which would have no effect."""
-    for name in names:
-        if options[name].present:
-            raise UserError(f"--{name} has no effect: {why}")
-
-
-def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
-    """Returns a command line with each `--flagfile=F` replaced by the flags in that UTF-8 file.
-
-    A file has one flag per line; empty lines and lines that begin with `#` or `//` are skipped. It
-    may name further files. A byte-order mark is skipped too, which absl's own reader does not.
-
-    Raises:
-      UserError: a file cannot be read, or a flag's name is too long; the message names it.
-    """
-    expanded, left = [], list(argv)
-    while left:
-        word = left.pop(0)
-        name, _, path = word.lstrip("-").partition("=")
-        if word.startswith("-") and len(name) > 200:  # for which absl cannot look for similar ones
-            raise UserError(f"{word[:40]}…: there is no flag with so long a name.")
-        if not word.startswith("-") or name != "flagfile":
-            expanded.append(word)
-            continue
-        path = os.path.expanduser(path or (left.pop(0) if left else ""))
-        if path in seen:
-            continue
-        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise UserError(f"--flagfile={path}: cannot be read: it is a pipe or a device.")
-        try:
-            with open(path, encoding="utf-8-sig") as text:
-                lines = [line.strip() for line in text]
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise UserError(f"--flagfile={path}: cannot be read: {reason}.") from None
-        lines = [line for line in lines if line and not line.startswith(("#", "//"))]
-        expanded += expand_flag_files(lines, (*seen, path))
-    return expanded
-
-
-def _without_help(argv: list[str]) -> tuple[list[str], str]:
-    """Returns the command line without help flags, and the one that was there or ''."""
-    helps = [a for a in argv[1:] if a.lstrip("-") in helptext.FLAGS and a.startswith("-")]
-    return [a for a in argv if a not in helps], helps[-1].lstrip("-") if helps else ""
-
-
-def _flag_error(error, renamed, flag_values):
-    old = getattr(error, "flagname", None)
-    now = renamed.get(old) or renamed.get(str(old).removeprefix("no"))
-    line = f"--{old} is now {now}" if now else _one_line(error)
-    if isinstance(error, flags.UnrecognizedFlagError) and not now and "Did you mean" not in line:
-        line += _by_last_parts(old, flag_values)
-    return UserError(line)
-
-
-def _by_last_parts(name, flag_values):
-    """`. Did you mean …?` with dotted flags whose last parts resemble a name; the nearest first."""
-    full = {}
-    for known in flag_values:
-        parts = known.split(".")
-        for first in range(len(parts)):
-            full.setdefault(".".join(parts[first:]), []).append(f"--{known}")
-    near = difflib.get_close_matches(name.removeprefix("no") or name, full, n=3, cutoff=0.7)
-    found = list(dict.fromkeys(known for last in near for known in full[last]))[:3]
-    return f". Did you mean {' or '.join(found)}?" if found else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).replace(" ?", "?")
-
-
-# ---------------------------------------------------------------------------- programs
-
-
-def run(
-    main: Callable[[Any, set[str], list[str]], int | None],
-    argv: list[str] | None = None,
-    stopped: str | None = None,
-    flag_values: flags.FlagValues = flags.FLAGS,
-    model_needed: bool = True,
-    renamed: Mapping[str, str] = {},
-) -> NoReturn:
-    """Runs `main(model, given, rest)` as a program: flags, help, one-line errors, exit code.
-
-    What the user can fix becomes one line on stderr and exit code 1; `--debug` adds its traceback.
-    Any other error is a bug: its traceback is followed by a line that asks for a report.
-
-    Args:
-      main: gets what `from_flags` returns; what it returns is the exit code.
-      argv: the command line; `sys.argv` if None.
-      stopped: a line for Ctrl-C, exit code 130; with None, KeyboardInterrupt is raised.
-      flag_values: where the program's flags are defined.
-      model_needed: whether `--model` must be given; without one, `main` gets None.
-      renamed: {name of an earlier flag: what to give now}, for a message.
-    """
-
-    def work(argv: list[str]) -> int | None:
-        return main(*from_flags(argv, flag_values, model_needed, renamed))
-
-    _guarded(work, argv, stopped)
-
-
-def run_without_model(
-    main: Callable[..., int | None],
-    argv: list[str] | None = None,
-    stopped: str | None = None,
-    arguments: Sequence[str] = (),
-    flag_values: flags.FlagValues = flags.FLAGS,
-    renamed: Mapping[str, str] = {},
-) -> NoReturn:
-    """Runs `main(*rest)` as a program whose flags are all defined already; otherwise as `run`.
-
-    Args:
-      main: gets the positional arguments.
-      argv: the command line; `sys.argv` if None.
-      stopped: see `run`.
-      arguments: names of the positional arguments, in order; those in brackets may be omitted, and
-        one that ends with '…' may be repeated.
-      flag_values: where the program's flags are defined.
-      renamed: see `run`.
-    """
-    needed = [name for name in arguments if not name.startswith("[")]
-
-    def work(argv: list[str]) -> int | None:
-        argv, wanted = _without_help(expand_flag_files(argv))
-        if wanted:
-            raise helptext.Wanted(helptext.render(flag_values, None, wanted, arguments))
-        try:
-            rest = flag_values(argv)[1:]
-        except flags.Error as error:
-            raise _flag_error(error, renamed, flag_values) from None
-        if len(rest) > len(arguments) and not "".join(arguments[-1:]).strip("[]").endswith("…"):
-            raise UserError(f"unexpected argument {rest[len(arguments)]!r}")
-        if len(rest) < len(needed):
-            raise UserError(f"give {' '.join(arguments)}; {needed[len(rest)]} is missing")
-        return main(*rest)
-
-    _guarded(work, argv, stopped)
-
-
-def _guarded(
-    work: Callable[[list[str]], int | None], argv: list[str] | None, stopped: str | None
-) -> NoReturn:
-    with quiet.filtered():
-        for stream in ("stdout", "stderr"):
-            setattr(sys, stream, _Tolerant(getattr(sys, stream)))
-        _one_line_errors(work, sys.argv if argv is None else argv, stopped)
-
-
-def _one_line_errors(
-    work: Callable[[list[str]], int | None], argv: list[str], stopped: str | None
-) -> NoReturn:
-    try:
-        sys.exit(work(argv))
-    except helptext.Wanted as wanted:
-        print(wanted)
-        sys.exit(0)
-    except (UserError, flags.Error, OSError, MemoryError) as error:
-        # An OSError without the name of a file is not about a file of the user: it is a bug.
-        if isinstance(error, OSError) and not error.filename:
-            _report_bug()
-        if any(a in ("--debug", "-d", "-debug") for a in argv):
-            raise
-        line = _one_line(error)
-        if isinstance(error, OSError):
-            line = f"{error.filename}: {error.strerror or error}"
-        if isinstance(error, MemoryError):
-            line = f"out of memory{': ' * bool(line)}{line}"
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        if stopped is None:
-            raise
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if isinstance(error, ImportError) and hidden_packages():
-            print(f"error: {hidden_packages()[0]}", file=sys.stderr)
-            sys.exit(1)
-        _report_bug()
-
-
-def hidden_packages() -> list[str]:
-    """Returns a line for each package of ours that a file of the user's hides.
-
-    `python -m` searches the current folder first, so that a user's retrieval.py replaces ours.
-    """
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    remedy = "rename it, or run `prototrain` instead of `python -m`"
-    lines = []
-    for name in ("metriclearn", "retrieval", "models"):
-        file: str | None = getattr(sys.modules.get(name), "__file__", None)
-        if file and os.path.abspath(file) != os.path.join(home, name, "__init__.py"):
-            # Ours has no __init__.py, so that both folders are searched until the user's has one.
-            how = "remove this file" if name == "models" else remedy
-            lines.append(f"{file} hides prototrain's package {name}: {how}")
-    return lines
-
-
-def _report_bug() -> NoReturn:
-    traceback.print_exc()
-    versions = [f"Python {platform.python_version()}"]
-    for name in ("prototrain", "tensorflow"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.insert(0, f"{name} {importlib.metadata.version(name)}")
-    print(
-        "This is a bug, in your own code or in prototrain. In prototrain: please report the lines "
-        f"above with your command, and {', '.join(versions)}.",
-        file=sys.stderr,
-    )
-    sys.exit(1)
-
-
-class _Tolerant:
-    """A text stream that stays usable when its reader goes away: further text is dropped.
-
-    Characters that its encoding lacks are escaped. Closed streams, which Python shows as None, are
-    dropped too.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream.stream if isinstance(stream, _Tolerant) else stream
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            self._stream.reconfigure(errors="backslashreplace")
-
-    @property
-    def stream(self) -> Any:
-        return self._stream
-
-    def write(self, text: str) -> int:
-        return self._try("write", text) or len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def _try(self, method: str, *arguments: Any) -> Any:
-        if self._stream is None:
-            return None
-        try:
-            return getattr(self._stream, method)(*arguments)
-        except OSError:
-            # Python flushes the stream again at exit: what is buffered must go somewhere.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        except ValueError:  # closed
-            pass
-        return None
-
-    def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

@@ -8,7 +8,7 @@ import difflib
 import os
 import subprocess
 
-from trainer import quiet
+from trainer import program, quiet
 
 quiet.import_tensorflow()
 
@@ -164,7 +164,7 @@ def _same(x, y):
 
 
 def main(a: str, b: str) -> int:
-    """The program, for `trainer.config.run_without_model`."""
+    """The program, for `trainer.program.run_without_model`."""
     for section, lines in compare(a, b).items():
         print(f"{section}: " + ("" if lines else "no difference"))
         for line in lines:
@@ -173,4 +173,4 @@ def main(a: str, b: str) -> int:
 
 
 if __name__ == "__main__":
-    config_lib.run_without_model(main, stopped="stopped", arguments=("A", "B"))
+    program.run_without_model(main, stopped="stopped", arguments=("A", "B"))

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from trainer import quiet
+from trainer import commandline, program, quiet
 
 quiet.import_tensorflow()
 
@@ -25,7 +25,6 @@ import numpy as np  # noqa: E402 (after the quiet import)
 import tensorflow as tf  # noqa: E402
 
 from trainer import checkpoints, experiment, files, keras_model, layers, towers  # noqa: E402
-from trainer import config as config_lib  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 from trainer.files import sync  # noqa: E402
 
@@ -240,7 +239,7 @@ def _heal(temporary, output):
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    text, path, many, flag = config_lib.definers(values, "string", "path", "list", "bool")
+    text, path, many, flag = commandline.definers(values, "string", "path", "list", "bool")
     text("model", None, "Model to export: a module name.", short_name="m")
     path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
          "keeps it, else the last.")  # fmt: skip
@@ -250,8 +249,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
-    """The program, for `trainer.config.run`."""
-    config_lib.no_arguments(rest)
+    """The program, for `trainer.program.run`."""
+    commandline.no_arguments(rest)
     folder, checkpoint = experiment.locate(model, given, options.checkpoint)
     print(experiment.describe(checkpoint), flush=True)
     output = options.output or os.path.join(folder, "export", os.path.basename(checkpoint))
@@ -278,7 +277,7 @@ def run(argv: list[str] | None = None) -> NoReturn:
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    config_lib.run(
+    program.run(
         functools.partial(main, options), argv, "stopped: nothing was written", flag_values=options
     )
 

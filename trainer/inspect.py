@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from trainer import quiet
+from trainer import commandline, program, quiet
 
 quiet.import_tensorflow()
 
@@ -20,7 +20,6 @@ import tensorflow as tf  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from trainer import config as config_lib  # noqa: E402
 from trainer import data, towers  # noqa: E402
 from trainer.config import Config, seed_of  # noqa: E402
 
@@ -229,13 +228,13 @@ def report(model: ModuleType, config: Config, found: dict[str, Any], console: Co
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    (text,) = config_lib.definers(values, "string")
+    (text,) = commandline.definers(values, "string")
     text("model", None, "Model to look at: a module name.", short_name="m")
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
-    """The program, for `trainer.config.run`."""
-    config_lib.no_arguments(rest)
+    """The program, for `trainer.program.run`."""
+    commandline.no_arguments(rest)
     found = inspect(model, model.config)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     report(model, model.config, found, console)
@@ -246,7 +245,7 @@ def run(argv: list[str] | None = None) -> NoReturn:
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    config_lib.run(functools.partial(main, options), argv, "stopped", flag_values=options)
+    program.run(functools.partial(main, options), argv, "stopped", flag_values=options)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from trainer import config as config_lib
-from trainer import engines, signals
+from trainer import commandline, engines, program, signals
 from trainer.config import UserError
 
 # Exit codes of trainer.cluster, which imports TensorFlow.
@@ -107,7 +106,7 @@ def _signal(processes, codes, number):
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    number, choice = config_lib.definers(values, "integer", "enum")
+    number, choice = commandline.definers(values, "integer", "enum")
     number("workers", 2, "Processes that train together.", lower_bound=1)
     choice(
         "engine",
@@ -131,7 +130,7 @@ def start(argv: list[str] | None = None) -> NoReturn:
         return run(list(arguments), *given)
 
     stopped = "stopped before the first step: the same command starts again"
-    config_lib.run_without_model(main, argv, stopped, ["[-- flags of train…]"], options)
+    program.run_without_model(main, argv, stopped, ["[-- flags of train…]"], options)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from absl import flags
 
-from trainer import quiet
+from trainer import commandline, program, quiet
 
 quiet.import_tensorflow()
 
@@ -16,7 +16,7 @@ from trainer.check_towers import check_towers  # noqa: E402
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    text, flag, number = config_lib.definers(values, "string", "bool", "integer")
+    text, flag, number = commandline.definers(values, "string", "bool", "integer")
     text("model", None, "Model to train: a module name.", short_name="m")
     text("preset", None, "A complete recipe of the model; see the end of --help.")
     text("trainer", "trainer.loop", "Module whose train() runs.", short_name="t")
@@ -32,12 +32,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> None:
-    """The program, for `trainer.config.run`."""
-    config_lib.no_arguments(rest)
+    """The program, for `trainer.program.run`."""
+    commandline.no_arguments(rest)
     if options.check_towers:
         print("\n".join(check_towers(model, model.config)))
         return
-    loop = config_lib.load_module(options.trainer, "--trainer")
+    loop = commandline.load_module(options.trainer, "--trainer")
     if not hasattr(loop, "train"):
         raise config_lib.UserError(f"--trainer={options.trainer}: the module has no train().")
     more = {"fallback": True} if options.fallback else {}  # a copy of an older loop lacks it
@@ -57,7 +57,7 @@ def run(argv: list[str] | None = None) -> NoReturn:
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    config_lib.run(
+    program.run(
         functools.partial(main, options),
         argv,
         "stopped before the first step: the same command starts again",

@@ -8,7 +8,8 @@ override both.
 import os
 from types import ModuleType
 
-from trainer.config import UserError, did_you_mean, expand_flag_files
+from trainer.commandline import expand_flag_files
+from trainer.config import UserError, did_you_mean
 
 
 def names(model: ModuleType) -> list[str]:

@@ -14,11 +14,10 @@ from typing import NoReturn
 
 from absl import flags
 
-from trainer import quiet
+from trainer import commandline, program, quiet
 
 quiet.import_tensorflow()
 
-from trainer import config as config_lib  # noqa: E402 (after the quiet import)
 from trainer import experiment  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 
@@ -31,7 +30,7 @@ def load_action(name: str | None) -> ModuleType:
     """
     if not name:
         raise UserError("Give an action: --action=package.module, with run(model, config) in it.")
-    action = config_lib.load_module(name, "--action")
+    action = commandline.load_module(name, "--action")
     if not callable(getattr(action, "run", None)):
         functions = [n for n, v in vars(action).items() if callable(v) and not n.startswith("_")]
         near = did_you_mean("run", functions)
@@ -40,8 +39,8 @@ def load_action(name: str | None) -> ModuleType:
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
-    """The program, for `trainer.config.run`."""
-    config_lib.no_arguments(rest)
+    """The program, for `trainer.program.run`."""
+    commandline.no_arguments(rest)
     action = load_action(options.action)
     experiment.restore_config(model, given)
     code = action.run(model, model.config)
@@ -50,7 +49,7 @@ def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: li
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    (text,) = config_lib.definers(values, "string")
+    (text,) = commandline.definers(values, "string")
     text("model", None, "Model to act on: a module name.", short_name="m")
     text("action", None, "Module whose run(model, config) runs.", short_name="a")
 
@@ -63,9 +62,9 @@ def run(argv: list[str] | None = None) -> NoReturn:
     # Import the action before the flags are parsed, so that its own flags are known. main() reports
     # a name that is wrong.
     with contextlib.suppress(flags.Error, UserError):
-        options(config_lib.expand_flag_files(argv), known_only=True)
+        options(commandline.expand_flag_files(argv), known_only=True)
         load_action(options.action)
-    config_lib.run(functools.partial(main, options), argv, "stopped", flag_values=options)
+    program.run(functools.partial(main, options), argv, "stopped", flag_values=options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from trainer import quiet
+from trainer import commandline, program, quiet
 
 quiet.import_tensorflow()
 
@@ -329,7 +329,7 @@ def _ask(optuna, study, space, points, running=None):
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    text, many, number, choice = config_lib.definers(
+    text, many, number, choice = commandline.definers(
         values, "string", "multi_string", "integer", "enum"
     )
     text("model", None, "Model to train: a module name.", short_name="m")
@@ -355,8 +355,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:
-    """The program, for `trainer.config.run`."""
-    config_lib.no_arguments(rest)
+    """The program, for `trainer.program.run`."""
+    commandline.no_arguments(rest)
     study = run(
         model,
         keys={name: model.config.to_dict()[name] for name in given},
@@ -377,7 +377,7 @@ def start(argv: list[str] | None = None) -> NoReturn:
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    config_lib.run(
+    program.run(
         functools.partial(main, options),
         argv,
         "stopped: the same command resumes",

@@ -23,7 +23,9 @@ from typing import NamedTuple
 from absl import flags
 
 from trainer import quiet
-from trainer.config import definers, run_without_model, user_errors
+from trainer.commandline import definers
+from trainer.config import user_errors
+from trainer.program import run_without_model
 
 quiet.import_tensorflow()
 
@@ -341,7 +343,7 @@ def reusable(name, arrays):
 
 
 def main(options, name):
-    """The program, for `trainer.config.run_without_model`."""
+    """The program, for `trainer.program.run_without_model`."""
     with user_errors():
         found = ready(name, weights=options.weights)
     print(f"{name}, SHA-256 of its source {found.sha256}:")

@@ -19,7 +19,7 @@ import numpy as np
 
 from metriclearn.datasets import image_files
 from retrieval.embeddings import c_library, decoding
-from trainer import files, quiet
+from trainer import commandline, files, quiet
 from trainer.config import UserError
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
@@ -165,10 +165,9 @@ class Embedder:
         import tensorflow as tf
 
         from trainer import checkpoints, experiment
-        from trainer import config as config_lib
 
         if isinstance(model, str):
-            model = config_lib.load_model(model)
+            model = commandline.load_model(model)
             _, checkpoint = experiment.locate(model, (), checkpoint)
         assert checkpoint is not None
         source = {

@@ -11,6 +11,7 @@ import sys
 import types
 
 from retrieval.embeddings import images, parts, passes, source
+from trainer import commandline
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 SHARDS = 4  # per worker, so that none waits long for the last
@@ -71,9 +72,7 @@ class Worker:
         self.options, self.of = options, of
         model = None
         if configured:
-            from trainer import config
-
-            model = config.load_model(configured[0])
+            model = commandline.load_model(configured[0])
             model.config.restore(json.loads(configured[1]))
         self.rows = table(types.SimpleNamespace(**options), model)
         self.embedder = source.opened(types.SimpleNamespace(**options), model, checkpoint)

@@ -1,7 +1,6 @@
 """Flags that say which images are embedded, and by which model, for `embed` and `build`."""
 
-from trainer import config as trainer_config
-from trainer import quiet
+from trainer import commandline, quiet
 from trainer.config import UserError
 
 RENAMED = {"pixel_range": "--input_range: 0,1 or -1,1 or 0,255 or imagenet or caffe"}
@@ -9,7 +8,7 @@ RENAMED = {"pixel_range": "--input_range: 0,1 or -1,1 or 0,255 or imagenet or ca
 
 def define_flags(values):
     """Defines the flags that say what is embedded, and by what."""
-    text, path, number, many, choice = trainer_config.definers(
+    text, path, number, many, choice = commandline.definers(
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
@@ -38,12 +37,12 @@ def locate(options, model, given):
         raise UserError("--checkpoint and --saved_model: give one of them")
     listed = options.folder or options.manifest
     if not options.manifest:
-        trainer_config.refuse_idle(options, ["columns"], "it names columns of --manifest")
+        commandline.refuse_idle(options, ["columns"], "it names columns of --manifest")
     if "dataset" in options and listed:
-        trainer_config.refuse_idle(options, ["dataset"], "--folder or --manifest is embedded")
+        commandline.refuse_idle(options, ["dataset"], "--folder or --manifest is embedded")
     if "dataset" in options and not listed and not options.all:
         names, why = ("where", "on_bad_image", "batch_size"), "the model's own dataset is embedded"
-        trainer_config.refuse_idle(options, names, f"{why}; give --folder, --manifest or --all")
+        commandline.refuse_idle(options, names, f"{why}; give --folder, --manifest or --all")
     if model is None and not (options.saved_model and (options.folder or options.manifest)):
         raise UserError(
             "Give what embeds the images: --model=NAME, or --saved_model=DIR with --folder or "

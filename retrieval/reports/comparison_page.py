@@ -7,8 +7,7 @@ import sys
 from retrieval.evaluation.paired import lists_of
 from retrieval.reports import page
 from retrieval.reports.selection import SHOWN
-from trainer import config as trainer_config
-from trainer import files, filesets, quiet
+from trainer import commandline, files, filesets, quiet
 
 EACH = 24  # queries shown as won, and as lost
 TITLES = {"map@r": "MAP@R", "mrr": "MRR"}
@@ -121,7 +120,7 @@ def images_of(models, queries, items, paths=None, allow_code=False):
         from trainer import experiment
 
         try:
-            model = trainer_config.load_model(source.model)
+            model = commandline.load_model(source.model)
             experiment.locate(model, (), source.checkpoint)
             for name, ids in (("retrieval_index", items), ("retrieval_query", queries)):
                 missing = ids - images.keys()

@@ -17,6 +17,7 @@ import sys
 
 from absl import flags
 
+from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError
 
@@ -98,7 +99,7 @@ def _gpus():
 
 
 def define_flags(values):
-    text, path, number, decimal, many, flag = trainer_config.definers(
+    text, path, number, decimal, many, flag = commandline.definers(
         values, "string", "path", "integer", "float", "list", "bool"
     )
     many("index", [], "Folder of an index; several as name=folder,name=folder.")
@@ -128,7 +129,7 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     define_flags(options)
-    trainer_config.run_without_model(
+    program.run_without_model(
         functools.partial(main, options),
         argv,
         "Interrupted.",

@@ -9,7 +9,7 @@ import toy
 from absl import flags
 from absl.testing import flagsaver
 
-from trainer import cli, config
+from trainer import cli, commandline, program
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import lines
@@ -21,17 +21,17 @@ MODELS = ("train", "export", "inspect", "sweep")
 @pytest.fixture
 def parsed(monkeypatch, capsys):
     """Parses a command line of `prototrain`, all but running it: (exit code, stdout, stderr)."""
-    without_model = config.run_without_model
+    without_model = program.run_without_model
 
     def parse(main, argv=None, stopped=None, flag_values=flags.FLAGS, **options):
         def work(argv):
-            config.from_flags(argv, flag_values, **options)
+            commandline.from_flags(argv, flag_values, **options)
 
-        config._guarded(work, argv, stopped)
+        program.guarded(work, argv, stopped)
 
-    monkeypatch.setattr(config, "run", parse)
+    monkeypatch.setattr(program, "run", parse)
     monkeypatch.setattr(
-        config, "run_without_model", lambda main, *rest, **options: without_model(
+        program, "run_without_model", lambda main, *rest, **options: without_model(
             lambda *arguments: 0, *rest, **options
         ),
     )  # fmt: skip

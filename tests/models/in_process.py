@@ -6,7 +6,7 @@ from absl import flags
 
 from models import ranker
 from trainer import loop
-from trainer.config import from_flags
+from trainer.commandline import from_flags
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from metriclearn.datasets import parse_conditions
 from models import ranker
 from models.ranker import head
 from trainer import checkpoints, experiment, export, loop, meters
-from trainer.config import UserError, from_flags
+from trainer.commandline import from_flags
+from trainer.config import UserError
 from trainer.layers import ModelDict, conv2d
 
 v1 = tf.compat.v1

@@ -17,6 +17,7 @@ from metriclearn.datasets import ProductTable
 from retrieval import metrics
 from retrieval.catalogue import index
 from retrieval.embeddings import store
+from trainer import commandline
 
 ROOT = pathlib.Path(__file__).parents[2]
 NASTY = '<script>alert("x")</script>&\'\x07é'
@@ -80,15 +81,13 @@ def tiny(tmp_path_factory):
     """Folder that holds the module `tiny` and experiments/exp-tiny with a checkpoint at step 3."""
     import tensorflow as tf
 
-    from trainer import config as config_lib
-
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny.py").write_text(textwrap.dedent(TINY))
     checkpoint = folder / "experiments/exp-tiny/checkpoint"
     os.makedirs(checkpoint)
     sys.path.insert(0, str(folder))
     try:
-        model = config_lib.load_model("tiny")
+        model = commandline.load_model("tiny")
         # The run used another size than the module's own: eval must take the run's.
         model.config["model.size"] = 16
         (folder / "experiments/exp-tiny/config.json").write_text(model.config.to_json())
@@ -108,11 +107,10 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def tiny_model(tiny, monkeypatch):
     """The module `tiny`, configured as its experiment, in its folder."""
-    from trainer import config as config_lib
 
     monkeypatch.syspath_prepend(tiny)
     monkeypatch.chdir(tiny)
-    model = config_lib.load_model("tiny")
+    model = commandline.load_model("tiny")
     model.config["model.size"] = 16
     yield model
     sys.modules.pop("tiny", None)

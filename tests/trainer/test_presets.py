@@ -5,8 +5,9 @@ import toy
 from absl import flags
 
 from models import ranker
-from trainer import presets
-from trainer.config import UserError, from_flags, helptext
+from trainer import helptext, presets
+from trainer.commandline import from_flags
+from trainer.config import UserError
 
 
 def parse(*arguments):

@@ -35,6 +35,6 @@ def test_what_is_no_action_is_named(monkeypatch):
     with pytest.raises(UserError, match=r"--action=json: the module has no run\(model, config\)"):
         run.load_action("json")
     near = types.SimpleNamespace(runs=print)
-    monkeypatch.setattr(run.config_lib, "load_module", lambda name, flag: near)
+    monkeypatch.setattr(run.commandline, "load_module", lambda name, flag: near)
     with pytest.raises(UserError, match="Did you mean 'runs'"):
         run.load_action("near")
