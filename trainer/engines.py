@@ -232,8 +232,14 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
     if started:
         # Actors import this module: from where this process does.
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        options = {"logging_level": "ERROR", "runtime_env": {"env_vars": path}}
         try:
-            ray.init(logging_level="ERROR", runtime_env={"env_vars": path})
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                if os.environ.get("RAY_ADDRESS"):
+                    raise
+                ray.init(address="local", include_dashboard=False, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--engine=ray: cannot reach a Ray cluster: {reason}") from None
