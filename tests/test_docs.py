@@ -37,10 +37,14 @@ def commands(path):
         for part in re.split(r"&&|\|\|", line):
             words = shlex.split(part, comments=True) if "prototrain" in part or "-m" in part else []
             words = [word.strip("[]") for word in words]
+            if words[:2] == ["python", "-m"] and words[2] in VERB_OF:
+                words = ["prototrain", VERB_OF[words[2]], *words[3:]]
+            if words[:2] == ["prototrain", "launch"] and "--" in words:
+                end = words.index("--")
+                yield ["train", *words[end + 1 :]]
+                words = words[:end]
             if words[:1] == ["prototrain"]:
                 yield words[1:]
-            elif words[:2] == ["python", "-m"] and words[2] in VERB_OF:
-                yield [VERB_OF[words[2]], *words[3:]]
 
 
 def known_flags(text):

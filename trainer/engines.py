@@ -20,7 +20,7 @@ from typing import Any
 from trainer import listener
 from trainer.config import UserError
 
-SECONDS = 30  # to wait for a Ray cluster to have room
+SECONDS = 60  # to wait for a Ray cluster to have room
 
 # What Ray sets for its own workers: one thread per process, and a Keras that is not TensorFlow's.
 _OF_RAY = ("OMP_NUM_THREADS", "TF_USE_LEGACY_KERAS")
@@ -232,8 +232,14 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
     if started:
         # Actors import this module: from where this process does.
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        options = {"logging_level": "ERROR", "runtime_env": {"env_vars": path}}
         try:
-            ray.init(logging_level="ERROR", runtime_env={"env_vars": path})
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                if os.environ.get("RAY_ADDRESS"):
+                    raise
+                ray.init(address="local", include_dashboard=False, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--engine=ray: cannot reach a Ray cluster: {reason}") from None
@@ -253,6 +259,9 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
             options = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": place}
             seats.append(_RaySeat(ray, options))
         yield seats
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--engine=ray: {reason}") from None
     finally:
         for seat in seats:
             seat.release()

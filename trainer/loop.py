@@ -5,6 +5,7 @@ Copy it, change what your experiment needs, and run it with `--trainer=my_loop`.
 
 import contextlib
 import os
+import shlex
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from trainer import (
     cluster,
     experiment,
     flight,
+    helptext,
     input_state,
     meters,
     optimizers,
@@ -337,7 +339,7 @@ def train(
                 saver.save(done)
         group.part_company()
         saver.wait()
-        progress.say(meters.closing(model, folder, done, num_steps, stop, fresh))
+        progress.say(closing(model, folder, done, num_steps, stop, fresh))
         return done
 
 
@@ -358,6 +360,19 @@ def stop_profile():
     """Writes the profile that is being traced, if any."""
     with contextlib.suppress(tf.errors.UnavailableError):  # none is
         tf.profiler.experimental.stop()
+
+
+def closing(model, folder, done, num_steps, stop, fresh):
+    """The last line of a run; `stop` is why it ended early, or None."""
+    if stop and done < num_steps:
+        command = "the same command without --fresh" if fresh else "the same command"
+        return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
+    logs = shlex.quote(f"{folder}/summaries")
+    named = experiment.arguments(model, folder)
+    return (
+        f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
+        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
+    )
 
 
 # ---------------------------------------------------------------------------- a closer look

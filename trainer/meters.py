@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from trainer import experiment, helptext, notebook
+from trainer import notebook
 from trainer.config import Config, UserError, did_you_mean
 from trainer.files import write_text
 
@@ -305,19 +304,6 @@ def opening(model, folder, trained, devices, workers, start_step, num_steps):
         f"{model.__name__}: {start}, to step {num_steps}; {count:,} trained parameters, "
         f"{len(devices)} tower{'s' * (len(devices) > 1)} ({devices[0]}…)"
         f"{f' on each of {workers} workers' * (workers > 1)}, folder {folder}"
-    )
-
-
-def closing(model, folder, done, num_steps, stop, fresh):
-    """The last line of a run; `stop` is why it ended early, or None."""
-    if stop and done < num_steps:
-        command = "the same command without --fresh" if fresh else "the same command"
-        return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
-    logs = shlex.quote(f"{folder}/summaries")
-    named = experiment.arguments(model, folder)
-    return (
-        f"done: step {done} in {folder}; see `tensorboard --logdir={logs}`, "
-        f"then run `{helptext.command('eval', 'retrieval.eval', *named)}`"
     )
 
 

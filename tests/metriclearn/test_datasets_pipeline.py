@@ -115,6 +115,24 @@ def test_a_batch_depends_on_seed_and_step_alone(table):
     assert not same(other, whole) and (other[0]["id"] == whole[0]["id"]).all()
 
 
+def test_parts_joined_in_order_are_the_batch_and_read_only_their_own_images(table):
+    whole = train(table, **CHANGES)
+    parts = [train(table, part=(i, 3), **CHANGES) for i in range(3)]
+    joined = [
+        {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+    assert same(whole, joined)
+    with pytest.raises(ValueError, match="a batch of 6 has no part 0 of 4"):
+        train(table, part=(0, 4))
+    gone = ProductTable(products=["a"] * 4, paths=[*table.paths[:2], "gone.jpg", "gone.png"])
+
+    def batches():
+        return pipeline.train_batches(gone, lambda step: tf.range(4), image_size=8, part=(0, 2))
+
+    assert run(batches, 1)[0]["id"].tolist() == [path.encode() for path in table.paths[:2]]
+
+
 def test_static_shapes(table):
     with tf.Graph().as_default():
         spec = pipeline.train_batches(table, sample, image_size=8, channels=1).element_spec

@@ -155,3 +155,11 @@ def test_the_whole_catalogue_is_of_all_splits():
     assert whole_catalogue(t).ids.tolist() == ["b", "c"]
     with pytest.raises(ValueError, match="every image has the role query"):
         whole_catalogue(t.where(role="query"))
+
+
+def test_a_digest_tells_tables_apart_but_not_where_their_files_are():
+    same = table(paths=["x", "y", "z", "w"]).digest()
+    assert same == table().digest() and len(same) == 16
+    others = [table(products=["b", "a", "b", "b"]), table(ids=["1", "2", "4", "3"])]
+    others += [table(splits=["train", "train", "test", "test"]), table().select([0, 1, 2])]
+    assert len({same, *(other.digest() for other in others)}) == 5

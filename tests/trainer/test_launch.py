@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import select
 import signal
 import subprocess
 import sys
@@ -99,32 +98,6 @@ def test_a_signal_reaches_every_worker_once_and_ends_it(launched):
     threading.Thread(target=stop, daemon=True).start()
     code, starts = launched("wait wait")
     assert code == 0 and len(starts) == 2
-
-
-def test_a_process_ends_with_its_parent(tmp_path):
-    child = [
-        sys.executable,
-        "-c",
-        f"open({str(tmp_path / 'up')!r}, 'w'); import time; time.sleep(60)",
-    ]
-    parent = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import subprocess, sys; from trainer import engines\n"
-            f"child = subprocess.Popen(engines.bound({child!r}, 9)); print(child.pid, flush=True)\n"
-            "child.wait()",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=pathlib.Path(__file__).parent.parent.parent,
-    )
-    pid = int(parent.stdout.readline())
-    ended = os.pidfd_open(pid)
-    while not (tmp_path / "up").exists():
-        time.sleep(0.01)
-    parent.kill()
-    assert select.select([ended], [], [], 30)[0], "the child outlives its parent"
-    parent.wait(), parent.stdout.close(), os.close(ended)
 
 
 def test_mistakes_are_one_line(program):

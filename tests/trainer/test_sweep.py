@@ -13,7 +13,7 @@ import optuna
 import pytest
 import toy
 
-from trainer import engines, files, meters, sweep, trials
+from trainer import files, meters, sweep, trials
 from trainer.config import UserError
 
 # Stands in for the trainer: learns as toy.dropout says, without TensorFlow.
@@ -178,12 +178,6 @@ def test_texts_are_read_in_the_type_of_their_key(config):
         sweep.parse_grid(config, ["toy.dropout=1", "toy.dropout=2"])
     with pytest.raises(UserError, match=r"model.batch_size=1,x: takes int"):
         sweep.parse_grid(config, ["model.batch_size=1,x"])
-
-
-def test_jobs_share_out_the_visible_gpus(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5")
-    assert [engines.gpus_of(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,5", "2"]
-    assert engines.gpus_of(0, 1) == {} == engines.gpus_of(0, 4)
 
 
 def test_a_killed_sweep_goes_on_with_its_half_trained_trial(program, tmp_path):
