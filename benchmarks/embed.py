@@ -1,8 +1,8 @@
-"""Embedding extraction over the bare forward pass of the same graph.
+"""Embedding into a store over the bare forward pass of the same graph.
 
-    python -m benchmarks.embed --model=models.simple --checkpoint=PREFIX
+    python -m benchmarks.embed --model=models.simple [--checkpoint=PREFIX] [--dataset=NAME]
 
-runs `retrieval.embed` (progress, columns, reduced pictures, store) and, in turns with it, a bare
+runs the pass of `retrieval.embed` (progress, columns, hashes, store) and, in turns with it, a bare
 `make_callable` loop over the same dataset, graph and weights that fetches the embeddings only. Both
 are timed from the second batch on: the first prepares graph and dataset, once however many follow.
 """
@@ -18,7 +18,7 @@ from trainer import quiet
 
 
 def bare(model, name, checkpoint):
-    """(seconds, pictures) of one pass that does nothing but embed, both without its first batch."""
+    """(seconds, images) of one pass that does nothing but embed, both without its first batch."""
     import tensorflow as tf
 
     from trainer import checkpoints
@@ -40,17 +40,20 @@ def bare(model, name, checkpoint):
 
 
 def stored(model, name, checkpoint):
-    """Seconds of one pass into a store, without building the graph."""
-    from retrieval import files, passes, store
+    """Seconds of one pass into a store, without its first batch."""
+    from retrieval.embeddings import images, passes, store
+    from retrieval.embeddings.embedder import Embedder
 
-    with tempfile.TemporaryDirectory() as folder, files.only_writer(folder):
+    spec = images.spec_of(model, [name])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Embedder.of_experiment(model, checkpoint, spec=spec) as embedder,
+    ):
         manifest = store.begin(folder, {})
-        datasets = lambda: {name: model.datasets()[name]}  # noqa: E731
-        with passes.opened(datasets, passes.of_model(model, checkpoint), images=False) as batches:
-            parts = batches(name)
-            first, start = next(parts), time.perf_counter()
-            store.append(folder, manifest, passes.joined([first, *parts], name), 1)
-            return time.perf_counter() - start
+        parts = passes.batches(embedder, lambda: model.datasets()[name], "embedding")
+        first, start = next(parts), time.perf_counter()
+        store.append(folder, manifest, store.joined([first, *parts]), 1)
+        return time.perf_counter() - start
 
 
 def main(model, given, rest):
@@ -59,11 +62,11 @@ def main(model, given, rest):
     _, checkpoint = experiment.locate(model, given, flags.FLAGS.checkpoint)
     ours, least = [], []
     for _ in range(flags.FLAGS.rounds):
-        seconds, count = bare(model, "retrieval_query", checkpoint)
+        seconds, count = bare(model, flags.FLAGS.dataset, checkpoint)
         least.append(seconds)
-        ours.append(stored(model, "retrieval_query", checkpoint))
+        ours.append(stored(model, flags.FLAGS.dataset, checkpoint))
     a, b = statistics.median(ours), statistics.median(least)
-    print(f"{count} pictures: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
+    print(f"{count} images: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
     return 0
 
 
@@ -71,5 +74,6 @@ if __name__ == "__main__":
     quiet.import_tensorflow()
     flags.DEFINE_string("model", None, "Model module.", short_name="m")
     flags.DEFINE_string("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    flags.DEFINE_string("dataset", "retrieval_query", "Which of the model's datasets.")
     flags.DEFINE_integer("rounds", 5, "Passes of each.")
     trainer_config.run(main)
