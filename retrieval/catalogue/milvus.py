@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow
 
-from retrieval.catalogue import opened
+from retrieval.catalogue import opened, reading
 from retrieval.catalogue.opened import Catalogue
 from trainer import files
 
@@ -197,7 +197,7 @@ class MilvusCatalogue(Catalogue):
         manifest, folder = about["manifest"], address.index or about["index"]
         # The model, if it is still there: that of the index's version with the same weights.
         try:
-            version, there = opened.current(folder)
+            version, there = reading.current(folder)
         except ValueError:
             version, there = os.path.join(folder, "versions", "none"), None
         same = there and there["weights"] == manifest["weights"]
