@@ -120,6 +120,9 @@ def test_what_goes_wrong_is_one_line_and_the_version_stays(
         patch.setattr(type(milvus.client(milvus.Address.parse(lite))), "upsert", _full)
         error = said(*line, f"--to={lite}")
         assert "no space left on device" in error and lite in error
+    with monkeypatch.context() as patch:
+        patch.setattr(type(milvus.client(milvus.Address.parse(lite))), "flush", _late)
+        assert f"{lite}: cannot be read or written: Deadline" in said(*line, f"--to={lite}")
     assert milvus.version_of(milvus.current(lite)) == 1
     assert milvus_export.export(folder, lite)["count"] == 599
     assert "cannot be read or written" in said(*line, "--to=milvus:http://127.0.0.1:9#x")
@@ -131,6 +134,14 @@ def test_what_goes_wrong_is_one_line_and_the_version_stays(
     assert "ids of 70000 bytes: Milvus takes 65535" in said(
         "export", f"--index={tmp_path}/long", f"--to={lite}"
     )
+
+
+def _late(*_, **__):
+    import grpc
+
+    error = grpc.RpcError()
+    error.details = lambda: "Deadline Exceeded"
+    raise error
 
 
 def _full(*_, **__):
