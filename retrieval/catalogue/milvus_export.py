@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import time
 
 import numpy as np
 import pyarrow
@@ -20,6 +21,7 @@ from retrieval.catalogue.opened import Catalogue
 BLOCK = 1000  # items per request
 TEXT = 65535  # bytes that a VARCHAR may have
 LINKS, BUILT = 32, 200  # of the graph
+POLL = 0.5  # seconds between two looks at what is being built
 
 
 def export(folder, to: str) -> dict:
@@ -60,6 +62,8 @@ def export(folder, to: str) -> dict:
                     connection.upsert(name, [_entity(rows, n) for n in new], timeout=SECONDS)
                     added += len(new)
             connection.flush(name, timeout=BUILDING)
+            if milvus.current_collection(connection, address) != name:
+                _settle(connection, name)
             count = milvus.count_of(connection, name)
             if count != manifest["count"]:
                 raise ValueError(
@@ -121,6 +125,18 @@ def _add_index(connection, name, kind, metric):
     except pymilvus.exceptions.MilvusException:
         if not connection.list_indexes(name):  # the client may have asked twice
             raise
+
+
+def _settle(connection, name):
+    """Waits until the graph of all items is built, and searches use it.
+
+    Until then a server searches new items by an interim index that finds fewer of the nearest.
+    """
+    (graph,) = connection.list_indexes(name)
+    while connection.describe_index(name, graph).get("pending_index_rows", 0):
+        time.sleep(POLL)
+    connection.release_collection(name, timeout=BUILDING)
+    connection.load_collection(name, timeout=BUILDING)
 
 
 def _there(connection, name, ids):
