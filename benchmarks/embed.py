@@ -1,8 +1,8 @@
-"""Embedding extraction over the bare forward pass of the same graph.
+"""Embedding into a store over the bare forward pass of the same graph.
 
-    python -m benchmarks.embed --model=models.simple --checkpoint=PREFIX
+    python -m benchmarks.embed --model=models.simple [--checkpoint=PREFIX] [--dataset=NAME]
 
-runs `retrieval.embed` (progress, columns, reduced images, store) and, in turns with it, a bare
+runs the pass of `retrieval.embed` (progress, columns, hashes, store) and, in turns with it, a bare
 `make_callable` loop over the same dataset, graph and weights that fetches the embeddings only. Both
 are timed from the second batch on: the first prepares graph and dataset, once however many follow.
 """
@@ -42,17 +42,14 @@ def stored(model, name, checkpoint):
     """Seconds of one pass into a store, without its first batch."""
     from retrieval.embeddings import images, passes, store
     from retrieval.embeddings.embedder import Embedder
-    from trainer import files
 
+    spec = images.spec_of(model, [name])
     with (
         tempfile.TemporaryDirectory() as folder,
-        files.only_writer(folder),
-        Embedder.of_experiment(
-            model, checkpoint, spec=images.spec_of(model, [name]), frozen=True
-        ) as embedder,
+        Embedder.of_experiment(model, checkpoint, spec=spec) as embedder,
     ):
         manifest = store.begin(folder, {})
-        parts = passes.batches(embedder, lambda: images.of_model(model, [name])[name], name)
+        parts = passes.batches(embedder, lambda: model.datasets()[name], "embedding")
         first, start = next(parts), time.perf_counter()
         store.append(folder, manifest, store.joined([first, *parts]), 1)
         return time.perf_counter() - start
@@ -64,9 +61,9 @@ def main(model, given, rest):
     _, checkpoint = experiment.locate(model, given, flags.FLAGS.checkpoint)
     ours, least = [], []
     for _ in range(flags.FLAGS.rounds):
-        seconds, count = bare(model, "retrieval_query", checkpoint)
+        seconds, count = bare(model, flags.FLAGS.dataset, checkpoint)
         least.append(seconds)
-        ours.append(stored(model, "retrieval_query", checkpoint))
+        ours.append(stored(model, flags.FLAGS.dataset, checkpoint))
     a, b = statistics.median(ours), statistics.median(least)
     print(f"{count} images: {count / a:.0f}/s stored, {count / b:.0f}/s bare, ratio {b / a:.3f}")
     return 0
@@ -76,5 +73,6 @@ if __name__ == "__main__":
     quiet.import_tensorflow()
     flags.DEFINE_string("model", None, "Model module.", short_name="m")
     flags.DEFINE_string("checkpoint", None, "Checkpoint prefix; the experiment's newest if absent.")
+    flags.DEFINE_string("dataset", "retrieval_query", "Which of the model's datasets.")
     flags.DEFINE_integer("rounds", 5, "Passes of each.")
     program.run(main)

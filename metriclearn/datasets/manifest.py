@@ -20,6 +20,7 @@ import os
 
 import numpy as np
 
+from metriclearn.datasets import tar
 from metriclearn.datasets.image_files import SUFFIXES
 from metriclearn.datasets.table import (
     ROLES,
@@ -47,7 +48,7 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
     others.
 
     Args:
-      path: the CSV file, with a header.
+      path: the CSV file, with a header; or `tar:PATTERN`, see `metriclearn.datasets.tar`.
       root: the folder that the paths are relative to; the manifest's own when None.
       fractions: train, val and test shares of the products, used without a `split` column; None
         leaves all splits ''.
@@ -61,6 +62,10 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
         row with too few or many cells, an empty label, a missing file, a path that occurs twice, an
         unknown split or role, or an invalid box.
     """
+    if os.fspath(path).startswith(tar.PREFIX):
+        if columns or root:
+            raise ValueError(f"{path}: tar shards take neither root nor columns")
+        return tar.load(os.fspath(path), fractions)
     path = os.path.expanduser(os.fspath(path))
     root = os.path.dirname(path) if root is None else os.fspath(root)
     rows = csv_rows(path)

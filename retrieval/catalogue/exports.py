@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 
 from retrieval import progress
-from retrieval.catalogue import opened
+from retrieval.catalogue import opened, reading
 from retrieval.catalogue.opened import Catalogue
 from trainer import files
 
@@ -28,7 +28,7 @@ def blocks(catalogue: Catalogue, size: int) -> Iterator[dict]:
     for start in progress.track(starts, len(starts), "items, in blocks"):
         part = items.slice(start, size)
         vectors = np.empty((len(part), catalogue.manifest["dimensions"]), np.float32)
-        opened.reconstruct(index, catalogue.manifest["factory"], start, vectors)
+        reading.reconstruct(index, catalogue.manifest["factory"], start, vectors)
         alive = part["alive"].to_numpy()
         texts = {name: part[name].filter(part["alive"]).to_pylist() for name in opened.NAMED}
         yield texts | {"vector": vectors[alive]}

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from retrieval.catalogue import inverted_lists, neighbours, opened, versions
-from retrieval.catalogue.opened import ITEMS, MODEL, Catalogue, manifest_of
+from retrieval.catalogue import inverted_lists, neighbours, reading, versions
+from retrieval.catalogue.opened import Catalogue
+from retrieval.catalogue.reading import ITEMS, MODEL, manifest_of
 from retrieval.catalogue.rows import checked
 from retrieval.embeddings import store
 from trainer import files
@@ -260,9 +261,9 @@ def rollback(folder, number):
                 f"--to={number}: {folder} has the versions {', '.join(map(str, known))}"
             )
         path = os.path.join(folder, "versions", f"{number:06d}")
-        manifest = opened.manifest_in(path)
-        opened.check_files(folder, path, manifest, everything=False)
-        opened.read(path, manifest)
+        manifest = reading.manifest_in(path)
+        reading.check_files(folder, path, manifest, everything=False)
+        reading.read(path, manifest)
         versions.publish(folder, number)
     return manifest
 
@@ -271,7 +272,7 @@ def history(folder):
     """Returns [(manifest, whether it is current)] of the complete versions, oldest first."""
     current = os.path.basename(versions.current(folder))
     names = [f"{number:06d}" for number in versions.numbers(folder)]
-    return [(opened.manifest_in(os.path.join(folder, "versions", n)), n == current) for n in names]
+    return [(reading.manifest_in(os.path.join(folder, "versions", n)), n == current) for n in names]
 
 
 def _files_below(path):

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow
 
-from retrieval.catalogue import opened
+from retrieval.catalogue import opened, reading
 from retrieval.catalogue.opened import Catalogue
 from trainer import files
 
@@ -31,9 +31,10 @@ PREFIX = "milvus:"
 METRICS = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2"}
 FIELDS = ("id", "product", "category", "path")
 DEPTH = 16384  # results that Milvus gives at most
-EF = 128  # candidates for ten results among all items
+EF = 512  # candidates for ten results among all items
 MOST = 32768  # for which Milvus takes an ef
 SECONDS = 60  # that a request may take
+BUILDING = 7 * 86400  # that making or loading a graph may take
 KIND = "milvus"  # of folder, in its mark
 
 
@@ -77,12 +78,14 @@ class Address:
 @contextlib.contextmanager
 def one_line(address):
     """Turns pymilvus's errors into an OSError of one line."""
+    import grpc
     import pymilvus
 
     try:
         yield
-    except pymilvus.exceptions.MilvusException as error:
-        reason = " ".join(str(error.message or error).split())
+    except (pymilvus.exceptions.MilvusException, grpc.RpcError) as error:
+        said = error.details() if hasattr(error, "details") else getattr(error, "message", error)
+        reason = " ".join(str(said).split())
         raise OSError(errno.EIO, reason[:300] or type(error).__name__, str(address)) from error
 
 
@@ -174,7 +177,7 @@ def open_catalogue(text: str) -> "MilvusCatalogue":
     name = current(text)
     connection = client(address)
     with one_line(address):
-        connection.load_collection(name, timeout=SECONDS)
+        connection.load_collection(name, timeout=BUILDING)
         notes = f"{address.name}_about"
         connection.load_collection(notes, timeout=SECONDS)
         found = connection.query(
@@ -197,7 +200,7 @@ class MilvusCatalogue(Catalogue):
         manifest, folder = about["manifest"], address.index or about["index"]
         # The model, if it is still there: that of the index's version with the same weights.
         try:
-            version, there = opened.current(folder)
+            version, there = reading.current(folder)
         except ValueError:
             version, there = os.path.join(folder, "versions", "none"), None
         same = there and there["weights"] == manifest["weights"]

@@ -9,17 +9,19 @@ import hashlib
 import json
 import os
 import re
+import time
 
 import numpy as np
 import pyarrow
 
 from retrieval.catalogue import exports, milvus, versions
-from retrieval.catalogue.milvus import FIELDS, METRICS, SECONDS, Address
+from retrieval.catalogue.milvus import BUILDING, FIELDS, METRICS, SECONDS, Address
 from retrieval.catalogue.opened import Catalogue
 
 BLOCK = 1000  # items per request
 TEXT = 65535  # bytes that a VARCHAR may have
 LINKS, BUILT = 32, 200  # of the graph
+POLL = 0.5  # seconds between two looks at what is being built
 
 
 def export(folder, to: str) -> dict:
@@ -49,6 +51,9 @@ def export(folder, to: str) -> dict:
             known = connection.has_collection(name)
             if not known:
                 _create(connection, name, manifest, longest)
+            # Before the items: only what has a graph can be asked, after a kill, what it holds.
+            _add_index(connection, name, _kind(address), METRICS[manifest["similarity"]])
+            connection.load_collection(name, timeout=BUILDING)
             added = 0
             for rows in exports.blocks(catalogue, BLOCK):
                 there = _there(connection, name, rows["id"]) if known else set()
@@ -56,10 +61,9 @@ def export(folder, to: str) -> dict:
                 if new:
                     connection.upsert(name, [_entity(rows, n) for n in new], timeout=SECONDS)
                     added += len(new)
-            connection.flush(name, timeout=SECONDS)
-            if not connection.list_indexes(name):
-                connection.create_index(name, _graph(connection, manifest), timeout=SECONDS)
-            connection.load_collection(name, timeout=SECONDS)
+            connection.flush(name, timeout=BUILDING)
+            if milvus.current_collection(connection, address) != name:
+                _settle(connection, name)
             count = milvus.count_of(connection, name)
             if count != manifest["count"]:
                 raise ValueError(
@@ -101,19 +105,43 @@ def _create(connection, name, manifest, longest):
     connection.create_collection(name, schema=schema, timeout=SECONDS)
 
 
-def _graph(connection, manifest):
-    graph = connection.prepare_index_params()
-    graph.add_index(
-        "vector", index_type="HNSW", metric_type=METRICS[manifest["similarity"]],
-        params={"M": LINKS, "efConstruction": BUILT},
-    )  # fmt: skip
-    return graph
+def _kind(address):
+    """A graph for a server; Milvus Lite, which is for small catalogues, compares all vectors."""
+    if address.folder:
+        return {"index_type": "FLAT"}
+    return {"index_type": "HNSW", "params": {"M": LINKS, "efConstruction": BUILT}}
+
+
+def _add_index(connection, name, kind, metric):
+    """Gives a collection its index, unless it has one."""
+    import pymilvus
+
+    if connection.list_indexes(name):
+        return
+    wanted = connection.prepare_index_params()
+    wanted.add_index("vector", metric_type=metric, **kind)
+    try:
+        connection.create_index(name, wanted, timeout=BUILDING)
+    except pymilvus.exceptions.MilvusException:
+        if not connection.list_indexes(name):  # the client may have asked twice
+            raise
+
+
+def _settle(connection, name):
+    """Waits until the graph of all items is built, and searches use it.
+
+    Until then a server searches new items by an interim index that finds fewer of the nearest.
+    """
+    (graph,) = connection.list_indexes(name)
+    while connection.describe_index(name, graph).get("pending_index_rows", 0):
+        time.sleep(POLL)
+    connection.release_collection(name, timeout=BUILDING)
+    connection.load_collection(name, timeout=BUILDING)
 
 
 def _there(connection, name, ids):
     """Those of some ids that a collection has."""
     named = json.dumps(ids, ensure_ascii=False)
-    connection.load_collection(name, timeout=SECONDS) if connection.list_indexes(name) else None
     found = connection.query(
         name, filter=f"id in {named}", output_fields=["id"], consistency_level="Strong",
         timeout=SECONDS,
@@ -152,10 +180,7 @@ def _note(connection, address, name, about):
         about["categories"] = about["categories"][: len(about["categories"]) // 2]
     connection.upsert(notes, [{"id": name, "about": text, "vector": [0.0, 1.0]}], timeout=SECONDS)
     connection.flush(notes, timeout=SECONDS)
-    if not connection.list_indexes(notes):
-        flat = connection.prepare_index_params()
-        flat.add_index("vector", index_type="FLAT", metric_type="L2")
-        connection.create_index(notes, flat, timeout=SECONDS)
+    _add_index(connection, notes, {"index_type": "FLAT"}, "L2")
 
 
 def _publish(connection, address, name):

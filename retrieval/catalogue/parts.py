@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow
 
 from retrieval.catalogue import index as whole_index
-from retrieval.catalogue import inverted_lists, neighbours, opened, versions
-from retrieval.catalogue.opened import ITEMS
+from retrieval.catalogue import inverted_lists, neighbours, reading, versions
+from retrieval.catalogue.reading import ITEMS
 from retrieval.catalogue.rows import Rows, checked
 from retrieval.embeddings import store
 from trainer import files
@@ -281,7 +281,7 @@ def merge(folder, source=None, apart=False) -> dict:
         asking = np.load(os.path.join(folder, FOLDER, "queries.npy"), allow_pickle=False)
         nearest = np.hstack([np.load(os.path.join(path, "nearest.npy")) for path in folders])
         truth = -np.sort(-nearest, axis=1)[:, : about["k"]]
-        items = pyarrow.concat_tables(opened.read_items(path) for path in folders)
+        items = pyarrow.concat_tables(reading.read_items(path) for path in folders)
         _check_unique(items)
         with versions.following(folder) as path:
             made = inverted_lists.Stacked(read)
@@ -304,7 +304,7 @@ def merge(folder, source=None, apart=False) -> dict:
 
 def _current(folder):
     try:
-        return opened.current(folder)
+        return reading.current(folder)
     except ValueError:
         return None
 

@@ -8,7 +8,7 @@ from pyarrow import compute
 
 from retrieval import progress
 from retrieval.catalogue import neighbours
-from retrieval.catalogue.opened import ITEMS
+from retrieval.catalogue.reading import ITEMS
 from retrieval.embeddings import store
 from retrieval.ranking import vectors
 

@@ -4,6 +4,7 @@ They are read as in training, by TensorFlow's input pipeline, so that an image g
 embedding wherever it is embedded.
 """
 
+import concurrent.futures
 import sys
 
 import numpy as np
@@ -71,10 +72,23 @@ def batches(embedder, make, what, *, reduced=False):
       reduced: also give the reduced images.
     """
     keys = (*embedder.inputs, "image")
-    with images.opened(make, what, reduced=reduced, keys=keys) as parts:
-        for batch in parts:
+    with images.opened(make, what, reduced=reduced, keys=keys) as found:
+        for batch, facts in _ahead((batch, images.facts(batch)) for batch in found):
             embeddings, features = embedder.run_both(batch)
-            yield Embedded(embeddings, **images.facts(batch), features=features)
+            yield Embedded(embeddings, **facts, features=features)
+
+
+def _ahead(items):
+    """Yields the items of a generator, each made while the one before it is embedded.
+
+    TensorFlow decodes ahead by itself; what is left are the hashes of files and the copies of
+    batches, for which a GPU would wait.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def embed_to_store(model, name, folder, embedder, **options) -> dict:
@@ -163,12 +177,12 @@ def _of_table(rows, embedder, on_bad_image, batch_size):
                 resizing=embedder.resizing,
             )  # fmt: skip
 
-        with images.opened(make, "embedding images", keys=("image",)) as batches:
-            for batch in batches:
+        with images.opened(make, "embedding images", keys=("image",)) as read:
+            for batch, facts in _ahead((batch, images.facts(batch)) for batch in read):
                 found = np.zeros((0, embedder.dimensions), np.float32)
                 if len(batch["id"]):
                     found = embedder.run(batch)
                 skipped = images.text(batch.get("skipped", ())).tolist()
-                yield Embedded(found, **images.facts(batch)), skipped
+                yield Embedded(found, **facts), skipped
 
     return source, embed

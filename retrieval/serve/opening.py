@@ -2,6 +2,7 @@
 
 import os
 
+from retrieval.catalogue.opened import is_milvus
 from retrieval.serve.served import Shelf
 from retrieval.serve.thumbnails import Thumbnails
 
@@ -10,7 +11,7 @@ def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0) -
     """Opens indexes.
 
     Args:
-      indices: folders, or name=folder; without a name, that of the folder.
+      indices: folders or addresses of Milvus, or name=folder; without a name, that of the folder.
       images: the items' images.
       metrics: of the server.
       threads: of TensorFlow, per model.
@@ -22,7 +23,9 @@ def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0) -
     for text in indices:
         name, found, folder = text.rpartition("=")
         folder = os.path.expanduser(folder)
-        name = name if found else os.path.basename(os.path.abspath(folder))
+        if is_milvus(folder):
+            name = name or folder.rpartition("#")[2].partition("@")[0].rpartition("/")[2]
+        name = name if found else name or os.path.basename(os.path.abspath(folder))
         if name in named:
             raise ValueError(f"--index: two are called {name!r}; name them: a={folder},b=…")
         named[name] = folder

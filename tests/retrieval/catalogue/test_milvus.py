@@ -3,7 +3,9 @@
 import json
 import os
 
+import milvus_lite.server_manager  # noqa: F401 (now, not while output is captured)
 import numpy as np
+import pymilvus  # noqa: F401
 import pytest
 from stores import NASTY, items, run_program, write_store
 

@@ -12,7 +12,7 @@ import pytest
 from stores import items, numbers, run_program, write_store
 
 from retrieval import index as program
-from retrieval.catalogue import index, inverted_lists, neighbours, opened, parts
+from retrieval.catalogue import index, inverted_lists, neighbours, parts, reading
 from retrieval.catalogue.opened import Catalogue
 from trainer import files
 
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_lost(
     with files.only_writer(folder):
         assert "is writing there" in said("merge", at)
     assert run_program(program, "merge", at) == 0
-    assert opened.manifest_of(folder)["count"] == len(points)
+    assert reading.manifest_of(folder)["count"] == len(points)
 
 
 def test_an_id_in_two_parts_is_refused(points, tmp_path):
@@ -201,9 +201,9 @@ def test_kills_lose_no_part_and_leave_nothing(source, folder, points, tmp_path, 
     shutil.copytree(tmp_path / "begun", folder)
     for count in crash.points(run, monkeypatch):
         if (folder / "current").exists():
-            assert opened.manifest_of(folder)["count"] == len(points)
+            assert reading.manifest_of(folder)["count"] == len(points)
         run()
-        assert opened.manifest_of(folder)["count"] == len(points)
+        assert reading.manifest_of(folder)["count"] == len(points)
         # A version that was whole, but not yet current, is kept as an earlier one.
         assert left(folder) == clean and len(list((folder / "versions").iterdir())) <= 2
         folder.rename(tmp_path / f"{count}")

@@ -80,3 +80,23 @@ def test_embed_says_which_share_of_the_products_the_test_catalogue_is(
     assert run_program(embed, *line) == 0
     said = "25 of 60 products: the test catalogue; --all for all\n"
     assert capsys.readouterr().out.endswith(said)
+
+
+def test_a_batch_is_made_while_the_one_before_it_is_embedded():
+    made = []
+
+    def items():
+        for n in range(3):
+            made.append(n)
+            yield n, n
+        raise ValueError("the fourth")
+
+    found = passes._ahead(items())
+    assert next(found) == (0, 0)
+    next(found)  # once it is there, the third has been asked for
+    assert made[:2] == [0, 1] and next(found) == (2, 2)
+    with pytest.raises(ValueError, match="the fourth"):
+        next(found)
+    stopped = passes._ahead(items())
+    next(stopped)
+    stopped.close()
