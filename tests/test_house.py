@@ -41,7 +41,7 @@ SIBLINGS = (
         (
             *("metriclearn", "retrieval.metrics"),
             *("trainer.config", "trainer.layers", "trainer.files", "trainer.helptext"),
-            "trainer.quiet",
+            *("trainer.commandline", "trainer.program", "trainer.quiet"),
             "trainer.keras_model",
         ),
     ),
