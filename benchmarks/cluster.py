@@ -24,7 +24,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Fitted to this program's own measurement; see docs/scaling.md.
-ALPHA = 2.5e-4  # seconds per message of TensorFlow's ring over gRPC
+ALPHA = 1e-3  # seconds per message of TensorFlow's ring over gRPC
 NCCL_ALPHA = 1e-5  # assumed: NCCL over a fast network
 BETA = 100e9 / 8  # bytes/s of a link of 100 Gb/s
 BUCKET = 8 << 20  # bytes, see trainer.collectives
