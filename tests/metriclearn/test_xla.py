@@ -42,7 +42,7 @@ COMPILED = (
         for name, loss in metriclearn.PROXY_LOSSES.items()
     }
     | {
-        f"triplet of {getattr(miner, 'func', miner)}": gradients(
+        f"triplet of {'semi_hard with options' if miner is FALLBACK else miner}": gradients(
             lambda y, x, miner=miner: LOSSES["triplet"](y, x, miner=miner, margin=1.0)
         )
         for miner in (*MINED[1:], "batch_all", FALLBACK)
