@@ -99,7 +99,7 @@ def parse(texts):
     """Returns the ranker, configured as by the command line."""
     from absl import flags
 
-    from trainer.config import from_flags
+    from trainer.commandline import from_flags
 
     values = flags.FlagValues()
     flags.DEFINE_string("model", None, "", flag_values=values)

@@ -33,7 +33,7 @@ def chosen(mask: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
 
 def real(rows: tf.Tensor) -> tf.Tensor | None:
     """Which of the rows from `chosen` are no padding; None if there is none."""
-    return rows >= 0 if compiling() else None
+    return tf.convert_to_tensor(rows) >= 0 if compiling() else None
 
 
 def refuse_xla(tensor: tf.Tensor, why: str) -> list[tf.Operation]:

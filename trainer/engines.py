@@ -211,6 +211,32 @@ class _RayProcess:
         return self._code
 
 
+def connect_ray(**options: Any) -> bool:
+    """Connects to the Ray cluster of RAY_ADDRESS (`auto`: one that runs here), or starts one here.
+
+    Args:
+      **options: of `ray.init`.
+
+    Returns:
+      Whether this process was not connected before, so that it has to call `ray.shutdown`.
+
+    Raises:
+      UserError: the cluster cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--engine=ray: cannot reach a Ray cluster: {reason}") from None
+    return True
+
+
 @contextlib.contextmanager
 def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
     """Yields seats on the nodes of the Ray cluster of RAY_ADDRESS, or of one on this machine.
@@ -228,21 +254,9 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Group
     except ModuleNotFoundError:
         raise UserError("--engine=ray needs Ray: pip install 'prototrain[distributed]'.") from None
-    started = not ray.is_initialized()
-    if started:
-        # Actors import this module: from where this process does.
-        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        options = {"logging_level": "ERROR", "runtime_env": {"env_vars": path}}
-        try:
-            try:
-                ray.init(address="auto", **options)
-            except ConnectionError:
-                if os.environ.get("RAY_ADDRESS"):
-                    raise
-                ray.init(address="local", include_dashboard=False, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--engine=ray: cannot reach a Ray cluster: {reason}") from None
+    # Actors import this module: from where this process does.
+    path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    started = connect_ray(runtime_env={"env_vars": path})
     bundle = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
     # All seats or none; on as many nodes as there are.
     group = ray.util.placement_group([bundle] * count, strategy="SPREAD")

@@ -11,7 +11,7 @@ import sys
 import types
 
 from retrieval.embeddings import images, parts, passes, source
-from trainer import commandline
+from trainer import commandline, engines
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 SHARDS = 4  # per worker, so that none waits long for the last
@@ -42,9 +42,7 @@ def embed(options: dict, model, checkpoint: str | None, workers: int, batches: i
     path = os.pathsep.join([ROOT, os.getcwd(), os.environ.get("PYTHONPATH", "")])
     # Ray sets OMP_NUM_THREADS and, since it imports Keras first, TF_USE_LEGACY_KERAS.
     environment = {"PYTHONPATH": path.rstrip(os.pathsep), "TF_USE_LEGACY_KERAS": ""}
-    begun = not ray.is_initialized()
-    if begun:
-        ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    begun = engines.connect_ray(log_to_driver=False)
     try:
         from ray.util import ActorPool
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image
 
-from metriclearn import LOSSES, MINERS, PROXY_LOSSES
+from metriclearn import LOSSES, MINERS, PROXY_LOSSES, augment
 from metriclearn.datasets import parse_conditions
 from models import ranker
 from models.ranker import head
@@ -298,6 +298,7 @@ class Tiny:
     """A backbone of one convolution, with weights that are always the same."""
 
     name, fingerprint, preprocessing, source = "tiny", "weights", "RGB / 255", ""
+    texts, resizing = None, augment.RESIZING
 
     def apply(self, images, train_phase=False, frozen_batch_norm=False):
         x = tf.cast(images, tf.float32) / 255

@@ -96,4 +96,4 @@ def test_texts_are_evaluated_against_an_index(worded, tmp_path, capsys):
     assert run_program(eval, line[0], f"--catalogue={worded}/s", line[2]) == 1
     assert "is not an index, which carries the model for texts" in capsys.readouterr()[1]
     assert run_program(eval, *line, "--model=models.simple") == 1
-    assert "--model: --text_queries with --catalogue=INDEX takes none" in capsys.readouterr()[1]
+    assert "--model has no effect: --text_queries with --catalogue" in capsys.readouterr()[1]

@@ -12,7 +12,7 @@ def config(tmp_path):
     before = toy.config.copy()
     toy.config["trainer.experiment_base_dir"] = str(tmp_path / "experiments")
     yield toy.config
-    toy.config._values = before._values
+    toy.config._values, toy.config.given = before._values, before.given
 
 
 @pytest.fixture

@@ -326,7 +326,7 @@ def test_an_error_in_validation_loses_nothing(train, monkeypatch):
 
 
 def test_an_error_in_the_middle_of_an_update_saves_nothing(train, monkeypatch):
-    def create(config, rate, decayed):
+    def create(config, rate, decayed, step):
         class Failing(v1.train.GradientDescentOptimizer):
             def _resource_apply_dense(self, grad, var):
                 check = v1.assert_less(v1.train.get_global_step(), np.int64(12))

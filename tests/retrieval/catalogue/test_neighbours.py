@@ -14,7 +14,8 @@ pytestmark = pytest.mark.numeric
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_training_round_by_round_equals_that_of_faiss(points, similarity, capfd, monkeypatch):
     """Down to the lists; with its progress, and with one warning where the items are few."""
-    monkeypatch.setattr(progress, "INTERVAL", 0)
+    monkeypatch.setattr(progress, "FIRST", 0)
+    monkeypatch.setattr(progress._Lines, "every", 0)
     ours, theirs = (neighbours.make("IVF8,SQ8", points.shape[1], similarity) for _ in range(2))
     points = points[:200]
     neighbours.train(ours, points, "IVF8,SQ8", similarity)

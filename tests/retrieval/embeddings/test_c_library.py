@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
         tf.identity(255 - pixels, "negative")
         tf.identity(tf.io.decode_raw(text, tf.uint8), "bytes")
         tf.identity(table.lookup(text), "found")
-        tf.identity(tf.shape(pixels), "integers")
+        tf.identity(tf.shape(pixels, tf.int64), "integers")
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
         export.write(session, folder, {"numbers": numbers}, {"out": weight + 0.0}, {})
     return folder
@@ -73,7 +73,7 @@ def test_errors_are_tensorflows(folder, tmp_path):
         session.make_callable("nothing:0", [])
     with pytest.raises(RuntimeError, match="Matrix size-incompatible"):
         session.make_callable("product", ["numbers"])(np.zeros((1, 3), np.float32))
-    with pytest.raises(RuntimeError, match="not uint8 or float32"):
+    with pytest.raises(RuntimeError, match="not uint8, int32 or float32"):
         session.make_callable("integers", ["pixels"])(np.zeros(3, np.uint8))
     session.close()
 

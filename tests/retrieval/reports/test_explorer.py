@@ -95,7 +95,7 @@ def test_colors_are_the_most_frequent_categories(circle, monkeypatch):
 
 def test_umap_is_taken_if_it_is_installed(clustered_items, monkeypatch):
     class UMAP:
-        def __init__(self, random_state):
+        def __init__(self, random_state, n_jobs):
             assert random_state == 0
 
         def fit_transform(self, points):
