@@ -176,17 +176,17 @@ class Bucket:
 
     def claim(self, kind: str) -> None:
         """Marks the prefix as ours; ValueError if it holds something else."""
-        if self.exists(files.MARK):
-            found = files.kind_of(os.path.dirname(self.path(files.MARK)))
-            if found == kind:
-                return
-        inside = [name for name in self.names() if name != files.MARK]
-        if inside or self.exists(files.MARK):
-            what = (inside or [files.MARK])[0]
+        inside = self.names()
+        if not inside:  # the mark precedes all else, also where several processes begin at once
+            self.create(files.MARK, b'{\n "kind": "%s"\n}\n' % kind.encode())
+        if (
+            not self.exists(files.MARK)
+            or files.kind_of(os.path.dirname(self.path(files.MARK))) != kind
+        ):
+            what = next((name for name in inside if name != files.MARK), files.MARK)
             raise ValueError(
                 f"{self.url}: holds {what!r} and is not a {kind}; name an empty prefix"
             )
-        self.create(files.MARK, b'{\n "kind": "%s"\n}\n' % kind.encode())
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO]:
