@@ -23,9 +23,10 @@ hypothesis.settings.register_profile("prototrain", derandomize=True, deadline=No
 hypothesis.settings.load_profile("prototrain")
 
 
-def _heed_signals():
-    """A test run under nohup, or in the background of a script, passes on that it ignores these."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+# A test run under nohup, or in the background of a script, ignores these, and so would the programs
+# that it starts. Not by `preexec_fn`: libraries that a test loaded, such as gRPC, survive no fork.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -44,7 +45,6 @@ class Program:
             env=self._environment,
             text=True,
             **{
-                "preexec_fn": _heed_signals,
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,
