@@ -1,6 +1,5 @@
 """Keras models by address: files, functions, and the networks that come with Keras."""
 
-import functools
 import json
 import sys
 import types
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src.applications import convnext, resnet
+from odd_layers import Constant
 from PIL import Image
 from starlette import testclient
 
@@ -37,17 +37,6 @@ def small(inside=True, size=None, dtype="float32"):
         x = keras.layers.Rescaling(1 / 127.5, -1)(x)
     x = keras.layers.Conv2D(8, 3, 2, activation="gelu")(x)
     return keras.Model(images, keras.layers.BatchNormalization()(x))
-
-
-class Constant(keras.layers.Layer):
-    """Keeps a tensor where nobody finds it."""
-
-    def build(self, shape):
-        self.kernel = self.add_weight(shape=(3,), name="kernel")
-        self.hidden = functools.partial(tf.identity, tf.random.normal([3]))
-
-    def call(self, x):
-        return x * self.kernel * self.hidden()
 
 
 def constant():

@@ -1,6 +1,5 @@
 """Keras models in graphs: equal to themselves, over shared variables, however a batch is split."""
 
-import functools
 import gc
 import os
 import weakref
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from odd_layers import Constant, DropPath
 
 from trainer import checkpoints, keras_model, layers, towers
 from trainer.config import UserError
@@ -17,16 +17,6 @@ pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
 SESSION = v1.ConfigProto(device_count={"CPU": 2})
-
-
-class DropPath(keras.layers.Layer):
-    """Drops whole examples, as vision transformers do."""
-
-    def call(self, x, training=None):
-        if not training:
-            return x
-        shape = (keras.ops.shape(x)[0], *(1,) * (len(x.shape) - 1))
-        return x * keras.ops.floor(0.5 + keras.random.uniform(shape)) / 0.5
 
 
 class NotTheFirst(keras.layers.Layer):
@@ -222,17 +212,6 @@ def test_low_rank_updates_are_merged_into_plain_kernels():
 def two_inputs():
     a, b = keras.Input((3,)), keras.Input((3,))
     return keras.Model([a, b], keras.layers.Dense(2)(a + b))
-
-
-class Constant(keras.layers.Layer):
-    """Keeps a tensor where nobody finds it."""
-
-    def build(self, shape):
-        self.kernel = self.add_weight(shape=(3,), name="kernel")
-        self.hidden = functools.partial(tf.identity, tf.random.normal([3]))
-
-    def call(self, x):
-        return x * self.kernel * self.hidden()
 
 
 def constant():

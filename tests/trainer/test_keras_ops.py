@@ -4,21 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from odd_layers import DropPath
 
 from trainer import keras_model, keras_ops, layers
 
 pytestmark = pytest.mark.numeric
 v1 = tf.compat.v1
-
-
-class DropPath(keras.layers.Layer):
-    """Drops whole examples, as vision transformers do."""
-
-    def call(self, x, training=None):
-        if not training:
-            return x
-        shape = (keras.ops.shape(x)[0], *(1,) * (len(x.shape) - 1))
-        return x * keras.ops.floor(0.5 + keras.random.uniform(shape)) / 0.5
 
 
 @pytest.mark.parametrize("dropped", ("drop", "path"))
