@@ -43,6 +43,49 @@ def test_conv2d_and_dense():
     assert list(v) == ["d/kernel"]
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("size, strides", [(1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (4, 1), (5, 2)])
+def test_gradients_of_a_large_kernel_at_few_positions(size, strides, padding):
+    x, filters = X[:1, :5, :, :] if size > 1 else X[:1, :2, :3, :], 3
+    outputs = [-(-n // strides) if padding == "SAME" else (n - size) // strides + 1
+               for n in x.shape[1:3]]  # fmt: skip
+    weights = RANDOM.normal(size=(1, *outputs, filters)).astype(np.float32)
+
+    def gradients(session, graph):
+        inputs = graph.get_tensor_by_name("Const:0")
+        (kernel,) = v1.global_variables()
+        total = tf.reduce_sum(weights * graph.get_tensor_by_name("convolved:0"))
+        found = tf.gradients(total, [inputs, kernel])
+        # Of second order: the sum of the kernel's gradient is linear in x.
+        again = tf.gradients(tf.reduce_sum(found[1]), inputs)[0]
+        assert not {op.type for op in graph.get_operations()} & {"Conv2DBackpropFilter"}
+        return session.run([*found, again])
+
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        y = layers.conv2d(tf.constant(x), filters, size, "c", strides=strides, padding=padding,
+                          use_bias=False)  # fmt: skip
+        tf.identity(y, "convolved")
+        assert y.shape == (1, *outputs, filters)
+        session.run(v1.global_variables_initializer())
+        found = gradients(session, graph)
+        kernel = session.run(v1.global_variables()[0])
+
+    before = [max((m - 1) * strides + size - n, 0) // 2 if padding == "SAME" else 0
+              for m, n in zip(outputs, x.shape[1:3], strict=True)]  # fmt: skip
+    expected = np.zeros(x.shape), np.zeros(kernel.shape), np.zeros(x.shape)
+    for r, c, i, j in np.ndindex(*outputs, size, size):
+        at = r * strides + i - before[0], c * strides + j - before[1]
+        if all(0 <= place < n for place, n in zip(at, x.shape[1:3], strict=True)):
+            w = weights[0, r, c].astype(np.float64)
+            expected[0][0, *at] += kernel[i, j] @ w
+            expected[1][i, j] += np.outer(x[0, *at], w)
+            expected[2][0, *at] += w.sum()
+    for each, exact in zip(found, expected, strict=True):
+        # At most that many products of numbers below 5, summed in any order.
+        atol = max(np.prod(outputs), size * size * filters) ** 2 * 2.0**-24 * 25
+        np.testing.assert_allclose(each, exact, rtol=0, atol=atol)
+
+
 def test_depthwise_conv2d_filters_each_channel_alone():
     y, v = run(lambda x: layers.depthwise_conv2d(x, 3, "d", padding="VALID", use_bias=False))
     products = "bhwc,hwc->bc", X[:, 1:4, 2:5].astype(np.float64), v["d/kernel"][..., 0]
