@@ -4,8 +4,8 @@ import contextlib
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -334,7 +334,10 @@ class Writer:
         self._session, self._folder, self._max_to_keep = session, folder, max_to_keep
         self._variables = variables
         self._input_saver = input_saver
-        self._thread, self._error = None, None
+        # Waits for work: to start a thread per checkpoint would cost the loop more than the copy.
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoints")
+        self._thread.submit(int).result()
+        self._publishing = None
         claim(folder)
         # Held open, so that no other folder gets this one's inode.
         self._opened = os.open(folder, os.O_RDONLY)
@@ -385,17 +388,14 @@ class Writer:
                 write_meta_graph=False,
                 write_state=False,
             )
-        self._thread = threading.Thread(target=self._publish, args=(step, values, best))
-        self._thread.start()
+        self._publishing = self._thread.submit(self._publish, step, values, best)
         if wait:
             self.wait()
 
     def wait(self) -> None:
         """Waits until the last save is published; raises `UserError` if it failed."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
+        error = self._publishing.exception() if self._publishing else None
+        self._publishing = None
         if error and not isinstance(error, OSError | ValueError | tf.errors.OpError):
             raise error
         if error:
@@ -410,6 +410,7 @@ class Writer:
         try:
             self.wait()
         finally:
+            self._thread.shutdown()
             os.close(self._opened)
 
     def finite(self, own_state: Iterable[str] = ()) -> bool:
@@ -464,22 +465,19 @@ class Writer:
         name = f"model-{step}"
         temporary = self._temporary(step)
         try:
-            try:
-                self._write(os.path.join(temporary, name), *values)
-                # The index last: its presence is what makes a checkpoint exist.
-                names = sorted(os.listdir(temporary))
-                for file in names:
-                    sync(os.path.join(temporary, file))
-                for file in names:
-                    os.replace(os.path.join(temporary, file), os.path.join(self._folder, file))
-                sync(self._folder)
-                if best:
-                    self._keep_best(step)
-                self._forget_old()
-            finally:
-                self._remove(rf"\.writing-{step}/.*")
-        except Exception as error:  # raised by the next wait(), in the loop's thread
-            self._error = error
+            self._write(os.path.join(temporary, name), *values)
+            # The index last: its presence is what makes a checkpoint exist.
+            names = sorted(os.listdir(temporary))
+            for file in names:
+                sync(os.path.join(temporary, file))
+            for file in names:
+                os.replace(os.path.join(temporary, file), os.path.join(self._folder, file))
+            sync(self._folder)
+            if best:
+                self._keep_best(step)
+            self._forget_old()
+        finally:
+            self._remove(rf"\.writing-{step}/.*")
 
     def _keep_best(self, step):
         """Gives the files of a checkpoint a second name in `best/`, then removes the older ones."""

@@ -243,7 +243,7 @@ def test_a_kill_between_any_two_steps_of_a_save_leaves_old_or_new_and_no_litter(
     folder = tmp_path / "0"
     writers = [prepared(folder)]
     for count in crash.points(lambda: writers[-1].save(40, wait=True, best=True), monkeypatch):
-        writers[-1]._thread = writers[-1]._error = None
+        writers[-1]._publishing = None
         newest = checkpoints.latest(folder)
         step = checkpoints.step_of(newest)
         assert step in (30, 40) and values(newest) == [step]
