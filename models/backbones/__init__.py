@@ -214,4 +214,7 @@ def _saved_model(folder, input_range):
     base = re.sub(r"\W+", "_", os.path.basename(os.path.normpath(folder)), flags=re.ASCII)
     name = base if re.match("[A-Za-z]", base) else f"hub_{base}"
     words = f"RGB 0 to 255, {model.preprocessing}"
-    return Backbone(name, model.image_size, model.features, model.fingerprint, words, build)
+    if model.resizing:
+        words += f"; resized by {model.resizing}"
+    found = Backbone(name, model.image_size, model.features, model.fingerprint, words, build)
+    return dataclasses.replace(found, resizing=augment.Resizing(**model.resizing))

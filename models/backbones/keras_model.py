@@ -200,7 +200,11 @@ def _cast(pixels, dtype):
 
 
 def _fingerprint(model):
-    digest = hashlib.sha256()
+    try:
+        layers = model.to_json()
+    except Exception:  # a model of the user's own class, which may raise anything
+        layers = type(model).__name__
+    digest = hashlib.sha256(layers.encode())
     for variable in model.weights:
         digest.update(f"{variable.path}\n".encode())
         digest.update(variable.numpy())

@@ -1,5 +1,6 @@
 """Folders of published weights: where they are, whose format they have, what pixels they want."""
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -15,6 +16,9 @@ from trainer import files
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+# All that is read of a folder: the last three are of texts.
+_READ = ["*.json", "*.safetensors", "*.weights.h5", "*.model", "*.spm", "*merges.txt"]
+_TOKENIZER = os.path.join("assets", "tokenizer")  # within a folder of KerasHub's
 # The files of a model that say how its images are made.
 _PREPROCESSING = ("image_converter.json", "preprocessor_config.json", "open_clip_config.json")
 
@@ -38,10 +42,7 @@ def folder_of(preset):
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=[
-                    *("*.json", "*.safetensors", "*.weights.h5"),
-                    *("*.model", "*.spm", "*merges.txt"),  # of texts
-                ],
+                allow_patterns=_READ,
             )
             return folder, f"hf:{name}@{os.path.basename(folder)}"
         if place == "kaggle":
@@ -90,10 +91,14 @@ def kind_of(folder):
 
 
 def fingerprint(folder):
+    """SHA-256 of all that is read of a folder: configuration, weights, preprocessing, tokenizer."""
     digest = hashlib.sha256()
-    for name in sorted(os.listdir(folder)):
-        if name.endswith((".json", ".safetensors", ".h5")):
-            digest.update(f"{name} {files.sha256(os.path.join(folder, name))}\n".encode())
+    inner = os.path.join(folder, _TOKENIZER)
+    within = os.listdir(inner) if os.path.isdir(inner) else []
+    for name in sorted([*os.listdir(folder), *(os.path.join(_TOKENIZER, n) for n in within)]):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and any(fnmatch.fnmatch(name, pattern) for pattern in _READ):
+            digest.update(f"{name} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -156,23 +161,44 @@ def pixels_of(folder, kind, config):
 def _of_timm(config):
     given = config.get("pretrained_cfg", {})
     mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
-    size, mode = given.get("input_size", [3, None, None])[1:], given.get("crop_mode", "center")
-    # timm's own default of the share is .875.
-    share, square = given.get("crop_pct") or 0.875, mode != "squash"
+    size = given.get("input_size", [3, None, None])[1:]
+    mode = _mode(given, "crop_mode", ("center", "squash", "border"))
+    share = given.get("crop_pct") or 0.875  # timm's own default
     method = _named(given.get("interpolation", "bicubic"))
-    return _pixels(1 / 255, mean, deviation, size, method, share, square)
+    if mode == "border":
+        method = _padded(method, [round(255 * level) for level in mean])
+    return _pixels(1 / 255, mean, deviation, size, method, share, mode == "center")
 
 
 def _of_open_clip(config):
     given = config["preprocess"] or {}
     mean, deviation = given.get("mean", _CLIP[0]), given.get("std", _CLIP[1])
     size = given.get("size") or config["vision_cfg"].get("image_size")
-    square = given.get("resize_mode", "shortest") == "shortest"
+    mode = _mode(given, "resize_mode", ("shortest", "squash", "longest"))
     method = _named(given.get("interpolation", "bicubic"))
-    return _pixels(1 / 255, mean, deviation, size, method, 1.0, square)
+    if mode == "longest":
+        method = _padded(method, [given.get("fill_color", 0)] * 3)
+    return _pixels(1 / 255, mean, deviation, size, method, 1.0, mode == "shortest")
+
+
+def _mode(given, key, known):
+    """How images become square: the first of the known modes by default."""
+    mode = given.get(key) or known[0]
+    if mode not in known:
+        raise ValueError(f"{key}={mode!r} is none of {', '.join(known)}: set it in the file")
+    return mode
+
+
+def _padded(method, color):
+    return f"{method}+pad={','.join(map(str, color))}"
 
 
 def _of_keras(given):
+    if given.get("pad_to_aspect_ratio"):
+        raise ValueError(
+            "image_converter.json: pad_to_aspect_ratio is not known here; set it to false, and "
+            "crop_to_aspect_ratio as images are to be resized"
+        )
     scale = np.array(1.0 if given.get("scale") is None else given["scale"])
     offset = np.array(0.0 if given.get("offset") is None else given["offset"])
     method = given.get("interpolation", "bilinear") + "+antialias" * given.get("antialias", False)
@@ -186,6 +212,12 @@ def _of_hugging_face(given):
     if not given.get("do_normalize", True):
         mean, deviation = 0.0, 1.0
     size, crop = given.get("size"), given.get("crop_size")
+    longest = isinstance(size, dict) and "longest_edge" in size
+    if longest or given.get("do_pad"):
+        raise ValueError(
+            f"preprocessor_config.json: {'size.longest_edge' if longest else 'do_pad'} pads "
+            "images, which is not known here; give size as height and width, and no do_pad"
+        )
     method = _named(_METHODS.get(given.get("resample", 2), "bilinear"))
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     before = _sides(shortest or size)

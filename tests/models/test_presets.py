@@ -127,15 +127,49 @@ def test_pixels_are_made_as_the_files_say(tmp_path, files, kind, size, expected)
             *("open_clip", {"resize_mode": "squash", "interpolation": "bicubic", "size": [12, 12]}),
             *((12, 12), ("bicubic", 1, False)),
         ),
+        (
+            *("timm", {"input_size": [3, 16, 16], "crop_pct": 1.0, "crop_mode": "border",
+                       "mean": MEAN}),
+            *((16, 16), ("bicubic", 1, False, "+pad=128,102,76")),
+        ),
+        (
+            *("open_clip", {"resize_mode": "longest", "interpolation": "bilinear"}),
+            *((16, 16), ("bilinear", 1, False, "+pad=0,0,0")),
+        ),
+        (
+            *("open_clip", {"resize_mode": "longest", "fill_color": 255}),
+            *((16, 16), ("bicubic", 1, False, "+pad=255,255,255")),
+        ),
     ],
 )  # fmt: skip
 def test_images_are_resized_as_the_files_say(tmp_path, kind, given, size, expected):
     config = {"pretrained_cfg": given, "preprocess": given, "vision_cfg": {"image_size": 16}}
     path = folder(tmp_path, preprocessor_config=given)
     found = presets.pixels_of(path, kind, config)
-    method, *crop = expected
+    method, share, square, *padding = expected
     method += "+antialias" * (method != "nearest")  # as Pillow does it
-    assert found.size == size and found.resizing == (method, *crop)
+    assert found.size == size and found.resizing == ("".join([method, *padding]), share, square)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("timm", {"crop_mode": "fill"}, "crop_mode='fill' is none of center, squash, border"),
+        ("open_clip", {"resize_mode": "x"}, "resize_mode='x' is none of shortest, squash, longest"),
+        (
+            "hf",
+            {"size": {"longest_edge": 24}},
+            "size.longest_edge pads .* height and width",
+        ),
+        ("hf", {"size": 24, "do_pad": True}, "do_pad pads images, which is not known here"),
+        ("keras", {"config": {"pad_to_aspect_ratio": True}}, "pad_to_aspect_ratio .* to false"),
+    ],
+)
+def test_another_way_of_resizing_is_refused(tmp_path, kind, given, message):
+    config = {"pretrained_cfg": given, "preprocess": given, "vision_cfg": {"image_size": 16}}
+    name = "image_converter" if kind == "keras" else "preprocessor_config"
+    with pytest.raises(ValueError, match=message):
+        presets.pixels_of(folder(tmp_path, **{name: given}), kind, config)
 
 
 def test_images_of_kerashub_are_resized_as_its_layer_does(tmp_path):
@@ -155,7 +189,12 @@ def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
     folder(tmp_path, preprocessor_config=PROCESSOR | {"image_mean": DEVIATION})
     after = presets.fingerprint(path)
     (tmp_path / "model.safetensors").write_bytes(b"weightS")
-    assert len({before, after, presets.fingerprint(path)}) == 3
+    found = {before, after, presets.fingerprint(path)}
+    (tmp_path / "assets" / "tokenizer").mkdir(parents=True)
+    for name in ("spiece.model", "merges.txt", "assets/tokenizer/vocabulary.spm"):
+        (tmp_path / name).write_bytes(b"words")
+        found.add(presets.fingerprint(path))
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize(
