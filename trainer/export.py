@@ -24,7 +24,7 @@ quiet.import_tensorflow()
 import numpy as np  # noqa: E402 (after the quiet import)
 import tensorflow as tf  # noqa: E402
 
-from trainer import checkpoints, experiment, files, keras_model, layers, towers  # noqa: E402
+from trainer import checkpoints, experiment, files, layers, low_rank, towers  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 from trainer.files import sync  # noqa: E402
 
@@ -71,7 +71,7 @@ def export(
     temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.writing")
     _check_place(output, overwrite)
     with tf.Graph().as_default(), v1.Session() as session:
-        with keras_model.merging() as updates:  # of low rank: the export has plain kernels
+        with low_rank.merging() as updates:  # of low rank: the export has plain kernels
             built = build(model)
         chosen = choose(model, built, outputs)
         inputs = {p.op.name: p for p in placeholders(chosen.values())}

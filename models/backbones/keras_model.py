@@ -78,7 +78,8 @@ def build(
         pixels = network.pixels(tf.cast(images, tf.float32))
         output = keras_model.apply(model, pixels, train_phase, frozen_batch_norm=frozen)
     except (ValueError, TypeError, tf.errors.OpError) as error:
-        raise ValueError(f"{network.source}: {reason(error)}") from error
+        words = weight_files.named_once(reason(error), network.source)
+        raise ValueError(f"{network.source}: {words}") from error
     if isinstance(output, dict | list | tuple):
         raise ValueError(f"{network.source}: it has {len(output)} outputs; it must give features")
     return pool(output, pooling, prefix=network.prefix, class_token=network.class_token)

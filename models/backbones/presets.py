@@ -16,6 +16,8 @@ from trainer import files
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+# Kinds of networks of Hugging Face's that are read, as model_type begins.
+_HUGGING_FACE = ("clip", "deit", "dinov2", "dinov3", "metaclip_2", "siglip", "swin", "vit")
 # All that is read of a folder: the last three are of texts.
 _READ = ["*.json", "*.safetensors", "*.weights.h5", "*.model", "*.spm", "*merges.txt"]
 _TOKENIZER = os.path.join("assets", "tokenizer")  # within a folder of KerasHub's
@@ -58,8 +60,8 @@ def folder_of(preset):
     folder = os.path.expanduser(preset)
     if not os.path.isdir(folder):
         raise ValueError(
-            f"there is no folder {folder}; give one, hf:OWNER/NAME[@revision], kaggle:…, or a name "
-            "that KerasHub knows"
+            "there is no such folder; give one, hf:OWNER/NAME[@revision], kaggle:…, or a name that "
+            "KerasHub knows"
         )
     return folder, preset
 
@@ -70,24 +72,43 @@ def kind_of(folder):
     for name, path in found.items():
         if not os.path.exists(path):
             continue
-        weight_files.check(path)
-        try:
-            config = files.read_json(path)
-            if name.startswith("open_clip"):
-                return "open_clip", config["model_cfg"] | {
-                    "preprocess": config.get("preprocess_cfg")
-                }
-            for key, kind in (
-                ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
-            ):  # fmt: skip
-                if key in config:
-                    return kind, config
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read: {reason(error)}") from None
+        config = _object(path)
+        if name.startswith("open_clip"):
+            inner = config.get("model_cfg")
+            vision = inner.get("vision_cfg") if isinstance(inner, dict) else None
+            if not isinstance(vision, dict):
+                raise ValueError(f"{path}: has no model_cfg with a vision_cfg")
+            if isinstance(vision.get("layers"), list):
+                raise ValueError(f"{path}: of OpenCLIP's networks the ResNets are not read")
+            return "open_clip", inner | {"preprocess": config.get("preprocess_cfg")}
+        for key, kind in (
+            ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
+        ):  # fmt: skip
+            if isinstance(config.get(key), str):
+                return kind, _of_images(path, kind, key, config)
         raise ValueError(f"{path}: it is no configuration of KerasHub, Hugging Face or timm")
     raise ValueError(
         f"{folder}: there is no config.json, which says what network the weights are of"
     )
+
+
+def _object(path):
+    """The object in a JSON file of a folder of weights."""
+    weight_files.check(path)
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return found
+
+
+def _of_images(path, kind, key, config):
+    """The configuration, if its network may be one of images."""
+    name = config[key]
+    if kind == "keras" and not name.endswith("Backbone"):
+        raise ValueError(f"{path}: {name!r} is no backbone: give the folder of its backbone")
+    if kind == "hf" and not name.startswith(_HUGGING_FACE):
+        raise ValueError(f"{path}: {key} {name!r} is none of {', '.join(_HUGGING_FACE)}")
+    return config
 
 
 def fingerprint(folder):
@@ -106,9 +127,12 @@ def tensors(folder, names=("model.safetensors",)):
     """{name: array} of the folder's safetensors, in one file or in parts."""
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.exists(index):
-        names = sorted(set(files.read_json(index)["weight_map"].values()))
+        parts = _object(index).get("weight_map")
+        names = sorted({str(name) for name in parts.values()}) if isinstance(parts, dict) else []
+        if not names or any(os.path.basename(name) != name for name in names):
+            raise ValueError(f"{index}: its weight_map does not name files beside it")
     else:
-        names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[-1:]
+        names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[:1]
         pickles = [n for n in os.listdir(folder) if n.endswith((".bin", ".pt", ".pth"))]
         if pickles and not os.path.exists(os.path.join(folder, names[0])):
             raise ValueError(
@@ -148,14 +172,23 @@ def pixels_of(folder, kind, config):
     """The `Pixels` of a folder's network, as its files say."""
     found = [n for n in _PREPROCESSING if os.path.exists(os.path.join(folder, n))]
     if kind in ("timm", "open_clip"):
-        return (_of_timm if kind == "timm" else _of_open_clip)(config)
+        name = "config.json" if kind == "timm" else "open_clip_config.json"
+        read = _of_timm if kind == "timm" else _of_open_clip
+        return _understood(read, config, os.path.join(folder, name))
     if not found:
         raise ValueError(
             f"{folder}: nothing says how pixels are scaled; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
-    given = files.read_json(os.path.join(folder, found[0]))
-    return _of_keras(given["config"]) if kind == "keras" else _of_hugging_face(given)
+    path = os.path.join(folder, found[0])
+    return _understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
+
+
+def _understood(read, given, path):
+    try:
+        return read(given)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of strange values
+        raise ValueError(f"{path}: {reason(error)}") from None
 
 
 def _of_timm(config):
@@ -194,9 +227,10 @@ def _padded(method, color):
 
 
 def _of_keras(given):
+    given = given["config"]
     if given.get("pad_to_aspect_ratio"):
         raise ValueError(
-            "image_converter.json: pad_to_aspect_ratio is not known here; set it to false, and "
+            "pad_to_aspect_ratio is not known here; set it to false, and "
             "crop_to_aspect_ratio as images are to be resized"
         )
     scale = np.array(1.0 if given.get("scale") is None else given["scale"])
@@ -215,8 +249,8 @@ def _of_hugging_face(given):
     longest = isinstance(size, dict) and "longest_edge" in size
     if longest or given.get("do_pad"):
         raise ValueError(
-            f"preprocessor_config.json: {'size.longest_edge' if longest else 'do_pad'} pads "
-            "images, which is not known here; give size as height and width, and no do_pad"
+            f"{'size.longest_edge' if longest else 'do_pad'} pads images, which is not known here; "
+            "give size as height and width, and no do_pad"
         )
     method = _named(_METHODS.get(given.get("resample", 2), "bilinear"))
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
@@ -248,7 +282,10 @@ def _sides(size):
 
 
 def _pixels(factor, mean, deviation, size, method, share, square):
-    scale, offset = factor / np.array(deviation), -np.array(mean) / deviation
+    mean, deviation = (np.array(values, np.float64) for values in (mean, deviation))
+    if not (deviation > 0).all():
+        raise ValueError(f"pixels are divided by {deviation.tolist()}; all must be above 0")
+    scale, offset = factor / deviation, -mean / deviation
     return _described(scale, offset, size, augment.Resizing(method, share, square))
 
 

@@ -281,6 +281,8 @@ def apply(model, images, batch_statistics):
 
 def first_line(error):
     """What an error says: without TensorFlow's stack, and Keras's heading and colors."""
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
     lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     headed = len(lines) > 1 and lines[0].startswith("Exception encountered")

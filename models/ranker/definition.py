@@ -45,7 +45,7 @@ def build(inputs=None, train_phase=False):
     try:
         features = backbone.apply(images, train_phase and not cached, frozen)
     except ValueError as error:
-        raise UserError(f"model.hub_address={config['model.hub_address']}: {error}") from None
+        raise UserError(f"model.hub_address: {error}") from None
     colored = color_weight() != 0
     if cached:
         joined = inputs["features"]

@@ -204,7 +204,10 @@ def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
         ("{", "config.json: cannot be read"),
         ("version https://git-lfs.github.com/spec/v1", "config.json: it is a Git LFS pointer"),
         ('{"a": 1}', "no configuration of KerasHub, Hugging Face or timm"),
-        ("[1]", "no configuration of KerasHub"),
+        ("[1]", "config.json: holds no JSON object"),
+        ('{"model_type": 3}', "no configuration of KerasHub"),
+        ('{"model_type": "bert"}', "model_type 'bert' is none of clip, deit, dinov2"),
+        ('{"registered_name": "keras_hub>ViTImageClassifier"}', "is no backbone: give the folder"),
     ],
 )
 def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
@@ -213,6 +216,43 @@ def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         presets.kind_of(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("<html>", "it is a web page"),
+        ("[]", "holds no JSON object"),
+        ('{"image_mean": "x"}', "could not convert string to float"),
+        ('{"image_std": [0, 1, 1]}', "pixels are divided by .0.0, 1.0, 1.0.; all must be above 0"),
+        ('{"size": {"height": "a", "width": 3}, "do_center_crop": true, "crop_size": 3}', "str"),
+    ],
+)
+def test_preprocessing_that_is_not_understood(tmp_path, content, message):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: .*{message}") as caught:
+        presets.pixels_of(str(tmp_path), "hf", {})
+    assert "\n" not in str(caught.value) and str(caught.value).count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({}, "has no model_cfg with a vision_cfg"),
+        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "of OpenCLIP's networks the ResNets are not"),
+    ],
+)
+def test_networks_of_open_clip_that_are_not_read(tmp_path, model, message):
+    with pytest.raises(ValueError, match=message):
+        presets.kind_of(folder(tmp_path, open_clip_config={"model_cfg": model}))
+
+
+@pytest.mark.parametrize("parts", ({}, {"weight_map": {}}, {"weight_map": {"a": "../b"}}, [1]))
+def test_an_index_of_weights_that_names_none_beside_it(tmp_path, parts):
+    folder(tmp_path, **{"model.safetensors.index": parts})
+    with pytest.raises(ValueError, match=r"index.json: (its weight_map|holds no JSON object)"):
+        presets.tensors(str(tmp_path))
 
 
 def test_weights_without_a_word_on_pixels(tmp_path):
@@ -264,5 +304,5 @@ def test_a_revision_is_found_in_the_cache_of_hugging_face(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="it cannot be fetched") as caught:
         presets.folder_of("hf:me/other")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="there is no folder no/such; give one, hf:OWNER"):
+    with pytest.raises(ValueError, match="there is no such folder; give one, hf:OWNER"):
         presets.folder_of("no/such")
