@@ -1,39 +1,34 @@
 """Time of backbones over PyTorch's, and of the bridge over the bare Keras model.
 
-    python -m benchmarks.backbones [--networks=resnet50,vit_s] [--modes=forward,train]
+    python -m benchmarks.backbones [--quick] [--networks=resnet50,vit_s] [--modes=forward,train]
         [--precisions=float32,bfloat16] [--python=PYTHON] [--size=224] [--batch=16] [--threads=2]
 
 ResNet-50 of Keras and DINOv2's ViT-S/14 of KerasHub, with random weights: through this project in
 a graph, as the bare Keras model in a `tf.function`, and in PyTorch, eager and compiled, by turns in
 one run. A training step is forward, backward, and SGD with momentum. `--python` is an interpreter
-with PyTorch; by default the peer's environment is made (see peer.py). What is missing is said, and
-the rest is measured.
+with PyTorch, by default that of peer.py if it is installed; none: without.
 
-ratio: ours over the best of PyTorch; bridge: ours over the bare Keras model. Both are medians over
-the rounds. `load` is the time from a folder of Hugging Face's files to a session with weights.
+Each network, mode and precision is a run of its own: where the machine is quiet for minutes only,
+give one at a time. The first run of compiled PyTorch takes a minute more, which it keeps.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib.util
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from benchmarks import peer, timing
+import numpy as np
+
+from benchmarks import figures, peer, timing
 
 ROOT = pathlib.Path(__file__).parent.parent
-GOALS = {
-    ("resnet50", "forward", "float32"): 0.8,
-    ("resnet50", "train", "float32"): 1.0,
-    ("vit_s", "forward", "float32"): 1.1,
-    ("vit_s", "train", "float32"): 1.1,
-}
-GOAL_16, GOAL_BRIDGE, GOAL_LOAD = 1.2, 1.02, 2.0
+*RATIOS, BRIDGE, LOAD = figures.REACH["backbones"]
+NETWORKS = {"resnet50": "ResNet-50", "vit_s": "ViT-S/14"}
+WORK = {"forward": "forward", "train": "training"}
 
 
 def address(name):
@@ -57,7 +52,6 @@ def ours(name, mode, precision, size, batch, threads):
 
     quiet.import_tensorflow()
 
-    import numpy as np
     import tensorflow as tf
 
     from models import backbones
@@ -99,7 +93,6 @@ def bare(name, mode, precision, size, batch, threads):
     quiet.import_tensorflow()
 
     import keras
-    import numpy as np
     import tensorflow as tf
 
     from models.backbones import KERAS, KERASHUB, kerashub
@@ -163,73 +156,77 @@ def load(size):
 # ---------------------------------------------------------------------------- the program
 
 
-def torch_python(given):
-    """An interpreter with PyTorch, or None with a word on what is missing."""
-    try:
-        python = given or peer.python()
-        subprocess.run([python, "-c", "import torch"], check=True, capture_output=True)
-        return python
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"the peer PyTorch is missing ({error}): without its rows; give --python", flush=True)
-        return None
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default="resnet50,vit_s")
-    parser.add_argument("--modes", default="forward,train")
-    parser.add_argument("--precisions", default="float32,bfloat16")
-    parser.add_argument("--python", default="", help="an interpreter with PyTorch; none: without")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--noload", action="store_true", help="do not time loading")
-    options = parser.parse_args()
-    networks = options.networks.split(",")
-    if "vit_s" in networks and not importlib.util.find_spec("keras_hub"):
-        print("KerasHub is missing: without ViT-S; pip install 'prototrain[kerashub]'", flush=True)
-        networks.remove("vit_s")
-    if "vit_s" in networks:
+def measure(
+    quick=False, networks="resnet50,vit_s", modes="forward,train", precisions="float32,bfloat16",
+    python="", size=224, batch=16, threads=2, rounds=5, steps=1, noload=False,
+):  # fmt: skip
+    engines = ("eager", "compile")
+    if quick:
+        modes, precisions, engines, batch, rounds = "forward", "float32", ("eager",), 4, 3
+    names = networks.split(",")
+    lacking = "" if importlib.util.find_spec("keras_hub") else "pip install 'prototrain[kerashub]'"
+    if "vit_s" in names and not lacking:
         address("vit_s")  # made before anything is timed
-    torch = None if options.python == "none" else torch_python(options.python)
+    torch = "" if python == "none" else python or peer.installed(("torch",))
     this = [sys.executable, "-m", "benchmarks.backbones", "--worker"]
     theirs = [torch, "-m", "benchmarks.peer_backbones"]
-    print("ms per image          ours    bare   eager compile   ratio (goal)   bridge (goal)")
-    for name in networks:
-        for mode in options.modes.split(","):
-            for precision in options.precisions.split(","):
+    over_bare = {}
+    for name in names:
+        for mode in modes.split(","):
+            for precision in precisions.split(","):
                 case = name, mode, precision
-                shape = [str(n) for n in (options.size, options.batch, options.threads)]
+                if name == "vit_s" and lacking:
+                    yield figures.Figure(row_of(*case), None, note=lacking)
+                    continue
+                shape = [str(n) for n in (size, batch, threads)]
                 commands = {side: [*this, side, *case, *shape] for side in ("ours", "bare")}
                 if torch:
-                    for engine in ("eager", "compile"):
-                        commands[engine] = [*theirs, *case, engine, *shape]
-                with contextlib.ExitStack() as ended:
-                    workers = [ended.enter_context(timing.Worker(c)) for c in commands.values()]
-                    calls = [functools.partial(worker, options.steps) for worker in workers]
-                    times = timing.alternate(calls, options.rounds) * 1000 / options.batch
-                report(case, dict(zip(commands, times, strict=True)))
-    if "vit_s" in networks and not options.noload:
-        command = [*this, "load", str(options.size)]
-        seconds = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        print(f"load vit_s: {seconds:.2f} s (goal {GOAL_LOAD})")
+                    commands |= {e: [*theirs, *case, e, *shape] for e in engines}
+                times = by_turns(commands, rounds, steps)
+                over_bare[row_of(*case)] = times["ours"] / times["bare"]
+                yield compared(row_of(*case), times, batch)
+    if over_bare:
+        slowest = max(over_bare, key=lambda row: np.median(over_bare[row]))
+        note = f"the slowest: {slowest.partition(',')[0]}"
+        yield figures.figure(BRIDGE, over_bare[slowest], note=note)
+    if "vit_s" in names and not noload and not lacking:
+        command = [*this, "load", str(size)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        yield figures.figure(LOAD, [float(done.stdout)], "s", "after imports")
+    elif lacking:
+        yield figures.Figure(LOAD, None, note=lacking)
+    for row in (r for r in RATIOS if quick and r not in over_bare and not lacking):
+        yield figures.Figure(row, None, note="not with --quick")
 
 
-def report(case, found):
-    medians = {side: statistics.median(times) for side, times in found.items()}
-    cells = [f"{medians[s]:7.2f}" if s in medians else "      -" for s in
-             ("ours", "bare", "eager", "compile")]  # fmt: skip
+def row_of(name, mode, precision):
+    sixteen = " in bfloat16" * (precision == "bfloat16")
+    return f"{NETWORKS[name]} {WORK[mode]}{sixteen}, time over PyTorch's best"
 
-    def over(*others):
-        best = [min(times) for times in zip(*(found[o] for o in others), strict=True)]
-        return statistics.median(a / b for a, b in zip(found["ours"], best, strict=True))
 
-    goal = GOALS.get(case, GOAL_16)
-    ratio = f"{over('eager', 'compile'):7.2f} ({goal})" if "eager" in found else "      -"
-    row = f"{' '.join(case):20} {' '.join(cells)} {ratio:14} {over('bare'):8.3f} ({GOAL_BRIDGE})"
-    print(row, flush=True)
+def by_turns(commands, rounds, steps):
+    """{side: seconds per step [rounds]} of those that run; the first turn compiles."""
+    with contextlib.ExitStack() as stack:
+        workers = {side: stack.enter_context(timing.Worker(c)) for side, c in commands.items()}
+        for side, worker in list(workers.items()):
+            try:
+                worker(1)
+            except RuntimeError:
+                if side != "compile":
+                    raise
+                del workers[side]  # torch.compile needs a compiler for C++
+        calls = [functools.partial(worker, steps) for worker in workers.values()]
+        return dict(zip(workers, timing.alternate(calls, rounds), strict=True))
+
+
+def compared(row, times, batch):
+    """The `Figure` of ours over the best of PyTorch, turn by turn."""
+    note = ", ".join(f"{side} {np.median(t) * 1000 / batch:.1f}" for side, t in times.items())
+    note = f"ms per image: {note}"
+    theirs = [times[engine] for engine in ("eager", "compile") if engine in times]
+    if not theirs:
+        return figures.Figure(row, None, note=f"{peer.MISSING}; {note}")
+    return figures.figure(row, times["ours"] / np.min(theirs, 0), note=note)
 
 
 if __name__ == "__main__":
@@ -238,4 +235,4 @@ if __name__ == "__main__":
         rest = [int(n) if n.isdigit() else n for n in rest]
         {"ours": ours, "bare": bare, "load": load}[side](*rest)
     else:
-        main()
+        figures.program(measure)

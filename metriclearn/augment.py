@@ -241,10 +241,11 @@ class Resizing(NamedTuple):
     """How images of any shape get the size that a network takes.
 
     Attributes:
-      method: of `images.resize`.
-      share: of the sides that the window in the middle keeps, before the resize.
+      method: of `images.resize`, which may pad.
+      share: of the sides that the window in the middle keeps, before the resize; of the longer
+        side if the method pads.
       square: whether both sides of the window are that share of the shorter side; otherwise the
-        aspect ratio is not kept.
+        aspect ratio is not kept, unless the method pads.
     """
 
     method: str = "bilinear"
@@ -254,26 +255,31 @@ class Resizing(NamedTuple):
     @property
     def window(self) -> Window | None:
         """The window; None if the whole image is resized, which is then reduced further before."""
-        return None if self == RESIZING else center_window(self.share, self.square)
+        if self == RESIZING:
+            return None
+        return center_window(self.share, "longer" if "+pad=" in self.method else self.square)
 
 
 RESIZING = Resizing()  # the usual
 
 
-def center_window(share: float = 1.0, square: bool = True) -> Window:
+def center_window(share: float = 1.0, square: bool | str = True) -> Window:
     """Crops the middle of the image.
 
     Args:
         share: of the sides that are kept.
-        square: both sides are that share of the shorter side.
+        square: both sides are that share of the shorter side; of the longer side with 'longer',
+            where the shorter one is kept as it is if it is not as long.
     """
     _check_range("center_window", share, share, 0.0, 1.0)
 
     def window(height, width, box, seed):
         del box, seed
         sides = tf.stack([height, width])
-        kept = tf.cast(tf.reduce_min(sides) if square else sides, tf.float32) * share
+        side = tf.reduce_max(sides) if square == "longer" else tf.reduce_min(sides)
+        kept = tf.cast(side if square else sides, tf.float32) * share
         kept = tf.maximum(tf.cast(tf.round(kept), tf.int32) + tf.zeros_like(sides), 1)
+        kept = tf.minimum(kept, sides)
         return tf.concat([(sides - kept) // 2, kept], 0)
 
     return window

@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -54,6 +55,23 @@ def test_benchmarks_that_documents_name_exist():
             names |= set(re.findall(r"python -m benchmarks\.(\w+)", path.read_text("utf-8")))
     assert {"run", "gpu", "triplet_loss"} <= names
     assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in names), names
+
+
+def test_rows_of_backbones_are_the_asked_ones_with_and_without_pytorch():
+    from benchmarks import backbones
+
+    cases = [
+        (network, mode, precision)
+        for network in backbones.NETWORKS
+        for mode in backbones.WORK
+        for precision in ("float32", "bfloat16")
+    ]
+    assert {backbones.row_of(*case) for case in cases} == set(backbones.RATIOS)
+    times = {"ours": np.array([2.0, 3.0]), "bare": np.array([2.0, 2.0])}
+    found = backbones.compared("row", times, 16)
+    assert found.value is None and peer.MISSING in found.note and "bare 125.0" in found.note
+    times |= {"eager": np.array([4.0, 1.0]), "compile": np.array([1.0, 6.0])}
+    assert backbones.compared("row", times, 16).value == 2.5
 
 
 def test_every_asked_row_is_named_once():

@@ -24,14 +24,17 @@ quiet.import_tensorflow()
 import numpy as np  # noqa: E402 (after the quiet import)
 import tensorflow as tf  # noqa: E402
 
-from trainer import checkpoints, experiment, files, keras_model, layers, towers  # noqa: E402
+from trainer import checkpoints, experiment, files, layers, low_rank, towers  # noqa: E402
 from trainer.config import UserError, did_you_mean  # noqa: E402
 from trainer.files import sync  # noqa: E402
 
 v1 = tf.compat.v1
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # SavedModel's own place for such files
-_WRITTEN = r"(saved_model\.pb(\.tmp.*)?|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
+TEXT = "text"  # folder of the text tower within a SavedModel of images
+_WRITTEN = (
+    r"(text/)?(saved_model\.pb(\.tmp.*)?|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
+)
 
 
 def export(
@@ -46,7 +49,8 @@ def export(
     """Writes a SavedModel with one signature, `serving_default`.
 
     Its inputs are the placeholders that `model.build(None, False)` makes, as far as the outputs
-    depend on them, under their own names; their first dimension, the batch, is free.
+    depend on them, under their own names; their first dimension, the batch, is free. With the
+    `embeddings` goes the model's text tower if it has one (`text_tower`), to the folder `text`.
 
     Args:
       model: a model module, configured as it was trained.
@@ -67,7 +71,7 @@ def export(
     temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.writing")
     _check_place(output, overwrite)
     with tf.Graph().as_default(), v1.Session() as session:
-        with keras_model.merging() as updates:  # of low rank: the export has plain kernels
+        with low_rank.merging() as updates:  # of low rank: the export has plain kernels
             built = build(model)
         chosen = choose(model, built, outputs)
         inputs = {p.op.name: p for p in placeholders(chosen.values())}
@@ -87,15 +91,21 @@ def export(
             ),
             "inputs": {name: _describe(tensor) for name, tensor in inputs.items()},
             "outputs": {name: _describe(tensor) for name, tensor in chosen.items()},
+            "resizing": resizing(model),
             "config": model.config.to_dict(),
             "code": code,
         }
+        tower = None
+        if "embeddings" in chosen:
+            tower, note["no_texts"] = text_tower(model)
         try:
             os.makedirs(os.path.dirname(output), exist_ok=True)
             _heal(temporary, output)
             files.claim(temporary, "unfinished export")
             try:
                 write(session, os.path.join(temporary, "model"), inputs, chosen, note)
+                if tower is not None:
+                    tower.save(os.path.join(temporary, "model", TEXT))
                 _publish(temporary, output)
             finally:
                 _heal(temporary, output)
@@ -131,6 +141,26 @@ def build(model: ModuleType) -> layers.ModelDict:
             f"{model.__name__}.build(inputs=None) fails ({type(error).__name__}: {error}): without "
             "inputs it must make placeholders, as models.simple does."
         ) from error
+
+
+def resizing(model: ModuleType) -> dict[str, Any]:
+    """How a model's images get their size, fields of its `resizing()`; {} for the usual."""
+    how = model.resizing() if callable(getattr(model, "resizing", None)) else None
+    return {} if how is None or how.window is None else how._asdict()
+
+
+def text_tower(model: Any) -> tuple[Any, str]:
+    """What writes a model's text tower by `save(folder)`, or None; and why there is none.
+
+    Args:
+      model: may have a function `texts()` that returns it, or None. A UserError of that function,
+        as one line, says why texts cannot be compared with the model's embeddings.
+    """
+    texts = getattr(model, "texts", None)
+    try:
+        return (texts() if callable(texts) else None), ""  # it may be a module, too
+    except UserError as error:
+        return None, str(error)
 
 
 def choose(model: ModuleType, built: layers.ModelDict, names: Collection[str] = ()) -> dict:
@@ -269,6 +299,8 @@ def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: li
     for kind in ("inputs", "outputs"):
         for name, tensor in note[kind].items():
             print(f"  {kind[:-1]} {name}: {tensor['dtype']} {tensor['shape']}")
+    if os.path.isdir(os.path.join(output, TEXT)):
+        print(f"  texts: by the text tower in {TEXT}/, see docs/retrieval.md")
     print(f"Load it with tf.saved_model.load({output!r}).signatures['serving_default'].")
     return 0
 

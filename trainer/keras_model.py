@@ -13,16 +13,15 @@ by name. They are named by the model's paths, as `conv1_conv/kernel`.
 
 import contextlib
 import os
-import re
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer import keras_ops, layers
+from trainer import keras_names, keras_ops, layers, low_rank
 from trainer.config import UserError
 
 v1 = tf.compat.v1
@@ -97,8 +96,8 @@ def apply(
     # keeps the model, and so the weights' file, as long as the graph.
     v1.add_to_collection(("keras_model",), model)
     variables, mapping = {}, []
-    low_rank = [x for x in _layers(model) if _merging and getattr(x, "lora_enabled", False)]
-    left_out = {id(v) for x in low_rank for v in (x.lora_kernel_a, x.lora_kernel_b)}
+    merged = low_rank.merged(_layers(model))
+    left_out = {id(v) for x in merged for v in (x.lora_kernel_a, x.lora_kernel_b)}
     names = [entry for entry in weights.names if id(entry[0]) not in left_out]
     for variable, name, trained in names:
         initializer = layers.read_from(weights.prefix, name)
@@ -107,14 +106,13 @@ def apply(
         variables[name] = own
         mapping.append((variable, own))
     mapping += [(seed, keras_ops.key(seed)) for seed in weights.seeds]
-    if low_rank:
-        _merging[-1].extend(_updates(low_rank, weights.names, variables))
+    low_rank.note(merged, {id(v): name for v, name, _ in weights.names}, variables)
     stored = frozen_batch_norm or layers.frozen_batch_norm.active
     kind = keras.layers.BatchNormalization  # what is not trainable uses its stored averages
     norms = [x for x in _layers(model) if stored and isinstance(x, kind) and x.trainable]
     with (
         _without(norms, "trainable"),
-        _without(low_rank, "lora_enabled"),
+        _without(merged, "lora_enabled"),
         keras_ops.replaced(inputs.shape[0]),
         keras.StatelessScope(mapping, initialize_variables=False) as scope,
     ):
@@ -156,7 +154,7 @@ def _take(model):
     variables = list({id(v): v for v in model.variables}.values())
     seeds = [v for v in variables if v.path.endswith("seed_generator_state")]
     kept = [v for v in variables if not any(v is seed for seed in seeds)]
-    names = _names(model, kept)
+    names = keras_names.names(model, kept)
     if any(tf.is_symbolic_tensor(v.handle) for v in kept):
         raise UserError(
             f"{model.name} was made within a graph: make it by trainer.keras_model.eagerly"
@@ -189,44 +187,6 @@ def _layers(model):
     return list(model._flatten_layers())
 
 
-def _names(model, variables):
-    """Paths of variables as names in a graph.
-
-    Keras numbers layers without a name through the process (`dense_7`). Here the numbers start from
-    0 in each model and layer: another process, which made other models, must find the same names.
-    """
-    automatic = {
-        layer.name
-        for layer in _layers(model)
-        if re.fullmatch(rf"{_snake_case(type(layer).__name__)}(_\d+)?", layer.name)
-    }
-    paths = [v.path.split("/") for v in variables]
-    if all(len(path) > 1 and path[0] == model.name for path in paths):
-        paths = [path[1:] for path in paths]
-    numbers, again, names = {}, {}, {}
-    for path in paths:
-        parts = []
-        for part in path:
-            if part in automatic:
-                base = re.sub(r"_\d+$", "", part)
-                seen = numbers.setdefault((*parts, base), {})
-                number = seen.setdefault(part, len(seen))
-                part = f"{base}_{number}" if number else base
-            parts.append(re.sub(r"[^\w.-]", "_", part, flags=re.ASCII))
-        name = "/".join(parts)
-        while name in names:
-            again[name] = again.get(name, 0) + 1
-            name = f"{name}_{again[name]}"
-        names[name] = None
-    return list(names)
-
-
-def _snake_case(name):
-    """The name that Keras gives to the first layer of a class."""
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
 @contextlib.contextmanager
 def _without(found, attribute):
     """Within this context an attribute of layers is False."""
@@ -237,48 +197,3 @@ def _without(found, attribute):
     finally:
         for layer in found:
             setattr(layer, attribute, True)
-
-
-# ---------------------------------------------------------------------------- low-rank updates
-
-
-class Update(NamedTuple):
-    """A low-rank update (LoRA) that a kernel takes in: `kernel + scale * a @ b`.
-
-    Attributes:
-      kernel: a variable of the graph.
-      a, b: names of the two variables that are not in the graph.
-      scale: what their product is multiplied by.
-    """
-
-    kernel: tf.Variable
-    a: str
-    b: str
-    scale: float
-
-
-_merging: list[list[Update]] = []
-
-
-@contextlib.contextmanager
-def merging() -> Iterator[list[Update]]:
-    """Within this context models are built without their low-rank updates.
-
-    Yields:
-      A list of `Update`, which grows as models are built; the caller adds them to the kernels.
-    """
-    _merging.append([])
-    try:
-        yield _merging[-1]
-    finally:
-        _merging.pop()
-
-
-def _updates(found, names, variables):
-    name_of = {id(variable): name for variable, name, _ in names}
-    for layer in found:
-        kernel = variables[name_of[id(layer._kernel)]]
-        parts = (name_of[id(v)] for v in (layer.lora_kernel_a, layer.lora_kernel_b))
-        scope = kernel.op.name.removesuffix(name_of[id(layer._kernel)])
-        a, b = (scope + part for part in parts)
-        yield Update(kernel, a, b, layer.lora_alpha / layer.lora_rank)

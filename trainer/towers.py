@@ -62,7 +62,7 @@ def session_config(config, tower_devices):
             rewrites.auto_mixed_precision_onednn_bfloat16 = on
             os.environ.setdefault(*_KEEP_FLOAT32)
         else:
-            rewrites.auto_mixed_precision = on
+            rewrites.auto_mixed_precision = on  # float16: this rewrite has no other type
     if config["trainer.xla"]:
         level = v1.OptimizerOptions.ON_1
         proto.graph_options.optimizer_options.global_jit_level = level

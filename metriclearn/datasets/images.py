@@ -249,8 +249,12 @@ def resize(image, size, method="bilinear"):
     Args:
       image: the pixels.
       size: (height, width).
-      method: of `tf.image.resize`; with `+antialias` as Pillow does it.
+      method: of `tf.image.resize`; with `+antialias` as Pillow does it. With `+pad=R,G,B` at its
+        end the aspect ratio is kept: the image is in the middle, the borders are of that color.
     """
+    method, _, color = method.partition("+pad=")
+    if color:
+        return _padded(image, size, method, [int(level) for level in color.split(",")])
     if method == "bilinear":  # the op itself: what `tf.image.resize` adds costs time
         resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)
         resized = tf.squeeze(resized, 0)
@@ -261,6 +265,18 @@ def resize(image, size, method="bilinear"):
     if method not in ("bilinear", "nearest", "area"):  # the others overshoot
         resized = tf.clip_by_value(resized, 0.0, 255.0)
     return tf.cast(resized + HALF, tf.uint8)
+
+
+def _padded(image, size, method, color):
+    """The image within the size, its aspect ratio kept, between borders of a color [c]."""
+    sides = tf.cast(tf.shape(image)[:2], tf.float64)
+    ratio = tf.reduce_max(sides / size)
+    inner = tf.maximum(tf.cast(tf.round(sides / ratio), tf.int32), 1)
+    border = size - inner
+    around = tf.stack([border // 2, border - border // 2], 1)
+    image = tf.cast(resize(image, inner, method), tf.int32) - color
+    image = tf.pad(image, tf.concat([around, [[0, 0]]], 0)) + color
+    return tf.ensure_shape(tf.cast(image, tf.uint8), [*size, None])
 
 
 def resize_windows(canvas, sides, size, method="bilinear"):

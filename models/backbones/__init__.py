@@ -20,7 +20,15 @@ import tensorflow as tf
 
 from metriclearn import augment
 from metriclearn.datasets.glyphs import cache_folder
-from models.backbones import efficientnet, keras_model, kerashub, pretrained, saved_model, scratch
+from models.backbones import (
+    efficientnet,
+    keras_model,
+    kerashub,
+    pretrained,
+    saved_model,
+    scratch,
+    weight_files,
+)
 from trainer import layers
 from trainer.config import did_you_mean
 
@@ -139,7 +147,9 @@ def load(address, *, input_range="", pooling="auto", lora_rank=0, drop_path=0.0,
         hub = bool(re.match(r"\w+://", address))  # whose modules take 0 to 1
         return _saved_model(_folder(address, cache), input_range or ("0,1" if hub else ""))
     except ValueError as error:
-        raise ValueError(f"The backbone {address!r} cannot be used: {error}") from None
+        path = re.sub(r"^(kerashub|keras):(.*weights=)?", "", address)
+        words = weight_files.named_once(error, os.path.expanduser(path))
+        raise ValueError(f"The backbone {address!r} cannot be used: {words}") from None
 
 
 def _from_scratch(name):
@@ -214,4 +224,7 @@ def _saved_model(folder, input_range):
     base = re.sub(r"\W+", "_", os.path.basename(os.path.normpath(folder)), flags=re.ASCII)
     name = base if re.match("[A-Za-z]", base) else f"hub_{base}"
     words = f"RGB 0 to 255, {model.preprocessing}"
-    return Backbone(name, model.image_size, model.features, model.fingerprint, words, build)
+    if model.resizing:
+        words += f"; resized by {model.resizing}"
+    found = Backbone(name, model.image_size, model.features, model.fingerprint, words, build)
+    return dataclasses.replace(found, resizing=augment.Resizing(**model.resizing))

@@ -78,7 +78,8 @@ def build(
         pixels = network.pixels(tf.cast(images, tf.float32))
         output = keras_model.apply(model, pixels, train_phase, frozen_batch_norm=frozen)
     except (ValueError, TypeError, tf.errors.OpError) as error:
-        raise ValueError(f"{network.source}: {reason(error)}") from error
+        words = weight_files.named_once(reason(error), network.source)
+        raise ValueError(f"{network.source}: {words}") from error
     if isinstance(output, dict | list | tuple):
         raise ValueError(f"{network.source}: it has {len(output)} outputs; it must give features")
     return pool(output, pooling, prefix=network.prefix, class_token=network.class_token)
@@ -200,7 +201,11 @@ def _cast(pixels, dtype):
 
 
 def _fingerprint(model):
-    digest = hashlib.sha256()
+    try:
+        layers = model.to_json()
+    except Exception:  # a model of the user's own class, which may raise anything
+        layers = type(model).__name__
+    digest = hashlib.sha256(layers.encode())
     for variable in model.weights:
         digest.update(f"{variable.path}\n".encode())
         digest.update(variable.numpy())

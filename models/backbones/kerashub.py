@@ -75,7 +75,9 @@ def _make(folder, kind, config, size, pooling, antialias, drop_path):
     try:
         source, head = _source(folder, kind, config)
     except Exception as error:  # KerasHub raises many kinds for files of other networks
-        raise ValueError(reason(error)) from None
+        raise ValueError(_words(error)) from None
+    if len(source.inputs[0].shape) != 4:
+        raise ValueError(f"{type(source).__name__} takes no images")
     # KerasHub's converter of ViT leaves this out, which moves features by 5e-6.
     changes = {"layer_norm_epsilon": config.get("layer_norm_eps")}
     changes |= dict.fromkeys(("drop_path_rate", "drop_path"), drop_path)
@@ -88,6 +90,15 @@ def _make(folder, kind, config, size, pooling, antialias, drop_path):
     elif type(made).__name__ == "SigLIPVisionEncoder":
         output = made.post_layer_norm.output
     return keras.Model(made.inputs[0], output)  # of a tensor: KerasHub's takes a dictionary
+
+
+def _words(error):
+    """What an error says; of a value that does not fit, without the values."""
+    pattern = r"variable\.shape=(.+?), Received: value\.shape=(.+?)\. Target .*?path=([^,]+)"
+    if found := re.search(pattern, str(error)):
+        ours, theirs, path = found.groups()
+        return f"{path} is {theirs} in the file, {ours} by its configuration"
+    return reason(error)
 
 
 def _source(folder, kind, config):

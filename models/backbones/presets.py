@@ -1,5 +1,6 @@
 """Folders of published weights: where they are, whose format they have, what pixels they want."""
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -15,6 +16,11 @@ from trainer import files
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+# Kinds of networks of Hugging Face's that are read, as model_type begins.
+_HUGGING_FACE = ("clip", "deit", "dinov2", "dinov3", "metaclip_2", "siglip", "swin", "vit")
+# All that is read of a folder: the last three are of texts.
+_READ = ["*.json", "*.safetensors", "*.weights.h5", "*.model", "*.spm", "*merges.txt"]
+_TOKENIZER = os.path.join("assets", "tokenizer")  # within a folder of KerasHub's
 # The files of a model that say how its images are made.
 _PREPROCESSING = ("image_converter.json", "preprocessor_config.json", "open_clip_config.json")
 
@@ -38,10 +44,7 @@ def folder_of(preset):
             folder = huggingface_hub.snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=[
-                    *("*.json", "*.safetensors", "*.weights.h5"),
-                    *("*.model", "*.spm", "*merges.txt"),  # of texts
-                ],
+                allow_patterns=_READ,
             )
             return folder, f"hf:{name}@{os.path.basename(folder)}"
         if place == "kaggle":
@@ -57,8 +60,8 @@ def folder_of(preset):
     folder = os.path.expanduser(preset)
     if not os.path.isdir(folder):
         raise ValueError(
-            f"there is no folder {folder}; give one, hf:OWNER/NAME[@revision], kaggle:…, or a name "
-            "that KerasHub knows"
+            "there is no such folder; give one, hf:OWNER/NAME[@revision], kaggle:…, or a name that "
+            "KerasHub knows"
         )
     return folder, preset
 
@@ -69,31 +72,54 @@ def kind_of(folder):
     for name, path in found.items():
         if not os.path.exists(path):
             continue
-        weight_files.check(path)
-        try:
-            config = files.read_json(path)
-            if name.startswith("open_clip"):
-                return "open_clip", config["model_cfg"] | {
-                    "preprocess": config.get("preprocess_cfg")
-                }
-            for key, kind in (
-                ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
-            ):  # fmt: skip
-                if key in config:
-                    return kind, config
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read: {reason(error)}") from None
+        config = _object(path)
+        if name.startswith("open_clip"):
+            inner = config.get("model_cfg")
+            vision = inner.get("vision_cfg") if isinstance(inner, dict) else None
+            if not isinstance(vision, dict):
+                raise ValueError(f"{path}: has no model_cfg with a vision_cfg")
+            if isinstance(vision.get("layers"), list):
+                raise ValueError(f"{path}: of OpenCLIP's networks the ResNets are not read")
+            return "open_clip", inner | {"preprocess": config.get("preprocess_cfg")}
+        for key, kind in (
+            ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
+        ):  # fmt: skip
+            if isinstance(config.get(key), str):
+                return kind, _of_images(path, kind, key, config)
         raise ValueError(f"{path}: it is no configuration of KerasHub, Hugging Face or timm")
     raise ValueError(
         f"{folder}: there is no config.json, which says what network the weights are of"
     )
 
 
+def _object(path):
+    """The object in a JSON file of a folder of weights."""
+    weight_files.check(path)
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return found
+
+
+def _of_images(path, kind, key, config):
+    """The configuration, if its network may be one of images."""
+    name = config[key]
+    if kind == "keras" and not name.endswith("Backbone"):
+        raise ValueError(f"{path}: {name!r} is no backbone: give the folder of its backbone")
+    if kind == "hf" and not name.startswith(_HUGGING_FACE):
+        raise ValueError(f"{path}: {key} {name!r} is none of {', '.join(_HUGGING_FACE)}")
+    return config
+
+
 def fingerprint(folder):
+    """SHA-256 of all that is read of a folder: configuration, weights, preprocessing, tokenizer."""
     digest = hashlib.sha256()
-    for name in sorted(os.listdir(folder)):
-        if name.endswith((".json", ".safetensors", ".h5")):
-            digest.update(f"{name} {files.sha256(os.path.join(folder, name))}\n".encode())
+    inner = os.path.join(folder, _TOKENIZER)
+    within = os.listdir(inner) if os.path.isdir(inner) else []
+    for name in sorted([*os.listdir(folder), *(os.path.join(_TOKENIZER, n) for n in within)]):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and any(fnmatch.fnmatch(name, pattern) for pattern in _READ):
+            digest.update(f"{name} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -101,9 +127,12 @@ def tensors(folder, names=("model.safetensors",)):
     """{name: array} of the folder's safetensors, in one file or in parts."""
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.exists(index):
-        names = sorted(set(files.read_json(index)["weight_map"].values()))
+        parts = _object(index).get("weight_map")
+        names = sorted({str(name) for name in parts.values()}) if isinstance(parts, dict) else []
+        if not names or any(os.path.basename(name) != name for name in names):
+            raise ValueError(f"{index}: its weight_map does not name files beside it")
     else:
-        names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[-1:]
+        names = [n for n in names if os.path.exists(os.path.join(folder, n))][:1] or names[:1]
         pickles = [n for n in os.listdir(folder) if n.endswith((".bin", ".pt", ".pth"))]
         if pickles and not os.path.exists(os.path.join(folder, names[0])):
             raise ValueError(
@@ -143,36 +172,67 @@ def pixels_of(folder, kind, config):
     """The `Pixels` of a folder's network, as its files say."""
     found = [n for n in _PREPROCESSING if os.path.exists(os.path.join(folder, n))]
     if kind in ("timm", "open_clip"):
-        return (_of_timm if kind == "timm" else _of_open_clip)(config)
+        name = "config.json" if kind == "timm" else "open_clip_config.json"
+        read = _of_timm if kind == "timm" else _of_open_clip
+        return _understood(read, config, os.path.join(folder, name))
     if not found:
         raise ValueError(
             f"{folder}: nothing says how pixels are scaled; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
-    given = files.read_json(os.path.join(folder, found[0]))
-    return _of_keras(given["config"]) if kind == "keras" else _of_hugging_face(given)
+    path = os.path.join(folder, found[0])
+    return _understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
+
+
+def _understood(read, given, path):
+    try:
+        return read(given)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of strange values
+        raise ValueError(f"{path}: {reason(error)}") from None
 
 
 def _of_timm(config):
     given = config.get("pretrained_cfg", {})
     mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
-    size, mode = given.get("input_size", [3, None, None])[1:], given.get("crop_mode", "center")
-    # timm's own default of the share is .875.
-    share, square = given.get("crop_pct") or 0.875, mode != "squash"
+    size = given.get("input_size", [3, None, None])[1:]
+    mode = _mode(given, "crop_mode", ("center", "squash", "border"))
+    share = given.get("crop_pct") or 0.875  # timm's own default
     method = _named(given.get("interpolation", "bicubic"))
-    return _pixels(1 / 255, mean, deviation, size, method, share, square)
+    if mode == "border":
+        method = _padded(method, [round(255 * level) for level in mean])
+    return _pixels(1 / 255, mean, deviation, size, method, share, mode == "center")
 
 
 def _of_open_clip(config):
     given = config["preprocess"] or {}
     mean, deviation = given.get("mean", _CLIP[0]), given.get("std", _CLIP[1])
     size = given.get("size") or config["vision_cfg"].get("image_size")
-    square = given.get("resize_mode", "shortest") == "shortest"
+    mode = _mode(given, "resize_mode", ("shortest", "squash", "longest"))
     method = _named(given.get("interpolation", "bicubic"))
-    return _pixels(1 / 255, mean, deviation, size, method, 1.0, square)
+    if mode == "longest":
+        method = _padded(method, [given.get("fill_color", 0)] * 3)
+    return _pixels(1 / 255, mean, deviation, size, method, 1.0, mode == "shortest")
+
+
+def _mode(given, key, known):
+    """How images become square: the first of the known modes by default."""
+    mode = given.get(key) or known[0]
+    if mode not in known:
+        raise ValueError(f"{key}={mode!r} is none of {', '.join(known)}: set it in the file")
+    return mode
+
+
+def _padded(method, color):
+    return f"{method}+pad={','.join(map(str, color))}"
 
 
 def _of_keras(given):
+    given = given["config"]
+    if given.get("pad_to_aspect_ratio"):
+        raise ValueError(
+            "pad_to_aspect_ratio is not known here; set it to false, and "
+            "crop_to_aspect_ratio as images are to be resized"
+        )
     scale = np.array(1.0 if given.get("scale") is None else given["scale"])
     offset = np.array(0.0 if given.get("offset") is None else given["offset"])
     method = given.get("interpolation", "bilinear") + "+antialias" * given.get("antialias", False)
@@ -186,6 +246,12 @@ def _of_hugging_face(given):
     if not given.get("do_normalize", True):
         mean, deviation = 0.0, 1.0
     size, crop = given.get("size"), given.get("crop_size")
+    longest = isinstance(size, dict) and "longest_edge" in size
+    if longest or given.get("do_pad"):
+        raise ValueError(
+            f"{'size.longest_edge' if longest else 'do_pad'} pads images, which is not known here; "
+            "give size as height and width, and no do_pad"
+        )
     method = _named(_METHODS.get(given.get("resample", 2), "bilinear"))
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     before = _sides(shortest or size)
@@ -216,7 +282,10 @@ def _sides(size):
 
 
 def _pixels(factor, mean, deviation, size, method, share, square):
-    scale, offset = factor / np.array(deviation), -np.array(mean) / deviation
+    mean, deviation = (np.array(values, np.float64) for values in (mean, deviation))
+    if not (deviation > 0).all():
+        raise ValueError(f"pixels are divided by {deviation.tolist()}; all must be above 0")
+    scale, offset = factor / deviation, -mean / deviation
     return _described(scale, offset, size, augment.Resizing(method, share, square))
 
 

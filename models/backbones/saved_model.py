@@ -54,6 +54,8 @@ class SavedModel(NamedTuple):
       channels: 3 (RGB) or 1 (gray).
       features: dimensions of the output if they are known, else None.
       fingerprint: SHA-256 of graph and weights.
+      resizing: how images get their size, fields of `metriclearn.augment.Resizing` by name, where
+        this project noted it; {} for the usual.
     """
 
     folder: str
@@ -67,6 +69,7 @@ class SavedModel(NamedTuple):
     channels: int
     features: int | None
     fingerprint: str
+    resizing: dict
 
     @property
     def preprocessing(self):
@@ -117,8 +120,8 @@ def read(folder, input_range=""):
         if not called:
             shape = outputs[_output(list(outputs), path)].tensor_shape
             features = shape.dim[-1].size if shape.dim and shape.dim[-1].size > 0 else None
-    note = _note(folder)
-    noted = note.get("image_size")
+    note = noted(folder)
+    noted_size = note.get("image_size")
     return SavedModel(
         folder,
         graphs,
@@ -126,11 +129,12 @@ def read(folder, input_range=""):
         signature,
         dtype,
         _input_range(folder, first, dtype, note, input_range),
-        size or (tuple(noted) if noted else None),
+        size or (tuple(noted_size) if noted_size else None),
         size is not None,
         channels,
         note.get("features") or features,
         _fingerprint(folder),
+        note.get("resizing") or {},
     )
 
 
@@ -162,13 +166,13 @@ def _input_range(folder, graph, dtype, note, asked):
         if asked not in ("", "0,255"):
             raise ValueError(f"{folder}: takes uint8 pixels as they are, not {asked}")
         return "0,255"
-    noted = note.get("input_range")
-    if isinstance(noted, list):
-        noted = ",".join(f"{float(value):g}" for value in noted)
-    if asked and noted and asked != noted:
-        raise ValueError(f"{folder}: is noted to take {noted}, not {asked}")
-    if asked or noted:
-        return asked or noted
+    own = note.get("input_range")
+    if isinstance(own, list):
+        own = ",".join(f"{float(value):g}" for value in own)
+    if asked and own and asked != own:
+        raise ValueError(f"{folder}: is noted to take {own}, not {asked}")
+    if asked or own:
+        return asked or own
     hub = os.path.exists(os.path.join(folder, "tfhub_module.pb"))
     hub |= any(name.startswith("hub_module_attachment") for name in graph.collection_def)
     hub |= "image_feature_vector" in graph.signature_def
@@ -213,7 +217,7 @@ def _output(names, path):
     )
 
 
-def _note(folder):
+def noted(folder):
     """What this project writes beside its own SavedModels; their checksums are compared."""
     path = os.path.join(folder, "assets.extra", "prototrain.json")
     if not os.path.exists(path):
@@ -277,6 +281,8 @@ def apply(model, images, batch_statistics):
 
 def first_line(error):
     """What an error says: without TensorFlow's stack, and Keras's heading and colors."""
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
     lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     headed = len(lines) > 1 and lines[0].startswith("Exception encountered")

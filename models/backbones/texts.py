@@ -15,6 +15,7 @@ from models.backbones import presets, weight_maps
 from models.backbones.keras_model import reason
 from retrieval.embeddings import tokens
 from trainer import files, keras_model
+from trainer.config import UserError
 
 CLEANINGS = {"whitespace": "", "lower": "lower", "canonicalize": "canonicalize"}  # of OpenCLIP
 
@@ -35,6 +36,13 @@ class Tower(NamedTuple):
     cleaning: str | None
     length: int | None
     make: Callable
+
+    def check(self) -> None:
+        """Raises a UserError if the folder has no vocabulary, without which texts have no ids."""
+        try:
+            tokens.find(self.folder)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def save(self, folder: str) -> None:
         """Writes what `texts.TextEmbedder` reads to a folder that does not exist yet.

@@ -7,6 +7,7 @@ data_offsets}}; and the values. Nothing in it can be run.
 import json
 import math
 import os
+import re
 import struct
 
 import numpy as np
@@ -52,6 +53,12 @@ def check(path, start=None):
         raise ValueError(f"{path}: it is damaged, or of another kind")
 
 
+def named_once(error, path):
+    """An error's words without a path that is named beside them."""
+    words = re.sub(rf"(?<![\w./-]){re.escape(os.path.normpath(path))}(/|: )", "", str(error))
+    return words if path else str(error)
+
+
 def load(path):
     """Reads a safetensors file.
 
@@ -67,6 +74,8 @@ def load(path):
     check(path)
     try:
         size = os.path.getsize(path)
+        if size < 8:
+            raise ValueError("it is empty or cut off")
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_LONGEST_HEADER, size - 8):

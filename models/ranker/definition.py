@@ -45,7 +45,7 @@ def build(inputs=None, train_phase=False):
     try:
         features = backbone.apply(images, train_phase and not cached, frozen)
     except ValueError as error:
-        raise UserError(f"model.hub_address={config['model.hub_address']}: {error}") from None
+        raise UserError(f"model.hub_address: {error}") from None
     colored = color_weight() != 0
     if cached:
         joined = inputs["features"]
@@ -112,7 +112,8 @@ def texts():
     """The backbone's tower of texts, None if it has none.
 
     Raises:
-      UserError: embeddings are not in the space that the backbone's images share with texts.
+      UserError: embeddings are not in the space that the backbone's images share with texts, or
+        there is no vocabulary.
     """
     tower = load_backbone(config["model.hub_address"]).texts
     if tower is None:
@@ -132,6 +133,7 @@ def texts():
             "the model's head was trained on images and applies to images only; to search by text, "
             f"train with {' '.join(mended)}"
         )
+    tower.check()
     return tower
 
 
@@ -141,6 +143,7 @@ def sources():
     return {
         "backbone": backbone.source or config["model.hub_address"],
         "sha256": backbone.fingerprint,
+        "preprocessing": backbone.preprocessing,
     }
 
 

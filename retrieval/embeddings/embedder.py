@@ -10,6 +10,7 @@ embedding wherever it is embedded.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,6 @@ import numpy as np
 from metriclearn.datasets import image_files
 from retrieval.embeddings import c_library, decoding
 from trainer import commandline, files, quiet
-from trainer.config import UserError
 
 NOTE = os.path.join("assets.extra", "prototrain.json")  # as `trainer.export` has it
 NOTED = ("channels", "boxes", "max_pixels", "source", "tensors")  # in a saved model's note
@@ -164,7 +164,7 @@ class Embedder:
         """
         import tensorflow as tf
 
-        from trainer import checkpoints, experiment
+        from trainer import checkpoints, experiment, export
 
         if isinstance(model, str):
             model = commandline.load_model(model)
@@ -204,13 +204,11 @@ class Embedder:
             "boxes": _key(model, "dataset.bounding_boxes", True),
             "max_pixels": _key(model, "dataset.max_pixels", image_files.MAX_PIXELS),
         }
-        resizing = model.resizing() if callable(getattr(model, "resizing", None)) else None
-        if resizing is not None and resizing.window is not None:
-            options["resizing"] = source["resizing"] = resizing._asdict()
+        if resizing := export.resizing(model):
+            options["resizing"] = source["resizing"] = resizing
         made = cls.of_graph(build, size=None, channels=3, source=source, threads=threads, **options)
         made.size, made.channels = found["size"], found["channels"]
-        texts = getattr(model, "texts", None)
-        made.texts = texts if callable(texts) else None  # it may be a module, too
+        made.texts = getattr(model, "texts", None)
         return made
 
     @classmethod
@@ -237,6 +235,7 @@ class Embedder:
         import tensorflow as tf
 
         from models.backbones import saved_model
+        from retrieval.embeddings import texts
 
         v1 = tf.compat.v1
         try:
@@ -244,11 +243,14 @@ class Embedder:
         except ValueError as error:
             raise ValueError(f"--saved_model={folder}: {error}") from None
         size, channels = _size_of(found, image_size), found.channels
-        source = {
+        source: dict = {
             "checkpoint": folder,
             "checkpoint_sha256": found.fingerprint,
             "preprocessing": f"{channels} channels, {found.preprocessing}",
         }
+        about: dict = {"size": size, "channels": channels, "source": source, "threads": threads}
+        if found.resizing:
+            about["resizing"] = source["resizing"] = found.resizing
 
         def build(session):
             images_in = v1.placeholder(tf.uint8, [None, *size, channels], "image")
@@ -258,13 +260,14 @@ class Embedder:
             return {"image": images_in}, output
 
         try:
-            made = cls.of_graph(build, size=size, channels=channels, source=source, threads=threads)
+            made = cls.of_graph(build, **about)
             made.run({"image": np.zeros((1, *size, channels), np.uint8)})  # a damaged one fails now
         except Exception as error:  # TensorFlow raises many kinds for files that are damaged
             if isinstance(error, ValueError) and folder in str(error):
                 raise
             reason = saved_model.first_line(error)
             raise ValueError(f"--saved_model={folder}: cannot be used: {reason}") from error
+        made.texts = functools.partial(texts.of_saved_model, folder)
         return made
 
     def run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -324,9 +327,8 @@ class Embedder:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a SavedModel that `load` reads, and any other program that takes uint8 images.
 
-        A model with a function `texts()` may return a text tower (see
-        `models.backbones.texts.Tower`); it goes to the folder `text` within, which `TextEmbedder`
-        reads. A UserError of that function, as one line, says why texts cannot be compared.
+        The text tower of the model, if it has one (see `trainer.export.text_tower`), goes to the
+        folder `text` within, which `TextEmbedder` reads.
 
         Args:
           folder: a folder that does not exist yet.
@@ -347,17 +349,10 @@ class Embedder:
         with self._session.graph.as_default():
             signature = {"image": image}, {"embeddings": self._output}
             note |= {"features": self.dimensions}
-            tower, note["no_texts"] = self._text_tower()
+            tower, note["no_texts"] = export.text_tower(self)
             export.write(self._session, os.fspath(folder), *signature, note)
         if tower is not None:
-            tower.save(os.path.join(folder, "text"))
-
-    def _text_tower(self):
-        """(what writes the model's text tower or None, why there is none)."""
-        try:
-            return (self.texts() if self.texts else None), ""
-        except UserError as error:
-            return None, str(error)
+            tower.save(os.path.join(folder, export.TEXT))
 
     def close(self) -> None:
         """Frees the session."""

@@ -5,6 +5,7 @@ Each folder of checkpoints has one file, so that the cache does not grow with th
 
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 
@@ -41,7 +42,7 @@ class Kept:
         config = model.config.to_json()
         self._key = _sha256(
             *(FORMAT, fingerprint(checkpoint), config, _code(model), listing(rows), _parts(rows)),
-            *(*names, "fields", *FIELDS),
+            *(_sources(model), *names, "fields", *FIELDS),
         )
 
     def read(self):
@@ -85,6 +86,12 @@ def _code(model):
         if name.split(".")[0] in packages
     }
     return _sha256(*(files.sha256(p) for p in sorted(filter(None, paths)) if os.path.isfile(p)))
+
+
+def _sources(model):
+    """What a model says of files that it reads beside its checkpoint, as those of its backbone."""
+    sources = getattr(model, "sources", None)
+    return json.dumps(sources()) if callable(sources) else ""
 
 
 def _parts(rows):

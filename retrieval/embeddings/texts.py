@@ -8,7 +8,9 @@ They are a SavedModel in the folder `text` of the images' model, with the vocabu
 """
 
 import os
+import shutil
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from retrieval.embeddings import tokens
 from retrieval.embeddings.embedder import NOTE, session_of
 from retrieval.embeddings.store import Embedded
 from trainer import files, quiet
+from trainer.config import UserError
 
 FOLDER = "text"  # within the saved model of the images
 BATCH = 64  # texts at a time
@@ -128,5 +131,32 @@ def why_not(folder: str | os.PathLike) -> str:
     """Why a saved model cannot be searched by text, one line; '' if it can."""
     if os.path.isdir(os.path.join(folder, FOLDER)):
         return ""
-    note = files.known_keys(os.path.join(folder, NOTE), set(), "a model that embeds images")
+    path, note = os.path.join(folder, NOTE), {}
+    if os.path.exists(path):  # SavedModels of others have none
+        note = files.known_keys(path, set(), "a model that embeds images")
     return note.get("no_texts") or "the model has no text tower: search by image"
+
+
+class Saved(NamedTuple):
+    """The text tower of a saved model of images; see `trainer.export.text_tower`."""
+
+    folder: str
+
+    def save(self, folder: str) -> None:
+        """Copies it to a folder that does not exist yet."""
+        shutil.copytree(self.folder, folder)
+
+
+def of_saved_model(folder: str | os.PathLike) -> Saved:
+    """The text tower of a saved model of images.
+
+    Raises:
+      UserError: it has none.
+      ValueError: it is damaged.
+    """
+    from models.backbones import saved_model  # with TensorFlow
+
+    if reason := why_not(folder):
+        raise UserError(reason)
+    saved_model.noted(os.path.join(folder, FOLDER))
+    return Saved(os.path.join(folder, FOLDER))

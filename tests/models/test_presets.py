@@ -127,15 +127,49 @@ def test_pixels_are_made_as_the_files_say(tmp_path, files, kind, size, expected)
             *("open_clip", {"resize_mode": "squash", "interpolation": "bicubic", "size": [12, 12]}),
             *((12, 12), ("bicubic", 1, False)),
         ),
+        (
+            *("timm", {"input_size": [3, 16, 16], "crop_pct": 1.0, "crop_mode": "border",
+                       "mean": MEAN}),
+            *((16, 16), ("bicubic", 1, False, "+pad=128,102,76")),
+        ),
+        (
+            *("open_clip", {"resize_mode": "longest", "interpolation": "bilinear"}),
+            *((16, 16), ("bilinear", 1, False, "+pad=0,0,0")),
+        ),
+        (
+            *("open_clip", {"resize_mode": "longest", "fill_color": 255}),
+            *((16, 16), ("bicubic", 1, False, "+pad=255,255,255")),
+        ),
     ],
 )  # fmt: skip
 def test_images_are_resized_as_the_files_say(tmp_path, kind, given, size, expected):
     config = {"pretrained_cfg": given, "preprocess": given, "vision_cfg": {"image_size": 16}}
     path = folder(tmp_path, preprocessor_config=given)
     found = presets.pixels_of(path, kind, config)
-    method, *crop = expected
+    method, share, square, *padding = expected
     method += "+antialias" * (method != "nearest")  # as Pillow does it
-    assert found.size == size and found.resizing == (method, *crop)
+    assert found.size == size and found.resizing == ("".join([method, *padding]), share, square)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("timm", {"crop_mode": "fill"}, "crop_mode='fill' is none of center, squash, border"),
+        ("open_clip", {"resize_mode": "x"}, "resize_mode='x' is none of shortest, squash, longest"),
+        (
+            "hf",
+            {"size": {"longest_edge": 24}},
+            "size.longest_edge pads .* height and width",
+        ),
+        ("hf", {"size": 24, "do_pad": True}, "do_pad pads images, which is not known here"),
+        ("keras", {"config": {"pad_to_aspect_ratio": True}}, "pad_to_aspect_ratio .* to false"),
+    ],
+)
+def test_another_way_of_resizing_is_refused(tmp_path, kind, given, message):
+    config = {"pretrained_cfg": given, "preprocess": given, "vision_cfg": {"image_size": 16}}
+    name = "image_converter" if kind == "keras" else "preprocessor_config"
+    with pytest.raises(ValueError, match=message):
+        presets.pixels_of(folder(tmp_path, **{name: given}), kind, config)
 
 
 def test_images_of_kerashub_are_resized_as_its_layer_does(tmp_path):
@@ -155,7 +189,12 @@ def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
     folder(tmp_path, preprocessor_config=PROCESSOR | {"image_mean": DEVIATION})
     after = presets.fingerprint(path)
     (tmp_path / "model.safetensors").write_bytes(b"weightS")
-    assert len({before, after, presets.fingerprint(path)}) == 3
+    found = {before, after, presets.fingerprint(path)}
+    (tmp_path / "assets" / "tokenizer").mkdir(parents=True)
+    for name in ("spiece.model", "merges.txt", "assets/tokenizer/vocabulary.spm"):
+        (tmp_path / name).write_bytes(b"words")
+        found.add(presets.fingerprint(path))
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize(
@@ -165,7 +204,10 @@ def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
         ("{", "config.json: cannot be read"),
         ("version https://git-lfs.github.com/spec/v1", "config.json: it is a Git LFS pointer"),
         ('{"a": 1}', "no configuration of KerasHub, Hugging Face or timm"),
-        ("[1]", "no configuration of KerasHub"),
+        ("[1]", "config.json: holds no JSON object"),
+        ('{"model_type": 3}', "no configuration of KerasHub"),
+        ('{"model_type": "bert"}', "model_type 'bert' is none of clip, deit, dinov2"),
+        ('{"registered_name": "keras_hub>ViTImageClassifier"}', "is no backbone: give the folder"),
     ],
 )
 def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
@@ -174,6 +216,43 @@ def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         presets.kind_of(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("<html>", "it is a web page"),
+        ("[]", "holds no JSON object"),
+        ('{"image_mean": "x"}', "could not convert string to float"),
+        ('{"image_std": [0, 1, 1]}', "pixels are divided by .0.0, 1.0, 1.0.; all must be above 0"),
+        ('{"size": {"height": "a", "width": 3}, "do_center_crop": true, "crop_size": 3}', "str"),
+    ],
+)
+def test_preprocessing_that_is_not_understood(tmp_path, content, message):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: .*{message}") as caught:
+        presets.pixels_of(str(tmp_path), "hf", {})
+    assert "\n" not in str(caught.value) and str(caught.value).count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({}, "has no model_cfg with a vision_cfg"),
+        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "of OpenCLIP's networks the ResNets are not"),
+    ],
+)
+def test_networks_of_open_clip_that_are_not_read(tmp_path, model, message):
+    with pytest.raises(ValueError, match=message):
+        presets.kind_of(folder(tmp_path, open_clip_config={"model_cfg": model}))
+
+
+@pytest.mark.parametrize("parts", ({}, {"weight_map": {}}, {"weight_map": {"a": "../b"}}, [1]))
+def test_an_index_of_weights_that_names_none_beside_it(tmp_path, parts):
+    folder(tmp_path, **{"model.safetensors.index": parts})
+    with pytest.raises(ValueError, match=r"index.json: (its weight_map|holds no JSON object)"):
+        presets.tensors(str(tmp_path))
 
 
 def test_weights_without_a_word_on_pixels(tmp_path):
@@ -225,5 +304,5 @@ def test_a_revision_is_found_in_the_cache_of_hugging_face(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="it cannot be fetched") as caught:
         presets.folder_of("hf:me/other")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="there is no folder no/such; give one, hf:OWNER"):
+    with pytest.raises(ValueError, match="there is no such folder; give one, hf:OWNER"):
         presets.folder_of("no/such")

@@ -20,7 +20,7 @@ from retrieval.catalogue.opened import Catalogue
 from retrieval.embeddings import passes, store
 from retrieval.embeddings.embedder import Embedder
 from retrieval.embeddings.texts import TextEmbedder
-from trainer import checkpoints, loop
+from trainer import checkpoints, export, loop
 from trainer.config import UserError
 from trainer.keras_model import eagerly
 
@@ -187,6 +187,12 @@ def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
             assert embedder.resizing["method"] == "bicubic+antialias"
             passes.embed_table(ranker.table(), str(tmp_path / "store"), embedder)
             index.build(tmp_path / "store", tmp_path / "i", "Flat", save_model=embedder.save)
+        served = str(tmp_path / "served")
+        for again in (False, True):
+            export.export(ranker, prefix, served, overwrite=again)
+        (folder / "merges.txt").unlink()
+        with pytest.raises(UserError, match="there is no vocabulary of texts"):
+            ranker.texts()
     finally:
         ranker.config.update(before)
     with Catalogue.open(tmp_path / "i") as catalogue, catalogue.text_embedder(1) as embedder:
@@ -194,5 +200,17 @@ def test_a_ranker_without_a_head_is_searched_by_words(tmp_path):
         words = vectors(tower(folder), ids)
         near(embedder.embed(["red"]), words)
         found = catalogue.find(embedder.embed(["red"]), k=4)
-        of_images = store.read(tmp_path / "store").embeddings
-        near(found.scores[0], np.sort(words @ of_images.T)[0, ::-1])
+        stored = store.read(tmp_path / "store")
+        near(found.scores[0], np.sort(words @ stored.embeddings.T)[0, ::-1])
+    # An export is searched by the same words and images, as is an index that is built with it.
+    with Embedder.of_saved_model(served, threads=1) as embedder:
+        assert (embedder.size, embedder.resizing["method"]) == ((24, 24), "bicubic+antialias")
+        near(embedder.embed(stored.paths.tolist()), stored.embeddings)
+        embedder.save(tmp_path / "model")
+        for model in (served, tmp_path / "model"):
+            with TextEmbedder.load(model, threads=1) as made:
+                near(made.embed(["red"]), words)
+        vocabulary = tmp_path / "served/text/assets/tokenizer.json"
+        vocabulary.write_text(vocabulary.read_text().replace("red", "den"))
+        with pytest.raises(ValueError, match=r"tokenizer.json: is damaged \(its checksum"):
+            embedder.save(tmp_path / "other")

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from odd_layers import Constant, DropPath
 
-from trainer import checkpoints, keras_model, layers, towers
+from trainer import checkpoints, keras_model, layers, low_rank, towers
 from trainer.config import UserError
 
 pytestmark = pytest.mark.numeric
@@ -195,7 +195,7 @@ def test_low_rank_updates_are_merged_into_plain_kernels():
         session.run(v1.global_variables_initializer())
         expected, values = session.run([whole, {v.op.name: v for v in v1.global_variables()}])
     with tf.Graph().as_default(), v1.Session() as session:
-        with keras_model.merging() as updates, v1.variable_scope("net"):
+        with low_rank.merging() as updates, v1.variable_scope("net"):
             merged = keras_model.apply(model, tf.ones([3, 6]))
         assert names - {v.op.name for v in v1.global_variables()} == {
             name for update in updates for name in (update.a, update.b)

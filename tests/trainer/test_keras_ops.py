@@ -74,3 +74,39 @@ def test_grouped_convolutions_equal_those_of_keras(options):
         # Within what the order of float32 sums over some ten terms can change.
         scale = np.abs(expected).max()
         np.testing.assert_allclose(session.run(found), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_layers_are_written_as_tensorflow_fuses_them():
+    """Batch norm of maps is one operation; the exact GELU and a dense layer are of a known form."""
+
+    def network():
+        keras.utils.set_random_seed(5)
+        images = keras.Input((6, 6, 3))
+        x = keras.layers.Conv2D(4, 3)(images)
+        x = keras.layers.BatchNormalization(scale=False, momentum=0.7)(x)
+        x = keras.layers.BatchNormalization(center=False, epsilon=0.01)(keras.ops.relu(x))
+        x = keras.layers.Dense(5, activation=lambda x: keras.ops.gelu(x, approximate=False))(x)
+        model = keras.Model(images, keras.layers.Dense(2)(x))
+        before = [v.numpy() for v in model.variables]
+        served, trained = model(x_of, training=False).numpy(), model(x_of, training=True).numpy()
+        moved = {v.path: v.numpy() for v in model.variables if "moving" in v.path}
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
+        return model, served, trained, list(moved.values())
+
+    x_of = np.random.default_rng(3).normal(1, 2, (3, 6, 6, 3)).astype(np.float32)
+    model, *expected = keras_model.eagerly(network)
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        served = keras_model.apply(model, tf.constant(x_of))
+        types = [op.type for op in graph.get_operations()]
+        with v1.variable_scope(v1.get_variable_scope(), reuse=True):
+            trained = keras_model.apply(model, tf.constant(x_of), True)
+        session.run(v1.global_variables_initializer())
+        found = session.run([served, trained])
+        session.run(v1.get_collection(v1.GraphKeys.UPDATE_OPS))
+        moved = [session.run(v) for v in v1.global_variables() if "moving" in v.op.name]
+    assert types.count("FusedBatchNormV3") == 2 and "Rsqrt" not in types
+    assert types.count("Erf") == 1 and "Erfc" not in types and types.count("MatMul") == 2
+    for ours, theirs in zip([*found, *moved], [*expected[:2], *expected[2]], strict=True):
+        # Within what the order of float32 sums over a hundred terms can change.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

@@ -27,16 +27,24 @@ def photos(tmp_path_factory):
 
 
 def by_pillow(path, how):
-    """As torchvision and Hugging Face do it: resize, then the middle."""
-    image, (height, width) = Image.open(path), SIZE
-    sides = np.array([image.height, image.width])
-    whole = np.round(np.array(SIZE) / how.share).astype(int)
-    if how.square:
-        whole = np.round(sides * whole[0] / sides.min()).astype(int)
-    method = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    resized = image.resize(tuple(whole[::-1].tolist()), method[how.method.split("+")[0]])
-    top, left = (whole - SIZE) // 2
-    return np.asarray(resized)[top : top + height, left : left + width]
+    """As torchvision and Hugging Face do it: resize, then the middle.
+
+    With padding as timm and OpenCLIP do it: the longer side fits, the borders have the color.
+    """
+    image = Image.open(path)
+    sides, size = np.array([image.height, image.width]), np.array(SIZE)
+    method, _, color = how.method.partition("+pad=")
+    whole = np.round(size / how.share).astype(int)
+    if how.square or color:
+        whole = np.round(sides * whole[0] / (max if color else min)(sides)).astype(int)
+    kind = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    resized = np.asarray(image.resize(tuple(whole[::-1].tolist()), kind[method.split("+")[0]]))
+    (top, left), (height, width) = np.maximum(whole - size, 0) // 2, np.minimum(whole, size)
+    found = np.zeros((*SIZE, 3), np.uint8) + np.array(color.split(",") if color else 0, np.uint8)
+    down, right = (size - (height, width)) // 2
+    middle = resized[top : top + height, left : left + width]
+    found[down : down + height, right : right + width] = middle
+    return found
 
 
 @pytest.mark.parametrize(
@@ -45,6 +53,8 @@ def by_pillow(path, how):
         augment.Resizing("bicubic+antialias", 1.0, True),
         augment.Resizing("bilinear+antialias", 0.75, True),
         augment.Resizing("bicubic+antialias", 1.0, False),
+        augment.Resizing("bicubic+antialias+pad=0,0,0"),
+        augment.Resizing("bilinear+antialias+pad=124,117,104", 0.8),
     ],
 )
 def test_all_readers_agree_and_are_near_to_pillow(photos, how, tmp_path):
@@ -70,6 +80,7 @@ def test_all_readers_agree_and_are_near_to_pillow(photos, how, tmp_path):
     )  # fmt: skip
     np.testing.assert_array_equal(next(iter(training))["image"], found)
     # Decoders of JPEG differ by more. Pillow crops after the resize, so its border sees beyond.
-    inside = slice(None), slice(3, -3)
+    edge = 0 if "+pad" in how.method and how.share == 1 else 3
+    inside = slice(None), slice(edge, SIZE[1] - edge)
     expected = by_pillow(photos[0], how)[inside].astype(int)
     assert np.abs(found[0][inside].astype(int) - expected).max() <= 1
