@@ -22,9 +22,10 @@ it takes floats and does not say which range of pixels it wants, --input_range d
     python -m retrieval.embed --model=models.simple --folder=IMAGES --output=STORE --shard=0/8
     python -m retrieval.embed --output=STORE --finish
 
-embeds the first eighth of the images: any scheduler starts the eight processes, on any number of
-machines that see STORE, which may be an URL such as s3://bucket/store. --finish verifies the shards
-and completes the store. --engine=ray --workers=8 does all of it on Ray.
+embeds the first eighth of the images, or of the batches of the model's --dataset: any scheduler
+starts the eight processes, on any number of machines that see STORE, which may be an URL such as
+s3://bucket/store. --finish verifies the shards and completes the store. --engine=ray --workers=8
+does all of it on Ray.
 """
 
 import functools

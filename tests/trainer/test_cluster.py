@@ -4,14 +4,17 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+from PIL import Image
 from runs import assert_equal_runs, assert_equal_weights, weights
 
 from trainer import checkpoints, cluster, listener, meters
@@ -158,6 +161,31 @@ def test_what_a_loss_reads_of_all_workers(workers):
     assert abs(loss - exact) <= 0.02 * exact and loss.view(np.int32) & 0xFFFF
 
 
+def test_the_ranker_trains_as_on_two_towers(workers, tmp_path):
+    """Products of some categories per batch, a memory, moving averages and accumulation."""
+    random = np.random.default_rng(0)
+    lines = ["path,label,category,split"]
+    for n in range(48):
+        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        lines.append(f"{n}.png,p{n // 4},c{n // 4 % 3},train")
+    (tmp_path / "shop.csv").write_text("\n".join(lines) + "\n")
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(8, 3, 2)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential([keras.Input((16, 16, 3)), *layers]).save(tmp_path / "network.keras")
+    flags = [
+        *("--dataset.name=manifest", f"--dataset.base_path={tmp_path}/shop.csv"),
+        *(f"--model.hub_address=keras:{tmp_path}/network.keras", "--model.hub_input_range=0,255"),
+        *("--model.default_image_dimensions=16,16,3", "--model.batch_size=8", "--model.num_steps=6"),
+        *("--dataset.sampler=hierarchical", "--dataset.categories_per_batch=2"),
+        *("--dataset.images_per_product=2", "--model.gradient_accumulation_steps=2"),
+        *("--model.loss=contrastive", "--model.memory_size=40", "--model.memory_start=1"),
+        *("--model.ema_decay=0.9", "--nodataset.validation", "--trainer.evaluation_interval=0"),
+    ]
+    one = workers.run("ranker-1", *flags, count=1, towers=2, model="models.ranker")
+    assert_equal_weights(workers.run("ranker-2", *flags, model="models.ranker"), one)
+
+
 @pytest.mark.parametrize("count", [2, 11])
 def test_rows_are_in_the_order_of_the_workers_numbers_and_means_are_exact(workers, count):
     group = workers.several(count, call="semantics")
@@ -219,12 +247,34 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_bit_equal(
     assert_equal_runs(resumed(workers, "term"), whole)
 
 
-def test_a_frozen_worker_is_found_by_the_timeout(workers):
+def test_a_frozen_worker_or_chief_is_found_by_the_timeout(workers):
     timeout = "--trainer.cluster_timeout=12"  # a busy machine pauses for seconds
-    group = disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout)
-    assert group[0].wait() == cluster.EXIT_LOST
-    assert checkpoints.steps(workers.folder / "frozen" / "checkpoint")[-1] >= 17
-    group[1].send(signal.SIGKILL)
+    groups = [
+        disturbed(workers, name, lambda group: group[frozen].send(signal.SIGSTOP), timeout)
+        for name, frozen in (("frozen", 1), ("frozen-chief", 0))
+    ]
+    chief, other = groups[0][0], groups[1][1]
+    assert chief.wait() == other.wait() == cluster.EXIT_LOST
+    assert "did not answer in 12 s" in chief.text and "did not answer in 12 s" in other.text
+    groups[0][1].send(signal.SIGKILL)
+    groups[1][0].send(signal.SIGCONT)  # it wakes up, and saves
+    assert groups[1][0].wait() == cluster.EXIT_LOST
+    for name in ("frozen", "frozen-chief"):
+        assert checkpoints.steps(workers.folder / name / "checkpoint")[-1] >= 17
+
+
+def test_a_chief_that_dies_before_the_first_step_ends_the_others(workers):
+    ports = [listener.free_port() for _ in range(2)]
+    jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    flags = flags_of("early-death", "toy_global", "--trainer.cluster_timeout=5")
+    group = [workers.one(flags, config_of(jobs, 0))]
+    until(lambda: listener.answers(jobs["worker"][0], 1), lambda: group[0].text)
+    group.append(workers.one(flags, config_of(jobs, 1)))
+    until(lambda: listener.answers(jobs["worker"][1], 1), lambda: group[1].text)
+    group[0].send(signal.SIGKILL)
+    assert group[1].wait() == cluster.EXIT_LOST
+    # At once, or as one whose chief has yet to come.
+    assert re.search("lost worker 0|did not answer in 5 s", group[1].text.splitlines()[-1])
 
 
 def test_a_run_goes_on_with_another_number_of_workers(workers, whole):
