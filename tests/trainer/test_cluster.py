@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from runs import assert_equal_runs, assert_equal_weights, weights
 
-from trainer import checkpoints, cluster, listener, meters
+from trainer import checkpoints, cluster, listener, meters, tf_config
 from trainer.config import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -176,7 +176,8 @@ def test_the_ranker_trains_as_on_two_towers(workers, tmp_path):
     flags = [
         *("--dataset.name=manifest", f"--dataset.base_path={tmp_path}/shop.csv"),
         *(f"--model.hub_address=keras:{tmp_path}/network.keras", "--model.hub_input_range=0,255"),
-        *("--model.default_image_dimensions=16,16,3", "--model.batch_size=8", "--model.num_steps=6"),
+        *("--model.default_image_dimensions=16,16,3", "--model.batch_size=8"),
+        *("--model.num_steps=6", "--trainer.print_interval=1"),
         *("--dataset.sampler=hierarchical", "--dataset.categories_per_batch=2"),
         *("--dataset.images_per_product=2", "--model.gradient_accumulation_steps=2"),
         *("--model.loss=contrastive", "--model.memory_size=40", "--model.memory_start=1"),
@@ -250,8 +251,8 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_bit_equal(
 def test_a_frozen_worker_or_chief_is_found_by_the_timeout(workers):
     timeout = "--trainer.cluster_timeout=12"  # a busy machine pauses for seconds
     groups = [
-        disturbed(workers, name, lambda group: group[frozen].send(signal.SIGSTOP), timeout)
-        for name, frozen in (("frozen", 1), ("frozen-chief", 0))
+        disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout),
+        disturbed(workers, "frozen-chief", lambda group: group[0].send(signal.SIGSTOP), timeout),
     ]
     chief, other = groups[0][0], groups[1][1]
     assert chief.wait() == other.wait() == cluster.EXIT_LOST
@@ -337,15 +338,27 @@ def test_a_worker_that_differs_is_refused_by_name(workers, what, message):
         assert message in line and "Traceback" not in worker.text
 
 
+def malformed(cluster=("a:1", "b:1"), kind="worker", index=0, **jobs):
+    jobs = {"worker": cluster, **jobs} if cluster else jobs
+    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
+
+
 MALFORMED = [
     ("{", "Expecting property name"),
-    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' is missing"),
-    ('{"cluster": ["a:1"], "task": 1}', "does not describe workers"),
-    (json.dumps({"cluster": {"worker": ["a:1", "b"]}, "task": {}}), "'b' is not host:port"),
-    (json.dumps({"cluster": {"worker": ["a:1", "a:1"]}, "task": {}}), "have the same address"),
-    (config_of({"worker": ["a:1", "b:1"]}, 2)["TF_CONFIG"], "it has no worker 2"),
-    (config_of({"worker": ["a:1", "b:99999"]}, 0)["TF_CONFIG"], "'b:99999' is not host:port"),
-    (config_of({"ps": ["a:1"], "worker": ["b:1"]}, 0)["TF_CONFIG"], "the job 'ps' has no part"),
+    ("[]", "it is no JSON object"),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' must have a type and an index"),
+    ('{"cluster": ["a:1"], "task": 1}', "must give each job a list of addresses"),
+    (malformed("a:1"), "must give each job a list of addresses"),
+    (malformed(["a:1", "b"]), "'b' is not host:port"),
+    (malformed(["a:1", 5]), "5 is not host:port"),
+    (malformed(["a:1", "http://b:1"]), "'http://b:1' is not host:port"),
+    (malformed(["a:1", "b:99999"]), "'b:99999' is not host:port"),
+    (malformed(["a:1", "a:1"]), "have the same address"),
+    (malformed(index=2), "it has no worker 2"),
+    (malformed(index=1.5), "it has no worker 1.5"),
+    (malformed(kind="chief"), "it has no chief 0"),
+    (malformed(chief=["c:1", "d:1"]), "it has two chiefs"),
+    (malformed(ps=["c:1"]), "the job 'ps' has no part"),
 ]
 
 
@@ -361,9 +374,9 @@ def test_tf_config_in_the_forms_that_schedulers_write():
     jobs = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
     task = {"type": "worker", "index": "1"}  # Kubeflow writes numbers, some wrappers text
     text = json.dumps({"cluster": jobs, "task": task, "environment": "cloud"})
-    assert cluster.read(text) == (["c:1", "a:1", "b:1"], 2)
-    assert cluster.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
-    assert cluster.read("") == cluster.read("{}") == ([], 0)
+    assert tf_config.read(text) == (["c:1", "a:1", "b:1"], 2)
+    assert tf_config.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
+    assert tf_config.read("") == tf_config.read("{}") == ([], 0)
 
 
 def test_what_several_workers_cannot_do_is_refused(train, config, monkeypatch, capsys):
