@@ -1,16 +1,19 @@
 """An index in parts: what its steps cost, and what they would cost for 100 million items and more.
 
-    python -m benchmarks.scale [--rows=250000,1000000] [--dimensions=64,128] [--factories=…]
+    python -m benchmarks.scale [--rows=1000000,10000000] [--dimensions=64] [--lists=4096]
 
 builds every index by `index train`, `add --part` and `merge` in processes of their own, with
---memory=0.5, over clustered vectors. Measured per step: core-seconds (processor time, which other
-programs on the machine do not change), and the largest anonymous memory, which leaves out files
-that the system maps and can drop. Then the index is searched, one query at a time on one core.
+--memory=0.5, over clustered vectors. --lists gives all sizes as many lists, since with those that
+`train` chooses for ten million it takes an hour. Measured per step: core-seconds (processor time,
+which other programs on the machine do not change), and the largest anonymous memory, which leaves
+out files that the system maps and can drop. Then the index is searched, one query at a time on one
+core. --figures=FILE keeps what was measured, so that each size can have a run of its own.
 
 The model below it takes the costs that grow with the work: training with sample x lists x
 dimensions, adding with items x lists x dimensions, a search with lists x dimensions and with the
-codes that it reads. The share of lists that a search needs for its recall is extrapolated from the
-two sizes by a power law. What is printed of 100 million items and more is modeled, not measured.
+bytes of codes that it reads. The share of lists that a search needs for its recall is extrapolated
+from the two sizes by a power law. So costs for --modeled dimensions follow from those measured with
+others. What is printed of 100 million items and more is modeled, not measured.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import numpy as np
 from retrieval.catalogue import neighbours
 from retrieval.catalogue.opened import Catalogue
 from retrieval.embeddings import store
+from trainer import files
 
 PARTS = 4
 QUERIES = 300
@@ -138,59 +142,74 @@ def show(f):
     )
 
 
-def model(small, large, rows):
+def model(small, large, rows, dimensions):
     """The modeled figures of that many rows, from two measured sizes of one kind."""
-    dimensions, lists = large["dimensions"], neighbours.lists_for(rows)
+    lists = neighbours.lists_for(rows)
+    code = round(large["code"] * dimensions / large["dimensions"])
 
     def sample(n_lists, count):
         return min(count, 64 * n_lists + 4096)
 
-    work = sample(large["lists"], large["rows"]) * large["lists"] * dimensions
-    train = large["train"][0] / work * sample(lists, rows) * lists * dimensions
-    add = large["add"][0] / (large["rows"] * large["lists"]) * rows * lists
+    one = large["lists"] * large["dimensions"]
+    train = large["train"][0] / (sample(large["lists"], large["rows"]) * one)
+    train *= sample(lists, rows) * lists * dimensions
+    add = large["add"][0] / (large["rows"] * one) * rows * lists * dimensions
     merge = large["merge"][0] / large["rows"] * rows
-    grown = np.log(large["effort"] / small["effort"]) / np.log(large["rows"] / small["rows"])
-    effort = large["effort"] * (rows / large["rows"]) ** max(0.0, grown)
-    # Two unknown costs, of a list's center and of a code, from two sizes.
-    scanned = [f["effort"] * f["rows"] / f["lists"] for f in (small, large)]
-    matrix = np.array([[small["lists"], scanned[0]], [large["lists"], scanned[1]]])
-    per_list, per_code = np.maximum(np.linalg.lstsq(matrix, [small["ms"], large["ms"]])[0], 0)
-    ms = per_list * lists + per_code * effort * rows / lists
-    held = 2 * 4 * dimensions * lists
+    shares = [f["effort"] / f["lists"] for f in (small, large)]
+    grown = np.log(shares[1] / shares[0]) / np.log(large["rows"] / small["rows"])
+    effort = max(1, lists * shares[1] * (rows / large["rows"]) ** min(0, grown))
+    # Two unknown costs, of a number of a list's center and of a byte of code, from two sizes.
+    matrix = np.array(
+        [
+            [f["lists"] * f["dimensions"], f["effort"] / f["lists"] * f["rows"] * (f["code"] + 8)]
+            for f in (small, large)
+        ]
+    )
+    costs = np.maximum(np.linalg.lstsq(matrix, [small["ms"], large["ms"]])[0], 0)
+    scanned = effort * rows / lists * (code + 8)
     return {
         "rows": rows, "dimensions": dimensions, "lists": lists, "train": train, "add": add,
-        "merge": merge, "disk": large["bytes"] * rows, "memory": held, "effort": effort, "ms": ms,
-        "read": effort * rows / lists * (large["code"] + 8),
+        "merge": merge, "disk": (large["bytes"] - large["code"] + code) * rows, "effort": effort,
+        "memory": 2 * 4 * dimensions * lists, "ms": costs @ [lists * dimensions, scanned],
+        "read": scanned,
     }  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="250000,1000000")
-    parser.add_argument("--dimensions", default="64,128")
-    parser.add_argument("--factories", default="SQ8", help="codes after IVF…, parted by commas")
+    parser.add_argument("--rows", default="1000000,10000000")
+    parser.add_argument("--dimensions", type=int, default=64)
+    parser.add_argument("--modeled", default="64,128", help="dimensions that costs are modeled for")
+    parser.add_argument("--code", default="SQ8", help="of the kind, after IVF…")
+    parser.add_argument("--lists", type=int, default=4096, help="0: as many as `train` chooses")
     parser.add_argument("--folder", help="where to work; a temporary folder if absent")
+    parser.add_argument("--figures", help="a JSON file of what was measured before, and is now")
     options = parser.parse_args()
-    sizes = sorted(map(int, options.rows.split(",")))
+    kept, found = {}, []
+    if options.figures and os.path.exists(options.figures):
+        kept = files.read_json(options.figures)
     print(f"{PARTS} parts, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}; measured:")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for dimensions in map(int, options.dimensions.split(",")):
-            for code in options.factories.split(","):
-                found = []
-                for rows in sizes:
-                    factory = f"IVF{neighbours.lists_for(rows)},{code}"
-                    found.append(measured(folder, rows, dimensions, factory))
-                    show(found[-1])
-                for rows in (10**8, 10**9) if len(found) > 1 else ():
-                    m = model(found[0], found[-1], rows)
-                    print(
-                        f"  modeled IVF{m['lists']},{code} {rows:>13,} x {dimensions:<4d}"
-                        f" train {m['train'] / 3600:6.1f} h  add {m['add'] / 3600:7.1f} h"
-                        f"  merge {m['merge'] / 3600:5.1f} h (core-hours)"
-                        f"  disk {m['disk'] / 2**30:6.0f} GiB  nprobe {m['effort']:5.0f}"
-                        f"  {m['ms']:6.1f} ms  {m['read'] / 2**20:6.1f} MiB read per query",
-                        flush=True,
-                    )
+        for rows in sorted(map(int, options.rows.split(","))):
+            factory = f"IVF{options.lists or neighbours.lists_for(rows)},{options.code}"
+            name = f"{rows} x {options.dimensions} {factory}"
+            if name not in kept:
+                kept[name] = measured(folder, rows, options.dimensions, factory)
+            found.append(kept[name])
+            show(found[-1])
+            if options.figures:
+                files.write_text(options.figures, json.dumps(kept, indent=1) + "\n")
+    for dimensions in map(int, options.modeled.split(",")) if len(found) > 1 else ():
+        for rows in (10**8, 10**9):
+            m = model(found[0], found[-1], rows, dimensions)
+            print(
+                f"  modeled IVF{m['lists']},{options.code} {rows:>13,} x {dimensions:<4d}"
+                f" train {m['train'] / 3600:6.1f} h  add {m['add'] / 3600:7.1f} h"
+                f"  merge {m['merge'] / 3600:5.1f} h (core-hours)"
+                f"  disk {m['disk'] / 2**30:6.0f} GiB  memory {m['memory'] / 2**20:4.0f} MiB"
+                f"  nprobe {m['effort']:5.0f}  {m['ms']:6.1f} ms"
+                f"  {m['read'] / 2**20:6.1f} MiB read per query"
+            )
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ it takes floats and does not say which range of pixels it wants, --input_range d
     python -m retrieval.embed --model=models.simple --folder=IMAGES --output=STORE --shard=0/8
     python -m retrieval.embed --output=STORE --finish
 
-embeds the first eighth of the images: any scheduler starts the eight processes, on any number of
-machines that see STORE, which may be an URL such as s3://bucket/store. --finish verifies the shards
-and completes the store. --engine=ray --workers=8 does all of it on Ray.
+embeds the first eighth of the images, or of the batches of the model's --dataset: any scheduler
+starts the eight processes, on any number of machines that see STORE, which may be an URL such as
+s3://bucket/store. --finish verifies the shards and completes the store. --engine=ray --workers=8
+does all of it on Ray.
 """
 
 import functools
@@ -79,25 +80,16 @@ def _shard(options):
 
 def _embed_parts(options, model, checkpoint, shard):
     """Embeds one of several shards, or all of them on Ray."""
-    from retrieval.embeddings import engine, passes, store
+    from retrieval.embeddings import engine, store
 
-    rows = engine.table(options, model)
-    if rows is None:
-        raise UserError(
-            f"{'--shard' if shard else '--engine=ray'}: embeds a listing: give --folder, "
-            "--manifest or --all"
-        )
     folder = options.output
     if shard is None:
         if not store.is_complete(folder):
             values = {name: options[name].value for name in options}
-            batches = -(-len(rows) // options.batch_size)
-            engine.embed(values, model, checkpoint, options.workers or 2, batches)
+            engine.embed(values, model, checkpoint, options.workers or 2)
         return _print_made(folder, parts.finish(folder))
-    names = ("on_bad_image", "batch_size", "dtype", "shard_rows")
-    how = {name: options[name].value for name in names}
-    with source.opened(options, model, checkpoint) as embedder:
-        count = passes.embed_shard(rows, folder, embedder, *shard, **how)
+    with engine.Work(options, model, checkpoint) as work:
+        count = work.shard(*shard)
     state = "complete" if store.is_complete(folder) else f"shard {shard[0]}/{shard[1]} is committed"
     print(f"{folder}: {state}, {count} embeddings by this process")
 
@@ -109,26 +101,16 @@ def _print_made(folder, manifest):
 
 def _embed(options, model, checkpoint):
     """Embeds image files or a dataset, with the weights of a checkpoint or a SavedModel."""
-    from retrieval.embeddings import engine, images, passes, store
+    from retrieval.embeddings import engine, store
 
-    rows, spec = engine.table(options, model), None
-    if rows is None and checkpoint:
-        spec = images.spec_of(model, [options.dataset])
     finished = store.is_complete(options.output)
-    written = {"dtype": options.dtype, "shard_rows": options.shard_rows}
-    with source.opened(options, model, checkpoint, spec) as embedder:
-        if rows is None:
-            manifest = passes.embed_to_store(
-                model, options.dataset, options.output, embedder, **written
-            )
-        else:
-            how = {"on_bad_image": options.on_bad_image, "batch_size": options.batch_size}
-            manifest = passes.embed_table(rows, options.output, embedder, **how, **written)
+    with engine.Work(options, model, checkpoint) as work:
+        manifest = work.whole()
     if finished:
         note = "complete since an earlier run; delete the folder if its images changed"
         print(f"{options.output}: {note}", file=sys.stderr)
     _print_made(options.output, manifest)
-    if rows is None:
+    if work.rows is None:
         _say_what(options, model)
 
 

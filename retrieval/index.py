@@ -186,7 +186,8 @@ def define_flags(values):
     decimal(
         "memory",
         None,
-        "GiB that the index may take; half of what is available if absent.",
+        "GiB: build, that the index may take; train and add --part, that the process may take, "
+        "names of its items included; half of what is available if absent.",
         within="(0, inf)",
     )
     choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are.")

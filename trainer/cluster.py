@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer import collectives, experiment, layers, listener, towers
+from trainer import collectives, experiment, layers, listener, tf_config, towers
 from trainer.config import Config, UserError
 
 v1 = tf.compat.v1
@@ -41,6 +41,7 @@ LOST = (
     tf.errors.FailedPreconditionError,
 )
 
+EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 NOTE = 1 << 16  # bytes that a worker may say of itself
 BEAT = 1.0  # seconds between the chief's signs of life while the others wait for it
 
@@ -353,37 +354,10 @@ def from_environment(config: Config) -> Cluster:
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     try:
-        addresses, task = read(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"TF_CONFIG={text[:200]} does not describe workers: {reason}.") from None
+        addresses, task = tf_config.read(text)
+    except ValueError as error:
+        such = tf_config.EXAMPLE
+        raise UserError(
+            f"TF_CONFIG={text[:200]} does not describe workers: {error}. Such as {such}"
+        ) from None
     return Cluster(addresses, task, float(config["trainer.cluster_timeout"]))
-
-
-def read(text: str) -> tuple[list[str], int]:
-    """Reads TF_CONFIG: (addresses of all workers, the chief's first; the number of this one).
-
-    One worker alone has no addresses.
-
-    Raises:
-      ValueError, KeyError, TypeError, AttributeError: it is malformed.
-    """
-    known = json.loads(text) if text else {}
-    if not known.get("cluster"):
-        return [], 0
-    jobs, task = known["cluster"], known["task"]
-    kinds = ("chief", "master", "worker")
-    if strange := sorted(set(jobs) - set(kinds)):
-        raise ValueError(f"the job {strange[0]!r} has no part here; give chief and worker")
-    order = [(kind, i) for kind in kinds for i in range(len(jobs.get(kind, [])))]
-    addresses = [jobs[kind][i] for kind, i in order]
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 65536):
-            raise ValueError(f"{address!r} is not host:port")
-    if len(set(addresses)) < len(addresses):
-        raise ValueError("two workers have the same address")
-    me = task["type"], int(task["index"])
-    if me not in order:
-        raise ValueError(f"it has no {me[0]} {me[1]}, which this task is")
-    return (addresses if len(addresses) > 1 else []), order.index(me)

@@ -40,6 +40,9 @@ class Lazy(collections.abc.Mapping):
     def __getitem__(self, name):
         return self.makers[name]()
 
+    def __contains__(self, name):
+        return name in self.makers  # without making it
+
     def __iter__(self):
         return iter(self.makers)
 

@@ -80,7 +80,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
                 f"--factory={factory}: has no inverted lists to keep on disk; IVF… has"
             )
         rows, items = checked(source, similarity)
-        train(index, rows, factory, memory, random)
+        train(index, rows, factory, memory // (16 * dimensions), random)
         held = _sample(random, count, min(HELD_OUT, count // 10))
         if on_disk or queries:
             held = held[:0]
@@ -112,15 +112,15 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             return write(path, index, items.take(np.concatenate([kept, held])), manifest)
 
 
-def train(index, rows, factory, memory, random) -> None:
-    """Trains an index of that factory on a sample of rows that fits the memory, if it needs it.
+def train(index, rows, factory, most, random) -> None:
+    """Trains an index of that factory on a sample of about `most` rows, if it needs training.
 
     Raises:
       ValueError: FAISS cannot train it, add to it, or skip items in a search.
     """
     if not index.is_trained:
         wanted = 64 * getattr(neighbours.core(index), "nlist", 1024) + 4096
-        wanted = min(wanted, max(4096, memory // (16 * index.d)))
+        wanted = min(wanted, max(4096, most))
         some = rows[_sample(random, len(rows), wanted)]
         print(f"training {factory} on {len(some)} of {len(rows)} items", file=sys.stderr)
         neighbours.train(index, some, factory, rows.similarity)

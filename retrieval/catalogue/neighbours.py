@@ -9,6 +9,7 @@ from retrieval import progress
 
 BLOCK = 65536  # rows handed to FAISS at a time
 EXACT_UP_TO = 50_000  # items that a flat search scans in a few milliseconds
+NORMS = 4096  # rows whose lengths are computed at a time
 REFINED = 8  # candidates that are ranked again, per requested result
 
 
@@ -54,10 +55,13 @@ def moved(rows, similarity, random):
 def prepare(embeddings, similarity):
     """Returns embeddings as FAISS takes them: float32, contiguous, of unit length for cosine."""
     embeddings = np.ascontiguousarray(embeddings, np.float32)
-    if similarity == "cosine":
-        norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
-        embeddings = (embeddings / norms).astype(np.float32)
-    return embeddings
+    if similarity != "cosine":
+        return embeddings
+    prepared = np.empty_like(embeddings)
+    for start in range(0, len(embeddings), NORMS):  # in float64, of a few rows at a time
+        rows = embeddings[start : start + NORMS].astype(np.float64)
+        prepared[start : start + NORMS] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return prepared
 
 
 def search(index, queries: np.ndarray, k: int, similarity: str = "cosine", parameters=None):
@@ -184,6 +188,19 @@ def free_memory():
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def rows_within(memory, dimensions):
+    """How many rows may be worked on at a time so that this process takes no more than `memory`.
+
+    What it holds already, such as names of items, is subtracted. Of vectors there are up to three
+    copies, and the codes of theirs. Zero or less if there is no room.
+    """
+    import psutil
+
+    held = psutil.Process().memory_info()
+    held = held.rss - getattr(held, "shared", 0)  # without files that the system maps and can drop
+    return int((memory - held) // (16 * dimensions))
 
 
 def _kind(index):

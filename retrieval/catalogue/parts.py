@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 
 import faiss
 import numpy as np
@@ -47,7 +48,7 @@ def train(source, folder, factory="auto", *, similarity="cosine", memory=None, r
     Args:
       source, folder, similarity, recall, k, queries, seed: as in `index.build`.
       factory: a FAISS factory `IVF…`; 'auto' takes eight bits per dimension.
-      memory: bytes that training may take; half of what is available if None.
+      memory: bytes that this process may take; half of what is available if None.
 
     Returns:
       What was trained, as `INDEX/parts/training.json` has it.
@@ -73,7 +74,8 @@ def train(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             raise ValueError(f"--factory={factory}: has no inverted lists to merge; IVF… has")
         random = np.random.default_rng(seed)
         rows = Rows(store.arrays(source), similarity)
-        whole_index.train(made, rows, factory, memory, random)
+        most = neighbours.rows_within(memory, origin["dimensions"])
+        whole_index.train(made, rows, factory, most, random)
         asking = whole_index.queries_of(queries, rows, np.arange(0), origin, random)
         os.makedirs(os.path.join(folder, FOLDER), exist_ok=True)
         with files.published(os.path.join(folder, FOLDER, "trained.faiss")) as out:
@@ -157,7 +159,7 @@ def add(source, folder, part, of, *, memory=None) -> dict:
     target = os.path.join(folder, FOLDER, name)
     if os.path.exists(target):
         return _part(folder, name, about)
-    size = (memory or neighbours.free_memory() // 2) // (16 * origin["dimensions"])
+    memory = memory or neighbours.free_memory() // 2
     _remove_left(folder, name)
     mine = os.path.join(folder, FOLDER, f".{name}.{secrets.token_hex(6)}.tmp")
     with _scratch(mine):
@@ -165,6 +167,13 @@ def add(source, folder, part, of, *, memory=None) -> dict:
         made = faiss.read_index(os.path.join(folder, FOLDER, "trained.faiss"))
         asking = np.load(os.path.join(folder, FOLDER, "queries.npy"), allow_pickle=False)
         nearest = [np.empty((len(asking), 0), np.float32)]
+        size = neighbours.rows_within(memory, origin["dimensions"])
+        if size < 1024:
+            print(
+                f"warning: --memory={memory / 2**30:g}: the program and the names of {len(items)} "
+                "items take more; more parts take less each",
+                file=sys.stderr,
+            )
 
         def blocks():
             for block in rows.blocks(np.arange(len(rows)), size):

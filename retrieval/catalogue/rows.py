@@ -30,11 +30,14 @@ class Rows:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, D] of ascending rows."""
-        found = [np.empty((0, self.parts[0].shape[1]), np.float32)]
-        for part, start, end in zip(self.parts, self._starts, self._starts[1:], strict=False):
-            inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
-            found.append(np.asarray(part[inside], np.float32))
-        return np.concatenate(found)
+        found = np.empty((len(rows), self.parts[0].shape[1]), np.float32)
+        cuts = np.searchsorted(rows, self._starts)
+        for part, start, a, b in zip(self.parts, self._starts, cuts, cuts[1:], strict=False):
+            inside = rows[a:b] - start
+            if a < b and inside[-1] - inside[0] + 1 == b - a:  # consecutive: without a copy
+                inside = slice(inside[0], inside[-1] + 1)
+            found[a:b] = part[inside]
+        return found
 
     def blocks(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Yields the embeddings of ascending rows as FAISS takes them, some at a time."""

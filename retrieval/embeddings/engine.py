@@ -1,7 +1,8 @@
-"""Embedding on a Ray cluster: actors keep the model warm and take shards until all are committed.
+"""What `retrieval.embed` does in one process, whole or by shards, and on a Ray cluster.
 
-Ray only starts and restarts processes. Shards, commits and resuming are those of
-`retrieval.embeddings.parts`, so a store that Ray began can be completed by any other scheduler.
+On Ray, actors keep the model warm and take shards until all are committed. Ray only starts and
+restarts processes. Shards, commits and resuming are those of `retrieval.embeddings.parts`, so a
+store that Ray began can be completed by any other scheduler.
 """
 
 import json
@@ -18,15 +19,60 @@ SHARDS = 4  # per worker, so that none waits long for the last
 RESTARTS = 3  # of an actor whose process or machine was lost
 
 
-def embed(options: dict, model, checkpoint: str | None, workers: int, batches: int) -> None:
-    """Embeds a table on Ray and waits; `parts.finish` completes the store.
+class Work:
+    """The images that the flags of `retrieval.embed` name, and the model in a session.
+
+    A context manager that closes the session.
+
+    Attributes:
+      rows: the ProductTable to embed; None for a dataset of the model.
+    """
+
+    def __init__(self, options, model, checkpoint):
+        self._options, self._model = options, model
+        self.rows, spec = table(options, model), None
+        if self.rows is None and checkpoint:
+            spec = images.spec_of(model, [options.dataset])
+        self._embedder = source.opened(options, model, checkpoint, spec)
+
+    def whole(self) -> dict:
+        """Embeds all in this process; returns the manifest of the store."""
+        if self.rows is None:
+            return passes.embed_to_store(*self._of_dataset(), **self._how())
+        return passes.embed_table(*self._of_table(), **self._how())
+
+    def shard(self, shard, of) -> int:
+        """Embeds a shard; returns the number of embeddings committed."""
+        if self.rows is None:
+            return passes.embed_dataset_shard(*self._of_dataset(), shard, of, **self._how())
+        return passes.embed_shard(*self._of_table(), shard, of, **self._how())
+
+    def _of_dataset(self):
+        return self._model, self._options.dataset, self._options.output, self._embedder
+
+    def _of_table(self):
+        return self.rows, self._options.output, self._embedder
+
+    def _how(self):
+        names = ["dtype", "shard_rows"]
+        names += ["on_bad_image", "batch_size"] if self.rows is not None else []
+        return {name: getattr(self._options, name) for name in names}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._embedder.close()
+
+
+def embed(options: dict, model, checkpoint: str | None, workers: int) -> None:
+    """Embeds on Ray and waits; `parts.finish` completes the store.
 
     Args:
       options: {flag: value} of `retrieval.embed`.
       model: the configured model module; None with a SavedModel.
       checkpoint: prefix, which all machines can read; None with a SavedModel.
       workers: number of actors.
-      batches: of the table.
 
     Raises:
       ValueError: Ray is not installed, or a shard cannot be embedded.
@@ -36,8 +82,14 @@ def embed(options: dict, model, checkpoint: str | None, workers: int, batches: i
     except ImportError:
         raise ValueError("--engine=ray: pip install 'prototrain[distributed]'") from None
 
-    folder = options["output"]
-    of = parts.planned(folder) or max(1, min(batches, SHARDS * workers))
+    of = parts.planned(options["output"])
+    if not of:
+        rows = table(types.SimpleNamespace(**options), model)
+        if rows is None:
+            batches, _ = images.extent(model, options["dataset"])
+        else:
+            batches = -(-len(rows) // options["batch_size"])
+        of = max(1, min(batches, SHARDS * workers))
     configured = model and (model.__name__, model.config.to_json())
     path = os.pathsep.join([ROOT, os.getcwd(), os.environ.get("PYTHONPATH", "")])
     # Ray sets OMP_NUM_THREADS and, since it imports Keras first, TF_USE_LEGACY_KERAS.
@@ -62,25 +114,21 @@ def embed(options: dict, model, checkpoint: str | None, workers: int, batches: i
             ray.shutdown()
 
 
-class Worker:
-    """What an actor holds: the model in a session, and the listing."""
+class Worker(Work):
+    """What an actor holds."""
 
     def __init__(self, options, configured, checkpoint, of, folder):
         os.chdir(folder) if os.path.isdir(folder) else None
-        self.options, self.of = options, of
         model = None
         if configured:
             model = commandline.load_model(configured[0])
             model.config.restore(json.loads(configured[1]))
-        self.rows = table(types.SimpleNamespace(**options), model)
-        self.embedder = source.opened(types.SimpleNamespace(**options), model, checkpoint)
+        super().__init__(types.SimpleNamespace(**options), model, checkpoint)
+        self._of = of
 
     def fill(self, shard):
         """Embeds a shard; (its number, the embeddings committed)."""
-        names = ("on_bad_image", "batch_size", "dtype", "shard_rows")
-        how = {name: self.options[name] for name in names}
-        where = self.options["output"], self.embedder, shard, self.of
-        return shard, passes.embed_shard(self.rows, *where, **how)
+        return shard, self.shard(shard, self._of)
 
 
 def table(options, model):

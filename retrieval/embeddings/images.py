@@ -113,6 +113,25 @@ def spec_of(model, names):
     return common
 
 
+def extent(model, name):
+    """(number of batches, rows per batch or 64 if unknown) of one of the model's datasets.
+
+    Raises:
+      ValueError: the dataset does not say how many batches it has.
+    """
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        dataset = of_model(model, [name])[name]
+        count = int(session.run(tf.data.experimental.cardinality(dataset)))
+    if count < 0:
+        raise ValueError(
+            f"the dataset {name!r} of {model.__name__} does not say how many batches it has: embed "
+            "a listing (--folder, --manifest or --all), or all of it in one process"
+        )
+    return count, next(iter(dataset.element_spec.values())).shape[0] or 64
+
+
 @contextlib.contextmanager
 def opened(make, what, *, reduced=False, keys=None):
     """Yields an iterator over the NumPy batches of a dataset, with progress on stderr.

@@ -13,6 +13,7 @@ manifest, after which the store is like any other.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 
 from retrieval.embeddings import places, store
 from retrieval.embeddings.store import Embedded
+from retrieval.embeddings.threads import Behind
 from trainer import files
 
 FOLDER, PLAN = store.PARTS.split("/")
@@ -134,35 +136,44 @@ def fill(
       OSError: the disk is full, or the place cannot be written.
     """
     begin(folder, plan)
-    place, count = places.at(folder), 0
-    for name, batches in plan.pieces(shard).items():
-        commit = f"{FOLDER}/{name}.json"
-        if _over(folder, place) or place.exists(commit):
-            continue
-        parts, skipped = [], []
-        for items, lines in embed(batches) if batches else ():
-            parts.append(items)
-            skipped += lines
-        entry = {"batches": len(batches), "skipped": skipped, "count": 0, "sha256": {}}
-        mine = f"{name}-{secrets.token_hex(6)}"
-        try:
-            if parts:
-                items = store.joined(parts)
-                entry |= store.write_shard(place, mine, items, plan.dtype)
-                entry["dimensions"] = items.embeddings.shape[1]
-            won = place.create(commit, _sealed(entry)) and not _over(folder, place)
-        except OSError:
-            # `finish` may have removed what was not committed.
-            if not _over(folder, place):
-                raise
-            won = False
-        if won:
-            count += entry["count"]
-        else:
-            place.remove([f"{mine}.{kind}" for kind in ("npy", "parquet")])
+    place, counts, stop = places.at(folder), [], plan.batches(shard).stop
+    embedded: Iterable = ()
+    reached = None  # the batch that `embedded` yields next
+    with Behind() as behind:
+        for name, batches in plan.pieces(shard).items():
+            if _over(folder, place) or place.exists(f"{FOLDER}/{name}.json"):
+                continue
+            if batches and reached != batches.start:
+                embedded = iter(embed(range(batches.start, stop)))
+            reached = batches.stop
+            # The last piece takes all, so that the generator ends.
+            made = list(itertools.islice(embedded, None if reached == stop else len(batches)))
+            behind.submit(lambda *of: counts.append(_commit(folder, plan, *of)), name, made)
     if _over(folder, place):  # what this process wrote after `finish`
         _clean(folder, place, store.manifest_of(folder))
-    return count
+    return sum(counts)
+
+
+def _commit(folder, plan, name, made):
+    """Writes a piece, the batches (items, lines); returns the number of embeddings committed."""
+    place, mine = places.at(folder), f"{name}-{secrets.token_hex(6)}"
+    skipped = [line for _, lines in made for line in lines]
+    entry = {"batches": len(made), "skipped": skipped, "count": 0, "sha256": {}}
+    try:
+        if made:
+            items = store.joined([items for items, _ in made])
+            entry |= store.write_shard(place, mine, items, plan.dtype)
+            entry["dimensions"] = items.embeddings.shape[1]
+        won = place.create(f"{FOLDER}/{name}.json", _sealed(entry)) and not _over(folder, place)
+    except OSError:
+        # `finish` may have removed what was not committed.
+        if not _over(folder, place):
+            raise
+        won = False
+    if won:
+        return entry["count"]
+    place.remove([f"{mine}.{kind}" for kind in ("npy", "parquet")])
+    return 0
 
 
 def _over(folder, place):
@@ -234,7 +245,8 @@ def _manifest(folder, place, plan):
 def _rows(plan, shard):
     batches = plan.batches(shard)
     first, last = batches.start * plan.batch_size, min(batches.stop * plan.batch_size, plan.rows)
-    return f"rows {first} to {last - 1}" if last > first else "no rows"
+    what = "batches" if "dataset" in plan.source else "rows"  # a model's dataset: of one row each
+    return f"{what} {first} to {last - 1}" if last > first else f"no {what}"
 
 
 def _publish(folder, place, manifest):

@@ -4,7 +4,6 @@ They are read as in training, by TensorFlow's input pipeline, so that an image g
 embedding wherever it is embedded.
 """
 
-import concurrent.futures
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ from retrieval.embeddings import images, parts, places, store
 from retrieval.embeddings.embedder import Embedder
 from retrieval.embeddings.kept import Kept, listing
 from retrieval.embeddings.store import Embedded
+from retrieval.embeddings.threads import ahead
 
 
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
@@ -73,22 +73,11 @@ def batches(embedder, make, what, *, reduced=False):
     """
     keys = (*embedder.inputs, "image")
     with images.opened(make, what, reduced=reduced, keys=keys) as found:
-        for batch, facts in _ahead((batch, images.facts(batch)) for batch in found):
+        # TensorFlow decodes ahead by itself; what is left are the hashes of files and the copies of
+        # batches, for which a GPU would wait.
+        for batch, facts in ahead((batch, images.facts(batch)) for batch in found):
             embeddings, features = embedder.run_both(batch)
             yield Embedded(embeddings, **facts, features=features)
-
-
-def _ahead(items):
-    """Yields the items of a generator, each made while the one before it is embedded.
-
-    TensorFlow decodes ahead by itself; what is left are the hashes of files and the copies of
-    batches, for which a GPU would wait.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def embed_to_store(model, name, folder, embedder, **options) -> dict:
@@ -101,15 +90,48 @@ def embed_to_store(model, name, folder, embedder, **options) -> dict:
       embedder: an `Embedder` made for the dataset's spec, or of a SavedModel.
       options: dtype, shard_rows: as in `store.fill`.
     """
-    source = {"dataset": name, "dataset_model": model.__name__} | embedder.source
+    if places.is_remote(folder):  # object storage has no locks: as the only one of several
+        embed_dataset_shard(model, name, folder, embedder, 0, 1, **options)
+        return parts.finish(folder)
+    source, embed = _of_dataset(model, name, embedder)
+    return store.fill(folder, source, embed, **options)
 
-    def rest(done):
+
+def embed_dataset_shard(model, name, folder, embedder, shard, of, *, dtype="float32",
+                        shard_rows=65536) -> int:  # fmt: skip
+    """Embeds one shard of a model's dataset into a store that several processes fill.
+
+    A shard that does not start with the first batch reads those before it.
+
+    Args:
+      model, name, folder, embedder: as in `embed_to_store`.
+      shard, of, dtype, shard_rows: as in `embed_shard`.
+
+    Returns:
+      The number of embeddings committed.
+
+    Raises:
+      ValueError: the dataset does not say how long it is, or what `parts.fill` raises.
+    """
+    source, embed = _of_dataset(model, name, embedder)
+    if hasattr(model, "table"):
+        source["images_sha256"] = listing(model.table())
+    count, size = images.extent(model, name)
+    plan = parts.Plan(source, dtype, of, count, 1, max(1, shard_rows // size))
+    return parts.fill(folder, plan, shard, lambda batches: embed(batches.start, batches.stop))
+
+
+def _of_dataset(model, name, embedder):
+    """As `_of_table`, of one of a model's datasets."""
+
+    def embed(start, stop=None):
         def make():
-            return images.of_model(model, [name])[name].skip(done)
+            whole = images.of_model(model, [name])[name]
+            return whole.skip(start).take(-1 if stop is None else stop - start)
 
         return ((items, []) for items in batches(embedder, make, f"embedding {name}"))
 
-    return store.fill(folder, source, rest, **options)
+    return {"dataset": name, "dataset_model": model.__name__} | embedder.source, embed
 
 
 def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", batch_size=64,
@@ -178,7 +200,7 @@ def _of_table(rows, embedder, on_bad_image, batch_size):
             )  # fmt: skip
 
         with images.opened(make, "embedding images", keys=("image",)) as read:
-            for batch, facts in _ahead((batch, images.facts(batch)) for batch in read):
+            for batch, facts in ahead((batch, images.facts(batch)) for batch in read):
                 found = np.zeros((0, embedder.dimensions), np.float32)
                 if len(batch["id"]):
                     found = embedder.run(batch)

@@ -27,6 +27,7 @@ import pyarrow
 
 from retrieval.embeddings import places
 from retrieval.embeddings.arrays import load_array
+from retrieval.embeddings.threads import Behind
 from trainer import files
 
 COLUMNS = ("id", "product", "category", "path", "sha256")
@@ -114,9 +115,7 @@ def fill(
       OSError: the disk is full, or the folder cannot be written.
     """
     if places.is_remote(folder):
-        raise ValueError(
-            f"{folder}: object storage takes listings: give --folder, --manifest or --all"
-        )
+        raise ValueError(f"{folder}: object storage has no locks: fill it in shards")
     with files.only_writer(folder, wait):
         manifest = begin(folder, source, dtype)
         if manifest["complete"]:
@@ -128,15 +127,21 @@ def fill(
         waiting: list[Embedded] = []
         skipped: list[str] = []
         start = time.monotonic()
-        for items, lines in rest(done):
-            waiting.append(items)
-            skipped += lines
-            late = time.monotonic() - start > shard_seconds
-            if sum(map(len, waiting)) >= shard_rows or late:
-                append(folder, manifest, joined(waiting), len(waiting), skipped)
-                waiting, skipped, start = [], [], time.monotonic()
-        if waiting:
-            append(folder, manifest, joined(waiting), len(waiting), skipped)
+
+        def write(parts, lines):
+            append(folder, manifest, joined(parts), len(parts), lines)
+
+        with Behind() as behind:
+            for items, lines in rest(done):
+                behind.check()
+                waiting.append(items)
+                skipped += lines
+                late = time.monotonic() - start > shard_seconds
+                if sum(map(len, waiting)) >= shard_rows or late:
+                    behind.submit(write, waiting, skipped)
+                    waiting, skipped, start = [], [], time.monotonic()
+            if waiting:
+                behind.submit(write, waiting, skipped)
         if not manifest["count"]:
             raise ValueError(f"{folder}: there is nothing to embed")
         finish(folder, manifest)

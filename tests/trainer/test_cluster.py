@@ -4,17 +4,20 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+from PIL import Image
 from runs import assert_equal_runs, assert_equal_weights, weights
 
-from trainer import checkpoints, cluster, listener, meters
+from trainer import checkpoints, cluster, listener, meters, tf_config
 from trainer.config import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -158,6 +161,32 @@ def test_what_a_loss_reads_of_all_workers(workers):
     assert abs(loss - exact) <= 0.02 * exact and loss.view(np.int32) & 0xFFFF
 
 
+def test_the_ranker_trains_as_on_two_towers(workers, tmp_path):
+    """Products of some categories per batch, a memory, moving averages and accumulation."""
+    random = np.random.default_rng(0)
+    lines = ["path,label,category,split"]
+    for n in range(48):
+        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        lines.append(f"{n}.png,p{n // 4},c{n // 4 % 3},train")
+    (tmp_path / "shop.csv").write_text("\n".join(lines) + "\n")
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(8, 3, 2)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential([keras.Input((16, 16, 3)), *layers]).save(tmp_path / "network.keras")
+    flags = [
+        *("--dataset.name=manifest", f"--dataset.base_path={tmp_path}/shop.csv"),
+        *(f"--model.hub_address=keras:{tmp_path}/network.keras", "--model.hub_input_range=0,255"),
+        *("--model.default_image_dimensions=16,16,3", "--model.batch_size=8"),
+        *("--model.num_steps=6", "--trainer.print_interval=1"),
+        *("--dataset.sampler=hierarchical", "--dataset.categories_per_batch=2"),
+        *("--dataset.images_per_product=2", "--model.gradient_accumulation_steps=2"),
+        *("--model.loss=contrastive", "--model.memory_size=40", "--model.memory_start=1"),
+        *("--model.ema_decay=0.9", "--nodataset.validation", "--trainer.evaluation_interval=0"),
+    ]
+    one = workers.run("ranker-1", *flags, count=1, towers=2, model="models.ranker")
+    assert_equal_weights(workers.run("ranker-2", *flags, model="models.ranker"), one)
+
+
 @pytest.mark.parametrize("count", [2, 11])
 def test_rows_are_in_the_order_of_the_workers_numbers_and_means_are_exact(workers, count):
     group = workers.several(count, call="semantics")
@@ -219,12 +248,34 @@ def test_a_signal_to_one_worker_stops_all_at_one_step_and_they_resume_bit_equal(
     assert_equal_runs(resumed(workers, "term"), whole)
 
 
-def test_a_frozen_worker_is_found_by_the_timeout(workers):
+def test_a_frozen_worker_or_chief_is_found_by_the_timeout(workers):
     timeout = "--trainer.cluster_timeout=12"  # a busy machine pauses for seconds
-    group = disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout)
-    assert group[0].wait() == cluster.EXIT_LOST
-    assert checkpoints.steps(workers.folder / "frozen" / "checkpoint")[-1] >= 17
-    group[1].send(signal.SIGKILL)
+    groups = [
+        disturbed(workers, "frozen", lambda group: group[1].send(signal.SIGSTOP), timeout),
+        disturbed(workers, "frozen-chief", lambda group: group[0].send(signal.SIGSTOP), timeout),
+    ]
+    chief, other = groups[0][0], groups[1][1]
+    assert chief.wait() == other.wait() == cluster.EXIT_LOST
+    assert "did not answer in 12 s" in chief.text and "did not answer in 12 s" in other.text
+    groups[0][1].send(signal.SIGKILL)
+    groups[1][0].send(signal.SIGCONT)  # it wakes up, and saves
+    assert groups[1][0].wait() == cluster.EXIT_LOST
+    for name in ("frozen", "frozen-chief"):
+        assert checkpoints.steps(workers.folder / name / "checkpoint")[-1] >= 17
+
+
+def test_a_chief_that_dies_before_the_first_step_ends_the_others(workers):
+    ports = [listener.free_port() for _ in range(2)]
+    jobs = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    flags = flags_of("early-death", "toy_global", "--trainer.cluster_timeout=5")
+    group = [workers.one(flags, config_of(jobs, 0))]
+    until(lambda: listener.answers(jobs["worker"][0], 1), lambda: group[0].text)
+    group.append(workers.one(flags, config_of(jobs, 1)))
+    until(lambda: listener.answers(jobs["worker"][1], 1), lambda: group[1].text)
+    group[0].send(signal.SIGKILL)
+    assert group[1].wait() == cluster.EXIT_LOST
+    # At once, or as one whose chief has yet to come.
+    assert re.search("lost worker 0|did not answer in 5 s", group[1].text.splitlines()[-1])
 
 
 def test_a_run_goes_on_with_another_number_of_workers(workers, whole):
@@ -287,15 +338,27 @@ def test_a_worker_that_differs_is_refused_by_name(workers, what, message):
         assert message in line and "Traceback" not in worker.text
 
 
+def malformed(cluster=("a:1", "b:1"), kind="worker", index=0, **jobs):
+    jobs = {"worker": cluster, **jobs} if cluster else jobs
+    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
+
+
 MALFORMED = [
     ("{", "Expecting property name"),
-    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' is missing"),
-    ('{"cluster": ["a:1"], "task": 1}', "does not describe workers"),
-    (json.dumps({"cluster": {"worker": ["a:1", "b"]}, "task": {}}), "'b' is not host:port"),
-    (json.dumps({"cluster": {"worker": ["a:1", "a:1"]}, "task": {}}), "have the same address"),
-    (config_of({"worker": ["a:1", "b:1"]}, 2)["TF_CONFIG"], "it has no worker 2"),
-    (config_of({"worker": ["a:1", "b:99999"]}, 0)["TF_CONFIG"], "'b:99999' is not host:port"),
-    (config_of({"ps": ["a:1"], "worker": ["b:1"]}, 0)["TF_CONFIG"], "the job 'ps' has no part"),
+    ("[]", "it is no JSON object"),
+    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' must have a type and an index"),
+    ('{"cluster": ["a:1"], "task": 1}', "must give each job a list of addresses"),
+    (malformed("a:1"), "must give each job a list of addresses"),
+    (malformed(["a:1", "b"]), "'b' is not host:port"),
+    (malformed(["a:1", 5]), "5 is not host:port"),
+    (malformed(["a:1", "http://b:1"]), "'http://b:1' is not host:port"),
+    (malformed(["a:1", "b:99999"]), "'b:99999' is not host:port"),
+    (malformed(["a:1", "a:1"]), "have the same address"),
+    (malformed(index=2), "it has no worker 2"),
+    (malformed(index=1.5), "it has no worker 1.5"),
+    (malformed(kind="chief"), "it has no chief 0"),
+    (malformed(chief=["c:1", "d:1"]), "it has two chiefs"),
+    (malformed(ps=["c:1"]), "the job 'ps' has no part"),
 ]
 
 
@@ -311,9 +374,9 @@ def test_tf_config_in_the_forms_that_schedulers_write():
     jobs = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
     task = {"type": "worker", "index": "1"}  # Kubeflow writes numbers, some wrappers text
     text = json.dumps({"cluster": jobs, "task": task, "environment": "cloud"})
-    assert cluster.read(text) == (["c:1", "a:1", "b:1"], 2)
-    assert cluster.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
-    assert cluster.read("") == cluster.read("{}") == ([], 0)
+    assert tf_config.read(text) == (["c:1", "a:1", "b:1"], 2)
+    assert tf_config.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
+    assert tf_config.read("") == tf_config.read("{}") == ([], 0)
 
 
 def test_what_several_workers_cannot_do_is_refused(train, config, monkeypatch, capsys):

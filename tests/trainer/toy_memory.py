@@ -16,7 +16,8 @@ v1 = tf.compat.v1
 def build(inputs=None, train_phase=False):
     m = layers.ModelDict()
     m.hidden = layers.dropout(tf.nn.relu(layers.dense(inputs["x"], 8, "hidden")), 0.3, train_phase)
-    m.embeddings = layers.dense(m.hidden, 6, "embedding")
+    frozen = layers.batch_norm(m.hidden[:, None, None], False, "frozen")  # by stored averages
+    m.embeddings = layers.dense(frozen[:, 0, 0], 6, "embedding")
     m.labels = tf.cast(inputs["y"] > 0, tf.uint8)
     m.place, m.half = inputs["id"], tf.cast(inputs["y"], tf.bfloat16)
     m.scale = tf.reduce_mean(inputs["y"])

@@ -1,11 +1,14 @@
 """Shards by the program, one process after the other, and on Ray."""
 
+import os
+
+import actors
 import numpy as np
 import pytest
 from stores import run_program
 
 from retrieval import embed
-from retrieval.embeddings import store
+from retrieval.embeddings import engine, store
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +70,17 @@ def test_flags_that_clash_are_refused(line, tmp_path, capsys, given, said):
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
-def test_ray_starts_actors_that_fill_the_shards(line, whole, tmp_path, capsys):
-    """And completes what other processes began."""
-    at = f"--output={tmp_path}/s"
-    assert run_program(embed, *line, at, "--shard=1/3") == 0
-    assert run_program(embed, *line, at, "--engine=ray", "--workers=1") == 0
+def test_ray_starts_actors_again_in_mid_shard_and_completes_what_others_began(
+    line, whole, tmp_path, capsys, monkeypatch
+):
+    """The result is that of one process, though an actor is killed between two batches."""
+    monkeypatch.setattr(engine, "Worker", actors.Killed)
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(actors.__file__))
+    line = [*line, f"--output={tmp_path}/s", "--shard_rows=2"]
+    assert run_program(embed, *line, "--shard=1/3") == 0
+    assert run_program(embed, *line, "--engine=ray", "--workers=1") == 0
     out, err = capsys.readouterr()
     assert out.endswith(f"{len(whole)} x 3 float32\n")
     assert "shard 1/3: 0 embeddings" in err and "shard 2/3: 4 embeddings" in err
+    assert (tmp_path / "s.killed").exists()
     assert_same(tmp_path / "s", whole)

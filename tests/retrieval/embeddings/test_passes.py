@@ -82,21 +82,30 @@ def test_embed_says_which_share_of_the_products_the_test_catalogue_is(
     assert capsys.readouterr().out.endswith(said)
 
 
-def test_a_batch_is_made_while_the_one_before_it_is_embedded():
-    made = []
+def test_a_dataset_is_embedded_in_shards_and_into_object_storage(
+    tiny_model, tiny_table, tmp_path, capsys, monkeypatch
+):
+    """Its batches are those of one process; a length that it does not say is one line."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = ["--model=tiny", "--dataset=retrieval_query", "--shard_rows=7"]
+    assert run_program(embed, *line, f"--output={tmp_path}/whole") == 0
+    shards = [*line, f"--output={tmp_path}/s"]
+    assert run_program(embed, *shards, "--shard=1/2") == 0
+    assert run_program(embed, "--finish", f"--output={tmp_path}/s") == 1
+    assert "missing: 0/2 (batches 0 to 1); embed again" in capsys.readouterr().err
+    assert run_program(embed, *shards, "--shard=0/2") == 0
+    assert run_program(embed, "--finish", f"--output={tmp_path}/s") == 0
+    assert run_program(embed, *line, "--output=memory://passes/s") == 0
+    whole = store.read(tmp_path / "whole")
+    for folder in (tmp_path / "s", "memory://passes/s"):
+        found = store.read(folder)
+        np.testing.assert_array_equal(found.embeddings, whole.embeddings)
+        assert found.ids.tolist() == whole.ids.tolist() and len(found) == 22
+    known = tiny_model.datasets
 
-    def items():
-        for n in range(3):
-            made.append(n)
-            yield n, n
-        raise ValueError("the fourth")
+    def of_unknown_length():
+        return {name: d.filter(lambda row: True) for name, d in known().items()}
 
-    found = passes._ahead(items())
-    assert next(found) == (0, 0)
-    next(found)  # once it is there, the third has been asked for
-    assert made[:2] == [0, 1] and next(found) == (2, 2)
-    with pytest.raises(ValueError, match="the fourth"):
-        next(found)
-    stopped = passes._ahead(items())
-    next(stopped)
-    stopped.close()
+    monkeypatch.setattr(tiny_model, "datasets", of_unknown_length)
+    assert run_program(embed, *line, f"--output={tmp_path}/e", "--shard=0/2") == 1
+    assert "'retrieval_query' of tiny does not say how many" in capsys.readouterr().err
