@@ -110,8 +110,8 @@ def rank_queries(
       depth: do not follow a query's first relevant item beyond this rank: faster, but the mean rank
         and the like are unknown.
       threads: None for all cores.
-      filter: number format of the score matrix, 'float32', 'bfloat16', or 'auto' for the faster
-        one on this processor. The result is the same.
+      filter: number format of the score matrix, 'float32', 'bfloat16', 'int8', or 'auto' for the
+        fastest one on this processor and these scores. The result is the same.
 
     Raises:
       ValueError: for embeddings, labels, ids or pairs that do not fit together.

@@ -2,9 +2,9 @@
 
 The rank of a relevant item is one plus the number of items ahead of it. They are counted tile by
 tile of the score matrix, so neither the matrix nor a list of neighbors is ever held. Scores come
-from a filter, a float32 or bfloat16 matrix product whose error is bounded (see
+from a filter, a float32, bfloat16 or int8 matrix product whose error is bounded (see
 `retrieval.ranking.kernels`). An item whose score lies within the bound of a relevant item's is set
-aside: scored in float32 if bfloat16 was inconclusive, in float64 if float32 is inconclusive too,
+aside: scored in float32 if a narrower one was inconclusive, in float64 if float32 is, too,
 and in twice that precision if float64 is (see `retrieval.ranking.exact`). The ranks are those of
 the exact similarities of the rows as given, ties included.
 
@@ -35,6 +35,7 @@ SUPER = 16384  # rows made ready at a time, fewer if they are very long
 TILE = 1024  # rows and columns of one matrix product
 DEEP = 256  # items before the first relevant one from which on they are only counted
 PENDING = 2**20  # pairs that wait for float64 at a time
+SAMPLE = (64, 2048)  # queries and columns from which `_inconclusive` estimates
 MERGED = 1 / 64  # share of pairs of equal items from which on equal rows are multiplied once
 
 
@@ -196,7 +197,11 @@ def count_ranks(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         columns = _columns(queries, catalogue, order)
         positives = _ordered(pool, queries, columns, query, item, order, len(query_labels))
-        product = kernels.choose(settings.filter, queries, columns.vectors, threads)
+
+        def inconclusive(bound):
+            return _inconclusive(queries, columns, positives, limit, bound)
+
+        product = kernels.choose(settings.filter, queries, columns.vectors, threads, inconclusive)
         depth = np.inf if settings.depth is None else settings.depth
         counting = _Counting(queries, columns, product, positives, excluded, order, limit, depth)
         counting.run(pool)
@@ -265,6 +270,30 @@ def _of_pairs(function, pool, queries, columns, query, column):
     return tuple(each[back] for each in found)
 
 
+def _inconclusive(queries, columns, positives, limit, bound):
+    """Share of a sample of scores within `bound` [Q] of a threshold that seems to matter."""
+    vectors, p = columns.vectors, positives
+    asking, among = (
+        np.unique(np.linspace(0, len(side) - 1, number).astype(int))
+        for side, number in zip((queries, vectors), SAMPLE, strict=True)
+    )
+    place = np.full(len(vectors), -1)
+    place[among] = np.arange(len(among))
+    found = 0
+    for query, scores in zip(asking, queries.left(asking) @ vectors.right(among).T, strict=True):
+        pairs = slice(p.start[query], p.start[query + 1])
+        own = place[np.append(columns.of[p.item[pairs]], query if queries is vectors else [])]
+        scores[own[own >= 0]] = -np.inf
+        scores.sort()
+        threshold = p.score[pairs] + queries.offset
+        ahead = len(scores) - np.searchsorted(scores, threshold)
+        rank = ahead * (len(vectors) / len(among)) + np.arange(1, len(threshold) + 1)
+        threshold = threshold[(rank <= limit[query]) | (np.arange(len(rank)) == 0)]
+        ends = np.searchsorted(scores, [threshold - bound[query], threshold + bound[query]])
+        found += (ends[1] - ends[0]).sum()
+    return found / (len(asking) * len(among))
+
+
 class _Counting:
     """The pass over the tiles. Shared arrays are changed under the lock only."""
 
@@ -291,9 +320,11 @@ class _Counting:
         best = np.full(count, np.inf)
         answerable = np.flatnonzero(p.counts)
         best[answerable] = threshold[self.first[answerable]]
-        self.low = (best - self.bound).astype(np.float32)
-        self.high = (best + self.bound).astype(np.float32)
-        self.floor = np.full(count, np.inf, np.float32)
+        self.low, self.high = (
+            product.at_most(best - self.bound),
+            product.at_least(best + self.bound),
+        )
+        self.floor = product.at_most(np.full(count, np.inf))
         self.deep = np.zeros(count, bool)
         self.refresh(answerable)
         self._mask(excluded)
@@ -382,7 +413,7 @@ class _Counting:
         query, column = self.masked[top // TILE]
         low, high = np.searchsorted(column, [first, first + columns])
         panel, x = np.divmod(column[low:high] - first, scores.shape[2])
-        scores[panel, query[low:high] - top, x] = -np.inf
+        scores[panel, query[low:high] - top, x] = kernels.lowest(scores.dtype)
 
     def along_rows(self, scores, top, first, rows):
         """What a tile [panels, rows, columns per panel] holds for the queries of its rows.
@@ -405,7 +436,7 @@ class _Counting:
     def along_columns(self, scores, top, first, columns):
         """The same for the queries of its columns."""
         panels, rows, wide = scores.shape
-        floor = np.full(panels * wide, np.inf, np.float32)
+        floor = self.product.at_most(np.full(panels * wide, np.inf))
         with self.lock:
             floor[:columns] = self.floor[first : first + columns]
             deep = np.flatnonzero(self.deep[first : first + columns])
@@ -421,7 +452,7 @@ class _Counting:
         at = np.flatnonzero(scores >= floor)
         panel, rest = np.divmod(at, scores.shape[1] * scores.shape[2])
         y, x = np.divmod(rest, scores.shape[2])
-        return y, panel * scores.shape[2] + x, scores.reshape(-1)[at]
+        return y, panel * scores.shape[2] + x, scores.reshape(-1)[at] * self.product.unit
 
     def place(self, query, column, score, bound):
         """Counts what is above some threshold of its query, each where it belongs.
@@ -497,7 +528,8 @@ class _Counting:
         lowest = p.score[start + np.maximum(live, 1) - 1] + self.queries.offset
         deep = (live == 1) & (rank[begin] > DEEP)
         self.deep[rows] = deep
-        self.floor[rows] = np.where((live > 0) & ~deep, lowest - self.bound[rows], np.inf)
+        floor = np.where((live > 0) & ~deep, lowest - self.bound[rows], np.inf)
+        self.floor[rows] = self.product.at_most(floor)
 
     def wait(self, query, column):
         """Sets pairs aside for float64, and decides those that wait if they are many."""

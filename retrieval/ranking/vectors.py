@@ -101,6 +101,19 @@ class Vectors:
     def __len__(self):
         return len(self.values)
 
+    def largest(self):
+        """The largest absolute element of the float32 rows."""
+        found = [1.0 if self.squared else 0.0]
+        for rows in self.chunks():
+            if self.center is None:  # without a copy in float64
+                ends = [end(self.values[rows], axis=1) for end in (np.min, np.max)]
+                part = np.abs(np.array(ends, np.float64)).max(0)
+                part = part / self.lengths[rows] if self.similarity == "cosine" else part
+                found.append(_scaled(part, self.exponent).max(initial=0))
+            else:
+                found.append(np.abs(self.prepared(rows)).max(initial=0))
+        return max(found)  # half a squared length is below 1
+
     def take(self, rows):
         """The same for some rows only, scaled and centered alike."""
         part = object.__new__(Vectors)

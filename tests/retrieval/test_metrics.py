@@ -167,7 +167,7 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ({"excluded": [0, 1, 2]}, "excluded must be"),
         ({"queries": [["a", "b"]]}, "queries must be real numbers of at most 64 bits"),
         ({"queries": [[1, 1j]]}, "queries must be real numbers of at most 64 bits"),
-        ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16"),
+        ({"filter": "int4"}, "filter='int4' is not one of auto, float32, bfloat16, int8"),
     ],
 )
 def test_bad_input_is_named(change, message):

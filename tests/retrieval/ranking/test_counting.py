@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retrieval import metrics
-from retrieval.ranking import counting
+from retrieval.ranking import counting, kernels
 
 spec = importlib.util.spec_from_file_location(
     "oracle", pathlib.Path(__file__).with_name("oracle.py")
@@ -62,7 +62,7 @@ def draw(random, kind, rows, dimensions, dtype, scale):
     dimensions=st.sampled_from([1, 2, 3, 17, 100]),
     products=st.integers(1, 20),
     similarity=st.sampled_from(metrics.SIMILARITIES),
-    filter=st.sampled_from(["float32", "bfloat16"]),
+    filter=st.sampled_from(["float32", "bfloat16", "int8"]),
     dtypes=st.tuples(*[st.sampled_from([np.float16, np.float32, np.float64])] * 2),
     power=st.integers(-30, 30),
     own_set=st.booleans(),
@@ -115,11 +115,30 @@ def test_filters_agree_over_several_tiles(similarity):
     points += (0.03 * random.normal(size=(300, 70)))[labels].astype(np.float32)
     found = [
         metrics.rank_queries(points, labels, similarity=similarity, filter=name, threads=2)
-        for name in ("float32", "bfloat16")
+        for name in kernels.FILTERS[1:]
     ]
-    assert [ranking.filter for ranking in found] == ["float32", "bfloat16"]
+    assert tuple(ranking.filter for ranking in found) == kernels.FILTERS[1:]
     for name in ("first", "best", "worst", "hits", "average_precision", "tied"):
-        np.testing.assert_array_equal(*(getattr(ranking, name) for ranking in found))
+        for ranking in found[1:]:
+            np.testing.assert_array_equal(getattr(found[0], name), getattr(ranking, name))
+
+
+def test_auto_takes_int8_where_it_decides_nearly_all(monkeypatch):
+    """Products far apart, as a trained model has them, and random ones that no filter decides."""
+    random = np.random.default_rng(3)
+    labels = np.arange(600) // 3
+    noise = random.normal(size=(600, 64)).astype(np.float32)
+    monkeypatch.setattr(kernels, "WORTH", 0)
+    monkeypatch.setattr(kernels, "_has", lambda _: True)
+    for points, chosen in (
+        (random.normal(size=(200, 64))[labels] * 3 + noise, "int8"),
+        (noise, "bfloat16"),
+    ):
+        found, plain = (
+            metrics.rank_queries(points, labels, filter=name) for name in ("auto", "float32")
+        )
+        assert found.filter == chosen
+        np.testing.assert_array_equal(found.first, plain.first)
 
 
 def test_items_a_hair_apart_are_told_apart():
