@@ -37,6 +37,11 @@ class Scale:
     side: int = 8192  # of the bare product's matrices
     photos: int = 2048
 
+    @property
+    def narrow(self):
+        """The 16-bit type that TensorFlow's graph optimizer has on the devices."""
+        return "bfloat16" if self.tiny else "float16"
+
 
 def scale_of(kind, quick):
     """The `Scale` for all visible GPUs, or for two virtual CPU devices."""
@@ -64,7 +69,7 @@ def vit(scale):
 
 def _training(title, name, limit, scale):
     """Training steps with either precision, with and without XLA, beside the limit and PyTorch."""
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", scale.narrow):
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
             peers, commands = {}, _peer_commands(name, precision, scale)
@@ -89,8 +94,6 @@ def _training(title, name, limit, scale):
         best = min(theirs, key=lambda kind: np.median(theirs[kind]), default=None)
         for kind, times in zip(ours, seconds, strict=False):
             note = f"{scale.batch / np.median(times):.0f} images/s"
-            if precision == "bfloat16" and not scale.tiny:
-                note += "; TensorFlow's automatic mixed precision is float16 on a GPU"
             share = (flops / times) / (limit_flops / bare)
             row = f"{title} train step, {kind}"
             yield figures.figure(f"{row}, share of bare {limit}", share, note=note)
@@ -110,7 +113,7 @@ def _peer_commands(name, precision, scale):
         return {}
     given = [str(scale.size), str(scale.batch), "0", name]
     given += ["tiny"] if scale.tiny else ["cuda"]
-    given += ["bf16"] * (precision == "bfloat16")
+    given += ["bf16"] * (precision == scale.narrow)
     kinds = {"eager": [], "eager, channels_last": ["channels_last"], "compile": ["compile"]}
     if scale.tiny:
         del kinds["compile"]  # half a minute
@@ -202,7 +205,7 @@ def towers(scale):
     counts = sorted({2, len(scale.devices)})
     with contextlib.ExitStack() as stack:
         functions = [
-            stack.enter_context(_step("resnet50", "bfloat16", False, scale, scale.devices[:n]))[0]
+            stack.enter_context(_step("resnet50", scale.narrow, False, scale, scale.devices[:n]))[0]
             for n in (1, *counts)
         ]
         turns = [lambda f=f: timing.seconds(f, scale.steps) for f in functions]
@@ -213,7 +216,7 @@ def towers(scale):
 
 
 def input_saturation(scale):
-    """Whether reading and decoding keep one device busy with ResNet-50 in bfloat16."""
+    """Whether reading and decoding keep one device busy with ResNet-50 in 16 bits."""
     import tensorflow as tf
 
     from benchmarks import input_pipeline
@@ -236,8 +239,8 @@ def input_saturation(scale):
             image = tf.ensure_shape(batch["image"], [scale.batch, scale.size, scale.size, 3])
             return {"image": image, "label": tf.ensure_shape(batch["label"], [scale.batch])}
 
-        resident = stack.enter_context(_step("resnet50", "bfloat16", False, scale))[0]
-        trained = stack.enter_context(_step("resnet50", "bfloat16", False, scale, inputs=fed))[0]
+        resident = stack.enter_context(_step("resnet50", scale.narrow, False, scale))[0]
+        trained = stack.enter_context(_step("resnet50", scale.narrow, False, scale, inputs=fed))[0]
         stack.enter_context(tf.Graph().as_default())
         session = stack.enter_context(v1.Session())
         read = session.make_callable(batches()["image"].op)
@@ -271,7 +274,7 @@ def memory(scale):
     from benchmarks import steps
     from trainer import towers
 
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", scale.narrow):
         with _step("resnet50", precision, False, scale) as (step, _):
             row = f"peak memory, ResNet-50 train step, {precision}, {scale.batch} images"
             yield figures.Figure(row, _peak(step, scale), unit="MiB")

@@ -107,8 +107,8 @@ TRAINER = (
         "must exceed the time of the first step, and of saving a checkpoint.", within=FROM_1),
     Key("trainer.mixed_precision", "str", "",
         "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32. "
-        "auto: where the device is faster so. On a GPU each of them is float16, the only type "
-        "that TensorFlow's optimizer has there, without loss scaling; on a CPU it is bfloat16.",
+        "bfloat16 on a CPU; on a GPU float16, the only type that TensorFlow's optimizer has there, "
+        "without loss scaling. auto: bfloat16 on a CPU that is faster so, else nothing.",
         choices=("", "auto", "bfloat16", "float16")),
     Key("trainer.xla", "bool", False, "Compile the graph with XLA (often slower on CPU)."),
     Key("trainer.intra_op_threads", "int", 0,

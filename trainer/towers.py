@@ -51,18 +51,19 @@ def session_config(config, tower_devices):
         proto.device_count["CPU"] = len(tower_devices)
     proto.gpu_options.allow_growth = True
     rewrites = proto.graph_options.rewrite_options
-    precision = config["trainer.mixed_precision"]
-    if precision == "auto":
-        precision = "bfloat16" if "CPU" not in tower_devices[0] or _computes_in_bfloat16() else ""
-    if precision:
-        on = type(rewrites).ON
-        if "CPU" in tower_devices[0]:
-            if precision == "float16":
-                raise UserError("trainer.mixed_precision=float16 needs a GPU; use bfloat16 on CPU.")
-            rewrites.auto_mixed_precision_onednn_bfloat16 = on
-            os.environ.setdefault(*_KEEP_FLOAT32)
-        else:
-            rewrites.auto_mixed_precision = on  # float16: this rewrite has no other type
+    precision, on_cpu = config["trainer.mixed_precision"], "CPU" in tower_devices[0]
+    if precision == "auto":  # float16 could underflow, and GPUs take TensorFloat-32 without asking
+        precision = "bfloat16" if on_cpu and _computes_in_bfloat16() else ""
+    if precision and precision != ("bfloat16" if on_cpu else "float16"):
+        raise UserError(
+            f"trainer.mixed_precision={precision}: TensorFlow's graph optimizer has bfloat16 on a "
+            "CPU, and on a GPU float16, without loss scaling. Set that, or leave it empty."
+        )
+    if precision == "bfloat16":
+        rewrites.auto_mixed_precision_onednn_bfloat16 = type(rewrites).ON
+        os.environ.setdefault(*_KEEP_FLOAT32)
+    elif precision:
+        rewrites.auto_mixed_precision = type(rewrites).ON
     if config["trainer.xla"]:
         level = v1.OptimizerOptions.ON_1
         proto.graph_options.optimizer_options.global_jit_level = level

@@ -188,14 +188,14 @@ def test_moving_averages_are_read_where_asked(config):
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_takes_16_bits_where_the_device_is_faster_so(monkeypatch, has):
+def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_so(monkeypatch, has):
     monkeypatch.setattr(towers, "_computes_in_bfloat16", lambda: has)
     config = Config({"trainer.mixed_precision": "auto"})
     rewrites = towers.session_config(config, ["/device:CPU:0"]).graph_options.rewrite_options
     expected = rewrites.ON if has else rewrites.DEFAULT
     assert rewrites.auto_mixed_precision_onednn_bfloat16 == expected
     rewrites = towers.session_config(config, ["/device:GPU:0"]).graph_options.rewrite_options
-    assert rewrites.auto_mixed_precision == rewrites.ON
+    assert rewrites.auto_mixed_precision == rewrites.DEFAULT
 
 
 def test_session_follows_the_configuration():
@@ -210,11 +210,12 @@ def test_session_follows_the_configuration():
     rewrites = proto.graph_options.rewrite_options
     assert rewrites.auto_mixed_precision_onednn_bfloat16 == rewrites.ON
     assert proto.graph_options.optimizer_options.global_jit_level == v1.OptimizerOptions.ON_1
-    proto = towers.session_config(config, ["/device:GPU:0"])
-    rewrites = proto.graph_options.rewrite_options
-    assert rewrites.auto_mixed_precision == rewrites.ON
+    with pytest.raises(UserError, match="on a GPU float16"):
+        towers.session_config(config, ["/device:GPU:0"])
     config["trainer.mixed_precision"] = "float16"
-    with pytest.raises(UserError, match="float16 needs a GPU"):
+    proto = towers.session_config(config, ["/device:GPU:0"])
+    assert proto.graph_options.rewrite_options.auto_mixed_precision == rewrites.ON
+    with pytest.raises(UserError, match="bfloat16 on a CPU"):
         towers.session_config(config, ["/device:CPU:0"])
 
 
