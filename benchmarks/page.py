@@ -93,7 +93,8 @@ def written(records):
     """The text of docs/performance.md."""
     ours = [each for each in records if not each["machine"].get("gpus")]
     parts = [HEAD, _side_by_side(ours)]
-    parts += [f"* **{_title(each)}**: {conditions(each)}" for each in _newest(ours).values()]
+    shown = {_title(each) for each in _newest(ours).values()}
+    parts += [f"* **{_title(each)}**: {conditions(each)}" for each in ours if _title(each) in shown]
     if LIMITS.exists():
         parts.append("\n" + LIMITS.read_text(encoding="utf-8").rstrip())
     parts.append(_releases(ours))
@@ -139,11 +140,14 @@ def _releases(records):
     """Medians of the asked rows, a column per release; '' if there is one release per make."""
     parts = []
     for make in _newest(records):
-        mine = [each for each in records if each["machine"]["make"] == make][-6:]
-        if len(mine) < 2:
+        versions = {}
+        for each in (each for each in records if each["machine"]["make"] == make):
+            rows = versions.setdefault(each["version"], {})
+            rows |= {row["name"]: _figure(row) for row in each["figures"]}
+        if len(versions) < 2:
             continue
-        found = [{row["name"]: _figure(row) for row in each["figures"]} for each in mine]
-        lines = [_line("work", *(each["version"] for each in mine)), _rule(len(mine) + 1)]
+        names, found = list(versions)[-6:], list(versions.values())[-6:]
+        lines = [_line("work", *names), _rule(len(names) + 1)]
         for name in (name for rows in figures.REACH.values() for name in rows):
             medians = [dataclasses.replace(f[name], low=None) if name in f else None for f in found]
             lines.append(_line(name, *(each and figures.amount(each) for each in medians)))

@@ -1,13 +1,14 @@
 """Runs the benchmarks of speed, and writes their figures as one table.
 
     python -m benchmarks.run [--quick] [--only=NAME,...] [--output=FILE]
-    python -m benchmarks.run [--quick] --record=VERSION [--note=TEXT]
+    python -m benchmarks.run [--quick] [--only=NAME,...] --record=VERSION [--note=TEXT]
     python -m benchmarks.run --document
 
 Each benchmark runs in a process of its own. --quick takes smaller sizes and fewer rounds, under
 five minutes on two quiet cores. --output writes FILE.md and FILE.json. --record appends the figures
-to benchmarks/history.jsonl, and --document writes docs/performance.md from that file. After Ctrl-C
-the table holds what was measured until then.
+to benchmarks/history.jsonl; of the same row in a version's records, the last one counts. --document
+writes docs/performance.md from that file. After Ctrl-C the table holds what
+was measured until then.
 """
 
 import argparse
@@ -54,14 +55,14 @@ def all_of(reach, start, options, parser):
     names = [name for name in options.only.split(",") if name] or list(reach)
     if unknown := set(names) - set(reach):
         parser.error(f"--only={','.join(sorted(unknown))}: choose from {', '.join(reach)}")
-    if options.record and options.only:
-        parser.error("--record needs all benchmarks: leave out --only")
     folder = pathlib.Path(options.output).parent
     if options.output and not os.access(folder, os.W_OK):
         parser.error(f"--output={options.output}: {folder} is no folder that can be written")
     expected = seconds_before(page.read(), names, options.quick)
     result, whole = gather(names, start, expected, reach)
     result |= {"quick": options.quick, "note": options.note}
+    if options.only:
+        result["source"] = f"{', '.join(names)} alone"
     return finish(result, whole, options.output, options.record)
 
 

@@ -190,6 +190,20 @@ def test_a_record_replaces_that_of_the_same_version_and_machine(files):
     assert "| semi-hard over batch-hard, B=4096 D=512 | 1.00 | 3.00 |" in text  # releases
 
 
+def test_single_benchmarks_complete_a_version(files, monkeypatch):
+    rows = {"search": [figures.Figure("fast", 1.0)], "ann": [figures.Figure("near", 2.0)]}
+    monkeypatch.setattr(run, "in_process_of_its_own", lambda *_: rows.__getitem__)
+    monkeypatch.setattr(machine, "described", lambda: MACHINE)
+    assert run.main(["--record=1.0", "--only=search,ann"]) == 0
+    rows["ann"] = [figures.Figure("near", 3.0)]
+    assert run.main(["--record=1.0", "--only=ann"]) == 0
+    assert run.main(["--document"]) == 0
+    text = page.PAGE.read_text()
+    assert "| fast | 1.00 |" in text and "| near | 3.00 |" in text
+    assert "; search, ann alone;" in text and "; ann alone;" in text
+    assert "Releases on" not in text
+
+
 def test_the_committed_page_is_that_of_the_history():
     assert page.PAGE.read_text(encoding="utf-8") == page.written(page.read())
 
@@ -206,7 +220,6 @@ def test_the_history_names_rows_of_the_table():
     [
         (["--only=speed"], "choose from train_step"),
         (["--output=/no/such/file"], "/no/such is no folder that can be written"),
-        (["--record=1.0", "--only=samplers"], "leave out --only"),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, said, capsys):

@@ -181,7 +181,9 @@ ELSEWHERE = {
     "test_loop.py::test_a_profile_of_some_steps_is_written_for_tensorboard": (
         "trainer.profile_steps",
     ),
-    "test_cluster.py::test_a_frozen_worker_or_chief_is_found_by_the_timeout": ("trainer.cluster_timeout",),
+    "test_cluster.py::test_a_frozen_worker_or_chief_is_found_by_the_timeout": (
+        "trainer.cluster_timeout",
+    ),
     "test_optimizers.py::test_blocks_nearer_the_images_learn_more_slowly": ("model.layer_decay",),
     "test_optimizers.py::test_the_head_learns_first_then_the_network_warms_up": (
         "model.learning_rate_factor.from_step",
