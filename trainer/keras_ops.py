@@ -71,9 +71,10 @@ def replaced(batch: int | None) -> Iterator[None]:
 
     def normalized(layer, inputs, training=None, mask=None):
         of_maps = len(inputs.shape) == 4 and layer.axis in (-1, 3) and mask is None
-        if not of_maps or layer.synchronized or getattr(layer, "renorm", False):
+        other = layer.synchronized or getattr(layer, "renorm", False) or inputs.dtype.size > 4
+        if other or not of_maps:
             return norm(layer, inputs, training=training, mask=mask)
-        return _normalized(layer, inputs, training and layer.trainable)
+        return _normalized(layer, inputs, training, training and layer.trainable)
 
     def multiplied(layer, inputs, training=None):
         width = inputs.shape[-1]
@@ -138,13 +139,27 @@ def _exact_gelu(x):
     return (tf.math.erf(x * 0.5**0.5) + 1) * 0.5 * x
 
 
-def _normalized(layer, inputs, by_batch):
+def _without_bias(x):
+    """(the convolution of whose sum with a bias x is, that bias [C]); (x, 0) of anything else."""
+    if x.op.type in ("Add", "AddV2", "BiasAdd"):
+        inner, bias = x.op.inputs
+        if "Conv2" in inner.op.type and bias.shape.num_elements() == x.shape[-1]:
+            return inner, tf.reshape(bias, [-1])
+    return x, 0.0
+
+
+def _normalized(layer, inputs, training, by_batch):
     """Batch norm of maps [B, H, W, C] by one operation, where Keras's has five or more."""
-    result, inputs = inputs.dtype, tf.cast(inputs, tf.float32)
+    inputs = tf.cast(inputs, tf.float32)
     mean, variance = (tf.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance))
     scale = tf.ones_like(mean) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
     offset = tf.zeros_like(mean) if layer.beta is None else tf.convert_to_tensor(layer.beta)
     stored = {} if by_batch else {"mean": mean, "variance": variance}
+    if not training:
+        # A convolution takes in what follows it, if no bias is between the two. In training the
+        # bias stays there: the operation has no gradient by its mean.
+        inputs, bias = _without_bias(inputs)
+        stored["mean"] = mean - bias
     outputs, *of_batch = tf.compat.v1.nn.fused_batch_norm(
         inputs, scale, offset, epsilon=layer.epsilon, is_training=by_batch, **stored
     )
@@ -155,4 +170,4 @@ def _normalized(layer, inputs, by_batch):
         averages = layer.moving_mean, layer.moving_variance
         for variable, old, new in zip(averages, (mean, variance), of_batch, strict=True):
             variable.assign(old * layer.momentum + new * (1 - layer.momentum))
-    return tf.cast(outputs, result)
+    return tf.cast(outputs, layer.compute_dtype)

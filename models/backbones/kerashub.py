@@ -152,7 +152,9 @@ def _dinov2(tensors, config, source):
 
     def of(name):
         if name not in tensors:
-            raise ValueError(f"{source}: the tensor {name} is missing")
+            raise ValueError(
+                f"{source}: the tensor {name} is missing: the file is damaged or of another network"
+            )
         return tensors[name].shape
 
     patch = of("embeddings.patch_embeddings.projection.weight")[-1]
@@ -206,7 +208,10 @@ def _read_by_us(folder, tensors):
             if key not in tensors:  # a file without the classifier has no `vit.` before its names
                 key = key.partition(".")[2]
             if key not in tensors:
-                raise ValueError(f"{folder}: the tensor {hf_weight_key} is missing")
+                raise ValueError(
+                    f"{folder}: the tensor {hf_weight_key} is missing: the file is damaged, or of "
+                    "another network than config.json"
+                )
             return np.asarray(tensors[key])
 
     from keras_hub.src.utils.timm import preset_loader as timm_loader

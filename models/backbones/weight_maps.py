@@ -256,7 +256,10 @@ class _Tensors:
 
     def take(self, name, *axes):
         if name not in self.left:
-            raise ValueError(f"{self.source}: the tensor {name} is missing")
+            raise ValueError(
+                f"{self.source}: the tensor {name} is missing: the file is damaged, or of another "
+                "network than config.json"
+            )
         value = self.left.pop(name)
         return value.transpose(axes) if axes else value
 
@@ -350,5 +353,5 @@ def _activation(name, siglip):
     known = {"gelu": "gelu"}
     known |= {"gelu_pytorch_tanh": "gelu_approximate"} if siglip else {"quick_gelu": "quick_gelu"}
     if name not in known:
-        raise ValueError(f"the activation {name!r} is none of {', '.join(known)}")
+        raise ValueError(f"hidden_act {name!r} is none of {', '.join(known)}")
     return known[name]

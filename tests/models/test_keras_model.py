@@ -354,7 +354,10 @@ def cut_off(folder):
         ("user_networks:unknown", "--model.hub_input_range: 0,1"),
         ("keras.applications:ResNet51", "Did you mean 'ResNet50"),
         ("keras.applications:ResNet50,top=1", "the only option is weights=FILE"),
-        ("keras.applications:ResNet50,weights=no.h5", "no.h5: cannot be read: No such file"),
+        (
+            "keras.applications:ResNet50,weights=no.h5",
+            "weights=no.h5' cannot be used: cannot be read: No such file",
+        ),
     ],
 )
 def test_an_address_that_will_not_do(address, message, tmp_path):
