@@ -29,7 +29,7 @@ BATCHES = (1, 32)
 
 def main(options, *_):
     """The program."""
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in ("fastapi", "httptools", "uvicorn", "python_multipart", "prometheus_client"):
         with trainer_config.optional("pip install 'prototrain[serve]'"):
             __import__(module)
     from retrieval.evaluation import feedback
