@@ -56,14 +56,16 @@ def main(options, *_):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed
     with trainer_config.user_errors():
         searcher = _searcher(options, token, () if not loopback or token or options.open else None)
-    from retrieval.serve import app
+    from retrieval.serve import app, memory
 
     served = [shelf.current for shelf in searcher.shelves.values()]
     count = sum(one.catalogue.manifest["count"] for one in served)
     host, port = sock.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"{count:,} items at http://{host}:{port}/ (Ctrl-C ends)", file=sys.stderr, flush=True)
-    processes.serve(app.create(searcher, options.feedback or ""), sock, options.timeout)
+    made = app.create(searcher, options.feedback or "")
+    memory.release()
+    processes.serve(made, sock, options.timeout)
     return 0
 
 
