@@ -33,7 +33,7 @@ def main(options, *_):
         with trainer_config.optional("pip install 'prototrain[serve]'"):
             __import__(module)
     from retrieval.evaluation import feedback
-    from retrieval.serve import processes
+    from retrieval.serve import memory, processes
 
     if not options.index:
         raise UserError("--index=INDEX: name the folder of an index, or several")
@@ -54,9 +54,10 @@ def main(options, *_):
         if workers > 1:
             return processes.supervise(workers, sock, gpus)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed
+    memory.one_heap()
     with trainer_config.user_errors():
         searcher = _searcher(options, token, () if not loopback or token or options.open else None)
-    from retrieval.serve import app, memory
+    from retrieval.serve import app
 
     served = [shelf.current for shelf in searcher.shelves.values()]
     count = sum(one.catalogue.manifest["count"] for one in served)

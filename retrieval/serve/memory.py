@@ -1,9 +1,11 @@
-"""Gives back memory that only the start of a server has used."""
+"""Keeps a server's memory small: one heap, and what only the start has used is given back."""
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Iterator
 
+ARENA_MAX = -8  # of glibc's `mallopt`
 DONTNEED = 4  # of Linux's `madvise`
 # A mapping in /proc/self/smaps: private, of a file, read-only, and with no page of its own.
 UNCHANGED = re.compile(
@@ -11,6 +13,14 @@ UNCHANGED = re.compile(
     r"Anonymous: +0 kB$",
     re.MULTILINE,
 )
+
+
+def one_heap() -> None:
+    """Lets all threads allocate in one heap, before they start: each would keep free memory of its
+    own, about 15 MiB in all on two cores. Elsewhere than on glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
 
 
 def release() -> None:

@@ -1,6 +1,7 @@
 """Memory that is given back after the start."""
 
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -30,6 +31,33 @@ Anonymous:             0 kB
 
 def test_only_private_pages_of_files_that_nobody_changed_are_given_back():
     assert list(memory.unchanged(SMAPS)) == [(0x1000, 0x3000), (0x7000, 0x8000)]
+
+
+HEAPS = """
+import ctypes, threading
+from retrieval.serve import memory
+{call}
+gate = threading.Barrier(4)
+def work():
+    kept = bytearray(50_000)
+    gate.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for step in (threading.Thread.start, threading.Thread.join):
+    for thread in threads:
+        step(thread)
+c = ctypes.CDLL(None)
+c.malloc_info(0, ctypes.c_void_p.in_dll(c, "stdout"))
+c.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_threads_share_one_heap():
+    def heaps(call):
+        command = [sys.executable, "-c", HEAPS.format(call=call)]
+        return subprocess.run(command, capture_output=True, check=True).stdout.count(b"<heap nr")
+
+    assert heaps("memory.one_heap()") == 1 < heaps("")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
