@@ -71,6 +71,7 @@ def main(options, *_):
 
 
 def _searcher(options, token, hosts):
+    from retrieval.ranking import counting
     from retrieval.serve import limits, metrics, opening, searcher, thumbnails
 
     batch = options.max_batch or BATCHES[bool(_gpus())]
@@ -88,7 +89,12 @@ def _searcher(options, token, hosts):
     images = thumbnails.Thumbnails(options.image_root, limit.pixels)
     # With batches of 1, the threads of the server are those of TensorFlow.
     each = 1 if batch == 1 else options.threads
-    shelves = opening.shelves(options.index, images, figures, each)
+    alone = None
+    if batch == 1 and (options.threads or counting.cores()) > 1 and not _gpus():
+        # By default all models of a process have the threads of the first.
+        os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
+        alone = options.threads
+    shelves = opening.shelves(options.index, images, figures, each, alone)
     return searcher.Searcher(shelves, limit, figures, options.threads)
 
 

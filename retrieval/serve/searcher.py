@@ -25,7 +25,8 @@ class Searcher:
     With batches, one thread calls each model, since a second call would share the same cores or the
     same GPU, and others decode and search. Without, each thread decodes, embeds and searches one
     query after another, by a model that uses one core per call: no core waits for another between
-    two layers. TensorFlow and FAISS release Python's lock. FAISS gets one thread per search,
+    two layers; only a query that is alone gets all of them. TensorFlow and FAISS release Python's
+    lock. FAISS gets one thread per search,
     because a single query gains little from more.
 
     Attributes:
@@ -133,7 +134,11 @@ class Searcher:
             run = _models(served)[kind]
 
             def work():
-                vector = self._embed(run, [prepare()])[0]
+                image = prepare()
+                # Nobody else needs the other cores.
+                lone = kind == "image" and served.alone and self.queue.length <= 1
+                model = _of_images(served.alone) if lone else run
+                vector = self._embed(model, [image])[0]
                 return then(vector) if then else vector
 
             # One thread does it all: a lone query waits for each that must wake up.
@@ -168,4 +173,8 @@ class Searcher:
 def _models(served):
     """{kind of query: a function of a list of them that returns their embeddings [B, D]}."""
     texts = {"text": served.texts.embed} if served.texts else {}
-    return {"image": lambda images: served.embedder.run({"image": np.stack(images)})} | texts
+    return {"image": _of_images(served.embedder)} | texts
+
+
+def _of_images(embedder):
+    return lambda images: embedder.run({"image": np.stack(images)})

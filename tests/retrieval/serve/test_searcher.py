@@ -1,6 +1,7 @@
 """From a query to results, without HTTP."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 
@@ -82,3 +83,28 @@ def test_an_unknown_catalogue_is_refused(use):
             found.served("x")
 
     use(work)
+
+
+def test_only_a_query_that_is_alone_gets_all_cores(shop, photo):
+    figures = metrics.Metrics()
+    shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1, 2)
+    found = searcher.Searcher(shelves, limits.Limits(), figures, 2)
+    calls = []
+
+    class Spy:
+        def run(self, batch):
+            calls.append(len(batch["image"]))
+            return found.served().alone.run(batch)
+
+    async def main():
+        served = dataclasses.replace(found.served(), alone=Spy())
+        async with found.running():
+            with found.queue:
+                _, alone = await found.image(served, io.BytesIO(photo(3)))
+                assert calls == [1]
+                with found.queue:
+                    _, among = await found.image(served, io.BytesIO(photo(3)))
+            assert calls == [1]
+            np.testing.assert_allclose(alone, among, atol=192 * 2**-24)
+
+    asyncio.run(main())
