@@ -76,6 +76,7 @@ def memory_of(process):
     return {
         "private": round(sum(one.rss - one.shared for one in found) / MIB),
         "of_files": round(sum(one.shared for one in found) / MIB),
+        "all": round(sum(one.rss for one in found) / MIB),
     }
 
 
@@ -266,10 +267,12 @@ def eight_clients(port, process, beside, requests, seconds):
         begun, used = cpu_of(process), time.process_time()
         found = load(port, requests, 8, seconds / 3)
         cpu = [(cpu_of(process) - begun) / len(found), (time.process_time() - used) / len(found)]
+        most = cores / sum(cpu)  # if no core ever waits
         rate = summary(found, seconds / 3)["per_second"]
         rounds.append({
             "ratio": rate / bare[0],
             "ratio_one_thread": rate / side[0],
+            "ratio_if_always_busy": most / bare[0],
             "bare_per_second": bare[0],
             "bare_one_thread_per_second": side[0],
             "bare_cpu_ms": 1e3 * bare[1],

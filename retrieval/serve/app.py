@@ -199,16 +199,15 @@ def _api(app, searcher, feedback_file):
         try:
             async with _query(request) as given:
                 with searcher.queue:
-                    name, query = await _embedded(searcher, served, given)
-                    found, counts = await searcher.search(
+                    find = searcher.finder(
                         served,
-                        query,
                         k,
                         facets=facets,
                         category=category,
                         threshold=threshold,
                         by_product=group_by == "product",
                     )
+                    name, (found, counts) = await _found(searcher, served, given, find)
             status = "answered"
         finally:
             searcher.metrics.requests.labels(status).observe(time.perf_counter() - start)
@@ -225,7 +224,7 @@ def _api(app, searcher, feedback_file):
         """Returns the embedding of an image."""
         async with _query(request, json=False) as given:
             with searcher.queue:
-                _, vector = await _embedded(searcher, served, given)
+                _, vector = await searcher.image(served, given)
         found = {"vector": vector.tolist(), "index": served.about}
         return _answer(schemas.Embedded, found)
 
@@ -329,17 +328,18 @@ async def _query(request, json=True):
         raise schemas.Refused(415, "type", f"the Content-Type must be {wanted}")
 
 
-async def _embedded(searcher, served, given):
-    """(name of the query, what `Served.search` takes)."""
+async def _found(searcher, served, given, find):
+    """(name of the query; what `find` returns for it, called in a thread)."""
     if isinstance(given, ById):
-        return given.id, given.id
+        return given.id, await searcher.thread(find, given.id)
     if isinstance(given, ByText):
-        return given.text, await searcher.embed_text(served, given.text)
+        return given.text, await searcher.text(served, given.text, find)
     if isinstance(given, ByVector):
         vector = np.array(given.vector, np.float32)
-        return f"sha256:{hashlib.sha256(vector).hexdigest()}", vector
-    digest, vector = await searcher.embed(served, given)
-    return f"sha256:{digest}", vector
+        name = hashlib.sha256(vector).hexdigest()
+        return f"sha256:{name}", await searcher.thread(find, vector)
+    digest, found = await searcher.image(served, given, find)
+    return f"sha256:{digest}", found
 
 
 def _probes(app, searcher):

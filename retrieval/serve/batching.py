@@ -15,7 +15,7 @@ class Batcher:
     def __init__(self, run, pool, *, largest, wait):
         """Args:
 
-        run: uint8 [B, H, W, C] -> float [B, D].
+        run: a list of B images, or of what else the model takes -> float [B, D].
         pool: an executor with one thread, in which `run` is called.
         largest: images per batch, at most.
         wait: seconds to wait for images that are announced.
@@ -67,7 +67,7 @@ class Batcher:
 
     async def _answer(self, loop, images, futures):
         try:
-            found = await loop.run_in_executor(self._pool, self._run, np.stack(images))
+            found = await loop.run_in_executor(self._pool, self._run, list(images))
         except Exception as error:
             found = [error] * len(futures)
         for future, one in zip(futures, found, strict=True):

@@ -29,11 +29,11 @@ BATCHES = (1, 32)
 
 def main(options, *_):
     """The program."""
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for module in ("fastapi", "httptools", "uvicorn", "python_multipart", "prometheus_client"):
         with trainer_config.optional("pip install 'prototrain[serve]'"):
             __import__(module)
     from retrieval.evaluation import feedback
-    from retrieval.serve import processes
+    from retrieval.serve import memory, processes
 
     if not options.index:
         raise UserError("--index=INDEX: name the folder of an index, or several")
@@ -54,6 +54,7 @@ def main(options, *_):
         if workers > 1:
             return processes.supervise(workers, sock, gpus)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed
+    memory.one_heap()
     with trainer_config.user_errors():
         searcher = _searcher(options, token, () if not loopback or token or options.open else None)
     from retrieval.serve import app
@@ -63,11 +64,14 @@ def main(options, *_):
     host, port = sock.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"{count:,} items at http://{host}:{port}/ (Ctrl-C ends)", file=sys.stderr, flush=True)
-    processes.serve(app.create(searcher, options.feedback or ""), sock, options.timeout)
+    made = app.create(searcher, options.feedback or "")
+    memory.release()
+    processes.serve(made, sock, options.timeout)
     return 0
 
 
 def _searcher(options, token, hosts):
+    from retrieval.ranking import counting
     from retrieval.serve import limits, metrics, opening, searcher, thumbnails
 
     batch = options.max_batch or BATCHES[bool(_gpus())]
@@ -85,7 +89,12 @@ def _searcher(options, token, hosts):
     images = thumbnails.Thumbnails(options.image_root, limit.pixels)
     # With batches of 1, the threads of the server are those of TensorFlow.
     each = 1 if batch == 1 else options.threads
-    shelves = opening.shelves(options.index, images, figures, each)
+    alone = None
+    if batch == 1 and (options.threads or counting.cores()) > 1 and not _gpus():
+        # By default all models of a process have the threads of the first.
+        os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
+        alone = options.threads
+    shelves = opening.shelves(options.index, images, figures, each, alone)
     return searcher.Searcher(shelves, limit, figures, options.threads)
 
 

@@ -25,7 +25,7 @@ class Metrics:
             "request_seconds", "Time of a search", ["status"], buckets=SECONDS, **shared
         )
         self.batches = prometheus.Histogram(
-            "batch_size", "Images embedded at once", buckets=SIZES, **shared
+            "batch_size", "Queries embedded at once", buckets=SIZES, **shared
         )
         self.queue = prometheus.Gauge(
             "queue_length", "Requests that wait", multiprocess_mode="livesum", **shared

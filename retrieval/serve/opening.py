@@ -7,14 +7,15 @@ from retrieval.serve.served import Shelf
 from retrieval.serve.thumbnails import Thumbnails
 
 
-def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0) -> list[Shelf]:
+def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0,
+            alone: int | None = None) -> list[Shelf]:  # fmt: skip
     """Opens indexes.
 
     Args:
       indices: folders or addresses of Milvus, or name=folder; without a name, that of the folder.
       images: the items' images.
       metrics: of the server.
-      threads: of TensorFlow, per model.
+      threads, alone: of TensorFlow, see `Shelf`.
 
     Raises:
       ValueError: a name twice, or what `Shelf` raises.
@@ -29,4 +30,4 @@ def shelves(indices: list[str], images: Thumbnails, metrics, threads: int = 0) -
         if name in named:
             raise ValueError(f"--index: two are called {name!r}; name them: a={folder},b=…")
         named[name] = folder
-    return [Shelf(name, folder, images, metrics, threads) for name, folder in named.items()]
+    return [Shelf(name, folder, images, metrics, threads, alone) for name, folder in named.items()]

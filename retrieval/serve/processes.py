@@ -10,33 +10,56 @@ import threading
 import time
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from trainer.config import UserError
 
 CONNECTIONS = 1000  # open ones per process; further ones are closed at once
 HEADERS = 5  # seconds within which a request's headers, and the next request, must arrive
+HEADER_BYTES = 1 << 16  # of a request that is not complete, also after a body
 FDS = "PROTOTRAIN_SERVE_FDS"  # tells a worker its socket, and its supervisor's pipe
 
 
-class Connection(H11Protocol):
-    """A connection that must send its headers in time: uvicorn itself waits forever."""
+class Connection(HttpToolsProtocol):
+    """A connection whose headers must arrive in time and be short: uvicorn itself has no limits."""
 
     _late = None  # the timer
+    _heading = False  # whether a request has begun whose headers are not complete
+    _size = 0  # bytes since the headers were complete, or since a piece of a body
 
     def connection_made(self, transport):
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:
             transport.abort()
-        self._late = self.loop.call_later(HEADERS, self._close_if_waiting)
+        self._start()
 
     def data_received(self, data):
-        before = self.cycle
+        self._size += len(data)
         super().data_received(data)
-        if self.cycle is not before:  # the headers are complete
-            self._stop()
-        elif self._late is None and (before is None or before.response_complete):
-            self._late = self.loop.call_later(HEADERS, self._close_if_waiting)
+        if self._size > HEADER_BYTES:
+            self.transport.abort()
+        if self._late is None and self._waiting:
+            self._start()
+
+    def on_message_begin(self):
+        super().on_message_begin()
+        self._heading = True
+
+    def on_headers_complete(self):
+        super().on_headers_complete()
+        self._heading, self._size = False, 0
+        self._stop()
+
+    def on_body(self, body):
+        super().on_body(body)
+        self._size = 0
+
+    @property
+    def _waiting(self):
+        return self._heading or self.cycle is None or self.cycle.response_complete
+
+    def _start(self):
+        self._late = self.loop.call_later(HEADERS, self._close_if_waiting)
 
     def _stop(self):
         if self._late is not None:
@@ -45,7 +68,7 @@ class Connection(H11Protocol):
 
     def _close_if_waiting(self):
         self._late = None
-        if self.cycle is None or self.cycle.response_complete:
+        if self._waiting:
             self.transport.abort()
 
     def connection_lost(self, exc):

@@ -8,6 +8,7 @@ import hashlib
 import time
 
 import faiss
+import numpy as np
 
 from metriclearn.datasets import image_files
 from retrieval.ranking.counting import cores
@@ -22,9 +23,10 @@ class Searcher:
     """The catalogues of a server and the threads that serve them.
 
     With batches, one thread calls each model, since a second call would share the same cores or the
-    same GPU, and others decode. Without, each thread decodes and embeds one image after another, by
-    a model that uses one core per call: no core waits for another between two layers. Further
-    threads search: TensorFlow and FAISS release Python's lock. FAISS gets one thread per search,
+    same GPU, and others decode and search. Without, each thread decodes, embeds and searches one
+    query after another, by a model that uses one core per call: no core waits for another between
+    two layers; only a query that is alone gets all of them. TensorFlow and FAISS release Python's
+    lock. FAISS gets one thread per search,
     because a single query gains little from more.
 
     Attributes:
@@ -39,13 +41,12 @@ class Searcher:
         self.queue = Queue(limits.queue, metrics)
         self.ready = False
         threads = threads or cores()
-        self._pool = concurrent.futures.ThreadPoolExecutor(
-            threads, "search", lambda: faiss.omp_set_num_threads(1)
+        pool = functools.partial(
+            concurrent.futures.ThreadPoolExecutor, initializer=lambda: faiss.omp_set_num_threads(1)
         )
+        self._pool = pool(threads, "search")
         calls = threads if limits.batch == 1 else 1
-        self._devices = {
-            name: concurrent.futures.ThreadPoolExecutor(calls, "device") for name in self.shelves
-        }
+        self._devices = {name: pool(calls, "device") for name in self.shelves}
         self._watching = concurrent.futures.ThreadPoolExecutor(1, "watch")
         self._batchers, self._tasks = {}, []
 
@@ -53,13 +54,14 @@ class Searcher:
     async def running(self):
         """Serves and watches for new versions while the block runs."""
         for name, shelf in self.shelves.items():
-            if self.limits.batch > 1:
-                self._batchers[name] = Batcher(
-                    functools.partial(self._embed, shelf.current.embedder),
-                    self._devices[name],
-                    largest=self.limits.batch,
-                    wait=self.limits.wait,
-                )
+            for kind, run in _models(shelf.current).items():
+                if self.limits.batch > 1:
+                    self._batchers[name, kind] = Batcher(
+                        functools.partial(self._embed, run),
+                        self._devices[name],
+                        largest=self.limits.batch,
+                        wait=self.limits.wait,
+                    )
             self._tasks.append(asyncio.create_task(shelf.watch(self._watching)))
         self.ready = True
         try:
@@ -91,41 +93,62 @@ class Searcher:
         call = functools.partial(function, *arguments, **options)
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, call)
 
-    async def embed(self, served: Served, file):
-        """The SHA-256 of an image in a file object, in hexadecimal, and its embedding float32 [D].
+    async def image(self, served: Served, file, then=None):
+        """Embeds an image.
+
+        Args:
+          served: what embeds it.
+          file: file object.
+          then: called with the embedding in a thread, None for nothing.
+
+        Returns:
+          (SHA-256 of the file, in hexadecimal; the embedding float32 [D], or what `then` returned).
 
         Raises:
-          Refused: it cannot be read as an image.
+          Refused: it cannot be read as an image; what `then` raises.
         """
         digest = hashlib.sha256()
-        one = served.embedder, file, digest
-        if self._batchers:
-            vector = await self._batchers[served.name].embed(self.thread(self._decode, *one))
-        else:
-            vector = await self.thread(self._vector, *one, pool=self._devices[served.name])
-        return digest.hexdigest(), vector
+        prepare = functools.partial(self._decode, served.embedder, file, digest)
+        found = await self._embedded(served, "image", prepare, then)
+        return digest.hexdigest(), found
 
-    async def embed_text(self, served: Served, text: str):
-        """The embedding float32 [D] of words.
+    async def text(self, served: Served, text: str, then=None):
+        """Embeds words: the embedding float32 [D], or what `then` returned; as `image`.
 
         Raises:
-          Refused: the model has no text tower.
+          Refused: the model has no text tower; what `then` raises.
         """
         if served.texts is None:
             missing = served.catalogue.why_no_texts() or "the server lacks a library for texts"
             raise schemas.Refused(422, "query", missing)
-        return (await self.thread(self._timed, "embed", served.texts.embed, [text]))[0]
+        return await self._embedded(served, "text", lambda: text, then)
 
-    async def search(self, served: Served, query, k, **options):
-        """As `Served.search`, in a thread."""
-        return await self.thread(self._timed, "search", served.search, query, k, **options)
+    def finder(self, served: Served, k: int, **options):
+        """A function of a query that calls `Served.search`, for `thread`, `image` or `text`."""
+        return functools.partial(self._timed, "search", served.search, k=k, **options)
 
-    def _vector(self, embedder, file, digest):
-        return self._embed(embedder, self._decode(embedder, file, digest)[None])[0]
+    async def _embedded(self, served, kind, prepare, then):
+        """What `then` makes of the embedding of what `prepare` returns, both called in threads."""
+        batcher = self._batchers.get((served.name, kind))
+        if batcher is None:
+            run = _models(served)[kind]
 
-    def _embed(self, embedder, images):
-        self.metrics.batches.observe(len(images))
-        return self._timed("embed", embedder.run, {"image": images})
+            def work():
+                image = prepare()
+                # Nobody else needs the other cores.
+                lone = kind == "image" and served.alone and self.queue.length <= 1
+                model = _of_images(served.alone) if lone else run
+                vector = self._embed(model, [image])[0]
+                return then(vector) if then else vector
+
+            # One thread does it all: a lone query waits for each that must wake up.
+            return await self.thread(work, pool=self._devices[served.name])
+        vector = await batcher.embed(self.thread(prepare))
+        return await self.thread(then, vector) if then else vector
+
+    def _embed(self, run, inputs):
+        self.metrics.batches.observe(len(inputs))
+        return self._timed("embed", run, inputs)
 
     def _decode(self, embedder, file, digest):
         content = file.read()
@@ -145,3 +168,13 @@ class Searcher:
             return function(*arguments, **options)
         finally:
             self.metrics.stages.labels(stage).observe(time.perf_counter() - start)
+
+
+def _models(served):
+    """{kind of query: a function of a list of them that returns their embeddings [B, D]}."""
+    texts = {"text": served.texts.embed} if served.texts else {}
+    return {"image": _of_images(served.embedder)} | texts
+
+
+def _of_images(embedder):
+    return lambda images: embedder.run({"image": np.stack(images)})

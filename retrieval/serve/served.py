@@ -30,6 +30,8 @@ class Served:
       embedder: the model whose embeddings the index holds.
       images: the items' images.
       texts: the model's text tower, None without one.
+      alone: the model once more, with all cores per call, for a query that has the server to
+        itself; None where `embedder` uses them all.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Served:
     embedder: Embedder
     images: Thumbnails
     texts: TextEmbedder | None = None
+    alone: Embedder | None = None
 
     @property
     def about(self) -> dict:
@@ -100,8 +103,14 @@ class Shelf:
 
     current: Served
 
-    def __init__(self, name: str, folder: str, images: Thumbnails, metrics, threads: int = 0):
+    def __init__(self, name: str, folder: str, images: Thumbnails, metrics, threads: int = 0,
+                 alone: int | None = None):  # fmt: skip
         """Opens the current version of the index in `folder`, with the model that it carries.
+
+        Args:
+          name, folder, images, metrics: see `opening.shelves`.
+          threads: of TensorFlow per call of the model, 0 for all cores.
+          alone: those of `Served.alone`; None for no such model.
 
         Raises:
           ValueError: not an index, a damaged one, or one without a model.
@@ -115,7 +124,8 @@ class Shelf:
                 texts = catalogue.text_embedder(threads)
             except ValueError as error:
                 print(f"{name}: searches by image only: {error}", file=sys.stderr)
-        self.current = Served(name, catalogue, embedder, images, texts)
+        lone = None if alone is None else catalogue.embedder(alone)
+        self.current = Served(name, catalogue, embedder, images, texts, lone)
         self._warm(self.current)
         self._reported()
 

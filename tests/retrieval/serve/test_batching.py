@@ -18,6 +18,7 @@ class Device:
         self.go.set()
 
     def __call__(self, images):
+        images = np.stack(images)
         self.sizes.append(len(images))
         assert self.go.wait(10)
         if images.max() == 255:

@@ -94,6 +94,35 @@ def test_headers_and_bodies_that_come_slowly_are_ended(start, shop, monkeypatch)
                 assert status(answer.result()) == expected
 
 
+def test_headers_and_trailers_without_an_end_are_cut(serving):
+    """Their bytes are not those of a body, which another limit counts."""
+    line = b"x: " + b"y" * 60_000
+    chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    for start in (b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: ", b"\r\n", chunked):
+        sent = []
+
+        def parts(start=start, sent=sent):
+            yield start
+            for _ in range(1000):
+                sent.append(1)
+                yield line if start != b"\r\n" else b"\r\n" * 30_000
+
+        assert status(talk(serving[0], parts())) in (None, 400, 422)
+        assert len(sent) < 300, start
+
+
+def test_a_photo_may_come_in_small_pieces(serving, photo):
+    """Chunks of a few bytes have more bytes around them than a header may have."""
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    body = head + photo(3) + bytes(30_000) + b"\r\n--b--\r\n"
+    pairs = [body[n : n + 2] for n in range(0, len(body), 2)]
+    pieces = [b"%x\r\n%s\r\n" % (len(pair), pair) for pair in pairs]
+    request = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = talk(serving[0], [request + b"".join(pieces) + b"0\r\n\r\n"])
+    assert len(pieces) * 5 > processes.HEADER_BYTES
+    assert status(answer) == 200 and b'"p3"' in answer
+
+
 def test_too_many_connections_are_closed(start, shop, monkeypatch):
     monkeypatch.setattr(processes, "CONNECTIONS", 5)
     with start(f"shop={shop[0]}/i") as (address, _):
@@ -150,7 +179,7 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
     go = threading.Event()
 
     with start(f"shop={shop[0]}/i", queue=3) as (address, found):
-        found._embed = lambda _, images: go.wait(20) and shop[1].run({"image": images})
+        found._embed = lambda _, images: go.wait(20) and shop[1].embed(images)
         with concurrent.futures.ThreadPoolExecutor(3) as pool, httpx.Client() as http:
 
             def search():
@@ -174,7 +203,7 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
 def test_a_deadline_ends_the_waiting(start, shop, photo):
     go = threading.Event()
     with start(f"shop={shop[0]}/i", timeout=0.5) as (address, found):
-        found._embed = lambda _, images: go.wait(20) and shop[1].run({"image": images})
+        found._embed = lambda _, images: go.wait(20) and shop[1].embed(images)
         try:
             answer = httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=30)
         finally:

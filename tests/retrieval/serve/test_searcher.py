@@ -1,6 +1,7 @@
 """From a query to results, without HTTP."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 
@@ -36,7 +37,7 @@ def test_queries_at_once_get_the_embeddings_that_each_gets_alone(use, shop, phot
     async def work(found):
         served = found.served()
         answers = await asyncio.gather(
-            *(found.embed(served, io.BytesIO(photo(n))) for n in range(12))
+            *(found.image(served, io.BytesIO(photo(n))) for n in range(12))
         )
         digests, embeddings = zip(*answers, strict=True)
         assert digests[3] == hashlib.sha256(photo(3)).hexdigest()
@@ -47,8 +48,10 @@ def test_queries_at_once_get_the_embeddings_that_each_gets_alone(use, shop, phot
         assert sizes("prototrain_batch_size_sum") == 12
         assert sizes("prototrain_batch_size_count") == 12 or found.limits.batch > 1
         for n, embedding in enumerate(embeddings):
-            results, _ = await found.search(served, embedding, 1)
+            results, _ = await found.thread(found.finder(served, 1), embedding)
             assert results[0]["product"] == f"p{n}"
+        _, (results, _) = await found.image(served, io.BytesIO(photo(5)), found.finder(served, 1))
+        assert results[0]["product"] == "p5"
 
     use(work)
 
@@ -59,7 +62,7 @@ def test_an_image_of_too_many_pixels_is_refused_in_every_format(use):
             out = io.BytesIO()
             Image.new("RGB", (40, 30)).save(out, kind)
             with pytest.raises(schemas.Refused, match="limit"):
-                await found.embed(found.served(), io.BytesIO(out.getvalue()))
+                await found.image(found.served(), io.BytesIO(out.getvalue()))
 
     use(work, pixels=1000)
 
@@ -68,7 +71,7 @@ def test_truncated_images_are_refused(use, photo):
     async def work(found):
         for size in (0, 1, 30, 100, len(photo(1)) // 2):
             with pytest.raises(schemas.Refused) as error:
-                await found.embed(found.served(), io.BytesIO(photo(1)[:size]))
+                await found.image(found.served(), io.BytesIO(photo(1)[:size]))
             assert error.value.status == 422 and error.value.reason == "image"
 
     use(work)
@@ -80,3 +83,28 @@ def test_an_unknown_catalogue_is_refused(use):
             found.served("x")
 
     use(work)
+
+
+def test_only_a_query_that_is_alone_gets_all_cores(shop, photo):
+    figures = metrics.Metrics()
+    shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1, 2)
+    found = searcher.Searcher(shelves, limits.Limits(), figures, 2)
+    calls = []
+
+    class Spy:
+        def run(self, batch):
+            calls.append(len(batch["image"]))
+            return found.served().alone.run(batch)
+
+    async def main():
+        served = dataclasses.replace(found.served(), alone=Spy())
+        async with found.running():
+            with found.queue:
+                _, alone = await found.image(served, io.BytesIO(photo(3)))
+                assert calls == [1]
+                with found.queue:
+                    _, among = await found.image(served, io.BytesIO(photo(3)))
+            assert calls == [1]
+            np.testing.assert_allclose(alone, among, atol=192 * 2**-24)
+
+    asyncio.run(main())

@@ -14,6 +14,7 @@ from stores import run_program
 
 from retrieval import client
 from retrieval.catalogue import index
+from retrieval.ranking import counting
 from retrieval.serve import main, opening, processes, searcher
 
 
@@ -47,18 +48,21 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "gpus", "expected"),
     [
-        ([], "", (1, 1, 0)),
-        (["--threads=3"], "", (1, 1, 3)),
-        (["--max_batch=8", "--threads=3"], "", (8, 3, 3)),
-        ([], "0", (32, 0, 0)),
+        ([], "", (1, (1, 0), 0)),
+        (["--threads=3"], "", (1, (1, 3), 3)),
+        (["--threads=1"], "", (1, (1, None), 1)),
+        (["--max_batch=8", "--threads=3"], "", (8, (3, None), 3)),
+        ([], "0", (32, (0, None), 0)),
     ],
 )
 def test_a_core_calls_the_model_alone_unless_calls_are_batches(
     arguments, gpus, expected, monkeypatch
 ):
-    """(Images per call, threads of TensorFlow per call, threads of the server)."""
+    """(Images per call, threads of TensorFlow per call and for a lone query, the server's)."""
+    monkeypatch.setenv("TF_OVERRIDE_GLOBAL_THREADPOOL", "")  # to be set here only
+    monkeypatch.setattr(counting, "cores", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    monkeypatch.setattr(opening, "shelves", lambda *given: [given[-1]])
+    monkeypatch.setattr(opening, "shelves", lambda *given: [given[-2:]])
     monkeypatch.setattr(searcher, "Searcher", lambda *given: given)
     options = flags.FlagValues()
     main.define_flags(options)

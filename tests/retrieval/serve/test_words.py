@@ -5,12 +5,15 @@ import pytest
 from retrieval import client
 
 
-def test_words_find_their_items(worded, start):
-    with start(f"{worded}/i", f"{worded}/headed") as (address, _):
+@pytest.mark.parametrize("batch", [1, 8])
+def test_words_find_their_items(worded, start, batch):
+    with start(f"{worded}/i", f"{worded}/headed", batch=batch) as (address, served):
         with client.Client(address, catalogue="i") as asked:
             assert asked.info().text
             found = asked.search(text=" blue ", k=1)
             assert found.query == "blue" and [one.product for one in found.results] == ["blue"]
+            embedded = served.metrics.registry.get_sample_value
+            assert embedded("prototrain_batch_size_count") == 1
             by_id = asked.search(id="blue", k=1).results[0]
             assert by_id.product != "blue"
             for wrong in ("", " \n", "x" * 1025):
