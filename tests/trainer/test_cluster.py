@@ -274,8 +274,8 @@ def test_a_chief_that_dies_before_the_first_step_ends_the_others(workers):
     until(lambda: listener.answers(jobs["worker"][1], 1), lambda: group[1].text)
     group[0].send(signal.SIGKILL)
     assert group[1].wait() == cluster.EXIT_LOST
-    # At once, or as one whose chief has yet to come.
-    assert re.search("lost worker 0|did not answer in 5 s", group[1].text.splitlines()[-1])
+    # Soon, or as one whose chief has yet to come.
+    assert re.search("lost worker 0|did not answer in 5 s", group[1].text)
 
 
 def test_a_run_goes_on_with_another_number_of_workers(workers, whole):
