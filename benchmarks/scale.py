@@ -1,10 +1,10 @@
 """An index in parts: what its steps cost, and what they would cost for 100 million items and more.
 
-    python -m benchmarks.scale [--rows=1000000,10000000] [--dimensions=64] [--lists=4096]
+    python -m benchmarks.scale [--rows=1000000,4000000] [--dimensions=64] [--lists=4096]
 
 builds every index by `index train`, `add --part` and `merge` in processes of their own, with
 --memory=0.5, over clustered vectors. --lists gives all sizes as many lists, since with those that
-`train` chooses for ten million it takes an hour. Measured per step: core-seconds (processor time,
+`train` chooses for more items it takes long. Measured per step: core-seconds (processor time,
 which other programs on the machine do not change), and the largest anonymous memory, which leaves
 out files that the system maps and can drop. Then the index is searched, one query at a time on one
 core. --figures=FILE keeps what was measured, so that each size can have a run of its own.
@@ -17,6 +17,7 @@ others. What is printed of 100 million items and more is modeled, not measured.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -177,19 +178,20 @@ def model(small, large, rows, dimensions):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="1000000,10000000")
+    parser.add_argument("--rows", default="1000000,4000000")
     parser.add_argument("--dimensions", type=int, default=64)
     parser.add_argument("--modeled", default="64,128", help="dimensions that costs are modeled for")
     parser.add_argument("--code", default="SQ8", help="of the kind, after IVF…")
     parser.add_argument("--lists", type=int, default=4096, help="0: as many as `train` chooses")
-    parser.add_argument("--folder", help="where to work; a temporary folder if absent")
+    parser.add_argument("--folder", help="where to keep the stores; a temporary folder if absent")
     parser.add_argument("--figures", help="a JSON file of what was measured before, and is now")
     options = parser.parse_args()
     kept, found = {}, []
     if options.figures and os.path.exists(options.figures):
         kept = files.read_json(options.figures)
     print(f"{PARTS} parts, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}; measured:")
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    kept_folder = contextlib.nullcontext(options.folder)
+    with kept_folder if options.folder else tempfile.TemporaryDirectory() as folder:
         for rows in sorted(map(int, options.rows.split(","))):
             factory = f"IVF{options.lists or neighbours.lists_for(rows)},{options.code}"
             name = f"{rows} x {options.dimensions} {factory}"

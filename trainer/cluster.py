@@ -9,12 +9,14 @@ The first worker is the chief: it alone has the experiment's folder. The others 
 weights to start from over the network, so no shared disk is needed.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import re
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -43,6 +45,7 @@ LOST = (
 
 EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 NOTE = 1 << 16  # bytes that a worker may say of itself
+GRACE = 5.0  # seconds beyond the timeout until a worker counts as hanging
 BEAT = 1.0  # seconds between the chief's signs of life while the others wait for it
 
 # Keys that may differ between workers: they change nothing that is exchanged.
@@ -188,13 +191,44 @@ class Cluster:
         if len(packed) > NOTE - 8:
             raise UserError(f"{self}: its configuration is too long to be compared.")
         packed = len(packed).to_bytes(8, "little") + packed.ljust(NOTE - 8)
-        with tf.Graph().as_default(), v1.Session(self.target, config=self._proto) as session:
-            row = tf.constant(np.frombuffer(packed, np.int64)[None])
-            texts = [row.tobytes() for row in session.run(self._exchanges.all_gather(row))]
+
+        def gathered():
+            with tf.Graph().as_default(), v1.Session(self.target, config=self._proto) as session:
+                row = tf.constant(np.frombuffer(packed, np.int64)[None])
+                return [row.tobytes() for row in session.run(self._exchanges.all_gather(row))]
+
+        texts = self._watched(gathered)
         sizes = [int.from_bytes(text[:8], "little") for text in texts]
         return [
             json.loads(zlib.decompress(t[8 : 8 + n])) for t, n in zip(texts, sizes, strict=True)
         ]
+
+    def _watched(self, function):
+        """Returns `function()`, the first exchange of a graph.
+
+        The runtime waits forever, whatever the timeout, for a chief that has died before its first
+        answer in a graph; then neither the call nor its session can be ended, only the process.
+        """
+        done: concurrent.futures.Future = concurrent.futures.Future()
+
+        def run():
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        end, missed = time.monotonic() + self._timeout + GRACE, 0
+        while not concurrent.futures.wait([done], BEAT).done:
+            there = self.chief or listener.answers(self.addresses[0], 0)
+            missed = 0 if there else missed + 1
+            if missed > 2 or time.monotonic() > end:
+                with contextlib.suppress(SystemExit):
+                    chief = f"worker 0 ({self.addresses[0]})"
+                    self._give_up(f"lost {chief if missed else 'another worker'}")
+                sys.stdout.flush()
+                os._exit(EXIT_LOST)
+        return done.result()
 
     def meet(self, config: Config, start: list[Any]) -> list[Any]:
         """Returns the chief's `start` (JSON values) to all workers.
@@ -273,7 +307,7 @@ class Cluster:
             assigned = self._exchanges.broadcast(variables)
             said = v1.placeholder(tf.float32, [collectives.LEAST])
             (told,) = self._exchanges.sum([said])
-        session.run(assigned)
+        self._watched(lambda: session.run(assigned))
         self._beat = session.make_callable(told, [said])
 
     # ------------------------------------------------------------------------ in the loop

