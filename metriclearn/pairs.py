@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from metriclearn import hashing
-from metriclearn.distances import DISTANCES, Distance, normalize
+from metriclearn.distances import DISTANCES, Distance, Nearness, normalize
 from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows
 from metriclearn.registry import resolve
 from metriclearn.xla import compiling, refuse_xla
@@ -69,8 +69,7 @@ class Comparison(NamedTuple):
         anchors, others = tf.concat(rows[::2], 0), tf.concat(rows[1::2], 0)
         # In one call, so that their gradients share one sum.
         distances = metric.of_pairs(self.embeddings, anchors, self.references, others)
-        count = tf.size(rows[0])
-        return distances[:count], distances[count:]
+        return tuple(tf.split(distances, [tf.size(rows[0]), tf.size(rows[2])]))
 
     def normalized(self) -> "Comparison":
         """The same with embeddings and references of length 1."""
@@ -177,6 +176,37 @@ def class_sizes(comparison: Comparison) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(tf.ones_like(codes), codes, most)
 
 
+class Classes(NamedTuple):
+    """The references of each class, by class.
+
+    Attributes:
+        by_class: `[M]` int32, references ordered by class, then by row.
+        starts, sizes: `[C]` int32, where each class begins there, and how many it has.
+        slots: `[K]` int32, 0 to the size of the largest class.
+    """
+
+    by_class: tf.Tensor
+    starts: tf.Tensor
+    sizes: tf.Tensor
+    slots: tf.Tensor
+
+    def members_of(self, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(`[b, K]` int32 references of each code in ascending order, `[b, K]` bool: no padding)"""
+        present = self.slots < tf.gather(self.sizes, codes)[:, None]
+        at = tf.where(present, tf.gather(self.starts, codes)[:, None] + self.slots, 0)
+        return tf.gather(self.by_class, at), present
+
+
+def classes(comparison: Comparison) -> Classes:
+    sizes = class_sizes(comparison)
+    return Classes(
+        tf.argsort(comparison.reference_codes, stable=True),
+        tf.cumsum(sizes, exclusive=True),
+        sizes,
+        tf.range(members(comparison)),
+    )
+
+
 def members(comparison: Comparison) -> tf.Tensor:
     """K, the columns of a `Block`: the size of the largest class; of all references under XLA."""
     if compiling():
@@ -258,36 +288,35 @@ def scan_rows(
         references = tf.pad(references, [[0, none], [0, 0]])
     if compiling():
         return select(_dense_block(comparison, embeddings, references, distance, options))
-    firsts, ranked_as = distinct_rows(references)  # [U], [M]
-    repeats = tf.size(firsts) < tf.size(ranked_as)
-    distinct = tf.cond(repeats, lambda: tf.gather(references, firsts), lambda: references)
-    nearness = distance.nearness(distinct if alone else embeddings, distinct, mining_dtype)
     with tf.control_dependencies(refuse_xla(embeddings, "mining_has_shapes_that_depend_on_data")):
-        sizes = class_sizes(comparison)  # [C]
-    starts = tf.cumsum(sizes, exclusive=True)  # [C], where each class begins in `by_class`
-    by_class = tf.argsort(comparison.reference_codes, stable=True)  # [M]
-    places = tf.range(members(comparison))  # [K]
+        by_class = classes(comparison)
     total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
 
-    def scores_of(anchors: tf.Tensor) -> tf.Tensor:
-        scores = nearness.scores(anchors)  # [b, U]
-        # Rows are copied whole, columns element by element: twice transposed is 4 times as fast.
-        return tf.cond(
-            repeats,
-            lambda: tf.transpose(tf.gather(tf.transpose(scores), ranked_as)),  # [b, M]
-            lambda: scores,
-        )
+    def ranking() -> Nearness:
+        firsts, ranked_as = distinct_rows(references)  # [U], [M]
+        repeats = tf.size(firsts) < tf.size(ranked_as)
+        distinct = tf.cond(repeats, lambda: tf.gather(references, firsts), lambda: references)
+        nearness = distance.nearness(distinct if alone else embeddings, distinct, mining_dtype)
 
-    def block(first: tf.Tensor, end: tf.Tensor) -> tuple:
+        def scores_of(anchors: tf.Tensor) -> tf.Tensor:
+            scores = nearness.scores(anchors)  # [b, U]
+            # Rows are copied whole, columns element by element: twice transposed is 4 times as
+            # fast.
+            return tf.cond(
+                repeats,
+                lambda: tf.transpose(tf.gather(tf.transpose(scores), ranked_as)),  # [b, M]
+                lambda: scores,
+            )
+
+        return Nearness(scores_of, nearness.limit)
+
+    def block(first: tf.Tensor, end: tf.Tensor, nearness: Nearness) -> tuple:
         rows = slice(first, end)
-        scores = scores_of(embeddings[rows])  # [b, M]
-        codes = comparison.codes[rows]  # [b]
-        present = places < tf.gather(sizes, codes)[:, None]  # [b, K]
-        at = tf.where(present, tf.gather(starts, codes)[:, None] + places, 0)
-        columns = tf.gather(by_class, at)  # [b, K]
+        scores = nearness.scores(embeddings[rows])  # [b, M]
+        columns, present = by_class.members_of(comparison.codes[rows])  # [b, K]
         positives = tf.gather(scores, columns, batch_dims=1)  # [b, K]
         itself = tf.equal(columns, comparison.self_index[rows][:, None])
-        anchors = tf.range(tf.shape(codes)[0])
+        anchors = tf.range(tf.shape(columns)[0])
         row_numbers = tf.broadcast_to(anchors[:, None], tf.shape(columns))
         # Once `positives` is read, nothing else holds the scores, and the update is done in place.
         with tf.control_dependencies([positives]):
@@ -304,15 +333,23 @@ def scan_rows(
 
     count, static_width = embeddings.shape[0], references.shape[0]
     if count and static_width and count * static_width <= BLOCK_ELEMENTS:
-        return block(0, count)
+        plain = (
+            None
+            if options.guard is not None or not alone
+            else _plain_scores(
+                embeddings, distance, mining_dtype, lambda: ranking().scores(embeddings)
+            )
+        )
+        return block(0, count, ranking() if plain is None else Nearness(lambda _: plain, None))
 
+    nearness = ranking()
     step = tf.maximum(BLOCK_ELEMENTS // tf.maximum(width, 1), 1)
     arrays = tuple(
         tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False) for dtype in dtypes
     )
 
     def body(i: tf.Tensor, arrays: tuple) -> tuple:
-        results = block(i * step, tf.minimum((i + 1) * step, total))
+        results = block(i * step, tf.minimum((i + 1) * step, total), nearness)
         return i + 1, tuple(a.write(i, r) for a, r in zip(arrays, results, strict=True))
 
     # One block in flight: more would multiply the memory and compete for the same cores.
@@ -320,6 +357,26 @@ def scan_rows(
         lambda i, _: (i * step < total) | tf.equal(i, 0), body, (0, arrays), parallel_iterations=1
     )
     return tuple(array.concat() for array in arrays)
+
+
+def _plain_scores(
+    x: tf.Tensor, distance: Distance, dtype: tf.DType, otherwise: Callable[[], tf.Tensor]
+) -> tf.Tensor | None:
+    """`[B, B]` scores of a batch among itself; None if they never have the form of `Symmetric`.
+
+    One condition, of few operations, for all that may be out of the ordinary: in a small batch
+    their number is what takes the time.
+    """
+    if distance.symmetric is None or dtype == tf.float16:
+        return None
+    symmetric = distance.symmetric(x)
+
+    def plain() -> tf.Tensor:
+        narrow = tf.cast(x, dtype)
+        products = tf.cast(tf.matmul(narrow, narrow, transpose_b=True), x.dtype)
+        return tf.nn.bias_add(products, symmetric.bias)
+
+    return tf.cond(symmetric.holds & rows_differ(x), plain, otherwise)
 
 
 def _dense_block(
@@ -350,10 +407,7 @@ def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
         the row is that equals each row).
     """
-    # Equal rows have equal sums, so this one usually settles that all rows are distinct.
-    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(_multipliers(x), 40), x.dtype), axis=1)
-    rows = tf.range(tf.size(sums))
-    distinct = tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
+    rows = tf.range(tf.shape(x)[0])
 
     def by_hash() -> tuple[tf.Tensor, tf.Tensor]:
         originals = first_equal_rows(x)
@@ -361,7 +415,13 @@ def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
         return tf.boolean_mask(rows, is_first), tf.gather(places, originals)
 
-    return tf.cond(distinct, lambda: (rows, rows), by_hash)
+    return tf.cond(rows_differ(x), lambda: (rows, rows), by_hash)
+
+
+def rows_differ(x: tf.Tensor) -> tf.Tensor:
+    """Bool scalar: no two rows of `[N, D]` are equal; false also in the rare case of equal sums."""
+    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(_multipliers(x), 40), x.dtype), axis=1)
+    return tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
 
 
 def first_equal_rows(x: tf.Tensor) -> tf.Tensor:

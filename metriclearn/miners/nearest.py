@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from metriclearn.distances import Distance
 from metriclearn.inputs import TensorLike
+from metriclearn.miners.halves import among_itself
 from metriclearn.miners.results import Triplets
 from metriclearn.pairs import (
     Block,
@@ -52,7 +53,14 @@ def mine_batch_hard(
     with tf.name_scope("mine_batch_hard"):
         comparison = compare(labels, embeddings, references)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
-        positives, negatives, found = scan_rows(select, _ONE_EACH, comparison, options)
+
+        def scan() -> tuple:
+            return scan_rows(select, _ONE_EACH, comparison, options)
+
+        halves = among_itself(comparison, options)
+        hardest = scan() if halves is None else tf.cond(*halves, scan)
+        # Else a custom gradient would take a variable that was mined for one of its own.
+        positives, negatives, found = (tf.stop_gradient(t) for t in hardest)
         return _one_per_anchor(valid_anchors(comparison) & found, positives, negatives)
 
 

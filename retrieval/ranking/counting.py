@@ -282,7 +282,8 @@ def _inconclusive(queries, columns, positives, limit, bound):
     found = 0
     for query, scores in zip(asking, queries.left(asking) @ vectors.right(among).T, strict=True):
         pairs = slice(p.start[query], p.start[query + 1])
-        own = place[np.append(columns.of[p.item[pairs]], query if queries is vectors else [])]
+        itself = [query] if queries is vectors else columns.of[:0]
+        own = place[np.append(columns.of[p.item[pairs]], itself)]
         scores[own[own >= 0]] = -np.inf
         scores.sort()
         threshold = p.score[pairs] + queries.offset
