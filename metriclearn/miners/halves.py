@@ -12,7 +12,7 @@ from metriclearn.registry import resolve
 from metriclearn.xla import compiling
 
 # Elements of one block: enough rows that ordering the other side for the product costs little.
-BLOCK_ELEMENTS = 2**23
+BLOCK_ELEMENTS = 2**22
 ROWS = 512  # of a block at most: what is beyond its first rows is computed once
 MEMBERS = 64  # of a class at most: all of a batch's positive pairs are held
 

@@ -335,9 +335,15 @@ def _no_negative(block: Block) -> tuple[tf.Tensor, tf.Tensor]:
 def _nearest_below(negatives: tf.Tensor, limits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """For each limit `[b, K]` the nearest negative that is farther: (place `[b, K]`, exists)."""
     lowest = negatives.dtype.min
+    bits = {4: tf.int32, 8: tf.int64}[negatives.dtype.size]
 
     def one_pass(limit: tf.Tensor) -> tf.Tensor:
-        return _best(negatives, negatives < limit[:, None])
+        # Read as integers, negative floats grow with their size, and are below all positive ones:
+        # one pass less than masking. A limit of -0 makes all differences from it that are 0
+        # positive.
+        limit = tf.where(tf.equal(limit, 0), tf.constant(-0.0, limit.dtype), limit)
+        differences = tf.bitcast(negatives - limit[:, None], bits)
+        return tf.argmin(differences, axis=1, output_type=tf.int32)
 
     def in_passes() -> tf.Tensor:
         columns = tf.transpose(limits)

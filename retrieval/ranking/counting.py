@@ -35,6 +35,7 @@ SUPER = 16384  # rows made ready at a time, fewer if they are very long
 TILE = 1024  # rows and columns of one matrix product
 DEEP = 256  # items before the first relevant one from which on they are only counted
 PENDING = 2**20  # pairs that wait for float64 at a time
+PART = 2**15  # numbers of either side in `_dots`
 SAMPLE = (64, 2048)  # queries and columns from which `_inconclusive` estimates
 MERGED = 1 / 64  # share of pairs of equal items from which on equal rows are multiplied once
 
@@ -403,7 +404,7 @@ class _Counting:
             if len(query) > scores.size // 64:  # as much work as the whole tile
                 score = np.matmul(left, right.T)[y, x]
             else:
-                score = np.einsum("ij,ij->i", left[y], right[x])
+                score = _dots(left, y, right, x)
             near = self.place(query, column, score, self.bound32)
             query, column = query[near], column[near]
         self.refresh(touched)
@@ -640,6 +641,14 @@ class _Counting:
         begin = np.searchsorted(self.masked_items, at * items)
         end = at * items + (items if order is None else order)
         return np.where(pairs[at] == wanted, np.searchsorted(self.masked_items, end) - begin, 0)
+
+
+def _dots(left, y, right, x):
+    """Float32 products of pairs of rows, a few at a time: they stay in the cache."""
+    step = max(1, PART // left.shape[1])
+    parts = range(0, len(y), step)
+    found = [np.einsum("ij,ij->i", left[y[i : i + step]], right[x[i : i + step]]) for i in parts]
+    return np.concatenate(found)
 
 
 class _Inline:
