@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from metriclearn import hashing
 from metriclearn.distances import DISTANCES, Distance, Nearness, normalize
+from metriclearn.equal_rows import distinct_rows, first_equal_rows, rows_differ
 from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows
 from metriclearn.registry import resolve
 from metriclearn.xla import compiling, refuse_xla
@@ -333,14 +333,12 @@ def scan_rows(
 
     count, static_width = embeddings.shape[0], references.shape[0]
     if count and static_width and count * static_width <= BLOCK_ELEMENTS:
-        plain = (
-            None
-            if options.guard is not None or not alone
-            else _plain_scores(
-                embeddings, distance, mining_dtype, lambda: ranking().scores(embeddings)
-            )
-        )
-        return block(0, count, ranking() if plain is None else Nearness(lambda _: plain, None))
+        plain = _plain_scores(embeddings, distance, mining_dtype) if alone else None
+        if plain is None:
+            return block(0, count, ranking())
+        legal, multiply = plain
+        scores = tf.cond(legal, multiply, lambda: ranking().scores(embeddings))
+        return block(0, count, Nearness(lambda _: scores, lambda *of: ranking().limit(*of)))
 
     nearness = ranking()
     step = tf.maximum(BLOCK_ELEMENTS // tf.maximum(width, 1), 1)
@@ -359,24 +357,22 @@ def scan_rows(
     return tuple(array.concat() for array in arrays)
 
 
-def _plain_scores(
-    x: tf.Tensor, distance: Distance, dtype: tf.DType, otherwise: Callable[[], tf.Tensor]
-) -> tf.Tensor | None:
-    """`[B, B]` scores of a batch among itself; None if they never have the form of `Symmetric`.
+def _plain_scores(x: tf.Tensor, distance: Distance, dtype: tf.DType) -> tuple | None:
+    """(bool scalar, function that gives the `[B, B]` scores of a batch where that holds).
 
     One condition, of few operations, for all that may be out of the ordinary: in a small batch
-    their number is what takes the time.
+    their number is what takes the time. None if the scores never have the form of `Symmetric`.
     """
     if distance.symmetric is None or dtype == tf.float16:
         return None
     symmetric = distance.symmetric(x)
 
-    def plain() -> tf.Tensor:
+    def multiply() -> tf.Tensor:
         narrow = tf.cast(x, dtype)
         products = tf.cast(tf.matmul(narrow, narrow, transpose_b=True), x.dtype)
         return tf.nn.bias_add(products, symmetric.bias)
 
-    return tf.cond(symmetric.holds & rows_differ(x), plain, otherwise)
+    return symmetric.holds & rows_differ(x), multiply
 
 
 def _dense_block(
@@ -398,48 +394,3 @@ def _dense_block(
     rows = tf.range(tf.shape(scores)[0])
     columns = tf.broadcast_to(tf.range(tf.shape(scores)[1]), tf.shape(scores))
     return Block(rows, columns, positive, scores, negatives)
-
-
-def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds the rows of `[N, D]` that equal no earlier one. A NaN equals nothing.
-
-    Returns:
-        (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
-        the row is that equals each row).
-    """
-    rows = tf.range(tf.shape(x)[0])
-
-    def by_hash() -> tuple[tf.Tensor, tf.Tensor]:
-        originals = first_equal_rows(x)
-        is_first = tf.equal(originals, rows)
-        places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
-        return tf.boolean_mask(rows, is_first), tf.gather(places, originals)
-
-    return tf.cond(rows_differ(x), lambda: (rows, rows), by_hash)
-
-
-def rows_differ(x: tf.Tensor) -> tf.Tensor:
-    """Bool scalar: no two rows of `[N, D]` are equal; false also in the rare case of equal sums."""
-    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(_multipliers(x), 40), x.dtype), axis=1)
-    return tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
-
-
-def first_equal_rows(x: tf.Tensor) -> tf.Tensor:
-    """`[N]` int32: the first row of `[N, D]` that equals each row. A NaN equals nothing."""
-    bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
-    zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
-    words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
-    # Without this the sign bit of float64 would count only by whether signs are odd in number.
-    words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
-    products = tf.cast(words, tf.int64) * tf.cast(_multipliers(x), tf.int64)
-    hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64
-    same_hash, rows = tf.unique(hashes).idx, tf.range(tf.size(hashes))
-    earliest = tf.math.unsorted_segment_min(rows, same_hash, tf.size(hashes))
-    originals = tf.gather(earliest, same_hash)  # [N], the first row of the same hash
-    equal = tf.reduce_all(tf.equal(x, tf.gather(x, originals)), axis=1)
-    return tf.where(equal, originals, rows)
-
-
-def _multipliers(x: tf.Tensor) -> tf.Tensor:
-    """`[D]` odd numbers, random but fixed."""
-    return tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)

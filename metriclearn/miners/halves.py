@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from metriclearn import pairs
 from metriclearn.distances import DISTANCES
+from metriclearn.equal_rows import rows_differ
 from metriclearn.pairs import Comparison, MiningOptions
 from metriclearn.registry import resolve
 from metriclearn.xla import compiling
@@ -39,7 +40,7 @@ def among_itself(comparison: Comparison, options: MiningOptions) -> tuple | None
     symmetric = distance.symmetric(embeddings)
     number = tf.cast(tf.shape(embeddings)[0], tf.int64)
     useful = (number**2 > pairs.BLOCK_ELEMENTS) & (pairs.members(comparison) <= MEMBERS)
-    legal = useful & symmetric.holds & pairs.rows_differ(embeddings)
+    legal = useful & symmetric.holds & rows_differ(embeddings)
     return legal, lambda: _scan(comparison, embeddings, symmetric.bias, dtype)
 
 
