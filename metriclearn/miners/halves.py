@@ -5,11 +5,12 @@ What anchor i and reference j have in common, the product of their rows, serves 
 
 import tensorflow as tf
 
-from metriclearn import pairs
+from metriclearn import pairs, scan
 from metriclearn.distances import DISTANCES
 from metriclearn.equal_rows import rows_differ
-from metriclearn.pairs import Comparison, MiningOptions
+from metriclearn.pairs import Comparison
 from metriclearn.registry import resolve
+from metriclearn.scan import MiningOptions
 from metriclearn.xla import compiling
 
 # Elements of one block: enough rows that ordering the other side for the product costs little.
@@ -30,7 +31,7 @@ def among_itself(comparison: Comparison, options: MiningOptions) -> tuple | None
     alone = comparison.references is comparison.embeddings
     if compiling() or not alone or options.guard is not None:
         return None
-    if size is not None and size**2 <= pairs.BLOCK_ELEMENTS:
+    if size is not None and size**2 <= scan.BLOCK_ELEMENTS:
         return None
     distance = resolve(options.distance, DISTANCES, "distance")
     embeddings = tf.stop_gradient(comparison.embeddings)
@@ -39,7 +40,7 @@ def among_itself(comparison: Comparison, options: MiningOptions) -> tuple | None
         return None
     symmetric = distance.symmetric(embeddings)
     number = tf.cast(tf.shape(embeddings)[0], tf.int64)
-    useful = (number**2 > pairs.BLOCK_ELEMENTS) & (pairs.members(comparison) <= MEMBERS)
+    useful = (number**2 > scan.BLOCK_ELEMENTS) & (pairs.members(comparison) <= MEMBERS)
     legal = useful & symmetric.holds & rows_differ(embeddings)
     return legal, lambda: _scan(comparison, embeddings, symmetric.bias, dtype)
 
@@ -94,10 +95,7 @@ def _scan(comparison: Comparison, points: tf.Tensor, bias: tf.Tensor, dtype: tf.
     rows = tf.range(total)
     columns, present = classes.members_of(comparison.codes)  # [B, K]
     # An earlier block holds the pair as that of the other row, and with the bias of this one.
-    slot = tf.math.invert_permutation(classes.by_class) - tf.gather(
-        classes.starts, comparison.codes
-    )
-    mirrored = tf.stack([columns, tf.broadcast_to(slot[:, None], tf.shape(columns))], 2)
+    mirrored = tf.stack([columns, tf.broadcast_to(classes.place[:, None], tf.shape(columns))], 2)
     earlier = tf.gather_nd(scores, mirrored) - bias[:, None] + tf.gather(bias, columns)
     scores = tf.where(columns < (rows // step * step)[:, None], earlier, scores)
     is_positive = present & tf.not_equal(columns, rows[:, None])

@@ -9,15 +9,9 @@ from metriclearn.distances import Distance
 from metriclearn.inputs import TensorLike
 from metriclearn.miners.halves import among_itself
 from metriclearn.miners.results import Triplets
-from metriclearn.pairs import (
-    Block,
-    MiningOptions,
-    References,
-    compare,
-    scan_rows,
-    valid_anchors,
-)
+from metriclearn.pairs import References, compare, valid_anchors
 from metriclearn.registry import resolve
+from metriclearn.scan import Block, MiningOptions, scan_rows
 from metriclearn.xla import chosen, compiling
 
 # Up to this many positives per anchor, one pass over the row for each is faster than sorting it.
@@ -94,19 +88,25 @@ def mine_semi_hard(
         `Triplets`, at most one per pair, ordered by anchor and positive.
     """
     last_resort = resolve(fallback, _FALLBACKS, "fallback")
+    alone = references is None and not compiling()
 
     def select(block: Block) -> tuple:
-        negatives, found = _nearest_below(block.negatives, block.positives)
+        count = tf.shape(block.columns)[1] - int(alone)  # the last one is the anchor
+        limits = block.positives[:, : tf.maximum(count, 1)]
+        negatives, found = _nearest_below(block.negatives, limits)
         last, has_last = (
             tf.broadcast_to(t[:, None], tf.shape(negatives)) for t in last_resort(block)
         )
-        return block.columns, block.is_positive, negatives, found, last, has_last
+        columns, is_positive = (t[:, : tf.shape(limits)[1]] for t in block[1:3])
+        return columns, is_positive, negatives, found, last, has_last
 
     with tf.name_scope("mine_semi_hard"):
         comparison = compare(labels, embeddings, references)
         dtypes = (tf.int32, tf.bool, tf.int32, tf.bool, tf.int32, tf.bool)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
-        positives, is_positive, *others = scan_rows(select, dtypes, comparison, options)
+        positives, is_positive, *others = scan_rows(
+            select, dtypes, comparison, options, self_last=alone
+        )
         rows = tf.range(tf.shape(positives)[0])[:, None]
         anchors, positives, negatives, found, last, has_last = chosen(
             is_positive, rows, positives, *others

@@ -6,7 +6,7 @@ import reference
 import tensorflow as tf
 
 import metriclearn
-from metriclearn import pairs
+from metriclearn import pairs, scan
 from metriclearn.miners import halves
 
 pytestmark = pytest.mark.numeric
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(pairs, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(scan, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(halves, "ROWS", 7)
 
 
@@ -23,7 +23,7 @@ def triplets(mined):
 
 
 def is_used(labels, x, **options):
-    found = halves.among_itself(pairs.compare(labels, x), pairs.MiningOptions(**options))
+    found = halves.among_itself(pairs.compare(labels, x), scan.MiningOptions(**options))
     return found is not None and bool(found[0])
 
 
