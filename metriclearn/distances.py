@@ -36,6 +36,18 @@ class Nearness(NamedTuple):
     limit: Callable[[tf.Tensor, Any], tf.Tensor]
 
 
+class Symmetric(NamedTuple):
+    """Scores of rows among themselves as `x[i] . x[j] + bias[j]`. For mining, without gradients.
+
+    Attributes:
+        bias: `[N]`.
+        holds: bool scalar: these scores are in range and keep the digits that matter.
+    """
+
+    bias: tf.Tensor
+    holds: tf.Tensor
+
+
 class Distance(NamedTuple):
     """A way to compare embeddings, in the three forms that losses and miners need.
 
@@ -47,12 +59,14 @@ class Distance(NamedTuple):
             memory is O(N D + M D + T) plus one block of rows.
         nearness: `(x [N, D], y [M, D], dtype) -> Nearness` of rows of x to all rows of y; its
             matrix product runs in `dtype`.
+        symmetric: `x [N, D] -> Symmetric`; None if its scores are not of that form.
     """
 
     name: str
     pairwise: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     of_pairs: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
     nearness: Callable[[tf.Tensor, tf.Tensor, tf.DType], Nearness]
+    symmetric: Callable[[tf.Tensor], Symmetric] | None = None
 
 
 def pairwise_distances(
@@ -117,7 +131,11 @@ def _is_calm(x: tf.Tensor) -> tf.Tensor:
     info = np.finfo(x.dtype.as_numpy_dtype)
     largest = tf.reduce_max(tf.abs(x), axis=1)
     lowest = float(np.sqrt(info.tiny / info.eps))
-    highest = float(np.sqrt(info.max / 8)) * tf.math.rsqrt(tf.cast(tf.shape(x)[1], x.dtype))
+    highest = float(np.sqrt(info.max / 8))
+    if x.shape[1]:
+        highest *= x.shape[1] ** -0.5
+    else:
+        highest *= tf.math.rsqrt(tf.cast(tf.shape(x)[1], x.dtype))
     in_range = (largest >= lowest) & (largest <= highest)
     return tf.reduce_all(tf.equal(largest, 0) | in_range)
 
@@ -201,12 +219,18 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
         def rows(x: tf.Tensor, y: tf.Tensor, at: slice) -> tuple[tf.Tensor, tf.Tensor]:
             return tf.gather(x, i[at]), tf.gather(y, j[at])
 
-        def forward(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-            return _in_blocks(lambda at: value(*rows(x, y, at)), i, x)
+        def forward(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tuple | None]:
+            """(values, gathered rows where they are few enough to keep for the gradient)."""
+            if _are_few(x):
+                kept = rows(x, y, slice(None))
+                return value(*kept), kept
+            return _in_blocks(lambda at: value(*rows(x, y, at)), i, x), None
 
-        def backward(x: tf.Tensor, y: tf.Tensor, values: tf.Tensor, upstream: tf.Tensor) -> list:
+        def backward(
+            x: tf.Tensor, y: tf.Tensor, values: tf.Tensor, kept: tuple | None, upstream: tf.Tensor
+        ) -> list:
             def add(at: slice, sums: list[tf.Tensor]) -> list[tf.Tensor]:
-                at_a, at_b = slopes(*rows(x, y, at), values[at], upstream[at])
+                at_a, at_b = slopes(*(kept or rows(x, y, at)), values[at], upstream[at])
                 sums = [tf.tensor_scatter_nd_add(sums[0], i[at][:, None], at_a), *sums[1:]]
                 if at_b is None:
                     return [*sums[:-1], tf.tensor_scatter_nd_sub(sums[-1], j[at][:, None], at_a)]
@@ -219,15 +243,15 @@ def _pair_function(value: Callable, slopes: Callable) -> Callable:
 
             @tf.custom_gradient
             def among(x: tf.Tensor) -> tuple:
-                values = forward(x, x)
-                return values, lambda upstream: backward(x, x, values, upstream)[0]
+                values, kept = forward(x, x)
+                return values, lambda upstream: backward(x, x, values, kept, upstream)[0]
 
             return among(x)
 
         @tf.custom_gradient
         def between(x: tf.Tensor, y: tf.Tensor) -> tuple:
-            values = forward(x, y)
-            return values, lambda upstream: backward(x, y, values, upstream)
+            values, kept = forward(x, y)
+            return values, lambda upstream: backward(x, y, values, kept, upstream)
 
         return between(x, y)
 
@@ -238,6 +262,10 @@ def _is_one_block(x: tf.Tensor) -> bool:
     # How many pairs there are depends on the data; usually it is a few per row. XLA fuses the
     # gathering into the sums, so that one block costs it no memory.
     return compiling() or (x.shape.is_fully_defined() and x.shape.num_elements() <= PAIR_ELEMENTS)
+
+
+def _are_few(x: tf.Tensor) -> bool:
+    return x.shape.is_fully_defined() and x.shape.num_elements() <= PAIR_ELEMENTS // 8
 
 
 def _blocks_of_pairs(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., slice]]:
@@ -340,14 +368,26 @@ def _products(y: tf.Tensor, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]
     return multiply
 
 
+def _euclidean_symmetric(x: tf.Tensor) -> Symmetric:
+    # As in `_euclidean_nearness`, where no center is needed.
+    norms = tf.reduce_sum(x * x, axis=1)
+    return Symmetric(norms / -2, _is_spread(x, norms) & _is_calm(x))
+
+
+def _is_spread(y: tf.Tensor, norms: tf.Tensor) -> tf.Tensor:
+    """Bool scalar: rows do not share most of their length."""
+    mean = tf.reduce_mean(y, axis=0)
+    return tf.reduce_sum(mean * mean) < tf.reduce_mean(norms) * (1 - 1 / 64)
+
+
 def _euclidean_nearness(
     x: tf.Tensor, y: tf.Tensor, dtype: tf.DType, squared: bool = False
 ) -> Nearness:
     # |x - y|^2 = |x|^2 - 2 (x.y - |y|^2 / 2), and |x|^2 is the same along a row. Where rows share
     # most of their length, the first one is subtracted; see `_center`.
-    norms, mean = tf.reduce_sum(y * y, axis=1), tf.reduce_mean(y, axis=0)
-    is_spread = tf.reduce_sum(mean * mean) < tf.reduce_mean(norms) * (1 - 1 / 64)
-    center = tf.where(is_spread, tf.zeros_like(mean), y[0])
+    norms = tf.reduce_sum(y * y, axis=1)
+    is_spread = _is_spread(y, norms)
+    center = tf.where(is_spread, tf.zeros_like(y[0]), y[0])
 
     def shifted() -> tuple[tf.Tensor, tf.Tensor]:
         from_center = y - center
@@ -399,12 +439,19 @@ def _dot_nearness(x: tf.Tensor, y: tf.Tensor, dtype: tf.DType) -> Nearness:
     return Nearness(lambda x: products(x / _row_size(x)), limit)
 
 
-EUCLIDEAN = Distance("euclidean", _euclidean_pairwise, _euclidean_of_pairs, _euclidean_nearness)
+EUCLIDEAN = Distance(
+    "euclidean",
+    _euclidean_pairwise,
+    _euclidean_of_pairs,
+    _euclidean_nearness,
+    _euclidean_symmetric,
+)
 SQUARED = Distance(
     "squared",
     _squared_pairwise,
     _squared_of_pairs,
     lambda x, y, dtype: _euclidean_nearness(x, y, dtype, squared=True),
+    _euclidean_symmetric,
 )
 COSINE = Distance(
     "cosine",

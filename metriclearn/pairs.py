@@ -1,19 +1,14 @@
-"""Which examples are compared: labels as codes, references, and the scan of rows in blocks."""
+"""Which examples are compared: labels as codes, references, classes."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from metriclearn import hashing
 from metriclearn.distances import DISTANCES, Distance, normalize
 from metriclearn.inputs import TensorLike, check_batch, column_tensor, match_rows
 from metriclearn.registry import resolve
-from metriclearn.xla import compiling, refuse_xla
-
-# Elements of one block of the anchor-by-reference matrix: 8 MiB in float32. Enough rows for the
-# product to run near its full speed, and few enough to stay near the CPU's cache afterwards.
-BLOCK_ELEMENTS = 2**21
+from metriclearn.xla import compiling
 
 
 class References(NamedTuple):
@@ -69,8 +64,7 @@ class Comparison(NamedTuple):
         anchors, others = tf.concat(rows[::2], 0), tf.concat(rows[1::2], 0)
         # In one call, so that their gradients share one sum.
         distances = metric.of_pairs(self.embeddings, anchors, self.references, others)
-        count = tf.size(rows[0])
-        return distances[:count], distances[count:]
+        return tuple(tf.split(distances, [tf.size(rows[0]), tf.size(rows[2])]))
 
     def normalized(self) -> "Comparison":
         """The same with embeddings and references of length 1."""
@@ -177,209 +171,51 @@ def class_sizes(comparison: Comparison) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(tf.ones_like(codes), codes, most)
 
 
+class Classes(NamedTuple):
+    """The references of each class, by class.
+
+    Attributes:
+        by_class: `[M]` int32, references ordered by class, then by row.
+        starts, sizes: `[C]` int32, where each class begins there, and how many it has.
+        place: `[M]` int32, the place of each reference in its class.
+        slots: `[K]` int32, 0 to the size of the largest class.
+    """
+
+    by_class: tf.Tensor
+    starts: tf.Tensor
+    sizes: tf.Tensor
+    place: tf.Tensor
+    slots: tf.Tensor
+
+    def members_of(
+        self, codes: tf.Tensor, last: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(`[b, K]` int32 references of each code in ascending order, `[b, K]` bool: no padding).
+
+        Args:
+            codes: `[b]`.
+            last: `[b]` places in the class of what follows the others.
+        """
+        sizes = tf.gather(self.sizes, codes)[:, None]
+        places, present = self.slots, self.slots < sizes
+        if last is not None:
+            others = places + tf.cast(places >= last[:, None], tf.int32)
+            places = tf.where(tf.equal(places, sizes - 1), last[:, None], others)
+        at = tf.where(present, tf.gather(self.starts, codes)[:, None] + places, 0)
+        return tf.gather(self.by_class, at), present
+
+
+def classes(comparison: Comparison) -> Classes:
+    """The `Classes` of a comparison."""
+    sizes = class_sizes(comparison)
+    by_class = tf.argsort(comparison.reference_codes, stable=True)
+    starts = tf.cumsum(sizes, exclusive=True)
+    place = tf.math.invert_permutation(by_class) - tf.gather(starts, comparison.reference_codes)
+    return Classes(by_class, starts, sizes, place, tf.range(members(comparison)))
+
+
 def members(comparison: Comparison) -> tf.Tensor:
     """K, the columns of a `Block`: the size of the largest class; of all references under XLA."""
     if compiling():
         return tf.size(comparison.reference_codes)
     return tf.maximum(tf.reduce_max(class_sizes(comparison)), 1)
-
-
-class Block(NamedTuple):
-    """What a miner sees of `b` anchors. Nearness is larger where nearer, and comparable in a row.
-
-    Attributes:
-        rows: `[b]` int32, which anchors these are.
-        columns: `[b, K]` int32, the references of the anchor's class in ascending order; K is the
-            size of the largest class.
-        is_positive: `[b, K]` bool, false in the padding and for the anchor itself.
-        positives: `[b, K]` nearness of `columns`.
-        negatives: `[b, M]` nearness of all references; the dtype's lowest value (not infinity,
-            which would alarm `tf.debugging.enable_check_numerics`) for those of the anchor's class.
-    """
-
-    rows: tf.Tensor
-    columns: tf.Tensor
-    is_positive: tf.Tensor
-    positives: tf.Tensor
-    negatives: tf.Tensor
-
-
-class MiningOptions(NamedTuple):
-    """How a miner ranks references.
-
-    Attributes:
-        distance: a name in `DISTANCES` or a `Distance`.
-        mining_dtype: dtype of the matrix product; None for that of the embeddings.
-        guard: references of another class nearer than this distance are not mined; None for none.
-    """
-
-    distance: str | Distance = "euclidean"
-    mining_dtype: Any = None
-    guard: Any = None
-
-
-def scan_rows(
-    select: Callable[[Block], tuple],
-    dtypes: tuple[tf.DType, ...],
-    comparison: Comparison,
-    options: MiningOptions,
-) -> tuple[tf.Tensor, ...]:
-    """Shows `select` all anchors, a block of rows at a time; the `[B, M]` matrix never exists.
-
-    Memory is O(block + B D), and no gradient passes. Only the product and one pass over it touch
-    all of a row: references of the anchor's class are few, and are addressed one by one.
-
-    References with equal embeddings are ranked once, and so get equal scores. A matrix product does
-    not give them by itself: its kernels sum the last columns in another order.
-
-    Args:
-        select: `Block -> tuple of [b, ...]`.
-        dtypes: the dtypes of what `select` returns.
-        comparison: a `Comparison`.
-        options: see `MiningOptions`.
-
-    Returns:
-        What `select` returns, its blocks concatenated: a tuple of `[B, ...]`.
-
-    Raises:
-        ValueError: an unknown distance, or a `mining_dtype` that is not floating point.
-    """
-    distance = resolve(options.distance, DISTANCES, "distance")
-    embeddings = tf.stop_gradient(comparison.embeddings)
-    alone = comparison.references is comparison.embeddings
-    references = embeddings if alone else tf.stop_gradient(comparison.references)
-    mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
-    if not mining_dtype.is_floating:
-        raise ValueError(f"mining_dtype must be floating point, got {mining_dtype.name}")
-    if not references.shape[0]:
-        # An empty row has no nearest item: a dummy, which no anchor uses, makes an empty batch
-        # legal.
-        none = tf.cast(tf.equal(tf.shape(references)[0], 0), tf.int32)
-        references = tf.pad(references, [[0, none], [0, 0]])
-    if compiling():
-        return select(_dense_block(comparison, embeddings, references, distance, options))
-    firsts, ranked_as = distinct_rows(references)  # [U], [M]
-    repeats = tf.size(firsts) < tf.size(ranked_as)
-    distinct = tf.cond(repeats, lambda: tf.gather(references, firsts), lambda: references)
-    nearness = distance.nearness(distinct if alone else embeddings, distinct, mining_dtype)
-    with tf.control_dependencies(refuse_xla(embeddings, "mining_has_shapes_that_depend_on_data")):
-        sizes = class_sizes(comparison)  # [C]
-    starts = tf.cumsum(sizes, exclusive=True)  # [C], where each class begins in `by_class`
-    by_class = tf.argsort(comparison.reference_codes, stable=True)  # [M]
-    places = tf.range(members(comparison))  # [K]
-    total, width = tf.shape(embeddings)[0], tf.shape(references)[0]
-
-    def scores_of(anchors: tf.Tensor) -> tf.Tensor:
-        scores = nearness.scores(anchors)  # [b, U]
-        # Rows are copied whole, columns element by element: twice transposed is 4 times as fast.
-        return tf.cond(
-            repeats,
-            lambda: tf.transpose(tf.gather(tf.transpose(scores), ranked_as)),  # [b, M]
-            lambda: scores,
-        )
-
-    def block(first: tf.Tensor, end: tf.Tensor) -> tuple:
-        rows = slice(first, end)
-        scores = scores_of(embeddings[rows])  # [b, M]
-        codes = comparison.codes[rows]  # [b]
-        present = places < tf.gather(sizes, codes)[:, None]  # [b, K]
-        at = tf.where(present, tf.gather(starts, codes)[:, None] + places, 0)
-        columns = tf.gather(by_class, at)  # [b, K]
-        positives = tf.gather(scores, columns, batch_dims=1)  # [b, K]
-        itself = tf.equal(columns, comparison.self_index[rows][:, None])
-        anchors = tf.range(tf.shape(codes)[0])
-        row_numbers = tf.broadcast_to(anchors[:, None], tf.shape(columns))
-        # Once `positives` is read, nothing else holds the scores, and the update is done in place.
-        with tf.control_dependencies([positives]):
-            negatives = tf.tensor_scatter_nd_min(
-                scores,
-                tf.stack([row_numbers, columns], axis=2),
-                tf.where(present, scores.dtype.min, scores.dtype.max),
-            )
-        if options.guard is not None:
-            limits = nearness.limit(embeddings[rows], options.guard)[:, None]
-            negatives = tf.where(negatives <= limits, negatives, negatives.dtype.min)
-        is_positive = present & ~itself
-        return select(Block(first + anchors, columns, is_positive, positives, negatives))
-
-    count, static_width = embeddings.shape[0], references.shape[0]
-    if count and static_width and count * static_width <= BLOCK_ELEMENTS:
-        return block(0, count)
-
-    step = tf.maximum(BLOCK_ELEMENTS // tf.maximum(width, 1), 1)
-    arrays = tuple(
-        tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False) for dtype in dtypes
-    )
-
-    def body(i: tf.Tensor, arrays: tuple) -> tuple:
-        results = block(i * step, tf.minimum((i + 1) * step, total))
-        return i + 1, tuple(a.write(i, r) for a, r in zip(arrays, results, strict=True))
-
-    # One block in flight: more would multiply the memory and compete for the same cores.
-    _, arrays = tf.while_loop(
-        lambda i, _: (i * step < total) | tf.equal(i, 0), body, (0, arrays), parallel_iterations=1
-    )
-    return tuple(array.concat() for array in arrays)
-
-
-def _dense_block(
-    comparison: Comparison,
-    embeddings: tf.Tensor,
-    references: tf.Tensor,
-    distance: Distance,
-    options: MiningOptions,
-) -> Block:
-    """All anchors in one block with every reference as a column: no shape depends on data."""
-    mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
-    nearness = distance.nearness(embeddings, references, mining_dtype)
-    scores = tf.gather(nearness.scores(embeddings), first_equal_rows(references), axis=1)
-    positive, negative = masks(comparison)
-    negatives = tf.where(negative, scores, scores.dtype.min)
-    if options.guard is not None:
-        limits = nearness.limit(embeddings, options.guard)[:, None]
-        negatives = tf.where(negatives <= limits, negatives, negatives.dtype.min)
-    rows = tf.range(tf.shape(scores)[0])
-    columns = tf.broadcast_to(tf.range(tf.shape(scores)[1]), tf.shape(scores))
-    return Block(rows, columns, positive, scores, negatives)
-
-
-def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds the rows of `[N, D]` that equal no earlier one. A NaN equals nothing.
-
-    Returns:
-        (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
-        the row is that equals each row).
-    """
-    # Equal rows have equal sums, so this one usually settles that all rows are distinct.
-    sums = tf.reduce_sum(x * tf.cast(hashing.right_shift(_multipliers(x), 40), x.dtype), axis=1)
-    rows = tf.range(tf.size(sums))
-    distinct = tf.equal(tf.size(tf.unique(sums).y), tf.size(sums))
-
-    def by_hash() -> tuple[tf.Tensor, tf.Tensor]:
-        originals = first_equal_rows(x)
-        is_first = tf.equal(originals, rows)
-        places = tf.cumsum(tf.cast(is_first, tf.int32)) - 1  # [N]
-        return tf.boolean_mask(rows, is_first), tf.gather(places, originals)
-
-    return tf.cond(distinct, lambda: (rows, rows), by_hash)
-
-
-def first_equal_rows(x: tf.Tensor) -> tf.Tensor:
-    """`[N]` int32: the first row of `[N, D]` that equals each row. A NaN equals nothing."""
-    bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
-    zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
-    words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
-    # Without this the sign bit of float64 would count only by whether signs are odd in number.
-    words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
-    products = tf.cast(words, tf.int64) * tf.cast(_multipliers(x), tf.int64)
-    hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64
-    same_hash, rows = tf.unique(hashes).idx, tf.range(tf.size(hashes))
-    earliest = tf.math.unsorted_segment_min(rows, same_hash, tf.size(hashes))
-    originals = tf.gather(earliest, same_hash)  # [N], the first row of the same hash
-    equal = tf.reduce_all(tf.equal(x, tf.gather(x, originals)), axis=1)
-    return tf.where(equal, originals, rows)
-
-
-def _multipliers(x: tf.Tensor) -> tf.Tensor:
-    """`[D]` odd numbers, random but fixed."""
-    return tf.bitwise.bitwise_or(hashing.word_of(tf.range(tf.shape(x)[1])), 1)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from metriclearn.distances import DISTANCES, SQUARED, Distance
+from metriclearn.equal_rows import distinct_rows
 from metriclearn.inputs import TensorLike
 from metriclearn.miners.results import Pairs, Triplets
 from metriclearn.pairs import (
     Comparison,
     References,
     compare,
-    distinct_rows,
     informative_pairs,
     masks,
 )

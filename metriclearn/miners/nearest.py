@@ -7,16 +7,11 @@ import tensorflow as tf
 
 from metriclearn.distances import Distance
 from metriclearn.inputs import TensorLike
+from metriclearn.miners.halves import among_itself
 from metriclearn.miners.results import Triplets
-from metriclearn.pairs import (
-    Block,
-    MiningOptions,
-    References,
-    compare,
-    scan_rows,
-    valid_anchors,
-)
+from metriclearn.pairs import References, compare, valid_anchors
 from metriclearn.registry import resolve
+from metriclearn.scan import Block, MiningOptions, scan_rows
 from metriclearn.xla import chosen, compiling
 
 # Up to this many positives per anchor, one pass over the row for each is faster than sorting it.
@@ -52,7 +47,14 @@ def mine_batch_hard(
     with tf.name_scope("mine_batch_hard"):
         comparison = compare(labels, embeddings, references)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
-        positives, negatives, found = scan_rows(select, _ONE_EACH, comparison, options)
+
+        def scan() -> tuple:
+            return scan_rows(select, _ONE_EACH, comparison, options)
+
+        halves = among_itself(comparison, options)
+        hardest = scan() if halves is None else tf.cond(*halves, scan)
+        # Else a custom gradient would take a variable that was mined for one of its own.
+        positives, negatives, found = (tf.stop_gradient(t) for t in hardest)
         return _one_per_anchor(valid_anchors(comparison) & found, positives, negatives)
 
 
@@ -86,19 +88,25 @@ def mine_semi_hard(
         `Triplets`, at most one per pair, ordered by anchor and positive.
     """
     last_resort = resolve(fallback, _FALLBACKS, "fallback")
+    alone = references is None and not compiling()
 
     def select(block: Block) -> tuple:
-        negatives, found = _nearest_below(block.negatives, block.positives)
+        count = tf.shape(block.columns)[1] - int(alone)  # the last one is the anchor
+        limits = block.positives[:, : tf.maximum(count, 1)]
+        negatives, found = _nearest_below(block.negatives, limits)
         last, has_last = (
             tf.broadcast_to(t[:, None], tf.shape(negatives)) for t in last_resort(block)
         )
-        return block.columns, block.is_positive, negatives, found, last, has_last
+        columns, is_positive = (t[:, : tf.shape(limits)[1]] for t in block[1:3])
+        return columns, is_positive, negatives, found, last, has_last
 
     with tf.name_scope("mine_semi_hard"):
         comparison = compare(labels, embeddings, references)
         dtypes = (tf.int32, tf.bool, tf.int32, tf.bool, tf.int32, tf.bool)
         options = MiningOptions(distance, mining_dtype, false_negative_guard)
-        positives, is_positive, *others = scan_rows(select, dtypes, comparison, options)
+        positives, is_positive, *others = scan_rows(
+            select, dtypes, comparison, options, self_last=alone
+        )
         rows = tf.range(tf.shape(positives)[0])[:, None]
         anchors, positives, negatives, found, last, has_last = chosen(
             is_positive, rows, positives, *others
@@ -327,9 +335,15 @@ def _no_negative(block: Block) -> tuple[tf.Tensor, tf.Tensor]:
 def _nearest_below(negatives: tf.Tensor, limits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """For each limit `[b, K]` the nearest negative that is farther: (place `[b, K]`, exists)."""
     lowest = negatives.dtype.min
+    bits = {4: tf.int32, 8: tf.int64}[negatives.dtype.size]
 
     def one_pass(limit: tf.Tensor) -> tf.Tensor:
-        return _best(negatives, negatives < limit[:, None])
+        # Read as integers, negative floats grow with their size, and are below all positive ones:
+        # one pass less than masking. A limit of -0 makes all differences from it that are 0
+        # positive.
+        limit = tf.where(tf.equal(limit, 0), tf.constant(-0.0, limit.dtype), limit)
+        differences = tf.bitcast(negatives - limit[:, None], bits)
+        return tf.argmin(differences, axis=1, output_type=tf.int32)
 
     def in_passes() -> tf.Tensor:
         columns = tf.transpose(limits)

@@ -8,15 +8,8 @@ from metriclearn.distances import ON_SPHERE, Distance
 from metriclearn.inputs import TensorLike
 from metriclearn.miners.matrices import distance_matrix, pairs_of
 from metriclearn.miners.results import Pairs, Triplets
-from metriclearn.pairs import (
-    Block,
-    MiningOptions,
-    References,
-    compare,
-    masks,
-    members,
-    scan_rows,
-)
+from metriclearn.pairs import References, compare, masks, members
+from metriclearn.scan import Block, MiningOptions, scan_rows
 from metriclearn.xla import chosen
 
 

@@ -35,6 +35,7 @@ SUPER = 16384  # rows made ready at a time, fewer if they are very long
 TILE = 1024  # rows and columns of one matrix product
 DEEP = 256  # items before the first relevant one from which on they are only counted
 PENDING = 2**20  # pairs that wait for float64 at a time
+PART = 2**17  # numbers of either side in `_dots`
 SAMPLE = (64, 2048)  # queries and columns from which `_inconclusive` estimates
 MERGED = 1 / 64  # share of pairs of equal items from which on equal rows are multiplied once
 
@@ -237,7 +238,14 @@ def _columns(queries, catalogue, order):
 
 def _ordered(pool, queries, columns, query, item, order, count):
     """`Positives` of relevant pairs."""
-    score, error = _of_pairs(exact.scores, pool, queries, columns, query, columns.of[item])
+    column = columns.of[item]
+    if queries is columns.vectors and not queries.has_few_digits:  # (a, b) scores as (b, a) does
+        pair = np.minimum(query, column) * len(queries) + np.maximum(query, column)
+        pair, back = np.unique(pair, return_inverse=True)
+        found = _of_pairs(exact.scores, pool, queries, columns, *np.divmod(pair, len(queries)))
+        score, error = (each[back] for each in found)
+    else:
+        score, error = _of_pairs(exact.scores, pool, queries, columns, query, column)
 
     def find_keys(at):
         return _of_pairs(exact.keys, pool, queries, columns, query[at], columns.of[item[at]])
@@ -282,7 +290,8 @@ def _inconclusive(queries, columns, positives, limit, bound):
     found = 0
     for query, scores in zip(asking, queries.left(asking) @ vectors.right(among).T, strict=True):
         pairs = slice(p.start[query], p.start[query + 1])
-        own = place[np.append(columns.of[p.item[pairs]], query if queries is vectors else [])]
+        itself = [query] if queries is vectors else columns.of[:0]
+        own = place[np.append(columns.of[p.item[pairs]], itself)]
         scores[own[own >= 0]] = -np.inf
         scores.sort()
         threshold = p.score[pairs] + queries.offset
@@ -393,7 +402,10 @@ class _Counting:
             found.append(self.along_columns(scores, top, first, len(right)))
         *pairs, score = _joined(above for above, _ in found)
         near = self.place(pairs[0], pairs[1], score, self.bound)
-        touched = pairs[0]
+        self.refresh(pairs[0])
+        # Thresholds that no longer matter, which are many in a query's first tile, decide nothing.
+        lowest = np.minimum(self.floor, self.low)[pairs[0]] * self.product.unit
+        near &= score >= lowest
         # What this product cannot decide, the next finer one does.
         query, column, y, x = _joined(
             [[part[near] for part in pairs], *(unsure for _, unsure in found)]
@@ -402,10 +414,9 @@ class _Counting:
             if len(query) > scores.size // 64:  # as much work as the whole tile
                 score = np.matmul(left, right.T)[y, x]
             else:
-                score = np.einsum("ij,ij->i", left[y], right[x])
+                score = _dots(left, y, right, x)
             near = self.place(query, column, score, self.bound32)
             query, column = query[near], column[near]
-        self.refresh(touched)
         self.wait(query, column)
 
     def mask(self, scores, top, first, columns):
@@ -639,6 +650,14 @@ class _Counting:
         begin = np.searchsorted(self.masked_items, at * items)
         end = at * items + (items if order is None else order)
         return np.where(pairs[at] == wanted, np.searchsorted(self.masked_items, end) - begin, 0)
+
+
+def _dots(left, y, right, x):
+    """Float32 products of pairs of rows, a few at a time: they stay in the cache."""
+    step = max(1, PART // left.shape[1])
+    parts = range(0, len(y), step)
+    found = [np.einsum("ij,ij->i", left[y[i : i + step]], right[x[i : i + step]]) for i in parts]
+    return np.concatenate(found)
 
 
 class _Inline:

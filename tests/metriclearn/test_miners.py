@@ -225,7 +225,7 @@ def test_blocks_do_not_change_what_is_mined(name, monkeypatch):
     labels, x = batch(5, size=24, classes=6)
     labels[12:] = labels[:12]  # as pairs, for given_positive
     whole = triplets(metriclearn.MINERS[name](labels, x))
-    monkeypatch.setattr("metriclearn.pairs.BLOCK_ELEMENTS", 24 * 5)
+    monkeypatch.setattr("metriclearn.scan.BLOCK_ELEMENTS", 24 * 5)
     assert triplets(metriclearn.MINERS[name](labels, x)) == whole
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         shapeless = tf.compat.v1.placeholder(tf.float64, [None, None])

@@ -80,7 +80,7 @@ def test_block_by_block_is_the_same(monkeypatch):
     rng = np.random.default_rng(4)
     labels, embeddings = rng.integers(0, 6, 23), rng.normal(size=(23, 4))
     whole = metriclearn.mine_batch_hard(labels, embeddings)
-    monkeypatch.setattr("metriclearn.pairs.BLOCK_ELEMENTS", 5 * 23)
+    monkeypatch.setattr("metriclearn.scan.BLOCK_ELEMENTS", 5 * 23)
     blocked = metriclearn.mine_batch_hard(labels, embeddings)
     assert [tuple(t) for t in np.transpose(blocked)] == [tuple(t) for t in np.transpose(whole)]
     d = reference.distances("euclidean", embeddings, embeddings)

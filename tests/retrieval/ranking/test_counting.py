@@ -124,21 +124,19 @@ def test_filters_agree_over_several_tiles(similarity):
 
 
 def test_auto_takes_int8_where_it_decides_nearly_all(monkeypatch):
-    """Products far apart, as a trained model has them, and random ones that no filter decides."""
+    """Products far apart, as trained models have them, and random ones."""
     random = np.random.default_rng(3)
     labels = np.arange(600) // 3
     noise = random.normal(size=(600, 64)).astype(np.float32)
+    apart = 3 * random.normal(size=(200, 64)).astype(np.float32)[labels] + noise
     monkeypatch.setattr(kernels, "WORTH", 0)
     monkeypatch.setattr(kernels, "_has", lambda _: True)
-    for points, chosen in (
-        (random.normal(size=(200, 64))[labels] * 3 + noise, "int8"),
-        (noise, "bfloat16"),
-    ):
-        found, plain = (
-            metrics.rank_queries(points, labels, filter=name) for name in ("auto", "float32")
-        )
-        assert found.filter == chosen
-        np.testing.assert_array_equal(found.first, plain.first)
+    for points, chosen in (apart, "int8"), (noise, "bfloat16"):
+        for sets in (points, labels), (points[::2], labels[::2], points[1::2], labels[1::2]):
+            found = metrics.rank_queries(*sets)
+            assert found.filter == chosen
+            exact = metrics.rank_queries(*sets, filter="float32")
+            np.testing.assert_array_equal(found.first, exact.first)
 
 
 def test_items_a_hair_apart_are_told_apart():
