@@ -24,7 +24,7 @@ SIBLINGS = (
     (r"retrieval/progress\.py", ("trainer.notebook",)),
     (r"retrieval/(metrics|__init__)\.py|retrieval/ranking/", ()),
     (
-        r"retrieval/embeddings/embedder\.py",
+        r"retrieval/embeddings/(embedder|texts)\.py",
         ("trainer", "metriclearn.datasets", "models.backbones.saved_model"),
     ),
     (r"retrieval/embeddings/", ("trainer", "metriclearn.datasets", "metriclearn.augment")),
