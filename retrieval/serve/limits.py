@@ -40,9 +40,8 @@ class Limits:
       pixels: of an image.
       queue: requests that may wait for an answer; more get a 503.
       timeout: seconds until a request must be answered.
-      batch: images per call of a model, at most. With 1, threads embed side by side; otherwise one
-        call follows the other.
-      wait: seconds that a batch waits for images that are being decoded.
+      batch: images per call of a model, at most.
+      wait: seconds that a batch waits for images that are being decoded, on a GPU.
       token: what requests must carry; '' for none.
       hosts: names that requests may address; none: any.
     """
@@ -51,7 +50,7 @@ class Limits:
     pixels: int = 50_000_000
     queue: int = 64
     timeout: float = 10.0
-    batch: int = 1
+    batch: int = 4
     wait: float = 0.005
     token: str = ""
     hosts: tuple[str, ...] = ()

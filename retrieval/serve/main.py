@@ -22,9 +22,9 @@ from trainer import config as trainer_config
 from trainer.config import UserError
 
 MIB = 2**20
-# Images per call of the model, on a CPU and on a GPU. On a CPU each core embeds images of its own,
-# one by one: several cores on one batch wait for each other after every layer.
-BATCHES = (1, 32)
+# Images per call of the model, on a CPU and on a GPU. On a CPU each core embeds a batch of its own:
+# several cores on one batch wait for each other after every layer.
+BATCHES = (4, 32)
 
 
 def main(options, *_):
@@ -74,7 +74,8 @@ def _searcher(options, token, hosts):
     from retrieval.ranking import counting
     from retrieval.serve import limits, metrics, opening, searcher, thumbnails
 
-    batch = options.max_batch or BATCHES[bool(_gpus())]
+    gpu = bool(_gpus())
+    batch = options.max_batch or BATCHES[gpu]
     limit = limits.Limits(
         body=round(options.max_body * MIB),
         pixels=options.max_pixels,
@@ -87,15 +88,14 @@ def _searcher(options, token, hosts):
     )
     figures = metrics.Metrics()
     images = thumbnails.Thumbnails(options.image_root, limit.pixels)
-    # With batches of 1, the threads of the server are those of TensorFlow.
-    each = 1 if batch == 1 else options.threads
-    alone = None
-    if batch == 1 and (options.threads or counting.cores()) > 1 and not _gpus():
+    # On a CPU, the threads of the server are those of TensorFlow.
+    each, alone = (options.threads if gpu else 1), None
+    if not gpu and (options.threads or counting.cores()) > 1:
         # By default all models of a process have the threads of the first.
         os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         alone = options.threads
     shelves = opening.shelves(options.index, images, figures, each, alone)
-    return searcher.Searcher(shelves, limit, figures, options.threads)
+    return searcher.Searcher(shelves, limit, figures, options.threads, gpu)
 
 
 def _gpus():
@@ -123,10 +123,9 @@ def define_flags(values):
            "keep every core busy: more processes answer no faster, each with a model in memory.",
            lower_bound=0)  # fmt: skip
     number("threads", 0, "Threads per process (0: one per core).", lower_bound=0)
-    number("max_batch", 0, "Images embedded at once, at most, by all threads together; with 1, "
-           "each thread embeds images of its own. 1 on a CPU, 32 on a GPU, if 0.",
-           lower_bound=0)  # fmt: skip
-    decimal("max_wait", 5, "Milliseconds that a batch waits for images being decoded.",
+    number("max_batch", 0, "Images per call of the model, at most: of a GPU, or of each core of a "
+           f"CPU. {BATCHES[0]} on a CPU, {BATCHES[1]} on a GPU, if 0.", lower_bound=0)  # fmt: skip
+    decimal("max_wait", 5, "Milliseconds that a GPU's batch waits for images being decoded.",
             lower_bound=0)  # fmt: skip
     number("max_queue", 64, "Requests that may wait; more get a 503.", lower_bound=1)
     decimal("timeout", 10, "Seconds until a request must be answered.", lower_bound=0.1)

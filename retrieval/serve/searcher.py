@@ -22,12 +22,11 @@ from retrieval.serve.served import Served, Shelf
 class Searcher:
     """The catalogues of a server and the threads that serve them.
 
-    With batches, one thread calls each model, since a second call would share the same cores or the
-    same GPU, and others decode and search. Without, each thread decodes, embeds and searches one
-    query after another, by a model that uses one core per call: no core waits for another between
-    two layers; only a query that is alone gets all of them. TensorFlow and FAISS release Python's
-    lock. FAISS gets one thread per search,
-    because a single query gains little from more.
+    On a GPU one thread calls each model, since a second call would share the device, and others
+    decode and search. On a CPU each thread decodes, embeds and searches the queries of a batch of
+    its own, by a model that uses one core per call: no core waits for another between two layers.
+    Only a query that is alone gets all cores. TensorFlow and FAISS release Python's lock. FAISS
+    gets one thread per search, because a single query gains little from more.
 
     Attributes:
       shelves: {name: Shelf}; the first is the default.
@@ -35,18 +34,21 @@ class Searcher:
       ready: whether requests are answered: after the start, until the end begins.
     """
 
-    def __init__(self, shelves: list[Shelf], limits: Limits, metrics: Metrics, threads: int = 0):
+    def __init__(
+        self, shelves: list[Shelf], limits: Limits, metrics: Metrics, threads: int = 0,
+        gpu: bool = False,
+    ):  # fmt: skip
         self.shelves = {shelf.name: shelf for shelf in shelves}
         self.limits, self.metrics = limits, metrics
         self.queue = Queue(limits.queue, metrics)
         self.ready = False
-        threads = threads or cores()
+        self._gpu, threads = gpu, threads or cores()
         pool = functools.partial(
             concurrent.futures.ThreadPoolExecutor, initializer=lambda: faiss.omp_set_num_threads(1)
         )
         self._pool = pool(threads, "search")
-        calls = threads if limits.batch == 1 else 1
-        self._devices = {name: pool(calls, "device") for name in self.shelves}
+        self._calls = 1 if gpu else threads
+        self._devices = {name: pool(self._calls, "device") for name in self.shelves}
         self._watching = concurrent.futures.ThreadPoolExecutor(1, "watch")
         self._batchers, self._tasks = {}, []
 
@@ -55,13 +57,18 @@ class Searcher:
         """Serves and watches for new versions while the block runs."""
         for name, shelf in self.shelves.items():
             for kind, run in _models(shelf.current).items():
-                if self.limits.batch > 1:
-                    self._batchers[name, kind] = Batcher(
-                        functools.partial(self._embed, run),
-                        self._devices[name],
-                        largest=self.limits.batch,
-                        wait=self.limits.wait,
-                    )
+                lone = _of_images(shelf.current.alone) if kind == "image" else None
+                if self._gpu:
+                    work = functools.partial(self._embed, run)
+                else:
+                    work = functools.partial(self._answers, run, lone or run)
+                self._batchers[name, kind] = Batcher(
+                    work,
+                    self._devices[name],
+                    largest=self.limits.batch,
+                    wait=self.limits.wait,
+                    calls=self._calls,
+                )
             self._tasks.append(asyncio.create_task(shelf.watch(self._watching)))
         self.ready = True
         try:
@@ -129,22 +136,27 @@ class Searcher:
 
     async def _embedded(self, served, kind, prepare, then):
         """What `then` makes of the embedding of what `prepare` returns, both called in threads."""
-        batcher = self._batchers.get((served.name, kind))
-        if batcher is None:
-            run = _models(served)[kind]
-
-            def work():
-                image = prepare()
-                # Nobody else needs the other cores.
-                lone = kind == "image" and served.alone and self.queue.length <= 1
-                model = _of_images(served.alone) if lone else run
-                vector = self._embed(model, [image])[0]
-                return then(vector) if then else vector
-
-            # One thread does it all: a lone query waits for each that must wake up.
-            return await self.thread(work, pool=self._devices[served.name])
+        batcher = self._batchers[served.name, kind]
+        if not self._gpu:
+            return await batcher.embed(_ready((prepare, then)))
         vector = await batcher.embed(self.thread(prepare))
         return await self.thread(then, vector) if then else vector
+
+    def _answers(self, run, lone, queries):
+        """What `_embedded` returns for each (prepare, then), or raises, in the calling thread.
+
+        One thread does it all: a lone query waits for each that must wake up.
+        """
+        found = [_caught(prepare) for prepare, _ in queries]
+        good = [i for i, each in enumerate(found) if not isinstance(each, Exception)]
+        if good:
+            if self.queue.length <= 1:  # nobody else needs the other cores
+                run = lone
+            vectors = self._embed(run, [found[i] for i in good])
+            for i, vector in zip(good, vectors, strict=True):
+                then = queries[i][1]
+                found[i] = _caught(then, vector) if then else vector
+        return found
 
     def _embed(self, run, inputs):
         self.metrics.batches.observe(len(inputs))
@@ -177,4 +189,16 @@ def _models(served):
 
 
 def _of_images(embedder):
-    return lambda images: embedder.run({"image": np.stack(images)})
+    return embedder and (lambda images: embedder.run({"image": np.stack(images)}))
+
+
+async def _ready(item):
+    return item
+
+
+def _caught(function, *arguments):
+    """What a function returns, or the exception that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error

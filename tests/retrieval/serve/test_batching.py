@@ -39,7 +39,7 @@ def run_with():
     def run(work, **options):
         async def main():
             device = Device()
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with concurrent.futures.ThreadPoolExecutor(options.get("calls", 1)) as pool:
                 batcher = Batcher(device, pool, **{"largest": 4, "wait": 5.0, **options})
                 try:
                     return await work(device, batcher)
@@ -139,3 +139,19 @@ def test_who_has_left_is_not_embedded(run_with):
         assert device.sizes == [1, 1]
 
     run_with(work)
+
+
+def test_idle_devices_share_what_waits(run_with):
+    async def work(device, batcher):
+        device.go.clear()
+        tasks = [asyncio.create_task(batcher.embed(image(n))) for n in range(4)]
+        await asyncio.sleep(0.05)
+        assert device.sizes == [2, 2]  # not 4 on one
+        tasks += [asyncio.create_task(batcher.embed(image(n))) for n in range(4, 8)]
+        await asyncio.sleep(0.05)
+        assert len(device.sizes) == 2  # both are busy
+        device.go.set()
+        found = await asyncio.gather(*tasks)
+        assert [one[0] for one in found] == list(range(8)) and sum(device.sizes) == 8
+
+    run_with(work, calls=2)

@@ -12,7 +12,7 @@ from PIL import Image
 from retrieval.serve import limits, metrics, opening, schemas, searcher, thumbnails
 
 
-@pytest.fixture(params=[1, 8], ids=["side by side", "in batches"])
+@pytest.fixture(params=[(1, False), (4, False), (8, True)], ids=["one by one", "CPU", "GPU"])
 def use(shop, request):
     """Runs a coroutine function with a running `Searcher` over the shop, in both ways to embed."""
 
@@ -20,8 +20,9 @@ def use(shop, request):
         async def main():
             figures = metrics.Metrics()
             shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1)
-            limit = limits.Limits(batch=request.param, **options)
-            found = searcher.Searcher(shelves, limit, figures, 2)
+            batch, gpu = request.param
+            limit = limits.Limits(batch=batch, **options)
+            found = searcher.Searcher(shelves, limit, figures, 2, gpu)
             assert not found.ready
             async with found.running():
                 assert found.ready
@@ -85,19 +86,53 @@ def test_an_unknown_catalogue_is_refused(use):
     use(work)
 
 
+def test_queries_of_a_batch_fail_alone(use, photo):
+    """Whatever fails, its neighbors in the batch are answered."""
+
+    async def work(found):
+        served, refused = found.served(), schemas.Refused(404, "category", "none")
+
+        def then(vector):
+            raise refused
+
+        def ask(n):
+            content = b"no image" if n % 3 == 1 else photo(n)
+            return found.image(served, io.BytesIO(content), then if n % 3 == 2 else None)
+
+        answers = await asyncio.gather(*map(ask, range(12)), return_exceptions=True)
+        for n, answer in enumerate(answers):
+            if n % 3 == 0:
+                np.testing.assert_allclose(answer[1], found_alone[n], atol=192 * 2**-24)
+            elif n % 3 == 1:
+                assert isinstance(answer, schemas.Refused) and answer.status == 422
+            else:
+                assert answer is refused
+
+    found_alone = {}
+
+    async def alone(found):
+        for n in range(0, 12, 3):
+            found_alone[n] = (await found.image(found.served(), io.BytesIO(photo(n))))[1]
+
+    use(alone)
+    use(work)
+
+
 def test_only_a_query_that_is_alone_gets_all_cores(shop, photo):
     figures = metrics.Metrics()
     shelves = opening.shelves([f"{shop[0]}/i"], thumbnails.Thumbnails(), figures, 1, 2)
     found = searcher.Searcher(shelves, limits.Limits(), figures, 2)
     calls = []
 
+    served = found.served()
+
     class Spy:
         def run(self, batch):
             calls.append(len(batch["image"]))
-            return found.served().alone.run(batch)
+            return served.alone.run(batch)
 
     async def main():
-        served = dataclasses.replace(found.served(), alone=Spy())
+        shelves[0].current = dataclasses.replace(served, alone=Spy())
         async with found.running():
             with found.queue:
                 _, alone = await found.image(served, io.BytesIO(photo(3)))

@@ -48,17 +48,17 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "gpus", "expected"),
     [
-        ([], "", (1, (1, 0), 0)),
-        (["--threads=3"], "", (1, (1, 3), 3)),
-        (["--threads=1"], "", (1, (1, None), 1)),
-        (["--max_batch=8", "--threads=3"], "", (8, (3, None), 3)),
-        ([], "0", (32, (0, None), 0)),
+        ([], "", (4, (1, 0), 0, False)),
+        (["--threads=3"], "", (4, (1, 3), 3, False)),
+        (["--threads=1"], "", (4, (1, None), 1, False)),
+        (["--max_batch=8", "--threads=3"], "", (8, (1, 3), 3, False)),
+        ([], "0", (32, (0, None), 0, True)),
     ],
 )
-def test_a_core_calls_the_model_alone_unless_calls_are_batches(
+def test_each_core_calls_the_model_by_itself_and_a_gpu_is_called_once(
     arguments, gpus, expected, monkeypatch
 ):
-    """(Images per call, threads of TensorFlow per call and for a lone query, the server's)."""
+    """(Images per call, threads of TensorFlow per call and for a lone query, the server's, GPU)."""
     monkeypatch.setenv("TF_OVERRIDE_GLOBAL_THREADPOOL", "")  # to be set here only
     monkeypatch.setattr(counting, "cores", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
@@ -67,8 +67,8 @@ def test_a_core_calls_the_model_alone_unless_calls_are_batches(
     options = flags.FlagValues()
     main.define_flags(options)
     options(["serve", "--index=i", *arguments])
-    (calls,), limit, _, threads = main._searcher(options, "", ())
-    assert (limit.batch, calls, threads) == expected
+    (calls,), limit, _, *others = main._searcher(options, "", ())
+    assert (limit.batch, calls, *others) == expected
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(capsys):
