@@ -50,7 +50,7 @@ class Limits:
     pixels: int = 50_000_000
     queue: int = 64
     timeout: float = 10.0
-    batch: int = 4
+    batch: int = 2
     wait: float = 0.005
     token: str = ""
     hosts: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from trainer.config import UserError
 MIB = 2**20
 # Images per call of the model, on a CPU and on a GPU. On a CPU each core embeds a batch of its own:
 # several cores on one batch wait for each other after every layer.
-BATCHES = (4, 32)
+BATCHES = (2, 32)
 
 
 def main(options, *_):

@@ -48,9 +48,9 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "gpus", "expected"),
     [
-        ([], "", (4, (1, 0), 0, False)),
-        (["--threads=3"], "", (4, (1, 3), 3, False)),
-        (["--threads=1"], "", (4, (1, None), 1, False)),
+        ([], "", (2, (1, 0), 0, False)),
+        (["--threads=3"], "", (2, (1, 3), 3, False)),
+        (["--threads=1"], "", (2, (1, None), 1, False)),
         (["--max_batch=8", "--threads=3"], "", (8, (1, 3), 3, False)),
         ([], "0", (32, (0, None), 0, True)),
     ],
