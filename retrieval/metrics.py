@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrieval.ranking import counting
+from retrieval.ranking.relevant import relevant_pairs
 from retrieval.ranking.vectors import SIMILARITIES, pair
 
 __all__ = ["KS", "SIMILARITIES", "Ranking", "rank_queries", "recall_at_k", "summarize"]
@@ -282,7 +283,7 @@ def _by_id(ids, name, given):
 
 def equal_pairs(query_ids: np.ndarray, catalogue_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of rows with equal ids, ordered by query: (query [E], item [E]). Ids may repeat."""
-    return counting.relevant_pairs(query_ids, catalogue_ids, (np.zeros(0, np.int64),) * 2)
+    return relevant_pairs(query_ids, catalogue_ids, (np.zeros(0, np.int64),) * 2)
 
 
 def _column(values, rows, name):

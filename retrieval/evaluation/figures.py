@@ -16,7 +16,9 @@ from retrieval.evaluation.records import Record
 from retrieval.evaluation.rejection import Rejection
 from retrieval.evaluation.rerank import Reranked
 from retrieval.evaluation.verdict import Verdict
-from retrieval.ranking import counting, exact, kernels, vectors
+from retrieval.ranking import exact, kernels, vectors
+from retrieval.ranking.groups import where
+from retrieval.ranking.relevant import relevant_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -340,7 +342,7 @@ def shelf_ranks(queries, catalogue, similarity, same=None):
     step = max(1, min(1024, 2**26 // len(names)))
     scores_of = functools.partial(exact.in_parts, exact.scores, left, right)
     keys_of = functools.partial(exact.in_parts, exact.keys, left, right)
-    relevant, items = counting.relevant_pairs(ql, cl, same.pairs)
+    relevant, items = relevant_pairs(ql, cl, same.pairs)
     score, error = scores_of(relevant, items)
     by, score, _, _, _ = exact.order(
         relevant, score, error, items, lambda at: keys_of(relevant[at], items[at])
@@ -357,7 +359,7 @@ def shelf_ranks(queries, catalogue, similarity, same=None):
         before = np.zeros((len(rows), len(names)), bool)
         for j, block in right.blocks():
             scores = rows @ block.T
-            row, column = counting.where(scores >= low[:, None])
+            row, column = where(scores >= low[:, None])
             query, item = part.start + row, j + column
             other = (cl[item] != ql[query]) & ~same.among(item[:, None], query)[:, 0]
             row, column, query, item = (each[other] for each in (row, column, query, item))

