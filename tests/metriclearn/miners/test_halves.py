@@ -36,15 +36,19 @@ def batch(seed):
     return rng.integers(0, rng.integers(1, size), size), x - 5
 
 
+# bfloat16 holds these scores exactly, too.
+DTYPES = ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "squared"])
-def test_the_hardest_are_those_of_the_loops(distance):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_hardest_are_those_of_the_loops(distance, dtype):
     for seed in range(6):
         labels, x = batch(seed)
         assert is_used(labels, x, distance=distance)
-        for dtype in "float32", "bfloat16":  # which holds these scores exactly, too
-            mined = metriclearn.mine_batch_hard(labels, x, distance=distance, mining_dtype=dtype)
-            d = reference.distances(distance, x, x)
-            assert triplets(mined) == reference.batch_hard(labels, d)
+        mined = metriclearn.mine_batch_hard(labels, x, distance=distance, mining_dtype=dtype)
+        d = reference.distances(distance, x, x)
+        assert triplets(mined) == reference.batch_hard(labels, d)
     for labels in np.zeros(len(x)), np.arange(len(x)):  # no negative, no positive
         assert is_used(labels, x) and triplets(metriclearn.mine_batch_hard(labels, x)) == []
 
