@@ -13,6 +13,7 @@ import fastapi
 import numpy as np
 import pydantic
 import pydantic_core
+import python_multipart.exceptions
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
@@ -318,11 +319,17 @@ async def _query(request, json=True):
             raise schemas.Refused(422, "request", f"not JSON: {error}") from None
         yield query
     elif kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=10, max_part_size=65536) as form:
+        try:
+            form = await request.form(max_files=1, max_fields=10, max_part_size=65536)
+        except python_multipart.exceptions.FormParserError as error:
+            raise schemas.Refused(422, "request", f"not a form: {error}") from None
+        try:
             file = form.get("image")
             if file is None or isinstance(file, str) or len(form) > 1:
                 raise schemas.Refused(422, "request", "send one file, in the field image")
             yield file.file
+        finally:
+            await form.close()
     else:
         wanted = f"multipart/form-data{' or application/json' * json}"
         raise schemas.Refused(415, "type", f"the Content-Type must be {wanted}")
