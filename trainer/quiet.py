@@ -24,6 +24,8 @@ NOISE = re.compile(
     r"|(libcuda|kernel) reported version|retrieving CUDA diagnostic information|: hostname: "
     r"|Trying algorithm .* is taking a while|Omitted potentially buggy algorithm"
     r"|gpu_timer\.cc.*(Delay kernel timed out|skipping the delay kernel)"
+    # A damaged photo, which the error of the program names.
+    r"|jpeg_mem\.cc"
     # A worker of a cluster is lost, which the trainer says in one line.
     r"|(ring_alg|base_collective_executor|rpc_collective_executor_mgr|collective_rma_\w+)\.cc"
     r"|master_session\.cc.*RefreshStepIdSequence|^Additional GRPC error information"

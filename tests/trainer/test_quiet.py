@@ -16,6 +16,7 @@ W0000 00:00:1740000000.000000   123 computation_placer.cc:177] computation place
 2025-01-01 00:00:00.000000: W tensorflow/compiler/tf2tensorrt/utils/py_utils.cc:38] TF-TRT Warning: Could not find TensorRT
 E0000 00:00:1740000000.000000   123 cuda_executor.cc:1228] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+E0000 00:00:1740000000.000000   123 jpeg_mem.cc:331] Premature end of JPEG data. Stopped at line 0/144
 """  # noqa: E501
 SHOWN = """
 W0000 00:00:1740000000.000000   123 gpu_device.cc:2341] Cannot dlopen some GPU libraries. Skipping registering GPU devices...
