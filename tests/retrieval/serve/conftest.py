@@ -100,7 +100,7 @@ def copy_model(shop):
 def run(*indices, feedback="", **options):
     """Yields (address, Searcher) of a server in a thread."""
     figures = metrics.Metrics()
-    limit = limits.Limits(**options)
+    limit = limits.Limits(**{"timeout": 60.0} | options)  # a first answer, on a busy machine
     made = opening.shelves(indices, thumbnails.Thumbnails(), figures, 1)
     found = searcher.Searcher(made, limit, figures, 2)
     sock = processes.bound("127.0.0.1", 0)
