@@ -335,8 +335,8 @@ class Writer:
         self._variables = variables
         self._input_saver = input_saver
         # Waits for work: to start a thread per checkpoint would cost the loop more than the copy.
-        self._thread = futures.ThreadPoolExecutor(1, "checkpoints")
-        self._thread.submit(int).result()
+        self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
+        self._pool.submit(int).result()
         self._publishing = None
         claim(folder)
         # Held open, so that no other folder gets this one's inode.
@@ -388,7 +388,7 @@ class Writer:
                 write_meta_graph=False,
                 write_state=False,
             )
-        self._publishing = self._thread.submit(self._publish, step, values, best)
+        self._publishing = self._pool.submit(self._publish, step, values, best)
         if wait:
             self.wait()
 
@@ -410,7 +410,7 @@ class Writer:
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
+            self._pool.shutdown()
             os.close(self._opened)
 
     def finite(self, own_state: Iterable[str] = ()) -> bool:

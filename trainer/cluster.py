@@ -43,7 +43,6 @@ LOST = (
     tf.errors.FailedPreconditionError,
 )
 
-EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 NOTE = 1 << 16  # bytes that a worker may say of itself
 GRACE = 5.0  # seconds beyond the timeout until a worker counts as hanging
 BEAT = 1.0  # seconds between the chief's signs of life while the others wait for it

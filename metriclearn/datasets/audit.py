@@ -252,8 +252,9 @@ def copies_of(table: ProductTable) -> np.ndarray:
             first[list(group.rows)] = group.rows[0]
     except (tf.errors.OpError, OSError) as error:
         bad = pipeline.unreadable_images(table)
-        name = table.paths[bad[0]] if bad.size else error
-        raise ValueError(f"cannot read the image {name}") from None
+        if not bad.size:
+            raise ValueError(f"cannot compare the images: {error}") from None
+        raise ValueError(pipeline.complaint(table.paths[bad[0]]) + pipeline.REMEDY) from None
     return first
 
 

@@ -31,6 +31,7 @@ __all__ = [
 
 CROP_STREAM = 1 << 40  # keeps the seeds of windows apart from those of `augment`
 CANVAS = 1 << 24  # pixels up to which a batch's windows are resized in one piece, in any shape
+REMEDY = "; repair it, or set on_bad_image to 'skip' to skip such images"
 COLUMNS = ("label", "id", "product", "category")
 
 
@@ -95,13 +96,14 @@ def _special(path):
         return False  # reading it will say what is wrong
 
 
-def _reason(path, max_pixels=images.MAX_PIXELS):
-    """Why a file cannot be decoded, as bytes."""
+def complaint(path: bytes | str, max_pixels: int = images.MAX_PIXELS) -> str:
+    """What is wrong with the image file at a path that cannot be decoded."""
+    name, reason = os.fsencode(path).decode(errors="replace"), "the file is truncated or damaged"
     try:
         images.read(os.fsdecode(path), max_pixels=max_pixels)
     except ValueError as error:
-        return str(error).encode(errors="replace")
-    return b"the file is truncated or damaged"
+        reason = str(error)
+    return f"cannot read the image {name}: {reason}"
 
 
 def _each(function, items, most):
@@ -126,8 +128,7 @@ def _complaints(paths, max_pixels):
     """string [M]: for each of the paths, what is wrong with the file."""
 
     def complain(values):
-        lines = [b"cannot read the image " + p + b": " + _reason(p, max_pixels) for p in values]
-        return np.array(lines, object)
+        return np.array([complaint(p, max_pixels).encode(errors="replace") for p in values], object)
 
     return tf.ensure_shape(tf.numpy_function(complain, [paths], tf.string), [None])
 
@@ -146,8 +147,7 @@ def _every(function, paths, items, most, max_pixels):
         tf.reduce_all(good),
         lambda: tf.constant(""),
         lambda: (
-            _complaints(paths[tf.argmin(tf.cast(good, tf.int32))][None], max_pixels)[0]
-            + "; repair it, or set on_bad_image to 'skip' to skip such images"
+            _complaints(paths[tf.argmin(tf.cast(good, tf.int32))][None], max_pixels)[0] + REMEDY
         ),
     )
     check = tf.debugging.Assert(tf.equal(message, ""), [message], summarize=-1)
@@ -548,10 +548,8 @@ def usable_images(table, on_bad_image="error", max_pixels=images.MAX_PIXELS):
     bad = unreadable_images(table, max_pixels)
     if not bad.size:
         return table
-    names = "; ".join(
-        f"{path}: {_reason(path, max_pixels).decode(errors='replace')}"
-        for path in table.paths[bad[:3]].tolist()
-    )
+    lines = (complaint(path, max_pixels) for path in table.paths[bad[:3]].tolist())
+    names = "; ".join(line.removeprefix("cannot read the image ") for line in lines)
     more = "" if bad.size <= 3 else ", ..."
     if bad.size == len(table):
         raise ValueError(f"none of the {bad.size} images can be read ({names}{more})")

@@ -55,8 +55,9 @@ def check(path, start=None):
 
 def named_once(error, path):
     """An error's words without a path that is named beside them."""
-    words = re.sub(rf"(?<![\w./-]){re.escape(os.path.normpath(path))}(/|: )", "", str(error))
-    return words if path else str(error)
+    if not path:
+        return str(error)
+    return re.sub(rf"(?<![\w./-]){re.escape(os.path.normpath(path))}(/|: )", "", str(error))
 
 
 def load(path):

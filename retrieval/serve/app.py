@@ -322,7 +322,8 @@ async def _query(request, json=True):
         try:
             form = await request.form(max_files=1, max_fields=10, max_part_size=65536)
         except python_multipart.exceptions.FormParserError as error:
-            raise schemas.Refused(422, "request", f"not a form: {error}") from None
+            # Which newer versions of Starlette do by themselves.
+            raise schemas.Refused(400, "request", f"Invalid multipart data: {error}") from None
         try:
             file = form.get("image")
             if file is None or isinstance(file, str) or len(form) > 1:

@@ -200,3 +200,14 @@ def test_help_lists_the_flags(capsys):
     assert audit.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "manifest photos/manifest.csv" in out and "--report" in out and "--max_bits" in out
+
+
+def test_copies_name_an_image_that_cannot_be_read_with_reason_and_remedy(tmp_path):
+    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for i, path in enumerate(paths):
+        photo(i).save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:900])
+    table = ProductTable(products=["a"] * 3, paths=[str(path) for path in paths])
+    with pytest.raises(ValueError, match=r"1\.jpg: .*truncated.*; repair it, or set") as caught:
+        audit.copies_of(table)
+    assert "\n" not in str(caught.value)

@@ -109,6 +109,11 @@ def test_info(http, serving):
         (400, "1", {"files": [("image", b"a"), ("image", b"b")]}),
         (422, "image", {"data": {"image": "text"}, "files": {"x": b""}}),
         (400, "boundary", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}),
+        (
+            400,
+            "multipart data",
+            {"content": b"--bx", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        ),
         (415, "Content-Type", {"content": b"x"}),
         (422, "JSON", {"content": b"{", "headers": {"content-type": "application/json"}}),
         (422, "id", {"json": {}}),
