@@ -14,6 +14,7 @@ import tempfile
 
 import nbclient
 import nbformat
+import traitlets.config
 
 HERE = pathlib.Path(__file__).parent
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
@@ -34,12 +35,21 @@ def execute(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
     """
     shutil.copytree(HERE / "shop", folder / "shop")
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": folder}}
-    )
     programs = os.path.dirname(sys.executable)  # `!prototrain` is that of this Python
     path_of_programs = os.pathsep.join([programs, os.environ["PATH"]])
-    client.execute(env=os.environ | {"PATH": path_of_programs, "PYTHONPATH": str(HERE.parent)})
+    environment = os.environ | {"PATH": path_of_programs, "PYTHONPATH": str(HERE.parent)}
+    with tempfile.TemporaryDirectory() as sockets:
+        # Ports that are found free may be taken by another program before the kernel starts.
+        transport = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=600,
+            startup_timeout=300,
+            iopub_timeout=60,  # a busy machine needs more than 4 s, the default, for last outputs
+            resources={"metadata": {"path": folder}},
+            config=traitlets.config.Config(KernelManager=transport),
+        )
+        client.execute(env=environment)
     return stripped(notebook)
 
 
