@@ -82,7 +82,7 @@ def _page(address, server, seconds=120):
     until = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer:
                 return answer.read().decode()
         except (urllib.error.URLError, ConnectionError):
             if server.poll() is not None or time.monotonic() > until:

@@ -9,7 +9,7 @@ import toy
 from absl import flags
 from absl.testing import flagsaver
 
-from trainer import cli, commandline, program
+from trainer import cli, commandline, program, quiet
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import lines
@@ -30,6 +30,7 @@ def parsed(monkeypatch, capsys):
         program.guarded(work, argv, stopped)
 
     monkeypatch.setattr(program, "run", parse)
+    monkeypatch.setattr(quiet, "_filtering", True)  # a process per line would take most of the time
     monkeypatch.setattr(
         program, "run_without_model", lambda main, *rest, **options: without_model(
             lambda *arguments: 0, *rest, **options

@@ -176,7 +176,7 @@ def test_kill_9_during_a_save_leaves_a_whole_checkpoint(tmp_path, session):
     while not any(n.startswith(".writing-") for n in os.listdir(tmp_path)):
         assert process.poll() is None
     process.kill()
-    process.wait()
+    process.wait(60)
     prefix = checkpoints.latest(tmp_path)
     saved = tf.train.load_checkpoint(prefix).get_tensor("v")
     assert len(np.unique(saved)) == 1

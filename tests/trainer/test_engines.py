@@ -23,7 +23,7 @@ def test_a_process_ends_with_its_parent(tmp_path):
     child = [
         sys.executable,
         "-c",
-        f"open({str(tmp_path / 'up')!r}, 'w'); import time; time.sleep(60)",
+        f"open({str(tmp_path / 'up')!r}, 'w'); import time; time.sleep(600)",
     ]
     parent = subprocess.Popen(
         [
@@ -41,7 +41,7 @@ def test_a_process_ends_with_its_parent(tmp_path):
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
     parent.kill()
-    assert select.select([ended], [], [], 30)[0], "the child outlives its parent"
+    assert select.select([ended], [], [], 120)[0], "the child outlives its parent"
     parent.wait(), parent.stdout.close(), os.close(ended)
 
 

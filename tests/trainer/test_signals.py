@@ -58,7 +58,7 @@ def test_a_second_signal_leaves_at_once_with_the_last_checkpoint(program):
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGINT

@@ -30,7 +30,7 @@ def status(answer):
 
 def talk(address, parts):
     """Sends parts, as far as the server takes them; returns all that it answers."""
-    with socket.create_connection(place(address), timeout=20) as connection:
+    with socket.create_connection(place(address), timeout=60) as connection:
         try:
             for part in parts:
                 connection.sendall(part)
@@ -183,7 +183,7 @@ def test_beyond_the_queue_requests_get_a_prompt_503(start, shop, photo):
         with concurrent.futures.ThreadPoolExecutor(3) as pool, httpx.Client() as http:
 
             def search():
-                return httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=30)
+                return httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=60)
 
             admitted = [pool.submit(search) for _ in range(3)]
             while found.queue.length < 3:
@@ -205,7 +205,7 @@ def test_a_deadline_ends_the_waiting(start, shop, photo):
     with start(f"shop={shop[0]}/i", timeout=0.5) as (address, found):
         found._embed = lambda _, images: go.wait(20) and shop[1].embed(images)
         try:
-            answer = httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=30)
+            answer = httpx.post(f"{address}/v1/search", files={"image": photo(1)}, timeout=60)
         finally:
             go.set()
         assert answer.status_code == 503 and "took too long" in answer.json()["detail"]
