@@ -133,7 +133,7 @@ def table(runs):
     """Markdown: one row per set, and what the sets' mean differences average to."""
     names = ["color histogram", "frozen", "frozen with color"]
     lines = [
-        f"| set | {' | '.join(names)} | trained | steps | difference to the best | its 95% |",
+        f"| set | {' | '.join(names)} | trained | steps | difference to the best | 95% intervals |",
         "|---" * (len(names) + 5) + "|",
     ]
     sets = {}
