@@ -28,7 +28,7 @@ from retrieval.reports import outputs, page, projector
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
       results: {title: `figures.Evaluation`}; the first is the model's, the others are baselines.
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def figures(self) -> Figures:
-        """The figures of the model."""
+        """The model's figures."""
         return next(iter(self.results.values())).figures
 
     def rows(self) -> dict[str, dict[str, float]]:
@@ -61,7 +61,7 @@ class Report:
         """Opens the HTML report in a browser.
 
         Raises:
-          ValueError: none was written.
+          ValueError: no report was written.
         """
         if self.path is None:
             raise ValueError("no report was written: evaluate(…, output=FOLDER) writes one")
@@ -86,7 +86,7 @@ class Report:
 
 
 def _nearby(path):
-    """The path from the current folder, if it is below it: the same on another machine."""
+    """The path relative to the current folder, if below it: the same on any machine."""
     near = os.path.relpath(path)
     return path if near.startswith(os.pardir) else near
 
@@ -94,15 +94,15 @@ def _nearby(path):
 def evaluate(
     queries: Any, catalogue: Any = None, *, output: str | os.PathLike | None = None, **options: Any
 ) -> Report:
-    """Evaluates a trained model, or embeddings of any origin.
+    """Evaluates a trained model, or embeddings from any program.
 
     Args:
       queries: a `trainer.Run`, whose best checkpoint is evaluated on the model's test data; or
         embeddings as `Embedded` or (float [N, D], labels [N]) or (…, ids [N]).
-      catalogue: what embeddings are searched in, likewise; None for the queries themselves, each
-        among the others.
+      catalogue: embeddings to search, in the same forms; None: each query is searched among the
+        others.
       output: folder for the report and the figures. Default: `analysis` in the run's folder; for
-        embeddings none is written.
+        embeddings, no report is written.
       **options: similarity, ks, top and others, see `retrieval.evaluation.suite.evaluate`.
 
     Returns:
@@ -113,7 +113,7 @@ def evaluate(
     """
     if hasattr(queries, "folder") and hasattr(queries, "model"):
         if catalogue is not None:
-            raise ValueError("a run is evaluated on its own catalogue: give no other")
+            raise ValueError("a run is evaluated on its own catalogue: do not give another")
         return _of_run(queries, output, options)
     asking, items = _embedded(queries, "queries"), _embedded(catalogue, "catalogue")
     if items is not None and items.embeddings.shape[1] != asking.embeddings.shape[1]:
@@ -143,7 +143,7 @@ def _of_run(run, output, options):
     best = os.path.join(run.folder, "checkpoint", "best")
     checkpoint = checkpoints.latest(best) or checkpoints.latest(os.path.dirname(best))
     if checkpoint is None:
-        raise ValueError(f"{run.folder}: holds no checkpoint")
+        raise ValueError(f"{run.folder} contains no checkpoint")
     with _configured(run.model, experiment, run.folder):
         folder = os.path.join(run.folder, "analysis") if output is None else os.fspath(output)
         results, prefix = evaluate_model(run.model, checkpoint, folder, **options)
@@ -152,7 +152,7 @@ def _of_run(run, output, options):
 
 @contextlib.contextmanager
 def _configured(model, experiment, folder):
-    """Gives a model the configuration of an experiment, and its own back at the end."""
+    """Gives a model the configuration of an experiment, and restores the model's at the end."""
     before = dict(model.config._values)
     try:
         experiment.restore_config(model, (), folder)
@@ -174,9 +174,9 @@ def evaluate_model(
     """Evaluates a configured model on its `retrieval_query` and `retrieval_index`, and reports.
 
     Args:
-      model: a model module, configured as its experiment.
+      model: a model module with the configuration of its experiment.
       checkpoint: prefix of the checkpoint.
-      folder: where the report goes.
+      folder: folder for the report.
       drawn: which of `outputs.PLOTS` to draw.
       threads: 0 for one per core.
       **options: see `suite.evaluate`.
@@ -237,8 +237,8 @@ def evaluate_texts(
 
     tower = model.texts() if callable(getattr(model, "texts", None)) else None
     if tower is None:
-        raise ValueError(f"--text_queries: {model.__name__} has no text tower as it is configured")
-    texts.read_queries(path)  # fails now rather than after the catalogue is embedded
+        raise ValueError(f"--text_queries: {model.__name__} has no text tower as configured")
+    texts.read_queries(path)  # fails before the catalogue is embedded
     found = passes.embed_datasets(model, ("retrieval_index",), checkpoint, threads=threads)
     catalogue = found["retrieval_index"]
     with tempfile.TemporaryDirectory() as at:
@@ -284,7 +284,7 @@ def _write_projector(folder, queries, catalogue):
 
 
 def _embedded(given, name):
-    """`Embedded` of what a caller may give; None stays None."""
+    """The `Embedded` of a caller's argument; None stays None."""
     if given is None or isinstance(given, Embedded):
         return given
     if not isinstance(given, tuple) or len(given) not in (2, 3):

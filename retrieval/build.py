@@ -1,15 +1,15 @@
-"""Builds the index of a catalogue, with the model that embeds queries in it.
+"""Builds the index of a catalogue; it contains the model that embeds the queries.
 
     python -m retrieval.build --model=models.ranker --output=INDEX [--checkpoint=PREFIX]
         [--folder=IMAGES | --manifest=shop.csv] [--where=category=shoes] [--any.config.key=value]
     python -m retrieval.build --saved_model=DIR --folder=IMAGES --output=INDEX
         [--image_size=224] [--input_range=0,1]
 
-embeds the catalogue and builds the index, which `retrieval.search` searches with photos. The
-catalogue is that of the model's own data set, of all its splits, or the images of a folder or a
-CSV: those of role catalogue or, if there are none, all but the queries; --where chooses others.
-After a kill the same command resumes. Built again, the index gets a new version: searches use the
-old one until the new one is complete.
+This embeds the catalogue and builds the index, which `retrieval.search` searches by photos. The
+catalogue is that of the model's data set, of all splits, or the images of a folder or a CSV: the
+images with the role catalogue or, if there are none, all except the queries. --where chooses other
+rows. After a kill, the same command resumes. Building again makes a new version of the index:
+searches use the old one until the new one is complete.
 """
 
 import functools
@@ -71,7 +71,7 @@ def _rows(options, model):
     from retrieval.embeddings import images
 
     if options.folder or options.manifest:
-        # Conditions choose among all rows, and not only among the catalogue's.
+        # Conditions choose among all rows, not only those of the catalogue.
         rows = images.table(options.folder, options.manifest, "", options.columns)
         catalogue = images.catalogue(rows, options.where)
     else:
@@ -86,7 +86,7 @@ def _rows(options, model):
     if len(products) == 1:
         print(
             f"warning: all images are of the product {min(products)!r}, so every photo will find "
-            "it; products are told apart by folder, or by the column label of a CSV",
+            "it; a product is a folder, or a value of the column label of a CSV",
             file=sys.stderr,
         )
     return catalogue
@@ -102,7 +102,7 @@ def _embed(options, model, rows, folder, embedder):
         return passes.embed_table(rows, folder, embedder, **how)
     except ValueError as error:
         if str(error).startswith("cannot read the image"):
-            raise ValueError(f"{error}; --on_bad_image=skip builds without such images") from None
+            raise ValueError(f"{error}; --on_bad_image=skip skips such images") from None
         raise
 
 
@@ -110,13 +110,13 @@ def define_flags(values):
     text, path, decimal, choice = commandline.definers(values, "string", "path", "float", "enum")
     path("output", None, "Folder of the index; an interrupted run resumes.")
     source.define_flags(values)
-    text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
+    text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits into memory.")
     decimal(
-        "recall", 0.95, "Share of the 10 nearest items that a search must find.", within="(0, 1]"
+        "recall", 0.95, "Fraction of the 10 nearest items that a search must find.", within="(0, 1]"
     )
-    decimal("memory", None, "GiB that the index may take; half of what is available if absent.",
+    decimal("memory", None, "GiB that the index may take; default: half of the available memory.",
             within="(0, inf)")  # fmt: skip
-    choice("similarity", "cosine", ["cosine", "dot", "euclidean"], "How near two embeddings are.")
+    choice("similarity", "cosine", ["cosine", "dot", "euclidean"], "Similarity of two embeddings.")
 
 
 def run(argv=None):
@@ -126,7 +126,7 @@ def run(argv=None):
     program.run(
         functools.partial(main, options),
         argv,
-        "Interrupted: the same command resumes after the last whole shard.",
+        "Interrupted: the same command resumes after the last complete shard.",
         flag_values=options,
         model_needed=False,
         renamed=source.RENAMED,

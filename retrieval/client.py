@@ -1,4 +1,4 @@
-"""A client of the search API that `prototrain serve` answers; it needs httpx only.
+"""A client of the search API of `prototrain serve`; it needs only httpx.
 
 client = Client("http://127.0.0.1:8000")
 for result in client.search("photo.jpg", k=5).results:
@@ -18,9 +18,9 @@ class ServeError(Exception):
     """The server refused a request, or cannot be reached.
 
     Attributes:
-      status: of HTTP; 0 if there was no answer.
+      status: the HTTP status; 0 if there was no answer.
       detail: what is wrong and what to do.
-      retry_after: seconds after which to try again; None: do not.
+      retry_after: seconds after which to try again; None: do not try again.
     """
 
     def __init__(self, status: int, detail: str, retry_after: float | None = None):
@@ -40,7 +40,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Result(Item):
-    """An item that was found: `rank` from 1 on, larger scores are nearer."""
+    """A result: `rank` counts from 1; larger scores are nearer."""
 
     rank: int
     score: float
@@ -62,9 +62,9 @@ class Found:
 
     Attributes:
       results: best first.
-      facets: {category: how many of the nearest items}, if asked for.
-      query: names the query in `Client.feedback`.
-      index: what answered.
+      facets: {category: number of the nearest items}, if requested.
+      query: id of the query, for `Client.feedback`.
+      index: the version of the index that answered.
     """
 
     results: list[Result]
@@ -75,7 +75,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Info(Index):
-    """What a server serves; `recall` is the share of the nearest items that the index finds."""
+    """What a server serves; `recall` is the fraction of the nearest items that the index finds."""
 
     catalogues: list[str]
     items: int
@@ -92,7 +92,7 @@ Image = str | os.PathLike | bytes
 class Client:
     """Searches a catalogue. Safe to use from several threads; also a context manager.
 
-    Requests that a busy server refuses are sent again, after the time that it names.
+    If a busy server refuses a request, it is sent again after the time that the server names.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class Client:
         """Connects at the first request.
 
         Args:
-          url: of the server.
-          token: that it wants.
-          catalogue: one of several; the server's first if ''.
+          url: address of the server.
+          token: the server's token.
+          catalogue: name of one of several catalogues; '': the server's first.
           timeout: seconds for each step of a request.
-          retries: of a request that a busy server refuses.
-          transport: of httpx, for tests and proxies.
+          retries: number of times a request is sent again to a busy server.
+          transport: httpx transport, for tests and proxies.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
@@ -138,13 +138,13 @@ class Client:
 
         Args:
           image: path of an image file, or its bytes.
-          id: of an item, which is not among the results.
-          text: words, where `Info.text` holds.
+          id: id of an item, which is excluded from the results.
+          text: words, if `Info.text` is true.
           vector: float [D], an embedding of the index's model.
           k: number of results, 1 to 100.
-          category: search only its items.
-          threshold: least score of a result.
-          group_by: 'product': only the best item of each.
+          category: search only items of this category.
+          threshold: minimum score of a result.
+          group_by: 'product': only the best item per product.
           facets: also count the categories of the nearest items.
 
         Raises:
@@ -177,7 +177,7 @@ class Client:
         return answer.json()["vector"]
 
     def item(self, id: str) -> Item:
-        """Returns the item of an id."""
+        """Returns the item with an id."""
         return _made(Item, self._ask("GET", f"/v1/items/{_quoted(id)}").json())
 
     def image(self, id: str, size: int = 256) -> bytes:
@@ -191,7 +191,7 @@ class Client:
         self._ask("POST", "/v1/feedback", json=vote)
 
     def info(self) -> Info:
-        """Says what is served."""
+        """Returns what the server serves."""
         return _made(Info, self._ask("GET", "/v1/info").json())
 
     def ready(self) -> bool:
@@ -244,6 +244,6 @@ def _quoted(id):
 
 
 def _made(kind, values):
-    """A dataclass of a JSON object; what a newer server adds is ignored."""
+    """A dataclass from a JSON object; unknown fields of a newer server are ignored."""
     names = [field.name for field in dataclasses.fields(kind)]
     return kind(**{name: values[name] for name in names})

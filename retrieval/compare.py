@@ -1,22 +1,22 @@
-"""Compares two evaluations on the same queries: is B better than A, and where?
+"""Compares two evaluations on the same queries.
 
     python -m retrieval.compare A B [--output=DIR]
 
-A and B are `…-eval.json` files of `retrieval.eval`, or folders that hold one (the newest step of
-several). Queries are paired by id. One sentence says which is better, by their names: it is decided
-by the 95% interval of the difference in recall@1, from a bootstrap over products. Writes
-compare.json and compare.html. The page shows images whose ids are image files, and images of the
-data sets of the evaluated models.
+A and B are `…-eval.json` files of `retrieval.eval`, or folders with such files (the newest step is
+used). Queries are paired by id. A verdict in one sentence says which is better: the 95% interval of
+the difference in recall@1, from a bootstrap over products, decides. Writes compare.json and
+compare.html. The page shows images whose ids are image files, and images of the data sets of the
+evaluated models.
 
     python -m retrieval.compare --old_queries=STORE --new_queries=STORE --old_catalogue=STORE
         [--new_catalogue=STORE] --output=DIR
 
-asks whether a new model's queries work against the catalogue that an old model embedded (backward
-compatibility). A is then the old queries, B the new queries, both against the old catalogue. Stores
-come from `retrieval.embed`. A catalogue may also be the folder of an index that `retrieval.index`
-built; it is then also searched as an index. If the new model's catalogue is given too, the result
-says how much of the gain of embedding the whole catalogue again the new queries reach alone. The
-output also holds a report of each pair.
+This tests whether a new model's queries work with the catalogue that an old model embedded
+(backward compatibility). A is then the old queries, B the new queries, both against the old
+catalogue. Stores are written by `retrieval.embed`. A catalogue may also be the folder of an index;
+it is then also searched as an index. If the new model's catalogue is given too, the result gives
+the part of the gain of embedding the catalogue again that the new queries reach without it. The
+output also contains a report of each pair.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def stored(stores, output, similarity="cosine", **images):
 
 
 def _compare(evaluations, output, rates=None, paths=None, **images):
-    """images: with_images and allow_code of `comparison_page.write`."""
+    """Writes the result; images: with_images and allow_code of `comparison_page.write`."""
     a, b = (paired.load(path) for path in evaluations)
     result = dataclasses.replace(paired.compare(a, b), backward=rates or {})
     comparison_page.write(output, a, b, result, paths, **images)
@@ -66,14 +66,14 @@ def define_flags(values):
     path, flag, choice = commandline.definers(values, "path", "bool", "enum")
     commandline.define_allow_code(values)
     path("output", ".", "Folder for compare.json and compare.html.")
-    flag("images", True, "Show the images of the queries won and lost.")
+    flag("images", True, "Show images of the queries that only A or only B gets right.")
     for name in STORES:
         model, kind = name.split("_")
         place = "store or index" if kind == "catalogue" else "store"
         say = f"For backward compatibility: folder of the {place} of the {model} model's {kind}."
         path(name, None, say)
-    choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are; for stores "
-           "only, since evaluations name theirs.")  # fmt: skip
+    choice("similarity", "cosine", vectors.SIMILARITIES, "Similarity of two embeddings; only for "
+           "stores, since evaluations contain theirs.")  # fmt: skip
 
 
 def _program(options, *evaluations):
@@ -81,7 +81,7 @@ def _program(options, *evaluations):
     stores = {name: getattr(options, name) for name in STORES if getattr(options, name)}
     with trainer_config.user_errors(options.output):
         if not stores:
-            why = "it is for stores; evaluations name their own"
+            why = "it is for stores; evaluations contain their similarity"
             commandline.refuse_idle(options, ["similarity"], why)
             if len(evaluations) != 2:
                 example = helptext.command("compare", "retrieval.compare", "A", "B")

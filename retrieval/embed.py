@@ -3,10 +3,9 @@
     python -m retrieval.embed --model=models.simple --dataset=retrieval_index --output=DIR
         [--checkpoint=best|last|PATH | --saved_model=DIR] [--dtype=float16] [--any.config.key=value]
 
-writes a store (see `retrieval.embeddings.store`). `retrieval_index` is the test catalogue; --all
-embeds the catalogue of all splits. After a kill the same command resumes after the
-last complete shard. With --saved_model the images are still those of the model's dataset, and the
-SavedModel embeds them.
+This writes a store (see `retrieval.embeddings.store`). `retrieval_index` is the test catalogue;
+--all embeds the catalogue of all splits. After a kill, the same command resumes after the last
+complete shard. With --saved_model, the SavedModel embeds the images of the model's dataset.
 
     python -m retrieval.embed --model=models.simple --folder=IMAGES --output=DIR
         [--on_bad_image=skip]
@@ -14,18 +13,18 @@ SavedModel embeds them.
     python -m retrieval.embed --saved_model=DIR --folder=IMAGES --output=DIR
         [--image_size=224] [--input_range=0,1]
 
-embeds the images below a folder, one image, or those of a CSV of path,label[,category,...], as the
-model's own datasets read them: resized to the model's size and cropped to their boxes. With
---saved_model no model module is needed. If it takes images of any size, --image_size says which; if
-it takes floats and does not say which range of pixels it wants, --input_range does.
+These embed one image, the images of a folder, or the images of a CSV of path,label[,category,...].
+Images are read as in the model's datasets: cropped to their boxes and resized to the model's size.
+With --saved_model no model module is needed. If the SavedModel takes images of any size, give
+--image_size. If it takes floats and does not state its pixel range, give --input_range.
 
     python -m retrieval.embed --model=models.simple --folder=IMAGES --output=STORE --shard=0/8
     python -m retrieval.embed --output=STORE --finish
 
-embeds the first eighth of the images, or of the batches of the model's --dataset: any scheduler
-starts the eight processes, on any number of machines that see STORE, which may be an URL such as
-s3://bucket/store. --finish verifies the shards and completes the store. --engine=ray --workers=8
-does all of it on Ray.
+These embed the first of eight shards of the images, or of the batches of the model's --dataset, and
+complete the store. Any scheduler can start the eight processes, on any number of machines that see
+STORE, which may be a URL such as s3://bucket/store. --finish verifies the shards. With
+--engine=ray --workers=8, Ray runs all shards and completes the store.
 """
 
 import functools
@@ -52,7 +51,7 @@ def main(options, model, given, rest):
         return 0
     checkpoint = source.locate(options, model, given)
     if options.all and (options.folder or options.manifest or options["dataset"].present):
-        raise UserError("--all: is the whole catalogue of --model's own data set; give it alone")
+        raise UserError("--all embeds the whole catalogue of --model's data set: give it alone")
     with trainer_config.user_errors(options.output):
         if shard or options.engine == "ray":
             _embed_parts(options, model, checkpoint, shard)
@@ -62,7 +61,7 @@ def main(options, model, given, rest):
 
 
 def _shard(options):
-    """(i, n) of --shard=i/n; None without. UserError for anything else, or flags that clash."""
+    """(i, n) of --shard=i/n, None without it. UserError for other values and clashing flags."""
     given = [f"--{name}" for name in ("shard", "finish") if options[name].present]
     given += ["--engine=ray"] * (options.engine == "ray")
     if len(given) > 1:
@@ -115,7 +114,7 @@ def _embed(options, model, checkpoint):
 
 
 def _say_what(options, model):
-    """Says which share of the catalogue a dataset is."""
+    """Prints which part of the catalogue a dataset is."""
     from retrieval.embeddings import store
 
     whole = source.catalogue_of(model)
@@ -133,10 +132,12 @@ def define_flags(values):
     source.define_flags(values)
     path("output", None, "Folder of the store; an interrupted run resumes.")
     text("dataset", "retrieval_index", "Which of the model's datasets, such as retrieval_query.")
-    flag("all", False, "Embed the catalogue of all splits, not of the test alone.")
+    flag("all", False, "Embed the catalogue of all splits, not only of the test split.")
     choice("dtype", "float32", ["float32", "float16"], "Type of the stored numbers.")
-    number("shard_rows", 65536, "Rows per file, about: what a kill can lose.", lower_bound=1)
-    text("shard", None, "i/n: embed the i-th of n shards, from 0; n processes fill one store.")
+    number(
+        "shard_rows", 65536, "Rows per file, about; a kill loses at most one file.", lower_bound=1
+    )
+    text("shard", None, "i/n: embed shard i of n, counted from 0; n processes fill one store.")
     flag("finish", False, "Verify the shards of --output, and complete the store.")
     choice("engine", "local", ["local", "ray"], "ray: embed all shards on a Ray cluster.")
     number("workers", 0, "Processes of --engine=ray (0: two).", lower_bound=0)
@@ -149,7 +150,7 @@ def run(argv=None):
     program.run(
         functools.partial(main, options),
         argv,
-        "Interrupted: the same command resumes after the last whole shard.",
+        "Interrupted: the same command resumes after the last complete shard.",
         flag_values=options,
         model_needed=False,
         renamed=source.RENAMED,

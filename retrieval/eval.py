@@ -2,29 +2,30 @@
 
     python -m retrieval.eval --model=models.simple [--checkpoint=last] [--any.config.key=value]
 
-restores a checkpoint of the experiment (the best by default), embeds the model's
-`retrieval_query` and `retrieval_index` data sets and writes to `<experiment>/analysis`. The
-experiment's own config.json is the configuration; flags given here override it. A model may declare
+This restores a checkpoint of the experiment (the best by default), embeds the model's
+`retrieval_query` and `retrieval_index` datasets and writes to `<experiment>/analysis`. The
+configuration is the experiment's config.json; flags override it. A model may declare
 `evaluation.precision@k.num_to_retrieve` (the default of --top), `evaluation.precision@k.plot` and
 `evaluation.histogram` (false: that plot is not drawn).
 
     python -m retrieval.eval --queries=q.npy --query_labels=q.txt [--query_ids=q_ids.txt]
         [--catalogue=c.npy --catalogue_labels=c.txt [--catalogue_ids=c_ids.txt]] --output=DIR
 
-evaluates stored embeddings of any origin, without TensorFlow. A store that retrieval.embed wrote
-needs no text files, and neither does an index of retrieval.index as the catalogue (its vectors are
-searched exactly, as the index keeps them). Labels: one product id per line. Ids: one item id per
-line; equal ids are the same image. Without a catalogue the queries are searched among themselves.
+This evaluates stored embeddings from any program, without TensorFlow. Stores of retrieval.embed
+need no text files. The catalogue may also be an index (its vectors are decoded and searched
+exactly).
+Labels: one product id per line. Ids: one item id per line; equal ids are the same image. Without a
+catalogue, each query is searched among the other queries.
 
     python -m retrieval.eval --text_queries=CSV --model=models.ranker
     python -m retrieval.eval --text_queries=CSV --catalogue=INDEX --output=DIR
 
-searches the catalogue by the words of a CSV (columns text and label), where the model, or that of
-the index, has a text tower.
+These search the catalogue by the texts of a CSV (columns text and label). The model, or the model
+in the index, must have a text tower.
 
     python -m retrieval.eval --feedback=FILE
 
-gives the recall of live use, by the judgments that the search page recorded in FILE.
+This computes recall from the judgments that the search page recorded in FILE.
 """
 
 import functools
@@ -42,7 +43,7 @@ from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError
 
-# The plots, and the config key by which a model can do without one.
+# The plots, and the config key with which a model disables each.
 PLOTS = {"recall_at_k": "evaluation.precision@k.plot", "histogram": "evaluation.histogram"}
 # Flags of stored embeddings, of a model, and of both.
 OF_FILES = (
@@ -60,32 +61,32 @@ def define_flags(values):
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
-    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
-         "keeps it, else the last.")  # fmt: skip
+    path("checkpoint", None, "best, last, or a path; default: the best on validation if the run "
+         "keeps it, otherwise the last.")  # fmt: skip
     path("queries", None, "Evaluate stored embeddings instead: a .npy file of [queries, "
          "dimensions], or the folder of a store that retrieval.embed wrote.")  # fmt: skip
     path("catalogue", None, "What to search: a .npy file of [items, dimensions], the folder of a "
-         "store or of an index; the queries themselves by default.")  # fmt: skip
-    path("output", None, "Folder for the results; <experiment>/analysis for a model.")
-    path("index", None, "Folder of an index of the catalogue, built by retrieval.index: also "
-         "report what it loses against exact search.")  # fmt: skip
-    text("factory", None, "The same for an index to build now: a FAISS factory, or auto.")
-    choice("similarity", "cosine", metrics.SIMILARITIES, "How near two embeddings are.")
+         "store or of an index; default: the queries.")  # fmt: skip
+    path("output", None, "Folder for the results; default for a model: <experiment>/analysis.")
+    path("index", None, "Folder of an index of the catalogue, built by retrieval.index: "
+         "also report its loss of recall against exact search.")  # fmt: skip
+    text("factory", None, "Like --index, for an index to build now: a FAISS factory, or auto.")
+    choice("similarity", "cosine", metrics.SIMILARITIES, "Similarity of two embeddings.")
     many("ks", list(map(str, metrics.KS)), "Cut-offs k of recall@k and precision@k.")
     number("top", 20, "Retrieved items to list per query.", lower_bound=plots.TOP)
     many("rerank", [], f"Also evaluate any of {', '.join(rerank.METHODS)} (cosine only).")
     number("threads", 0, "Number of threads (0: one per core).", lower_bound=0)
-    choice("filter", "auto", kernels.FILTERS, "Precision that scores are computed in first: "
-           "auto takes the fastest on this processor. Ranks are exact with any.")  # fmt: skip
-    path("feedback", None, "JSONL file of judgments, of `prototrain serve`: evaluate live use.")
-    path("text_queries", None, "CSV of text,label: queries by words, for --model or for the index "
-         "at --catalogue, where the model has a text tower.")  # fmt: skip
+    choice("filter", "auto", kernels.FILTERS, "Number format in which scores are computed first: "
+           "auto is the fastest on this processor. Ranks are always exact.")  # fmt: skip
+    path("feedback", None, "JSONL file of judgments from `prototrain serve --feedback`.")
+    path("text_queries", None, "CSV of text,label: queries by words, for --model or the index at "
+         "--catalogue; the model needs a text tower.")  # fmt: skip
     path("query_labels", None, "Text file of the queries' product ids, one per line.")
-    path("query_ids", None, "Text file of their item ids, one per line.")
-    path("query_categories", None, "Text file of their categories, one per line.")
+    path("query_ids", None, "Text file of the queries' item ids, one per line.")
+    path("query_categories", None, "Text file of the queries' categories, one per line.")
     path("catalogue_labels", None, "Text file of the catalogue's product ids, one per line.")
-    path("catalogue_ids", None, "Text file of its item ids, one per line.")
-    path("catalogue_categories", None, "Text file of its categories, one per line.")
+    path("catalogue_ids", None, "Text file of the catalogue's item ids, one per line.")
+    path("catalogue_categories", None, "Text file of the catalogue's categories, one per line.")
 
 
 def main(options, model, given, rest):
@@ -134,7 +135,7 @@ def stored(options):
         if len(made - {None}) > 1:
             print(
                 f"warning: {paths[0]} and {paths[1]} were embedded with different weights: their "
-                "embeddings can be compared only if the models were trained for that",
+                "embeddings can be compared only if the models were trained for it",
                 file=sys.stderr,
             )
         result = suite.evaluate_files(queries, catalogue, paths, **_options(options))
@@ -146,14 +147,14 @@ def stored(options):
 
 
 def stored_texts(options):
-    """Evaluates texts against an index, by the model that it carries."""
+    """Evaluates texts against an index, with the model in it."""
     stray = (*(name for name in OF_FILES if name != "catalogue"), *OF_MODEL)
     commandline.refuse_idle(options, stray, "--text_queries with --catalogue=INDEX takes none")
     if not options.output:
         raise UserError("--output=DIR: name the folder for the results")
     if not inputs.is_index(options.catalogue):
         raise UserError(
-            f"--catalogue={options.catalogue}: is not an index, which carries the model for texts"
+            f"--catalogue={options.catalogue}: is not an index, which contains the model for texts"
         )
     from retrieval.catalogue.opened import Catalogue
     from retrieval.embeddings import texts
@@ -174,7 +175,7 @@ def stored_texts(options):
 
 
 def judged(options):
-    """Prints the recall of live use."""
+    """Prints the recall from judgments of the search page."""
     with trainer_config.user_errors(options.feedback):
         ks = _options(options)["ks"]
         found = feedback.figures(feedback.read(options.feedback), ks)
@@ -183,7 +184,7 @@ def judged(options):
 
 
 def _load(options, paths):
-    """Reads the queries and the catalogue; None for the queries against themselves."""
+    """Reads the queries and the catalogue; None if queries are searched among themselves."""
     asking, items = (
         [getattr(options, f"{side}_{name}") for name in ("labels", "ids", "categories")]
         for side in SIDES

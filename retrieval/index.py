@@ -14,17 +14,17 @@
     python -m retrieval.index export   --index=INDEX --to=milvus:URI
     python -m retrieval.index export   --index=INDEX --to=parquet|npy|lance --output=PATH
 
-For photos, `retrieval.build` and `retrieval.search` do all of it in two commands. These here are
-for stored embeddings, and to change an index.
+For images, `retrieval.build` and `retrieval.search` are simpler. The actions here are for stored
+embeddings, and to change an index.
 
-`build` chooses an index kind for the memory at hand and tunes it until it finds the asked share of
-the nearest items. Every change makes a new version; the last three are kept.
+`build` chooses an index kind that fits the available memory and tunes it to the requested recall.
+Every change makes a new version; the last three are kept.
 
 `train`, `add --part` and `merge` build an index with several processes, on any machines that see
-the folders: each part takes no more memory than --memory, and ids are those of one index.
+the folders. Each part needs at most --memory, and the ids are those of a single index.
 
-`export` writes the items and their vectors to Milvus, a folder, server or cluster, which every
-program then searches as --index=milvus:URI; or to files.
+`export` writes the items and their vectors to files, or to Milvus (a folder, server or cluster),
+which every program then searches as --index=milvus:URI.
 """
 
 import functools
@@ -44,7 +44,7 @@ from trainer import commandline, program
 from trainer import config as trainer_config
 from trainer.config import UserError, did_you_mean
 
-# What each action needs.
+# Flags that each action needs.
 NEEDED = {
     "build": ("store", "output"),
     "add": ("store", "index"),
@@ -60,7 +60,7 @@ NEEDED = {
 }
 MAKING = ("build", "train", "export")  # write --output
 
-# What it may also have.
+# Optional flags of each action.
 OPTIONAL = {
     "build": ("factory", "recall", "queries", "memory", "similarity", "on_disk"),
     "search": ("k", "category", "page"),
@@ -168,7 +168,7 @@ def _search(options):
         if options.page:
             shown = list(zip(queries.ids.tolist(), queries.paths.tolist(), results, strict=True))
             search_page.write(options.page, f"Found in {options.index}", shown)
-            print(f"images of what was found: {options.page}", file=sys.stderr)
+            print(f"images of the results: {options.page}", file=sys.stderr)
 
 
 def define_flags(values):
@@ -177,30 +177,30 @@ def define_flags(values):
     )
     path("store", None, "Folder of a store of embeddings, as retrieval.embed writes it.")
     path("index", None, "Folder of an index.")
-    path("output", None, "Folder of the index to build, or what to export to.")
-    text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits the memory.")
+    path("output", None, "Folder of the index to build, or file or folder to export to.")
+    text("factory", "auto", "FAISS factory, or auto: the most exact kind that fits into memory.")
     decimal(
-        "recall", 0.95, "Share of the 10 nearest items that a search must find.", within="(0, 1]"
+        "recall", 0.95, "Fraction of the 10 nearest items that a search must find.", within="(0, 1]"
     )
     path("queries", None, "Folder of a store of real queries, to tune the recall with.")
     decimal(
         "memory",
         None,
-        "GiB: build, that the index may take; train and add --part, that the process may take, "
-        "names of its items included; half of what is available if absent.",
+        "GiB. build: limit of the index. train and add --part: limit of the process, including "
+        "the names of its items. Default: half of the available memory.",
         within="(0, inf)",
     )
-    choice("similarity", "cosine", vectors.SIMILARITIES, "How near two embeddings are.")
+    choice("similarity", "cosine", vectors.SIMILARITIES, "Similarity of two embeddings.")
     number("k", 10, "Results per query.", lower_bound=1)
     text("category", None, "Search only items of this category.")
-    path("page", None, "HTML file to write: the queries and what was found, as images.")
+    path("page", None, "HTML file to write, with the images of queries and results.")
     path("ids", None, "Text file of the ids to remove, one per line.")
     text(
         "to", None, "rollback: the version to go back to; export: milvus:URI, parquet, npy, lance."
     )
-    flag("on_disk", False, "Keep the inverted lists of --factory in a file.")
-    text("part", None, "i/n: add the i-th of n parts of the store, from 0, to a trained index.")
-    flag("apart", False, "Do not merge the lists: a search merges what it finds in each part.")
+    flag("on_disk", False, "Keep the inverted lists of --factory in a file instead of memory.")
+    text("part", None, "i/n: add part i of n of the store, counted from 0, to a trained index.")
+    flag("apart", False, "Do not merge the lists: a search then merges the results of each part.")
 
 
 def _listed(names):

@@ -34,21 +34,22 @@ LARGEST_FLOAT = 2**24  # float labels up to here are exact in float32
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranks of each query's relevant items. Arrays are [Q] unless noted.
+    """Ranks of each query's relevant items. Arrays are [Q] unless stated otherwise.
 
     Attributes:
       ks: cut-offs of recall.
       precision_at: cut-offs of precision.
-      depth: rank beyond which `first` was not followed; None: to the end.
+      depth: rank up to which `first` was determined; None: no limit.
       relevant: number of relevant items R.
       candidates: number of catalogue items ranked, without the excluded ones.
       first: rank of the first relevant item, from 1; 0 if there is none.
       best, worst: the same if ties were resolved for or against the query.
-      tied, tied_relevant: irrelevant, and relevant, items that score as the first relevant one.
+      tied, tied_relevant: number of irrelevant and of relevant items with the score of the first
+        relevant item.
       hits: [Q, len(precision_at)], relevant items among the k best.
       average_precision: the query's term of MAP@R; NaN if R = 0.
-      r_precision: share of relevant items among the R best; NaN if R = 0.
-      decided: whether float64 was needed.
+      r_precision: fraction of relevant items among the R best; NaN if R = 0.
+      decided: whether the query needed float64.
       filter: name of the filter that ran.
     """
 
@@ -91,25 +92,26 @@ def rank_queries(
 ) -> Ranking:
     """Ranks the catalogue for every query.
 
-    The order is that of the exact similarities of the rows as given, so the ranks are those of a
-    float64 evaluation, except where its own rounding decides (see `retrieval.ranking.counting`).
-    Similarities tie if they agree to about 2**-69 of the product of the rows' lengths, for
-    euclidean of the squared distance; float64 resolves 2**-53. Rows may be as long as 1e300.
+    The order is that of the exact similarities of the rows as given. The ranks equal those of a
+    float64 evaluation, except where rounding decides that one (see `retrieval.ranking.counting`).
+    Similarities are ties if they differ by less than about 2**-69 of the product of the rows'
+    lengths (euclidean: of the squared distance); float64 resolves 2**-53. Rows may have lengths up
+    to 1e300.
 
     Args:
       queries: float16, float32 or float64 [Q, D].
       query_labels: int or str [Q] or [Q, 1], the product of each query. Floats are accepted if
         they are whole numbers of at most 2**24.
-      catalogue: [N, D]; None: the queries are searched among themselves.
+      catalogue: [N, D]; None: each query is searched among the other queries.
       catalogue_labels: [N] or [N, 1].
       query_ids, catalogue_ids: distinct int or str [Q] and [N]. Catalogue ids break ties; items
         with equal ids in the two sets are the same image, unless `excluded` is given.
-      excluded: (query rows [E], catalogue rows [E]), pairs that are not ranked, in place of those
-        with equal ids. None without ids and without a catalogue: each query's own row.
+      excluded: (query rows [E], catalogue rows [E]), pairs to exclude instead of those with equal
+        ids. None without ids and without a catalogue: each query's own row.
       ks: cut-offs of recall@k. precision_at: cut-offs of precision@k.
       similarity: 'cosine', 'dot' or 'euclidean'.
-      depth: do not follow a query's first relevant item beyond this rank: faster, but the mean rank
-        and the like are unknown.
+      depth: determine the rank of the first relevant item only up to this rank: faster, but the
+        mean rank and similar figures are unknown.
       threads: None for all cores.
       filter: number format of the score matrix, 'float32', 'bfloat16', 'int8', or 'auto' for the
         fastest one on this processor and these scores. The result is the same.
@@ -124,7 +126,7 @@ def rank_queries(
     left, right = pair(asking, items, similarity)
     settings = counting.Settings(depth, threads, filter)
     relevant = _count(ql, cl, pairs)
-    # The number of pairs of a product grows with the square of its images: rank in turns then.
+    # The number of pairs of a product grows with the square of its images: rank in several passes.
     cuts = (np.flatnonzero(np.diff(np.cumsum(relevant) // PAIRS)) + 1).tolist()
     parts = []
     for start, end in zip([0, *cuts], [*cuts, len(asking)], strict=True):
@@ -187,7 +189,7 @@ def _cut_offs(name, values):
 
 
 def _count(query_labels, catalogue_labels, excluded):
-    """Relevant items of each query [Q], without the excluded ones."""
+    """Number of relevant items of each query [Q], without excluded items."""
     per_label = np.bincount(catalogue_labels, minlength=query_labels.max(initial=-1) + 1)
     query, item = excluded
     out = np.bincount(
@@ -199,7 +201,7 @@ def _count(query_labels, catalogue_labels, excluded):
 def _checked(
     queries, query_labels, catalogue, catalogue_labels, query_ids, catalogue_ids, excluded
 ):
-    """Arrays of the right shape, labels as shared codes, excluded pairs, the order of the ids."""
+    """Checked arrays, labels as shared codes, excluded pairs, and the order of the ids."""
     queries = _rows(queries, "queries")
     own_set = catalogue is None
     if own_set:
@@ -320,8 +322,8 @@ def _codes(queries, catalogue, name):
     text = {each.dtype.kind in "SU" for each in (queries, catalogue)}
     if len(text) > 1:
         raise ValueError(
-            f"{name}: {queries.dtype} of the queries and {catalogue.dtype} of the catalogue do not "
-            "compare; give integers or strings for both"
+            f"{name}: {queries.dtype} of the queries and {catalogue.dtype} of the catalogue "
+            "cannot be compared; give integers or strings for both"
         )
     both = [queries, catalogue]
     if {each.dtype.kind for each in both} == {"S", "U"}:
@@ -361,7 +363,7 @@ def recall_at_k(
 
 
 def summarize(ranking: Ranking) -> dict[str, Any]:
-    """Means over answerable queries, and the counts behind them. Rates are NaN without any."""
+    """Returns means over answerable queries, and counts. Without such queries, rates are NaN."""
     ok = ranking.answerable
     first = ranking.first[ok]
     result = {
@@ -385,6 +387,6 @@ def summarize(ranking: Ranking) -> dict[str, Any]:
 
 
 def mean(values: ArrayLike) -> float:
-    """The mean of values [n] as a float; NaN of none."""
+    """The mean of values [n] as a float; NaN if n is 0."""
     values = np.asarray(values)
     return float(values.mean()) if len(values) else float("nan")

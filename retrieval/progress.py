@@ -1,4 +1,4 @@
-"""Progress of a long pass: a live bar in a terminal, a line in a notebook, else plain lines."""
+"""Progress of a long pass: a bar in a terminal, a line in a notebook, otherwise plain lines."""
 
 import sys
 import time
@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Iterator
 
 from trainer import notebook
 
-FIRST, INTERVAL = 2, 10  # seconds up to the first plain line, and between the others
+FIRST, INTERVAL = 2, 10  # seconds before the first plain line, and between later ones
 WORTH_TELLING = 1  # seconds; a shorter pass reports nothing
 
 
 def track(
     items: Iterable, steps: int | None, what: str, size: Callable = lambda item: 1
 ) -> Iterator:
-    """Yields items and reports on stderr how many are done, the rate, and the remaining time.
+    """Yields items and reports the number done, the rate and the remaining time on stderr.
 
     Args:
-      items: what to go through.
+      items: the items to yield.
       steps: number of items; None if unknown.
       what: name of the pass.
-      size: what one item counts for in the report, such as the rows of a batch.
+      size: how much one item counts in the report, such as the rows of a batch.
     """
     report = _reporter()(what, steps)
     start = time.monotonic()
@@ -91,7 +91,7 @@ class _Lines:
 
 
 class _Notebook(_Lines):
-    """One line, which each report replaces."""
+    """A line that each report replaces."""
 
     every, line = WORTH_TELLING, None
 
@@ -101,4 +101,4 @@ class _Notebook(_Lines):
 
     def __exit__(self, *error):
         if self.line:
-            self.line.write("")  # as the bar of a terminal, it goes away
+            self.line.write("")  # like the bar in a terminal, it disappears

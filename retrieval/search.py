@@ -1,15 +1,16 @@
-"""Finds the products of photos or of words in an index, or the items like an item.
+"""Searches an index by photos, by words, or by one of its items.
 
     python -m retrieval.search photo.jpg [more.jpg|FOLDER|-] --index=INDEX [--k=10]
         [--category=NAME] [--threshold=0.5] [--by_product] [--page=FILE.html] [--open]
     python -m retrieval.search "red dress with pockets" --index=INDEX
     python -m retrieval.search --item=ID --index=INDEX
 
-The index carries the model that embeds the photos: nothing else is needed. `-` reads paths from
-standard input, one per line. Words are searched where the model has a text tower: an argument is
-words if no file or folder is called so, it holds no `/` or image suffix, and it has a space or no
-dot; `--text=WORDS` always is. The answers are a table on a terminal, else one line of JSON per
-query. A photo that cannot be read is named on stderr; the others are answered.
+The index contains the model that embeds the photos: nothing else is needed. `-` reads paths from
+standard input, one per line. Words can be searched if the model has a text tower. An argument is
+treated as words if it is not the name of a file or folder, contains no `/`, has no image suffix,
+and contains a space or no dot; `--text` takes any words. The results are tables on a terminal,
+otherwise one line of JSON per query. Photos that cannot be read are named on stderr; the others are
+answered.
 """
 
 import concurrent.futures
@@ -38,8 +39,8 @@ def main(options, *arguments):
         raise UserError("--index=INDEX: name the folder of an index that `prototrain build` made")
     if bool(arguments or options.text) == bool(options.item):
         raise UserError(
-            "Give a photo, a folder of photos or - for paths on standard input; words, where the "
-            "model has a text tower; or --item=ID to find the items like an item."
+            "Give a photo, a folder of photos, - for paths on standard input, words (if the "
+            "model has a text tower), or --item=ID to find items similar to that item."
         )
     if not options.item:
         threading.Thread(target=_load_early).start()
@@ -88,7 +89,7 @@ def photos(arguments):
         if argument == "-":
             lines = [line.rstrip("\r\n") for line in sys.stdin]
             if not any(lines):
-                raise ValueError("-: standard input names no photo: write one path per line")
+                raise ValueError("-: standard input contains no path; give one path per line")
             paths += filter(None, lines)
         elif os.path.isdir(argument):
             from retrieval.embeddings import images  # all readers of data sets
@@ -100,7 +101,7 @@ def photos(arguments):
 
 
 def _reads_like_text(argument):
-    """Whether an argument is words: no file of that name, and no name as files have them."""
+    """Whether an argument is words: neither a file nor similar to the name of one."""
     if argument == "-" or os.path.lexists(os.path.expanduser(argument)):
         return False
     return tokens.is_text(argument)
@@ -122,7 +123,7 @@ def _how(options, catalogue):
 
 
 def _answers(catalogue, paths, how, failed):
-    """Yields (names, paths, results) of the photos that can be read; the others go to `failed`."""
+    """Yields (names, paths, results) of readable photos; adds the others to `failed`."""
     with (
         catalogue.embedder() as embedder,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -136,7 +137,7 @@ def _answers(catalogue, paths, how, failed):
 
         for start in range(0, len(paths), BATCH):
             read, pixels = [], []
-            with quiet.filtered_stderr(lambda lines: ()):  # libjpeg prints what it also returns
+            with quiet.filtered_stderr(lambda lines: ()):  # libjpeg also prints errors
                 decoded = list(pool.map(decode, paths[start : start + BATCH]))
             for path, image in decoded:
                 if isinstance(image, ValueError):
@@ -155,13 +156,13 @@ def _answers(catalogue, paths, how, failed):
 
 
 def _of_texts(catalogue, words, explicit, how, failed):
-    """Yields (texts, no paths, results) of words that read like text, and of those of --text."""
+    """Yields (texts, no paths, results) of arguments that are words, and of --text."""
     if not (words or explicit):
         return
     missing = catalogue.why_no_texts()
     if missing:
         for name in words:
-            print(f"error: {name!r} names no file, and cannot be searched as text: {missing}",
+            print(f"error: {name!r} is not a file, and cannot be searched as text: {missing}",
                   file=sys.stderr)  # fmt: skip
         for text in explicit:
             print(f"error: --text={text}: {missing}", file=sys.stderr)
@@ -169,10 +170,10 @@ def _of_texts(catalogue, words, explicit, how, failed):
         return
     for name in words:
         if " " not in name:
-            print(f"note: no file is called {name!r}: it is searched as text", file=sys.stderr)
+            print(f"note: there is no file {name!r}: searching for it as text", file=sys.stderr)
     texts = [*words, *explicit]
     if not all(text.strip() for text in texts):
-        raise ValueError("--text: is empty: give words")
+        raise ValueError("--text is empty: give words")
     with catalogue.text_embedder() as embedder:
         vectors = embedder.embed(texts)
     results = catalogue.results(catalogue.find(vectors, **how))
@@ -183,7 +184,7 @@ def _of_texts(catalogue, words, explicit, how, failed):
 
 
 def _explain(catalogue, path, vector, how):
-    """Says by how much a query missed the threshold."""
+    """Prints how far the nearest item is below the threshold."""
     best = catalogue.find(vector[None], 1, how["category"])
     ((nearest,),) = catalogue.results(best)
     print(
@@ -201,7 +202,7 @@ def _write_page(options, shown):
         handle, page = tempfile.mkstemp(".html", "prototrain-found-")
         os.close(handle)
     search_page.write(page, f"Found in {options.index}", shown)
-    print(f"images of what was found: {page}", file=sys.stderr)
+    print(f"images of the results: {page}", file=sys.stderr)
     if options.open:
         webbrowser.open(f"file://{os.path.abspath(page)}")
 
@@ -213,11 +214,11 @@ def define_flags(values):
     path("index", None, "Folder of an index that `prototrain build` made.")
     number("k", 10, "Results per query.", lower_bound=1)
     text("category", None, "Search only items of this category.")
-    decimal("threshold", None, "Show only items that score at least this.")
+    decimal("threshold", None, "Show only items with at least this score.")
     flag("by_product", False, "Show only the best item of each product.")
-    several("item", [], "Instead of a photo: the id of an item, to find the items like it.")
-    several("text", [], "Words to search for, if they could be taken for the name of a file.")
-    path("page", None, "HTML file to write: the photos and what was found, as images.")
+    several("item", [], "Instead of a photo: the id of an item, to find similar items.")
+    several("text", [], "Words to search for, even if they look like a file name.")
+    path("page", None, "HTML file to write, with the images of queries and results.")
     flag("open", False, "Open the page in the browser.")
 
 

@@ -14,14 +14,14 @@ from retrieval.catalogue.opened import Catalogue
 from trainer import files
 
 BLOCK = 8192  # items at a time
-KIND = "export"  # of folder, in its mark
+KIND = "export"  # the kind of folder in the marker file
 
 
 def blocks(catalogue: Catalogue, size: int) -> Iterator[dict]:
-    """Yields the items of an index, {'id', …: list, 'vector': float32 [n, D]}, but removed ones.
+    """Yields the items of an index except removed ones, {'id', …: list, 'vector': float32 [n, D]}.
 
     Raises:
-      ValueError: a kind of index that cannot return its vectors.
+      ValueError: this kind of index cannot return its vectors.
     """
     index, items, count = catalogue.index, catalogue.items, len(catalogue.items)
     starts = range(0, count, size)
@@ -35,7 +35,7 @@ def blocks(catalogue: Catalogue, size: int) -> Iterator[dict]:
 
 
 def export(folder, kind: str, output: str) -> int:
-    """Writes the items of an index and their vectors, as the index keeps them.
+    """Writes the items of an index and their decoded vectors.
 
     Args:
       folder: the index.
@@ -48,8 +48,8 @@ def export(folder, kind: str, output: str) -> int:
       The number of items.
 
     Raises:
-      ValueError: vectors that the index cannot return, or a folder of something else.
-      OSError: the disk is full; what was there stays.
+      ValueError: the index cannot return its vectors, or the folder contains something else.
+      OSError: the disk is full; an earlier export is unchanged.
     """
     with Catalogue.open(folder) as catalogue:
         schema = pyarrow.schema(
@@ -99,7 +99,7 @@ def _npy(output, schema, batches, manifest):
 
 
 def _lance(output, schema, batches, _):
-    os.environ.setdefault("LANCE_LOG", "error")  # it warns of what is meant
+    os.environ.setdefault("LANCE_LOG", "error")  # suppresses a warning about intended behavior
     try:
         import lance
     except ImportError:

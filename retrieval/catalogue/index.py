@@ -1,13 +1,13 @@
 """A catalogue of embeddings in a FAISS index: build, add, remove, search, verify.
 
 INDEX/versions/<n> holds index.faiss, items.arrow, manifest.json, the SavedModel that embeds queries
-(`model`) and, for an index larger than the memory, its inverted lists, lists.ivfdata. They are
-published as one, so that index and model cannot be mixed (see `retrieval.catalogue.versions`).
-Removed items stay in the FAISS file and are skipped by every search, which works for all kinds of
+(`model`) and, for an index larger than memory, its inverted lists, lists.ivfdata. They are
+published together, so that index and model cannot be mixed (see `retrieval.catalogue.versions`).
+Removed items stay in the FAISS file and every search skips them, which works for all kinds of
 index; `build` again to shrink it.
 
-FAISS trusts the files it reads. Open only indexes that you built: the checksums detect damage and
-mix-ups, not malice.
+FAISS does not validate the files it reads. Open only indexes that you built: the checksums detect
+damage and mix-ups, not manipulation.
 """
 
 import os
@@ -29,40 +29,40 @@ from trainer import files
 __all__ = ["Catalogue", "add", "build", "history", "manifest_of", "remove", "rollback"]
 
 BLOCK = 65536  # rows added at a time
-HELD_OUT = 500  # items that an index is tuned with before they are added
+HELD_OUT = 500  # items for tuning, which are added afterwards
 
 
 def build(source, folder, factory="auto", *, similarity="cosine", memory=None, recall=0.95, k=10,
           on_disk=False, queries=None, seed=0, save_model=None):  # fmt: skip
     """Builds an index from a store, in blocks. Earlier versions are kept.
 
-    The search effort is tuned so that the asked recall holds for queries that the index has not
-    seen: for the queries given or, without them, for items that are held out until it is tuned. It
-    is the lower end of a 95% interval that must reach the recall.
+    The search effort is tuned to the requested recall for queries that are not in the index: the
+    given queries or, without them, items that are added only after tuning. The lower end of a 95%
+    interval must reach the recall.
 
     Args:
       source: folder of a store.
       folder: the index; new, empty, or an index.
-      factory: a FAISS factory, or 'auto' for the most exact kind that fits the memory.
+      factory: a FAISS factory, or 'auto' for the most exact kind that fits into memory.
       similarity: 'cosine', 'dot' or 'euclidean'.
-      memory: bytes that the index may take; half of what is available if None.
-      recall: share of the k nearest items that a search must find.
-      k: the number of neighbors that the recall is of.
-      on_disk: keep the inverted lists of `factory` in a file; auto decides that itself.
+      memory: bytes that the index may take; None: half of the available memory.
+      recall: fraction of the k nearest items that a search must find.
+      k: number of neighbors for the recall.
+      on_disk: keep the inverted lists of `factory` in a file; 'auto' decides this itself.
       queries: folder of a store of real queries to tune with.
-      seed: of what is drawn at random.
-      save_model: `Embedder.save` of the model that made the store, for the index to carry; None
-        for an index that is searched with stored embeddings only.
+      seed: seed of random choices.
+      save_model: `Embedder.save` of the model that made the store, to save the model in the index;
+        None for an index that is searched only with stored embeddings.
 
     Returns:
       The manifest.
 
     Raises:
-      ValueError: an unknown factory, embeddings that cannot be searched, ids that occur twice, too
-        little memory, or a folder that is not an index.
+      ValueError: the factory is unknown, embeddings cannot be searched, ids occur twice, memory is
+        too small, or the folder is not an index.
     """
     if not 0 < recall <= 1:
-        raise ValueError(f"--recall={recall:g}: takes a share above 0, up to 1")
+        raise ValueError(f"--recall={recall:g}: takes a fraction above 0, up to 1")
     if memory is not None and not memory > 0:
         raise ValueError(f"--memory={memory / 2**30:g}: takes a number above 0")
     origin = filled(source)
@@ -77,7 +77,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
         index = neighbours.make(factory, dimensions, similarity)
         if on_disk and not isinstance(faiss.downcast_index(index), faiss.IndexIVF):
             raise ValueError(
-                f"--factory={factory}: has no inverted lists to keep on disk; IVF… has"
+                f"--factory={factory}: has no inverted lists to keep on disk; use IVF…"
             )
         rows, items = checked(source, similarity)
         train(index, rows, factory, memory // (16 * dimensions), random)
@@ -113,7 +113,7 @@ def build(source, folder, factory="auto", *, similarity="cosine", memory=None, r
 
 
 def train(index, rows, factory, most, random) -> None:
-    """Trains an index of that factory on a sample of about `most` rows, if it needs training.
+    """Trains an index of a factory on a sample of about `most` rows, if it needs training.
 
     Raises:
       ValueError: FAISS cannot train it, add to it, or skip items in a search.
@@ -140,11 +140,11 @@ def _sample(random, count, wanted):
 
 
 def queries_of(queries, rows, held, origin, random) -> np.ndarray:
-    """float32 [Q, D] to tune with: real ones, held-out items, or items moved by 10% noise."""
+    """Queries for tuning, float32 [Q, D]: real ones, held-out items, or items plus 10% noise."""
     if queries:
         weights = store.manifest_of(queries)["source"].get("checkpoint_sha256")
         if weights != origin["source"].get("checkpoint_sha256"):
-            raise ValueError(f"--queries={queries}: was embedded with other weights than the store")
+            raise ValueError(f"--queries={queries} was embedded with other weights than the store")
         found = store.read(queries).embeddings
         if found.shape[1] != rows.parts[0].shape[1]:
             raise ValueError(f"--queries={queries}: has {found.shape[1]} dimensions")
@@ -156,15 +156,15 @@ def queries_of(queries, rows, held, origin, random) -> np.ndarray:
 
 
 def tune(index, rows, kept, queries, truth, recall) -> dict:
-    """The manifest's entry on search effort; the index holds `kept` rows.
+    """The manifest's entry about search effort; the index contains the `kept` rows.
 
     Args:
       index: a FAISS index.
       rows: `Rows` of its store.
-      kept: int64 [N], the row of the store that each row of the index is of.
-      queries: float32 [Q, D] to tune with.
+      kept: int64 [N], the store's row for each row of the index.
+      queries: float32 [Q, D] for tuning.
       truth: float32 [Q, k], scores of the nearest items.
-      recall: the share asked for.
+      recall: the requested recall.
     """
     similarity, near = rows.similarity, truth.shape[1]
 
@@ -181,13 +181,13 @@ def tune(index, rows, kept, queries, truth, recall) -> dict:
 
 
 def add(source, folder):
-    """Adds the items of a store to an index; an item whose id is there already is replaced.
+    """Adds the items of a store to an index; an item with an existing id replaces the old one.
 
     Returns:
       The manifest of the new version.
 
     Raises:
-      ValueError: other weights or dimensions than the index's.
+      ValueError: weights or dimensions differ from the index's.
     """
     origin = filled(source)
     with files.only_writer(folder), Catalogue.open(folder) as old:
@@ -218,7 +218,7 @@ def remove(ids, folder):
       The manifest of the new version.
 
     Raises:
-      ValueError: an id is not in the index; nothing is changed.
+      ValueError: an id is not in the index, which is then unchanged.
     """
     with files.only_writer(folder), Catalogue.open(folder) as old:
         index, items, manifest = old.index, old.items, old.manifest
@@ -238,7 +238,7 @@ def remove(ids, folder):
 
 
 def _without(items, ids):
-    """The items, those of the given ids no longer alive."""
+    """The items, with those of the given ids marked as removed."""
     gone = compute.is_in(items["id"], ids)
     alive = compute.and_not(items["alive"], gone)
     return items.set_column(ITEMS.get_field_index("alive"), "alive", alive)
@@ -251,7 +251,7 @@ def rollback(folder, number):
       Its manifest.
 
     Raises:
-      ValueError: there is no such version, or it is damaged; the current one stays.
+      ValueError: there is no such version, or it is damaged; the current version stays.
     """
     with files.only_writer(folder):
         versions.current(folder)
@@ -276,7 +276,7 @@ def history(folder):
 
 
 def _files_below(path):
-    """Yields the paths within a folder of its files, with '/'."""
+    """Yields the paths of the files in a folder, relative to it, with '/'."""
     for at, _, names in os.walk(path):
         yield from (os.path.relpath(os.path.join(at, n), path).replace(os.sep, "/") for n in names)
 
@@ -292,7 +292,7 @@ def keep_model(old, new) -> None:
 def write(path, index, items, manifest) -> dict:
     """Writes the files of a version and returns its manifest."""
     manifest = {name: value for name, value in manifest.items() if name != "parts"}
-    if isinstance(index, inverted_lists.Stacked):  # whose parts have been linked there
+    if isinstance(index, inverted_lists.Stacked):  # its parts have been linked there
         manifest["parts"] = len(index.parts)
     faiss.write_index(inverted_lists.saved(index), os.path.join(path, "index.faiss"))
     with pyarrow.ipc.new_file(os.path.join(path, "items.arrow"), ITEMS) as out:

@@ -1,4 +1,4 @@
-"""Inverted lists in a file, for an index above the memory."""
+"""Inverted lists in a file, for an index larger than memory."""
 
 import contextlib
 import ctypes
@@ -12,16 +12,16 @@ import faiss
 import numpy as np
 
 LISTS = "lists.ivfdata"
-ENDS = (".faiss", LISTS)  # of the files that hold vectors
+ENDS = (".faiss", LISTS)  # names of the files of vectors
 
 
 class Stacked:
     """Several indexes of one training, searched as one: the nearest of each part are merged.
 
     Attributes:
-      parts: `faiss.IndexIVF`s, whose ids are rows of the whole.
+      parts: `faiss.IndexIVF`s; ids are rows of the whole index.
       d: dimensions.
-      ntotal: rows of the whole.
+      ntotal: number of rows of the whole index.
     """
 
     def __init__(self, parts):
@@ -37,29 +37,29 @@ class Stacked:
         return tuple(np.take_along_axis(array, best, 1) for array in (scores, rows))
 
     def reconstruct_n(self, row, count, out):
-        """Fills `out` with the vectors of consecutive rows, each by the part that has it."""
+        """Fills `out` with the vectors of consecutive rows, from the parts that contain them."""
         for part in self.parts:
-            part.ntotal = self.ntotal  # which FAISS compares the row with
+            part.ntotal = self.ntotal  # FAISS compares the row with it
             part.reconstruct_n(row, count, out)
 
 
 def saved(index):
-    """What is written of an index; of a stack, whose parts have files, what was trained."""
+    """The index to write; for a stack, whose parts have files, the trained empty index."""
     return _empty(index.parts[0]) if isinstance(index, Stacked) else index
 
 
 def write(index, blocks, folder, first=None):
-    """Returns an index whose lists, those of `index` and of new blocks, are in a file.
+    """Returns an index with the lists of `index` and of new blocks in a file.
 
     Args:
-      index: a trained `faiss.IndexIVF`, empty or with lists of its own; or a `Stacked`.
-      blocks: arrays [n, D] of further rows. Each becomes a file first, so that one is in memory at
-        a time.
-      folder: where to write `LISTS`.
-      first: id of the first new row; the number of rows of `index` if None.
+      index: a trained `faiss.IndexIVF`, empty or not; or a `Stacked`.
+      blocks: arrays [n, D] of further rows. Each is written to a file first, so that only one is in
+        memory at a time.
+      folder: folder for `LISTS`.
+      first: id of the first new row; None: the number of rows of `index`.
 
     Raises:
-      OSError: the disk is too full.
+      OSError: the disk is full.
     """
     whole = [faiss.downcast_index(part) for part in getattr(index, "parts", [index])]
     given = whole[0]
@@ -68,7 +68,7 @@ def write(index, blocks, folder, first=None):
     lists = faiss.InvertedListsPtrVector()
     for part in whole:
         lists.push_back(part.invlists)
-    kept = []  # FAISS holds no reference to what it merges
+    kept = []  # FAISS holds no references to the merged lists
     with tempfile.TemporaryDirectory(dir=folder, prefix=".blocks-") as waiting:
         for number, block in enumerate(blocks):
             part = _empty(given)
@@ -80,7 +80,7 @@ def write(index, blocks, folder, first=None):
             lists.push_back(kept[-1].invlists)
         target = os.path.join(folder, LISTS)
         need = count * (given.code_size + 8)
-        if shutil.disk_usage(folder).free < need:  # FAISS maps the file: a signal, not an error
+        if shutil.disk_usage(folder).free < need:  # FAISS maps the file: else a signal
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for {need} bytes", target)
         merged = faiss.OnDiskInvertedLists(given.nlist, given.code_size, target)
         with _quiet_stdout():
@@ -88,20 +88,20 @@ def write(index, blocks, folder, first=None):
         del kept
     result = _empty(given)
     result.replace_invlists(merged, True)
-    merged.this.disown()  # the index owns it now
+    merged.this.disown()  # now owned by the index
     result.ntotal = start
     return result
 
 
 def read(path):
-    """Reads an index whose lists are in the file beside it, also after the folder was moved."""
+    """Reads an index whose lists are in the file beside it, even if the folder was moved."""
     with _quiet_stdout():
         return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
 @contextlib.contextmanager
 def _quiet_stdout():
-    """Suppresses FAISS's messages on stdout, where a search prints its answers."""
+    """Suppresses FAISS's messages on stdout, where a search prints its results."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:

@@ -1,12 +1,12 @@
-"""A catalogue in Milvus: for more items than one machine's disk holds.
+"""A catalogue in Milvus: for more items than fit on one machine's disk.
 
     --index=milvus:URI[#NAME][@INDEX]
 
 URI is a folder (Milvus Lite, one process at a time), or `http://host:19530` of a server or a
-cluster; NAME (default `prototrain`) is an alias. Each export fills a collection of its own,
-NAME_v000003_<hash>, and becomes current once the alias names it. The last three are kept. What the
-index was, its manifest, is a row of the collection NAME_about. The model that embeds photos stays
-in the index that was exported; @INDEX says where that is on another machine. A server's user and
+cluster. NAME (default `prototrain`) is an alias. Each export fills a new collection,
+NAME_v000003_<hash>, which becomes current when the alias names it. The last three are kept. The
+manifest of the index is a row of the collection NAME_about. The model that embeds photos stays in
+the exported index; on another machine, give the path of that index as @INDEX. A server's user and
 password, `user:password`, are read from MILVUS_TOKEN. See `retrieval.catalogue.milvus_export`.
 """
 
@@ -30,23 +30,23 @@ from trainer import files
 PREFIX = "milvus:"
 METRICS = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2"}
 FIELDS = ("id", "product", "category", "path")
-DEPTH = 16384  # results that Milvus gives at most
+DEPTH = 16384  # maximum number of results
 EF = 512  # candidates for ten results among all items
-MOST = 32768  # for which Milvus takes an ef
-SECONDS = 60  # that a request may take
-BUILDING = 7 * 86400  # that making or loading a graph may take
-KIND = "milvus"  # of folder, in its mark
+MOST = 32768  # maximum ef of Milvus
+SECONDS = 60  # timeout of a request
+BUILDING = 7 * 86400  # timeout of building or loading a graph
+KIND = "milvus"  # the kind of folder in the marker file
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """What `milvus:URI#NAME@INDEX` says.
+    """The parts of `milvus:URI#NAME@INDEX`.
 
     Attributes:
-      uri: as pymilvus takes it.
-      folder: of Milvus Lite; '' for a server.
+      uri: the URI for pymilvus.
+      folder: the folder of Milvus Lite; '' for a server.
       name: the alias.
-      index: the folder that has the model; '' for that of the exported index.
+      index: the folder of the index with the model; '' for the exported index.
     """
 
     uri: str
@@ -56,16 +56,18 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Reads an address; ValueError for a name that Milvus does not take."""
+        """Parses an address; ValueError for a name that Milvus does not accept."""
         uri, _, rest = text.removeprefix(PREFIX).partition("#")
         name, _, index = rest.partition("@")
         if not rest and "://" not in uri:
             uri, _, index = uri.partition("@")
         name = name or "prototrain"
         if not uri:
-            raise ValueError(f"{text}: names no place: milvus:FOLDER or milvus:http://host:19530")
+            raise ValueError(
+                f"{text}: has no place: give milvus:FOLDER or milvus:http://host:19530"
+            )
         if not re.fullmatch(r"[A-Za-z_]\w{0,200}", name, re.ASCII):
-            raise ValueError(f"{text}: {name!r} is no name: take letters, digits and underscores")
+            raise ValueError(f"{text}: {name!r} is not a name: use letters, digits and underscores")
         folder = "" if "://" in uri else os.path.expanduser(uri)
         if folder:
             uri = folder if folder.endswith(".db") else os.path.join(folder, "milvus.db")
@@ -100,7 +102,7 @@ def client(address: Address, make: bool = False):
     """The connection to Milvus, one per process and address.
 
     Args:
-      address: of the server or folder.
+      address: address of the server or folder.
       make: create the folder of Milvus Lite.
 
     Raises:
@@ -111,7 +113,7 @@ def client(address: Address, make: bool = False):
         import pymilvus  # noqa: F401
     except ImportError:
         raise ValueError(f"{address}: pip install 'prototrain[milvus]'") from None
-    # They also print what they raise, and what Milvus Lite has not, with tracebacks.
+    # They also log the errors that they raise, and features that Milvus Lite lacks.
     for name in ("pymilvus", "milvus_lite", *(["grpc"] if address.folder else [])):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if address.folder:
@@ -124,7 +126,7 @@ def client(address: Address, make: bool = False):
 
 
 def release(address: Address) -> None:
-    """Closes the connections of this process, and Milvus Lite, which others can then open."""
+    """Closes connections, and Milvus Lite, so that other processes can open it."""
     _client.cache_clear()
     if address.folder:
         from milvus_lite.server_manager import server_manager_instance
@@ -133,10 +135,10 @@ def release(address: Address) -> None:
 
 
 def current(text: str) -> str:
-    """The name of the current collection, which tells whether there is a new version.
+    """The name of the current collection; it changes with each version.
 
     Raises:
-      ValueError: nothing was exported there.
+      ValueError: there is no exported catalogue.
       OSError: the server cannot be reached.
     """
     address = Address.parse(text)
@@ -144,7 +146,7 @@ def current(text: str) -> str:
     with one_line(address):
         found = current_collection(connection, address)
     if not found:
-        raise ValueError(f"{address}: holds no catalogue; make it with `index export --to={text}`")
+        raise ValueError(f"{address}: has no catalogue; make it with `index export --to={text}`")
     return found
 
 
@@ -192,13 +194,13 @@ def open_catalogue(text: str) -> "MilvusCatalogue":
 class MilvusCatalogue(Catalogue):
     """A catalogue whose items and graph are in Milvus; searched like any other `Catalogue`.
 
-    The rows of what it finds are those of `Found.items`: it has no table of all items.
+    It has no table of all items: `Found.rows` are rows of `Found.items`.
     """
 
     def __init__(self, connection, address, name, about):
         """Internal; use `Catalogue.open`."""
         manifest, folder = about["manifest"], address.index or about["index"]
-        # The model, if it is still there: that of the index's version with the same weights.
+        # The model, if it still exists: that of the index version with the same weights.
         try:
             version, there = reading.current(folder)
         except ValueError:
@@ -211,7 +213,7 @@ class MilvusCatalogue(Catalogue):
         self._categories, self._counts = about["categories"], {}
 
     def _selection(self, category):
-        """(filter, share of the items that it lets through)."""
+        """(filter, fraction of the items that pass it)."""
         if category is None:
             return "", 1.0
         where = f"category == {json.dumps(category, ensure_ascii=False)}"
@@ -233,7 +235,7 @@ class MilvusCatalogue(Catalogue):
         rows = np.full((len(queries), depth), -1, np.int64)
         known: dict[str, int] = {}
         columns: dict[str, list] = {name: [] for name in FIELDS}
-        # Answers of more than some MiB are refused.
+        # Milvus refuses answers of more than a few MiB.
         size = max(1, min(100, 20_000 // depth))
         for start in range(0, len(queries), size):
             block = np.ascontiguousarray(queries[start : start + size], np.float32)
@@ -286,7 +288,7 @@ class MilvusCatalogue(Catalogue):
         return found and {field: found[field] for field in FIELDS}
 
     def categories(self):
-        """As `Catalogue.categories`; the first ones, if there are very many."""
+        """Like `Catalogue.categories`; only the first if there are very many."""
         return list(self._categories)
 
     def close(self):

@@ -1,4 +1,4 @@
-"""Fills Milvus with the items of an index, so that a kill or a full disk loses and doubles nothing.
+"""Fills Milvus with the items of an index; after a kill or a full disk, no item is lost or doubled.
 
 A collection is filled by upserts under ids, counted, and only then named by the alias that searches
 use. Run again after a kill, an export finds its collection by the hash of the index and adds what
@@ -19,15 +19,16 @@ from retrieval.catalogue.milvus import BUILDING, FIELDS, METRICS, SECONDS, Addre
 from retrieval.catalogue.opened import Catalogue
 
 BLOCK = 1000  # items per request
-TEXT = 65535  # bytes that a VARCHAR may have
-LINKS, BUILT = 32, 200  # of the graph
-POLL = 0.5  # seconds between two looks at what is being built
+TEXT = 65535  # maximum bytes of a VARCHAR
+LINKS, BUILT = 32, 200  # parameters of the graph
+POLL = 0.5  # seconds between checks of a build
 
 
 def export(folder, to: str) -> dict:
     """Fills a collection with an index and makes it the current one.
 
-    Run again after a kill, it adds what is missing. Until the counts are equal, the alias stays.
+    Run again after a kill, it adds the missing items. The alias changes only when the counts are
+    equal.
 
     Args:
       folder: the index.
@@ -37,8 +38,8 @@ def export(folder, to: str) -> dict:
       {'collection', 'count', 'version', 'added'}.
 
     Raises:
-      ValueError: vectors that the index cannot return, or texts that are too long for Milvus.
-      OSError: the server cannot be reached, or its disk is full; the alias stays.
+      ValueError: the index cannot return its vectors, or texts are too long for Milvus.
+      OSError: the server cannot be reached, or its disk is full; the alias is unchanged.
     """
     address = Address.parse(to)
     with Catalogue.open(folder) as catalogue:
@@ -51,7 +52,7 @@ def export(folder, to: str) -> dict:
             known = connection.has_collection(name)
             if not known:
                 _create(connection, name, manifest, longest)
-            # Before the items: only what has a graph can be asked, after a kill, what it holds.
+            # Before the items: after a kill, only a collection with a graph can be queried.
             _add_index(connection, name, _kind(address), METRICS[manifest["similarity"]])
             connection.load_collection(name, timeout=BUILDING)
             added = 0
@@ -67,7 +68,7 @@ def export(folder, to: str) -> dict:
             count = milvus.count_of(connection, name)
             if count != manifest["count"]:
                 raise ValueError(
-                    f"{address}: holds {count} of {manifest['count']} items: export again; the "
+                    f"{address}: has {count} of {manifest['count']} items: export again; the "
                     "alias is unchanged"
                 )
             about = {"manifest": manifest, "index": os.path.abspath(folder)}
@@ -81,7 +82,7 @@ def _entity(rows, n):
 
 
 def _longest(catalogue):
-    """{field: bytes of its longest text}; ValueError for one that Milvus cannot hold."""
+    """{field: bytes of its longest text}; ValueError if a text is too long for Milvus."""
     longest = {}
     for name in FIELDS:
         sizes = pyarrow.compute.binary_length(catalogue.items[name])
@@ -123,14 +124,14 @@ def _add_index(connection, name, kind, metric):
     try:
         connection.create_index(name, wanted, timeout=BUILDING)
     except pymilvus.exceptions.MilvusException:
-        if not connection.list_indexes(name):  # the client may have asked twice
+        if not connection.list_indexes(name):  # the client may have sent the request twice
             raise
 
 
 def _settle(connection, name):
     """Waits until the graph of all items is built, and searches use it.
 
-    Until then a server searches new items by an interim index that finds fewer of the nearest.
+    Until then, a server searches new items by an interim index with lower recall.
     """
     (graph,) = connection.list_indexes(name)
     while connection.describe_index(name, graph).get("pending_index_rows", 0):
@@ -140,7 +141,7 @@ def _settle(connection, name):
 
 
 def _there(connection, name, ids):
-    """Those of some ids that a collection has."""
+    """Returns which of some ids a collection contains."""
     named = json.dumps(ids, ensure_ascii=False)
     found = connection.query(
         name, filter=f"id in {named}", output_fields=["id"], consistency_level="Strong",
@@ -157,7 +158,7 @@ def _collections(connection, address):
 
 
 def _collection(connection, address, digest):
-    """The name of the collection of an index: that of an export that was killed, or a new one."""
+    """The name of the collection for an index: that of a killed export, or a new one."""
     known = _collections(connection, address)
     same = [name for name in known if name.endswith(digest)]
     return (
@@ -166,7 +167,7 @@ def _collection(connection, address, digest):
 
 
 def _note(connection, address, name, about):
-    """Keeps what the index was beside its collection."""
+    """Stores the manifest of the index beside its collection."""
     import pymilvus
 
     notes = f"{address.name}_about"
@@ -174,7 +175,7 @@ def _note(connection, address, name, about):
         schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", pymilvus.DataType.VARCHAR, is_primary=True, max_length=256)
         schema.add_field("about", pymilvus.DataType.VARCHAR, max_length=TEXT)
-        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=2)  # each must have one
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=2)  # required
         connection.create_collection(notes, schema=schema, timeout=SECONDS)
     while len((text := json.dumps(about)).encode()) > TEXT and about["categories"]:
         about["categories"] = about["categories"][: len(about["categories"]) // 2]
@@ -184,7 +185,7 @@ def _note(connection, address, name, about):
 
 
 def _publish(connection, address, name):
-    """Names a collection by the alias, and drops those before the last three."""
+    """Switches the alias to a collection, and drops all but the last three."""
     before = milvus.current_collection(connection, address)
     if before:
         connection.alter_alias(name, address.name, timeout=SECONDS)
@@ -197,7 +198,7 @@ def _publish(connection, address, name):
 
 
 def print_exported(to, about) -> None:
-    """Says what an export did."""
+    """Describes the result of an export."""
     print(
         f"{Address.parse(to)}: version {about['version']}, {about['count']} items "
         f"({about['added']} added now), in {about['collection']}"

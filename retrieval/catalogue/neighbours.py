@@ -7,7 +7,7 @@ import numpy as np
 
 from retrieval import progress
 
-BLOCK = 65536  # rows handed to FAISS at a time
+BLOCK = 65536  # rows per FAISS call
 EXACT_UP_TO = 50_000  # items that a flat search scans in a few milliseconds
 NORMS = 4096  # rows whose lengths are computed at a time
 REFINED = 8  # candidates that are ranked again, per requested result
@@ -36,7 +36,7 @@ def train(index, rows, factory, similarity):
             rounds, lists.niter = lists.niter, 1
             for _ in progress.track(range(rounds), rounds, f"training {factory}, rounds"):
                 lists.train(rows, kind.quantizer)
-                lists.min_points_per_centroid = 1  # it has warned of too few
+                lists.min_points_per_centroid = 1  # it has warned about too few items
         index.train(rows)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
@@ -53,12 +53,12 @@ def moved(rows, similarity, random):
 
 
 def prepare(embeddings, similarity):
-    """Returns embeddings as FAISS takes them: float32, contiguous, of unit length for cosine."""
+    """Returns embeddings for FAISS: float32, contiguous, of unit length for cosine."""
     embeddings = np.ascontiguousarray(embeddings, np.float32)
     if similarity != "cosine":
         return embeddings
     prepared = np.empty_like(embeddings)
-    for start in range(0, len(embeddings), NORMS):  # in float64, of a few rows at a time
+    for start in range(0, len(embeddings), NORMS):  # in float64, a few rows at a time
         rows = embeddings[start : start + NORMS].astype(np.float64)
         prepared[start : start + NORMS] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return prepared
@@ -88,8 +88,8 @@ def nearest(queries: np.ndarray, parts, k: int, similarity: str = "cosine"):
 
     Args:
       queries: float [Q, D].
-      parts: arrays [n, D] that make up the catalogue, such as memory-mapped shards; one block of
-        them is in memory at a time.
+      parts: arrays [n, D] of the catalogue, such as memory-mapped shards; only one block is in
+        memory at a time.
       k: number of results.
       similarity: 'cosine', 'dot' or 'euclidean'.
 
@@ -112,7 +112,7 @@ def nearest(queries: np.ndarray, parts, k: int, similarity: str = "cosine"):
 
 
 def best(scores, rows, k):
-    """The k best of scores [Q, n] and rows [Q, n], in order; the first of equal ones."""
+    """The k best of scores [Q, n] and rows [Q, n], in order; of equal scores, the first."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
@@ -125,20 +125,20 @@ def _as_similarity(scores, rows, similarity):
 
 
 def choose(count, dimensions, memory, recall=0.95, disk=None):
-    """Chooses the most exact kind of index that fits the memory.
+    """Chooses the most exact kind of index that fits into memory.
 
     Bytes per vector: 4 D uncompressed, 4 D + 272 in a graph of 32 links, and in inverted lists
     D + 8 at eight bits per dimension, D / 2 + 28 at four (RaBitQ) or D / 2 + 8 (PQ), D / 8 + 16 at
-    one bit (RaBitQ). Of the ten nearest of clustered vectors the compressed kinds find about .98,
-    .87, .83 and .42 at best (benchmarks/ann.py), so the last three are used only if no more is
-    asked for. Otherwise lists of eight bits go to disk, where the system caches the parts in use.
+    one bit (RaBitQ). On clustered vectors the compressed kinds reach recall@10 of about .98, .87,
+    .83 and .42 at best (benchmarks/ann.py), so the last three are used only for lower requests.
+    Otherwise eight-bit lists are written to disk, where the system caches the parts in use.
 
     Args:
       count: number of items.
       dimensions: D.
       memory: bytes that the index may take.
-      recall: share of the nearest items that a search must find.
-      disk: free bytes on disk, None if the lists cannot be on disk.
+      recall: fraction of the nearest items that a search must find.
+      disk: free bytes on disk; None if the lists cannot be on disk.
 
     Returns:
       (FAISS factory, whether its lists are on disk, why).
@@ -146,7 +146,7 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
     Raises:
       ValueError: neither memory nor disk is large enough.
     """
-    # np: skips FAISS's training for polysemous codes, which takes minutes and gains nothing here.
+    # np: skips the training of polysemous codes, which takes minutes and has no benefit here.
     lists = lists_for(count)
     eight, half = f"IVF{lists},SQ8", max(1, dimensions // 2)
     kinds = [
@@ -168,18 +168,18 @@ def choose(count, dimensions, memory, recall=0.95, disk=None):
             return factory, False, f"{count} items x {size} bytes = {share:.2f} GiB: {why}"
     size, held = dimensions + 8, 4 * dimensions * lists
     if disk is not None and 2 * size * count <= disk and 4 * held <= memory:
-        why = "inverted lists on disk, since no kind of this recall fits the memory"
+        why = "inverted lists on disk, since no kind with this recall fits into memory"
         return eight, True, f"{count} items x {size} bytes = {size * count / 2**30:.2f} GiB: {why}"
     need = size * count / 2**30
     raise ValueError(
         f"{count} items of {dimensions} dimensions need at least {need:.1f} GiB of memory, or "
-        f"{2 * need:.1f} GiB of disk while they are built: give more of either, ask for less "
-        "recall (--recall), or name a factory of your own (--factory=OPQ16,IVF65536,PQ16)"
+        f"{2 * need:.1f} GiB of disk during the build: give more memory or disk, request a lower "
+        "recall (--recall), or choose a factory (--factory=OPQ16,IVF65536,PQ16)"
     )
 
 
 def lists_for(count):
-    """The number of inverted lists for that many items."""
+    """The number of inverted lists for a number of items."""
     return int(2 ** np.clip(np.round(np.log2(4 * np.sqrt(max(count, 1)))), 4, 17))
 
 
@@ -191,25 +191,25 @@ def free_memory():
 
 
 def rows_within(memory, dimensions):
-    """How many rows may be worked on at a time so that this process takes no more than `memory`.
+    """Rows that can be processed at a time if this process may take at most `memory` bytes.
 
-    What it holds already, such as names of items, is subtracted. Of vectors there are up to three
-    copies, and the codes of theirs. Zero or less if there is no room.
+    Memory already in use, such as names of items, is subtracted. There are up to three copies of
+    the vectors, and their codes. Zero or less if nothing is left.
     """
     import psutil
 
     held = psutil.Process().memory_info()
-    held = held.rss - getattr(held, "shared", 0)  # without files that the system maps and can drop
+    held = held.rss - getattr(held, "shared", 0)  # without mapped files, which the system can drop
     return int((memory - held) // (16 * dimensions))
 
 
 def _kind(index):
-    """The index in FAISS's own class; of several parts, the first."""
+    """The index as its FAISS class; of several parts, the first."""
     return faiss.downcast_index(getattr(index, "parts", [index])[0])
 
 
 def core(index):
-    """Returns the index that searches, inside one that transforms vectors first or ranks again."""
+    """Returns the index that searches, inside an index that transforms vectors or re-ranks."""
     kind = _kind(index)
     if isinstance(kind, faiss.IndexPreTransform):
         return core(kind.index)
@@ -238,13 +238,13 @@ def effort(index, value, selector=None):
 
 
 def served(index, tuned, k, share=1.0, selector=None):
-    """Search parameters with which k results are served.
+    """Search parameters for k results.
 
     Args:
       index: a FAISS index.
-      tuned: what `tune` found, and the `k` it was found for.
-      k: number of results: more of them lie farther away, so the effort grows with it.
-      share: share of the items that the selector lets through.
+      tuned: the result of `tune`, and its `k`.
+      k: number of results; the effort grows with it, since further results are farther away.
+      share: fraction of the items that the selector includes.
       selector: a `faiss.IDSelector` of the items to consider, None for all.
     """
     value = tuned["effort"]
@@ -285,29 +285,30 @@ def pair_scores(queries, items, at, similarity):
 def as_near(scores, last):
     """Which scores [Q, k] reach those of the k-th nearest items [Q, 1].
 
-    float32 rounds the scores of equal items differently in different products.
+    In float32, the scores of equal items are rounded differently in different matrix products.
     """
     return scores >= last - 1e-5 * np.abs(last) - 1e-30
 
 
 def tune(index, queries, truth, exact, recall, similarity, k):
-    """Finds the least effort whose recall of the k nearest items is as asked, with 95% confidence.
+    """Finds the least effort that reaches a recall of the k nearest items with 95% confidence.
 
-    An item counts as found if it scores as the k-th nearest does or better, so that copies of an
-    item are as good as the item.
+    An item counts as found if its score is at least that of the k-th nearest, so that copies of an
+    item are interchangeable.
 
     Args:
       index: a FAISS index.
-      queries: float32 [Q, D] to tune with.
+      queries: float32 [Q, D] for tuning.
       truth: float32 [Q, k], scores of the k nearest items.
       exact: returns the exact scores [Q, k] of rows int64 [Q, k] that a search found.
-      recall: the share asked for.
+      recall: the requested recall.
       similarity: 'cosine', 'dot' or 'euclidean'.
       k: number of neighbors.
 
     Returns:
-      {'effort', 'recall', 'interval95', 'ms_per_query'}; effort None where the kind has none. The
-      recall is that of the effort found, which may be below the one asked for if none reaches it.
+      {'effort', 'recall', 'interval95', 'ms_per_query'}; effort is None if the kind has no
+      such parameter. The recall is that of the effort found; it is lower than requested if no
+      effort reaches that.
     """
     top, kind = most(index), core(index)
 
@@ -327,12 +328,12 @@ def tune(index, queries, truth, exact, recall, similarity, k):
 
     if not isinstance(kind, faiss.IndexIVF | faiss.IndexHNSW):
         return measure(None)
-    # A graph keeps at least as many candidates as results, whatever efSearch is.
+    # A graph keeps at least as many candidates as results, independent of efSearch.
     least = high = min(k, top) if isinstance(kind, faiss.IndexHNSW) else 1
     while reached(found := measure(high)) < recall and high < top:
         high = min(2 * high, top)
-    # If even the largest effort falls short, the least that comes near its recall will do: the last
-    # hundredth of a flat curve costs as much as all the rest.
+    # If even the largest effort is not enough, take the least with nearly its recall: the last
+    # hundredth of a flat curve costs as much as the rest.
     recall = min(recall, reached(found) - 0.01 * (reached(found) < recall))
     low = least - 1 if high == top else max(least - 1, high // 2)
     while high - low > max(1, low // 8):

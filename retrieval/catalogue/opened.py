@@ -1,4 +1,4 @@
-"""A catalogue that is searched: an index, its items and the model that embeds queries, as one.
+"""An opened catalogue: an index, its items and the model that embeds queries.
 
 with Catalogue.open("index") as catalogue, catalogue.embedder() as embedder:
     found = catalogue.find(embedder.embed(["photo.jpg"]), k=5)
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from retrieval.embeddings.embedder import Embedder
     from retrieval.embeddings.texts import TextEmbedder
 
-NAMED = ("id", "product", "category", "path")  # what is told of an item
+NAMED = ("id", "product", "category", "path")  # columns of an item
 TEXTS = f"{MODEL}/text/"  # folder of the text tower
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The results of a search.
 
     Attributes:
       scores: float32 [Q, k], best first; larger is nearer. -inf beyond the last item found.
       rows: int64 [Q, k], rows of `items`; -1 beyond the last.
-      items: pyarrow.Table of the items' id, product, category and path, at least of those found.
+      items: pyarrow.Table of id, product, category and path, with at least the items found.
     """
 
     scores: np.ndarray
@@ -52,14 +52,14 @@ class Found:
 
 
 class Catalogue:
-    """An index, its items and its model, opened as one object. Safe to search from several threads.
+    """An index, its items and its model as one object. Safe to search from several threads.
 
     Attributes:
-      items: pyarrow.Table of `ITEMS`; row i is of row i of the index. Memory-mapped, so that names
-        take no memory before they are read.
-      manifest: dict, what the index is and how it was tuned.
+      items: pyarrow.Table of `ITEMS`; row i describes row i of the index. Memory-mapped, so that
+        names take no memory before they are read.
+      manifest: dict, the properties of the index and its tuning.
       version: int, the number of this version.
-      folder: of this version.
+      folder: the folder of this version.
     """
 
     items: pyarrow.Table
@@ -78,11 +78,11 @@ class Catalogue:
 
         Args:
           folder: the index; or `milvus:URI`, see `retrieval.catalogue.milvus`.
-          everything: also compare the checksums of lists on disk and of the model; otherwise only
+          everything: also compare the checksums of lists on disk and of the model; by default only
             their sizes.
 
         Raises:
-          ValueError: not an index, or damaged or foreign files.
+          ValueError: not an index, or its files are damaged or of another program.
         """
         if is_milvus(folder):
             from retrieval.catalogue import milvus
@@ -94,13 +94,13 @@ class Catalogue:
         return cls(index, items, manifest, version)
 
     def embedder(self, threads: int = 0) -> "Embedder":
-        """Loads the model that embedded the items, which the index carries.
+        """Loads the model that embedded the items, from the index.
 
         Args:
-          threads: for TensorFlow, 0 for all cores.
+          threads: number of TensorFlow's threads, 0 for all cores.
 
         Raises:
-          ValueError: the index carries no model, a damaged one, or one of other weights.
+          ValueError: the index contains no model, or a model that is damaged or has other weights.
         """
         from retrieval.embeddings.embedder import Embedder
 
@@ -119,10 +119,11 @@ class Catalogue:
         """Loads the text tower of the model that embedded the items, to search by words.
 
         Args:
-          threads: for TensorFlow, 0 for all cores.
+          threads: number of TensorFlow's threads, 0 for all cores.
 
         Raises:
-          ValueError: there is none (the message says why), it is damaged, or a library is missing.
+          ValueError: there is no text tower (the message says why), it is damaged, or a library is
+            missing.
         """
         from retrieval.embeddings.texts import TextEmbedder
 
@@ -144,11 +145,11 @@ class Catalogue:
             return str(error)
 
     def _model(self, needed):
-        """The folder of the model, whose `needed` files are as they were written."""
+        """The folder of the model, after checking its `needed` files."""
         names = [name for name in self.manifest["sha256"] if name.startswith(f"{MODEL}/")]
         if not names:
             raise ValueError(
-                f"{os.path.dirname(os.path.dirname(self.folder))}: carries no model to embed a "
+                f"{os.path.dirname(os.path.dirname(self.folder))}: contains no model to embed a "
                 "photo with: build it again with `prototrain build`"
             )
         for name in filter(needed, names):
@@ -169,12 +170,12 @@ class Catalogue:
         Args:
           vectors_: float [Q, D], the queries' embeddings.
           k: number of results per query.
-          category: consider only its items.
-          threshold: exclude items that score less.
-          by_product: of each product, only the best item is a result.
+          category: consider only items of this category.
+          threshold: exclude items with lower scores.
+          by_product: only the best item of each product is a result.
 
         Raises:
-          ValueError: vectors that do not fit, k below 1, or a category without items.
+          ValueError: vectors have the wrong shape, k is below 1, or the category has no items.
         """
         queries = np.asarray(vectors_)
         if queries.ndim != 2 or queries.shape[1] != self.manifest["dimensions"]:
@@ -187,15 +188,14 @@ class Catalogue:
 
     def find_like(self, ids: Sequence[str], k: int = 10, category: str | None = None, *,
                   threshold: float | None = None, by_product: bool = False) -> Found:  # fmt: skip
-        """Searches for the items nearest to some of the items, which are not their own results.
+        """Searches for the items nearest to given items, which are excluded from their own results.
 
         Args:
-          ids: [Q], of items.
+          ids: [Q], ids of the items.
           k, category, threshold, by_product: as in `find`.
 
         Raises:
-          ValueError: an unknown id, a kind of index that cannot return its vectors, and what `find`
-            raises.
+          ValueError: an id is unknown, this kind of index cannot return vectors, or as in `find`.
         """
         rows = np.array([self.row_of(name) for name in ids], np.int64)
         queries = np.empty((len(rows), self.manifest["dimensions"]), np.float32)
@@ -207,10 +207,10 @@ class Catalogue:
         return self._find(queries, rows[:, None], k, category, threshold, by_product)
 
     def _find(self, queries, own, k, category, threshold, by_product):
-        """`find`, without the items `own`, one per query, as `_own` takes them; None for all."""
+        """`find` without the items `own`, one per query, see `_own`; None: with all items."""
         count = self.manifest["count"]
         if k < 1:
-            raise ValueError(f"--k={k}: takes a number from 1 on")
+            raise ValueError(f"--k={k}: takes a number of at least 1")
         if k > max(count, 1000):
             raise ValueError(f"--k={k}: the index holds {count} items")
         selection = self._selection(category)
@@ -224,7 +224,7 @@ class Catalogue:
                 kept &= _first_of_products(items, rows)
             if threshold is not None:
                 kept &= scores >= threshold
-            # The last score is the least: beyond it nothing is above the threshold either.
+            # The last score is the lowest: no further item is above the threshold either.
             done = (kept.sum(1) >= k) | (rows[:, -1] < 0)
             if threshold is not None:
                 done |= scores[:, -1] < threshold
@@ -233,17 +233,17 @@ class Catalogue:
             depth = min(4 * depth, count)
 
     def _selection(self, category):
-        """What `_nearest` needs to search the items of a category only, None for all."""
+        """The argument with which `_nearest` searches only items of a category; None for all."""
         wanted, share = self._wanted(category)
         if wanted is None:
             return None, None, share
-        bits = np.packbits(wanted, bitorder="little")  # FAISS copies none: must outlive it
+        bits = np.packbits(wanted, bitorder="little")  # FAISS makes no copy: keep it
         return bits, faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits)), share
 
     def _nearest(self, queries, depth, selection):
         """(scores [Q, n], rows [Q, n], items) of the `depth` nearest items, as in `Found`.
 
-        n is less than `depth` if no search goes that deep.
+        n is less than `depth` if that is the maximum of a search.
         """
         _, selector, share = selection
         how = neighbours.served(self.index, self.manifest["tuned"], depth, share, selector)
@@ -257,8 +257,8 @@ class Catalogue:
     def results(self, found: Found) -> list[list[dict]]:
         """Returns the items found, per query, best first, as JSON values.
 
-        Each is {'rank', 'id', 'product', 'category', 'score', 'path'}; the path is '' for an item
-        that is not an image file.
+        Each result is {'rank', 'id', 'product', 'category', 'score', 'path'}; the path is '' for an
+        item that is not an image file.
         """
         needed = np.unique(found.rows[found.rows >= 0])
         names = list(NAMED)
@@ -286,18 +286,18 @@ class Catalogue:
         return row
 
     def item(self, name: str) -> dict | None:
-        """Returns the id, product, category and path of the item with an id; None without one."""
+        """Returns id, product, category and path of the item with an id; None if there is none."""
         there = compute.and_(compute.equal(self.items["id"], name), self.items["alive"])
         row = compute.index(there, True).as_py()
         return None if row < 0 else {n: self.items[n][row].as_py() for n in NAMED}
 
     def categories(self) -> list[str]:
-        """Returns the categories of the items, sorted; items without one have none."""
+        """Returns the sorted categories of the items."""
         known = compute.unique(self.items["category"].filter(self.items["alive"]))
         return sorted(filter(None, known.to_pylist()))
 
     def _wanted(self, category):
-        """(bool [N] of the items to consider, None for all; their share)."""
+        """(bool [N] of the items to consider, None for all; their fraction)."""
         if not self.manifest["removed"] and category is None:
             return None, 1.0
         wanted = self.items["alive"]
@@ -309,12 +309,12 @@ class Catalogue:
         return wanted, wanted.mean() or 1.0
 
     def check_weights(self, weights: str | None, source: str) -> None:
-        """Raises ValueError if embeddings from `source` were made by other weights than these."""
+        """Raises ValueError if embeddings from `source` were computed with other weights."""
         mine = self.manifest["weights"]
         if mine != weights:
             raise ValueError(
                 f"{source} was embedded with other weights than the index: embed it with the "
-                f"checkpoint of {str(mine)[:12]}, or build the index anew"
+                f"checkpoint of {str(mine)[:12]}, or build the index again"
             )
 
     def close(self) -> None:
@@ -334,7 +334,7 @@ def is_milvus(name: str | os.PathLike) -> bool:
 
 
 def current_name(name) -> str:
-    """What names the current version of an index; another version has another name."""
+    """The name of the current version of an index; each version has another name."""
     if is_milvus(name):
         from retrieval.catalogue import milvus
 
@@ -343,7 +343,7 @@ def current_name(name) -> str:
 
 
 def no_category(category, known) -> str:
-    """Says that no item is of a category, and which ones are known."""
+    """The message that no item is of a category, with the known categories."""
     near = did_you_mean(category, known)
     have = f" It has {', '.join(known[:10])}{' …' * (len(known) > 10)}." * bool(known)
     return f"no item of the index is of category {category!r}." + (

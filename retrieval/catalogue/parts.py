@@ -1,12 +1,12 @@
-"""An index built by several processes: trained once, added to in parts, merged or searched apart.
+"""An index built by several processes: train once, add parts, then merge or search them apart.
 
-INDEX/parts/training.json       what is built of which store, with trained.faiss and queries.npy
-INDEX/parts/00001-of-00004/     rows of one part, with ids of the whole: index.faiss, lists.ivfdata,
+INDEX/parts/training.json       index kind and store, beside trained.faiss and queries.npy
+INDEX/parts/00001-of-00004/     rows of one part, with ids in the whole: index.faiss, lists.ivfdata,
                                 items.arrow, nearest.npy (the exact scores that tuning needs)
 
-A part appears by one rename, so that of two processes with the same part one wins. It can be built
-on another machine from a copy of training.json, trained.faiss and queries.npy, and copied back.
-`merge` publishes a version like any other, and then removes the parts.
+A part is published by one rename, so that if two processes build it, only one is kept. It can be
+built on another machine from a copy of training.json, trained.faiss and queries.npy, and copied
+back. `merge` publishes a version like any other, and then removes the parts.
 """
 
 import contextlib
@@ -47,14 +47,15 @@ def train(source, folder, factory="auto", *, similarity="cosine", memory=None, r
 
     Args:
       source, folder, similarity, recall, k, queries, seed: as in `index.build`.
-      factory: a FAISS factory `IVF…`; 'auto' takes eight bits per dimension.
-      memory: bytes that this process may take; half of what is available if None.
+      factory: a FAISS factory `IVF…`; 'auto': eight bits per dimension.
+      memory: bytes that this process may take; None: half of the available memory.
 
     Returns:
-      What was trained, as `INDEX/parts/training.json` has it.
+      The contents of `INDEX/parts/training.json`.
 
     Raises:
-      ValueError: an index of another kind, parts of another training, or what `index.build` raises.
+      ValueError: the index is of another kind, there are parts of another training, or as in
+        `index.build`.
     """
     origin = whole_index.filled(source)
     memory = memory or neighbours.free_memory() // 2
@@ -71,7 +72,7 @@ def train(source, folder, factory="auto", *, similarity="cosine", memory=None, r
             why = "inverted lists, which can be merged, of eight bits per dimension"
         made = neighbours.make(factory, origin["dimensions"], similarity)
         if not isinstance(faiss.downcast_index(made), faiss.IndexIVF):
-            raise ValueError(f"--factory={factory}: has no inverted lists to merge; IVF… has")
+            raise ValueError(f"--factory={factory}: has no inverted lists to merge; use IVF…")
         random = np.random.default_rng(seed)
         rows = Rows(store.arrays(source), similarity)
         most = neighbours.rows_within(memory, origin["dimensions"])
@@ -103,12 +104,12 @@ def train(source, folder, factory="auto", *, similarity="cosine", memory=None, r
 
 
 def _identity(manifest):
-    """What makes two copies of a store the same: the checksums of its files."""
+    """The identity of a store and its copies: the checksums of its files."""
     return [shard["sha256"]["npy"] for shard in manifest["shards"]]
 
 
 def _training(folder):
-    """What training.json says; ValueError if there is none, or it is damaged."""
+    """The contents of training.json; ValueError if it is missing or damaged."""
     path = os.path.join(folder, FOLDER, "training.json")
     if not os.path.exists(path):
         raise ValueError(f"{folder}: nothing was trained here: run `index train` first")
@@ -116,7 +117,7 @@ def _training(folder):
 
 
 def trained(folder) -> dict:
-    """What was trained in an index; ValueError if there is nothing, or it is damaged."""
+    """The trained index; ValueError if it is missing or damaged."""
     place, about = os.path.join(folder, FOLDER), _training(folder)
     for name, sum_ in about["sha256"].items():
         path = os.path.join(place, os.path.basename(name))
@@ -131,15 +132,15 @@ def add(source, folder, part, of, *, memory=None) -> dict:
     Args:
       source: the store, or a copy of it.
       folder: the index.
-      part, of: which part, from 0, of how many.
-      memory: bytes that this process may take; half of what is available if None.
+      part, of: number of the part, from 0, and number of parts.
+      memory: bytes that this process may take; None: half of the available memory.
 
     Returns:
-      {'start', 'stop', ...} of the part, as its part.json has it.
+      {'start', 'stop', ...}, the contents of the part's part.json.
 
     Raises:
       ValueError: another store, another number of parts, or rows that cannot be searched.
-      OSError: the disk is too full.
+      OSError: the disk is full.
     """
     about, origin = trained(folder), whole_index.filled(source)
     if _identity(origin) != about["store_id"]:
@@ -171,7 +172,7 @@ def add(source, folder, part, of, *, memory=None) -> dict:
         if size < 1024:
             print(
                 f"warning: --memory={memory / 2**30:g}: the program and the names of {len(items)} "
-                "items take more; more parts take less each",
+                "items exceed it; use more parts, which are smaller",
                 file=sys.stderr,
             )
 
@@ -209,7 +210,7 @@ def add(source, folder, part, of, *, memory=None) -> dict:
 
 @contextlib.contextmanager
 def _scratch(path):
-    """A folder that this process alone writes, removed if it still has that name at the end."""
+    """A temporary folder of this process, removed at the end unless it was renamed."""
     with files.only_writer(path):
         try:
             yield
@@ -219,7 +220,7 @@ def _scratch(path):
 
 @contextlib.contextmanager
 def _one_line(path):
-    """FAISS's errors about files as an OSError."""
+    """Turns FAISS's errors about files into an OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -229,7 +230,7 @@ def _one_line(path):
 
 
 def _remove_left(folder, name):
-    """Removes what a process that was killed left of a part."""
+    """Removes what a killed process left of a part."""
     place = os.path.join(folder, FOLDER)
     for left in os.listdir(place):
         path = os.path.join(place, left)
@@ -245,7 +246,7 @@ def _parts(folder):
 
 
 def _part(folder, name, about):
-    """What part.json says of a part; ValueError if it is of another training."""
+    """The contents of part.json; ValueError if the part is of another training."""
     path = os.path.join(folder, FOLDER, name, "part.json")
     value = files.read_sealed(path, {"start", "stop", "training", "sha256"}, "a part")
     if value["training"] != about["sha256"]["trained.faiss"]:
@@ -260,16 +261,16 @@ def merge(folder, source=None, apart=False) -> dict:
 
     Args:
       folder: the index.
-      source: the store, if it is no longer where `train` found it.
-      apart: keep the parts as they are; a search merges what it finds in each.
+      source: the store, if it was moved since `train`.
+      apart: do not merge the parts; a search then merges the results of each.
 
     Returns:
       The manifest.
 
     Raises:
       ValueError: a part is missing, damaged or of another training; nothing is changed.
-      BlockingIOError: another process changes the index at this time.
-      OSError: the disk is too full.
+      BlockingIOError: another process is changing the index.
+      OSError: the disk is full.
     """
     with files.only_writer(folder):
         current, found = _current(folder), _parts(folder)
@@ -277,7 +278,7 @@ def merge(folder, source=None, apart=False) -> dict:
         begun = os.path.exists(os.path.join(folder, FOLDER, "training.json"))
         same = begun and _training(folder)["sha256"]["trained.faiss"] == done
         if done and (same or not (begun or found)):
-            _remove(folder)  # what a merge that was killed left
+            _remove(folder)  # left by a killed merge
             return current[1]
         about = trained(folder)
         training = about["sha256"]["trained.faiss"]
@@ -352,7 +353,7 @@ def _checked_parts(folder, found, about):
 
 
 def _check_unique(items):
-    """Raises ValueError for an id that occurs in two parts; within one, `add` has looked."""
+    """Raises ValueError for an id that occurs in two parts; `add` checks within a part."""
     chunks = items["id"].chunks
     hashes = np.concatenate([_hashes(chunk) for chunk in chunks])
     ordered = np.sort(hashes)
@@ -369,13 +370,13 @@ def _check_unique(items):
 
 
 def _hashes(names):
-    """uint64 [n]: a hash of each text, eight bytes instead of the text."""
+    """uint64 [n], a hash of each text: eight bytes instead of the text."""
     made = (hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names.to_pylist())
     return np.frombuffer(b"".join(made), np.uint64)
 
 
 def _link(folders, path):
-    """Gives a version the files of the parts."""
+    """Links the files of the parts into a version."""
     for number, folder in enumerate(folders):
         target = os.path.join(path, f"part-{number:05d}")
         os.makedirs(target)
@@ -384,9 +385,9 @@ def _link(folders, path):
 
 
 def _remove(folder):
-    """Removes the training and the parts, which a version holds now."""
-    # What was trained comes last: as long as it is there, `merge` completes this.
+    """Removes the training and the parts, which are now in a version."""
+    # The training is removed last: as long as it exists, `merge` completes the removal.
     for pattern in (rf"(?!{FOLDER}/training\.json){_OURS}", _OURS):
         files.remove(folder, versions.KIND, pattern)
-    with contextlib.suppress(OSError):  # what is not ours stays
+    with contextlib.suppress(OSError):  # keeps files of others
         os.rmdir(os.path.join(folder, FOLDER))

@@ -11,7 +11,7 @@ from retrieval.embeddings import store
 from trainer import files
 
 ITEMS = pyarrow.schema(
-    # large: the texts of one column may take more than 2 GiB.
+    # large: the texts of a column may take more than 2 GiB.
     [*((name, pyarrow.large_string()) for name in store.COLUMNS), ("alive", pyarrow.bool_())]
 )
 MODEL = "model"  # folder of the model within a version
@@ -42,7 +42,7 @@ def manifest_in(version):
         or not all(re.fullmatch(versions.CONTENTS, name) for name in manifest["sha256"])
         or manifest["bytes"].keys() != manifest["sha256"].keys()
     ):
-        raise ValueError(f"{path}: is damaged: its entries are not as retrieval.index writes them")
+        raise ValueError(f"{path}: is damaged: its entries are not those of retrieval.index")
     return manifest
 
 
@@ -56,7 +56,7 @@ def check_files(folder, version, manifest, everything):
       everything: see `Catalogue.open`.
     """
     others = [n for n in versions.numbers(folder) if n != manifest["version"]]
-    again = f"go back with `index rollback --to={others[-1]}`" if others else "build it anew"
+    again = f"go back with `index rollback --to={others[-1]}`" if others else "build it again"
     for name in manifest["sha256"]:
         large = name.endswith(inverted_lists.LISTS) or name.startswith(f"{MODEL}/")
         check_file(version, name, manifest, again, everything or not large)
@@ -80,7 +80,7 @@ def read_items(folder) -> pyarrow.Table:
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{folder}/items.arrow: cannot be read: {error}") from None
     if items.schema != ITEMS:
-        raise ValueError(f"{folder}: was written by another version of this program: build anew")
+        raise ValueError(f"{folder}: was written by another version of Prototrain: build it again")
     return items
 
 
@@ -104,10 +104,10 @@ def read(version, manifest):
 
 
 def reconstruct(index, factory, row, out) -> None:
-    """Fills `out`, float32 [n, D], with the vectors from a row on, as the index keeps them.
+    """Fills `out`, float32 [n, D], with the decoded vectors from a row on.
 
     Raises:
-      ValueError: a kind of index that cannot return them.
+      ValueError: this kind of index cannot return vectors.
     """
     try:
         if "RaBitQ" in factory:  # FAISS decodes one bit of it, but searches with more

@@ -1,4 +1,4 @@
-"""The rows of a store: embeddings, memory-mapped in parts, and what they are embeddings of."""
+"""The rows of a store: embeddings, memory-mapped in parts, and their items."""
 
 from collections.abc import Iterator
 
@@ -40,7 +40,7 @@ class Rows:
         return found
 
     def blocks(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Yields the embeddings of ascending rows as FAISS takes them, some at a time."""
+        """Yields the embeddings of ascending rows for FAISS, in blocks."""
         size = max(1024, size)
         cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
         for cut in progress.track(cuts, len(cuts), "items", len):
@@ -48,10 +48,10 @@ class Rows:
 
 
 def checked(source, similarity, start=0, stop=None) -> tuple[Rows, pyarrow.Table]:
-    """The rows of a store, or a range of them, and their items, an `ITEMS` table, all alive.
+    """The rows of a store, or a range of rows, and their items (an `ITEMS` table, none removed).
 
     Raises:
-      ValueError: a row that cannot be searched, or an id that occurs twice.
+      ValueError: a row cannot be searched, or an id occurs twice.
     """
     parts, tables = [], []
     for part, table in store.shards(source, start=start, stop=stop):

@@ -1,8 +1,8 @@
-"""Numbered versions of an index, of which one is current: readers see the old or the new, whole.
+"""Numbered versions of an index, one of them current: readers see a complete old or new version.
 
 INDEX/.prototrain           marks the folder as an index
 INDEX/current               the number of the current version
-INDEX/versions/000001/...   a version; without its manifest.json it is a killed writer's litter
+INDEX/versions/000001/...   a version; without manifest.json, left by a killed writer
 """
 
 import contextlib
@@ -11,10 +11,10 @@ import re
 
 from trainer import files
 
-KIND = "index"  # of folder, in its mark
+KIND = "index"  # the kind of folder in the marker file
 KEPT = 3  # versions
-LITTER = r"\.[^/]+\.tmp"  # what a killed writer of `current` leaves
-# The files of a version that its manifest names, and all that this program writes there.
+LITTER = r"\.[^/]+\.tmp"  # left by a killed writer of `current`
+# The files of a version named by its manifest, and all that this program writes there.
 CONTENTS = (
     r"(part-\d{5}/)?(index\.faiss|lists\.ivfdata)|items\.arrow"
     r"|model/(text/)?((saved_model|fingerprint)\.pb|variables/variables\.[\w-]+|assets/[^/]+"
@@ -35,7 +35,7 @@ def current(folder):
         raise ValueError(f"{folder}: {_what(folder)}; make one with `prototrain build`") from None
     version = os.path.join(folder, "versions", os.path.basename(name))
     if not re.fullmatch(r"\d{6,}", name) or not os.path.isdir(version):
-        raise ValueError(f"{folder}/current: names no version of this index: {name[:40]!r}")
+        raise ValueError(f"{folder}/current: is not a version of this index: {name[:40]!r}")
     return version
 
 
@@ -64,8 +64,8 @@ def publish(folder, number):
 def following(folder):
     """Yields the folder of the next version; it becomes current once the block ends.
 
-    The block writes manifest.json last. After an error, and after a kill the next time, what it
-    wrote is removed; the current version stays. The last three versions and the current one are
+    The block writes manifest.json last. If it fails, its files are removed (after a kill, by the
+    next writer) and the current version stays. The last three versions and the current one are
     kept.
     """
     files.claim(folder, KIND)
@@ -83,7 +83,7 @@ def following(folder):
         publish(folder, number)
     except BaseException as error:
         _remove(folder, [number])
-        if isinstance(error, RuntimeError):  # FAISS's, of a file that it cannot write
+        if isinstance(error, RuntimeError):  # raised by FAISS for a file that it cannot write
             raise OSError(f"{path}: cannot be written: {str(error).splitlines()[-1]}") from None
         raise
     _remove(folder, known[: max(0, len(known) + 1 - KEPT)])
@@ -94,7 +94,7 @@ def _all(versions):
 
 
 def _remove(folder, some):
-    """Removes versions; what is not ours in their folders stays."""
+    """Removes versions, but keeps files of others in their folders."""
     if some:
         names = "|".join(f"{number:06d}" for number in some)
         files.remove(folder, KIND, rf"versions/({names})/{FILES}")

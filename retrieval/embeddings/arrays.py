@@ -8,20 +8,20 @@ from numpy.lib import format as npy
 
 from trainer import files
 
-LARGEST = 2**40  # rows or columns that are believed of a header
+LARGEST = 2**40  # maximum rows or columns accepted from a header
 
 
 def load_array(path) -> np.ndarray:
     """A .npy array of floats, memory-mapped. It is never unpickled.
 
     Raises:
-      ValueError: the file is not such an array, or is shorter than its header says.
+      ValueError: the file is not such an array, or is shorter than its header states.
     """
     files.check_regular(path)
     try:
         with open(path, "rb") as data:
             if data.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
-                raise ValueError(f"{path}: is not a NumPy array (.npy), as numpy.save writes it")
+                raise ValueError(f"{path}: is not a NumPy array (.npy) written by numpy.save")
             data.seek(0)
             shape, is_fortran, dtype = _header(path, data)
             start, size = data.tell(), os.fstat(data.fileno()).st_size
@@ -52,9 +52,9 @@ def _header(path, data):
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        with warnings.catch_warnings():  # of the parser, about damaged text
+        with warnings.catch_warnings():  # from the parser, for damaged text
             warnings.simplefilter("ignore")
             return read(data)
-    except Exception as error:  # the header is Python text, which can be wrong in any way
+    except Exception as error:  # the header is Python text and can be damaged in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a NumPy array that can be read: {reason}") from None

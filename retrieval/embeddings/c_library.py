@@ -1,7 +1,7 @@
-"""Runs a SavedModel by TensorFlow's C library, without importing TensorFlow's Python package.
+"""Runs a SavedModel with TensorFlow's C library, without importing TensorFlow's Python package.
 
-The import takes 4 s of processor time; loading the C library of the same wheel takes 0.3 s, and
-gives the same numbers. A search of one photo starts, so, in 2 s instead of 8.
+The import takes 4 s of processor time; loading the C library of the same wheel takes 0.3 s and
+gives the same numbers. A search of one photo thus takes 2 s instead of 8.
 
 Source: the functions and their types are those of `tensorflow/c/c_api.h` and
 `tensorflow/c/tf_tstring.h`, which TensorFlow keeps stable.
@@ -19,10 +19,10 @@ import numpy as np
 
 from trainer import quiet
 
-# Of TF_DataType.
+# Values of TF_DataType.
 FLOAT, INT32, UINT8, STRING = 1, 3, 4, 7
 TYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.int32): INT32, np.dtype(np.uint8): UINT8}
-STRING_BYTES = 24  # of a TF_TString
+STRING_BYTES = 24  # size of a TF_TString
 
 
 class _Output(Structure):
@@ -68,12 +68,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple]] = {
 
 
 class Unavailable(Exception):
-    """TensorFlow's C library is not where its wheel has it, or lacks a function."""
+    """TensorFlow's C library is not at its place in the wheel, or lacks a function."""
 
 
 @functools.lru_cache(maxsize=1)
 def library() -> Any:
-    """Loads the C library, once; `Unavailable` where there is none."""
+    """Loads the C library once; raises `Unavailable` if there is none."""
     found = importlib.util.find_spec("tensorflow")
     folder = os.path.dirname(found.origin) if found and found.origin else ""
     names = ("libtensorflow_cc.so.2", "libtensorflow_cc.2.dylib")
@@ -81,7 +81,7 @@ def library() -> Any:
     path = next(filter(os.path.exists, paths), None)
     if path is None:
         raise Unavailable(f"none of {', '.join(paths)} exists")
-    # Errors only: what an operation fails with is logged as a warning besides being returned.
+    # Errors only: the error of an operation is logged as a warning and also returned.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with quiet.filtered_stderr():
@@ -95,7 +95,7 @@ def library() -> Any:
 
 
 class _Status:
-    """A TF_Status for one call; RuntimeError, with TensorFlow's words, if it is not OK."""
+    """A TF_Status for one call; RuntimeError with TensorFlow's message if it is not OK."""
 
     def __enter__(self):
         self.status = library().TF_NewStatus()
@@ -110,14 +110,14 @@ class _Status:
 
 
 class Session:
-    """A SavedModel, loaded. Safe to use from several threads.
+    """A loaded SavedModel. Safe to use from several threads.
 
-    It has as much of the interface of `tf.compat.v1.Session` as an `Embedder` needs.
+    It has the part of the interface of `tf.compat.v1.Session` that an `Embedder` needs.
 
     Args:
       folder: the SavedModel, with the tag `serve`.
-      threads: for TensorFlow, 0 for all cores. With 1, a call runs in its caller's thread alone, so
-        that calls from several threads run side by side.
+      threads: number of TensorFlow's threads, 0 for all cores. With 1, a call runs only in its
+        caller's thread, so that calls from several threads run side by side.
 
     Raises:
       Unavailable: there is no C library.
@@ -143,7 +143,7 @@ class Session:
             c.TF_DeleteSessionOptions(options)
 
     def make_callable(self, fetch: str, feeds: Sequence[str]) -> Callable[..., np.ndarray]:
-        """Returns a function of the values of `feeds`, arrays or bytes, that runs a tensor.
+        """Returns a function that computes a tensor from the values of `feeds`, arrays or bytes.
 
         Args:
           fetch: name of a tensor of uint8, int32 or float32.
@@ -201,7 +201,7 @@ def _config(threads):
 
 
 def _varint(number):
-    """A number of 64 bits as protocol buffers write it."""
+    """A 64-bit number in the encoding of protocol buffers."""
     out, number = bytearray(), number % 2**64
     while number > 127:
         out.append(number & 127 | 128)

@@ -1,4 +1,4 @@
-"""One image as a model takes it: the pixels of training, by a graph that can be exported.
+"""Decodes an image for a model: the pixels of training, in a graph that can be exported.
 
 JPEG files are decoded by TensorFlow and all others by Pillow, as in `metriclearn.datasets.images`.
 """
@@ -9,22 +9,22 @@ import numpy as np
 
 from metriclearn.datasets import image_files
 
-TRAILER = 1 << 16  # bytes in which a JPEG's end is looked for: cameras append notes
+TRAILER = 1 << 16  # bytes searched for the end of a JPEG: cameras append notes
 
 
 def add_to_graph(graph, size, channels, max_pixels, resizing=None):
-    """Puts the decoding into a graph.
+    """Adds the decoding to a graph.
 
     Args:
       graph: a `tf.Graph`.
-      size: (height, width) wanted.
+      size: (height, width) of the result.
       channels: 3 (RGB) or 1 (gray).
       max_pixels: size above which an image file is refused.
-      resizing: fields of `metriclearn.augment.Resizing` by name, None for the usual.
+      resizing: fields of `metriclearn.augment.Resizing` by name, None for the default.
 
     Returns:
-      {'content', 'from_jpeg', 'pixels', 'from_pixels': names of the tensors}: what is fed and what
-      it gives, twice.
+      {'content', 'from_jpeg', 'pixels', 'from_pixels': names of tensors}: two pairs of input and
+      output.
     """
     import tensorflow as tf
 
@@ -59,11 +59,11 @@ def decoder(session, tensors, size, channels, max_pixels, resizing=None):
     """Returns the function of `Embedder.decode`, which is safe to use from several threads.
 
     Args:
-      session: with a graph that holds `tensors`.
-      tensors: as `add_to_graph` returned them.
-      size, channels, max_pixels, resizing: as there.
+      session: a session whose graph contains `tensors`.
+      tensors: the result of `add_to_graph`.
+      size, channels, max_pixels, resizing: as in `add_to_graph`.
     """
-    # As `pipeline.least`, without importing TensorFlow: a window is cut from a larger image.
+    # Like `pipeline.least`, without importing TensorFlow: a window is cut from a larger image.
     least = tuple(image_files.CROP_RESERVE * side for side in size) if resizing else size
     of_jpeg = session.make_callable(tensors["from_jpeg"], [tensors["content"]])
     of_pixels = session.make_callable(tensors["from_pixels"], [tensors["pixels"]])
@@ -73,11 +73,11 @@ def decoder(session, tensors, size, channels, max_pixels, resizing=None):
             return of_pixels(_pixels(image, channels))
         try:
             content = image if isinstance(image, bytes) else _content(image)
-            # Without an end it is truncated, which Pillow says in one line, and libjpeg in several.
+            # Without an end it is truncated; Pillow reports this in one line, libjpeg in several.
             if image_files.is_upright_jpeg(content) and b"\xff\xd9" in content[-TRAILER:]:
                 return of_jpeg(content)
             return of_pixels(image_files.read(content, channels, least, None, max_pixels)[0])
-        except Exception as error:  # of two kinds of session, with kinds of their own
+        except Exception as error:  # the two kinds of session raise different errors
             name = "" if isinstance(image, bytes) else f" {os.fspath(image)!r}"
             reason = _reason(image, error, max_pixels)
             raise ValueError(f"cannot read the image{name}: {reason}") from None
@@ -101,7 +101,7 @@ def _pixels(array, channels):
 
 
 def _content(path):
-    """The bytes of a regular file: pipes and devices never end."""
+    """The bytes of a regular file; others are refused, since pipes and devices may not end."""
     if not os.path.isfile(path):
         raise ValueError("not a regular file" if os.path.exists(path) else "no such file")
     with open(path, "rb") as file:
@@ -109,7 +109,7 @@ def _content(path):
 
 
 def _reason(image, error, max_pixels):
-    """Why a file, or its bytes, could not be decoded, in our own words."""
+    """The reason why a file, or its bytes, could not be decoded."""
     if isinstance(error, ValueError):
         return error
     try:

@@ -1,8 +1,8 @@
-"""What `retrieval.embed` does in one process, whole or by shards, and on a Ray cluster.
+"""The work of `retrieval.embed`: in one process, in shards, and on a Ray cluster.
 
-On Ray, actors keep the model warm and take shards until all are committed. Ray only starts and
-restarts processes. Shards, commits and resuming are those of `retrieval.embeddings.parts`, so a
-store that Ray began can be completed by any other scheduler.
+On Ray, actors keep the model loaded and embed shards until all are committed. Ray only starts and
+restarts processes. Shards, commits and resuming are implemented in `retrieval.embeddings.parts`, so
+any other scheduler can complete a store that Ray began.
 """
 
 import json
@@ -15,12 +15,12 @@ from retrieval.embeddings import images, parts, passes, source
 from trainer import commandline, engines
 
 ROOT = str(pathlib.Path(__file__).parents[2])
-SHARDS = 4  # per worker, so that none waits long for the last
-RESTARTS = 3  # of an actor whose process or machine was lost
+SHARDS = 4  # per worker, so that workers finish at about the same time
+RESTARTS = 3  # restarts of an actor whose process or machine was lost
 
 
 class Work:
-    """The images that the flags of `retrieval.embed` name, and the model in a session.
+    """The images and the model, in a session, that the flags of `retrieval.embed` name.
 
     A context manager that closes the session.
 
@@ -36,7 +36,7 @@ class Work:
         self._embedder = source.opened(options, model, checkpoint, spec)
 
     def whole(self) -> dict:
-        """Embeds all in this process; returns the manifest of the store."""
+        """Embeds all images in this process; returns the manifest of the store."""
         if self.rows is None:
             return passes.embed_to_store(*self._of_dataset(), **self._how())
         return passes.embed_table(*self._of_table(), **self._how())
@@ -71,7 +71,7 @@ def embed(options: dict, model, checkpoint: str | None, workers: int) -> None:
     Args:
       options: {flag: value} of `retrieval.embed`.
       model: the configured model module; None with a SavedModel.
-      checkpoint: prefix, which all machines can read; None with a SavedModel.
+      checkpoint: prefix that all machines can read; None with a SavedModel.
       workers: number of actors.
 
     Raises:
@@ -115,7 +115,7 @@ def embed(options: dict, model, checkpoint: str | None, workers: int) -> None:
 
 
 class Worker(Work):
-    """What an actor holds."""
+    """The state of an actor."""
 
     def __init__(self, options, configured, checkpoint, of, folder):
         os.chdir(folder) if os.path.isdir(folder) else None
@@ -127,7 +127,7 @@ class Worker(Work):
         self._of = of
 
     def fill(self, shard):
-        """Embeds a shard; (its number, the embeddings committed)."""
+        """Embeds a shard; returns (its number, the number of embeddings committed)."""
         return shard, self.shard(shard, self._of)
 
 
@@ -143,7 +143,7 @@ def table(options, model):
         return None
     rows = source.catalogue_of(model, options.where)
     if rows is None:
-        raise ValueError(f"--all: {model.__name__} has no table() of its whole data set")
+        raise ValueError(f"--all: {model.__name__} has no table() that lists its data set")
     return rows
 
 

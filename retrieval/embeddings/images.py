@@ -11,7 +11,7 @@ from metriclearn.datasets import folder as image_folder
 from metriclearn.datasets import image_files, manifest, select_where, whole_catalogue
 from retrieval import progress
 
-# An image counts as "raw pixels" at no more than this many pixels per side.
+# Maximum side of the images of the raw pixels baseline.
 PIXEL_SIDE = 32
 COLUMNS = ("id", "product", "category", "path", "skipped")
 
@@ -23,15 +23,15 @@ def table(folder="", csv="", where="", columns=""):
       folder: a folder or an image, as `metriclearn.datasets.folder` reads it; '' for none.
       csv: a manifest, as `metriclearn.datasets.manifest` reads it; '' for none.
       where: conditions on its rows, as `metriclearn.datasets.parse_conditions` reads them.
-      columns: foreign names of the manifest's columns, as path=file,label=sku.
+      columns: other names of the manifest's columns, as path=file,label=sku.
 
     Raises:
-      ValueError: what the readers find wrong, neither or both given, or no row left.
+      ValueError: the readers find an error, not exactly one is given, or no row is left.
     """
     if bool(folder) == bool(csv):
         raise ValueError("--folder and --manifest: give one of them")
     if folder and columns:
-        raise ValueError("--columns: goes with --manifest; a folder has no columns")
+        raise ValueError("--columns: needs --manifest; a folder has no columns")
     if folder:
         rows = image_folder.load(os.path.expanduser(folder), fractions=None)
     else:
@@ -47,13 +47,13 @@ def _where(rows, where):
 
 
 def catalogue(rows, where=""):
-    """The rows of a ProductTable that a shop searches, or those that conditions choose instead."""
+    """The catalogue rows of a ProductTable, or the rows that conditions choose."""
     return _where(rows, where) if where else whole_catalogue(rows)
 
 
 def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_batch=0, boxes=True,
              max_pixels=image_files.MAX_PIXELS, resizing=None):  # fmt: skip
-    """A finite dataset of a table's images, decoded as the models' own datasets do.
+    """A finite dataset of a table's images, decoded as in the models' datasets.
 
     Args:
       rows: a ProductTable.
@@ -64,9 +64,9 @@ def of_table(rows, size, channels, batch_size, *, on_bad_image="error", start_ba
       start_batch: the first batch.
       boxes: crop to the boxes of the table, if it has any.
       max_pixels: size above which an image is refused.
-      resizing: fields of `metriclearn.augment.Resizing` by name; not of a table with boxes.
+      resizing: fields of `metriclearn.augment.Resizing` by name; not for a table with boxes.
     """
-    from metriclearn import augment  # with TensorFlow, which lists of images do not need
+    from metriclearn import augment  # imports TensorFlow, which lists of images do not need
     from metriclearn.datasets import pipeline
 
     how = augment.Resizing(**resizing or {})
@@ -93,12 +93,12 @@ def of_model(model, names):
     missing = [name for name in names if name not in datasets]
     if missing:
         raise ValueError(f"{model.__name__}.datasets() returns no {missing[0]!r}")
-    # Only these: a model may make each when it is asked for.
+    # Only these: a model may create each dataset on demand.
     return {name: datasets[name] for name in names}
 
 
 def spec_of(model, names):
-    """{key: TensorSpec of unknown batch size} of the entries that all of some datasets have."""
+    """{key: TensorSpec of unknown batch size} of the entries that all given datasets have."""
     import tensorflow as tf
 
     with tf.Graph().as_default():
@@ -117,7 +117,7 @@ def extent(model, name):
     """(number of batches, rows per batch or 64 if unknown) of one of the model's datasets.
 
     Raises:
-      ValueError: the dataset does not say how many batches it has.
+      ValueError: the dataset has no known number of batches.
     """
     import tensorflow as tf
 
@@ -126,7 +126,7 @@ def extent(model, name):
         count = int(session.run(tf.data.experimental.cardinality(dataset)))
     if count < 0:
         raise ValueError(
-            f"the dataset {name!r} of {model.__name__} does not say how many batches it has: embed "
+            f"the dataset {name!r} of {model.__name__} has no known number of batches: embed "
             "a listing (--folder, --manifest or --all), or all of it in one process"
         )
     return count, next(iter(dataset.element_spec.values())).shape[0] or 64
@@ -137,13 +137,13 @@ def opened(make, what, *, reduced=False, keys=None):
     """Yields an iterator over the NumPy batches of a dataset, with progress on stderr.
 
     Args:
-      make: returns the dataset; called within a graph of its own.
-      what: words for the progress report.
-      reduced: also give `reduced`, uint8: the images averaged down to at most 32 x 32.
+      make: returns the dataset; called within a new graph.
+      what: text for the progress report.
+      reduced: also yield `reduced`, uint8: the images averaged down to at most 32 x 32.
       keys: the entries of a batch to fetch besides `id`, `product` and so on; None for all.
 
     Raises (while iterating):
-      ValueError: an image that cannot be read, by name.
+      ValueError: an image cannot be read; the error names it.
     """
     import tensorflow as tf
 
@@ -158,7 +158,7 @@ def opened(make, what, *, reduced=False, keys=None):
     # The graph is not the default one while the caller runs.
     session = v1.Session(graph=graph)
     try:
-        count = session.run(count)  # negative: unknown
+        count = session.run(count)  # negative if unknown
         steps = _batches(session.make_callable(fetches))
         yield progress.track(
             steps, count if count > 0 else None, what, size=lambda part: len(part["id"])
@@ -168,7 +168,7 @@ def opened(make, what, *, reduced=False, keys=None):
 
 
 def _batches(step):
-    """Yields what `step` returns until its dataset ends."""
+    """Yields the results of `step` until its dataset ends."""
     import tensorflow as tf
 
     while True:
@@ -177,7 +177,7 @@ def _batches(step):
         except tf.errors.OutOfRangeError:
             return
         except tf.errors.InvalidArgumentError as error:
-            # The pipeline's own words are in an assertion, within TensorFlow's.
+            # The pipeline's message is in an assertion, inside TensorFlow's message.
             said = re.search(r"assertion failed: \[(.*?)\](?= \[|\n|$)", error.message)
             if said is None:
                 raise
@@ -192,7 +192,7 @@ def _reduced(tf, image):
 
 
 def facts(batch):
-    """{field of `Embedded`: [n] or None} of a batch: all but the embeddings.
+    """{field of `Embedded`: [n] or None} of a batch, without the embeddings.
 
     Raises:
       ValueError: the batch lacks an entry that names its images.
@@ -225,15 +225,15 @@ def _sha256(path, image):
 
 
 def text(values):
-    """Bytes [n], as a session returns strings, as str [n]."""
+    """Converts bytes [n], as returned by a session, to str [n]."""
     return np.array([value.decode() for value in values], dtype=str)
 
 
 def wanted_of(model, name, wanted, of_file=None) -> dict:
     """{id: uint8 image [H, W, C]} for the wanted ids of one of the model's datasets.
 
-    The model's own images have its size; `of_file(path)` may return one with the proportions of the
-    file instead, or None.
+    Images of the dataset have the model's size; `of_file(path)` may return an image with the
+    proportions of the file instead, or None.
     """
     wanted, found = set(wanted), {}
     what = f"images of {name} for the report"

@@ -1,4 +1,4 @@
-"""Embeddings of an evaluation, kept in the cache folder for the next one of the same checkpoint.
+"""Embeddings of an evaluation, kept in the cache folder for the next evaluation of the checkpoint.
 
 Each folder of checkpoints has one file, so that the cache does not grow with the steps evaluated.
 """
@@ -46,7 +46,7 @@ class Kept:
         )
 
     def read(self):
-        """Returns {name: Embedded}; None if there are none of this key."""
+        """Returns {name: Embedded}; None if there are none for this key."""
         try:
             with np.load(self.path, allow_pickle=False) as held:
                 if str(held["key"]) != self._key:
@@ -56,11 +56,11 @@ class Kept:
                     values = {f: held[at] for f in FIELDS if (at := f"{name}/{f}") in held.files}
                     found[name] = Embedded(**values)
                 return found
-        except Exception:  # absent or damaged, for which zipfile and NumPy have many kinds
+        except Exception:  # missing or damaged: zipfile and NumPy raise many kinds
             return None
 
     def write(self, found):
-        """Replaces the file; where that fails, a warning says so."""
+        """Replaces the file; prints a warning if that fails."""
         arrays = {
             f"{name}/{field}": value
             for name, items in found.items()
@@ -78,7 +78,7 @@ def _sha256(*texts):
 
 
 def _code(model):
-    """Hash of the modules that the datasets and the network may be made of."""
+    """Hash of the modules that may define the datasets and the network."""
     packages = {model.__name__.split(".")[0], "metriclearn"}
     paths = {
         getattr(module, "__file__", None)
@@ -89,13 +89,13 @@ def _code(model):
 
 
 def _sources(model):
-    """What a model says of files that it reads beside its checkpoint, as those of its backbone."""
+    """The model's description of other files it reads, such as those of its backbone."""
     sources = getattr(model, "sources", None)
     return json.dumps(sources()) if callable(sources) else ""
 
 
 def _parts(rows):
-    """Hash of what decides which images are queries and catalogue, and of pixels in memory."""
+    """Hash of the columns that decide queries and catalogue, and of pixels in memory."""
     columns = (rows.splits, rows.roles, rows.domains, *rows.extra.values())
     digest = hashlib.sha256(_sha256(*map("\0".join, columns)).encode())
     if rows.images is not None:
@@ -104,7 +104,7 @@ def _parts(rows):
 
 
 def listing(rows, boxes=True):
-    """Hash of what a table lists: ids, files with their sizes and times, products, boxes."""
+    """Hash of a table's contents: ids, files with sizes and times, products, boxes."""
     stamps = map(_stamp, rows.paths.tolist())
     columns = (rows.ids, rows.paths, rows.products, rows.categories)
     rows_of = zip(*(column.tolist() for column in columns), stamps, strict=True)
@@ -116,7 +116,7 @@ def listing(rows, boxes=True):
 
 
 def _stamp(path):
-    """Size and time of a file, which tell that it changed; '' if there is none."""
+    """Size and time of a file, to detect changes; '' if there is no file."""
     try:
         about = os.stat(path)
     except OSError:

@@ -1,14 +1,14 @@
 """A store made by several processes: fixed shards of the listing, each committed once.
 
-    DIR/parts/plan.json            what is embedded, in how many shards; the first process writes it
+    DIR/parts/plan.json            source and number of shards; the first process writes it
     DIR/parts/00001-00000.json     a commit: which files hold the first piece of shard 1
-    DIR/00001-00000-<random>.npy   and .parquet: the data of one try
+    DIR/00001-00000-<random>.npy   and .parquet: the data of one attempt
 
 Shard i of n is a fixed range of whole batches, so that an image is in the same batch, and gets the
-same embedding, as in one process. It is committed in pieces of about `shard_rows` rows: what a kill
-can lose. Processes need no locks. Two that embed the same piece both write data, under names of
-their own; the commit can be created once, and the other one removes its files. `finish` writes the
-manifest, after which the store is like any other.
+same embedding, as in one process. It is committed in pieces of about `shard_rows` rows; a kill
+loses at most one piece. Processes need no locks. If two embed the same piece, both write data under
+different names; only one can create the commit, and the other removes its files. `finish` writes
+the manifest; the store is then like any other.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from retrieval.embeddings.threads import Behind
 from trainer import files
 
 FOLDER, PLAN = store.PARTS.split("/")
-ANYWHERE = ("checkpoint",)  # keys of a source that are paths: processes may see other ones
+ANYWHERE = ("checkpoint",)  # keys of a source that are paths, which may differ between processes
 _DATA = r"\d{5}-\d{5}-[0-9a-f]{12}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What all processes agree on.
+    """The plan that all processes share.
 
     Attributes:
       source: what the embeddings depend on, see `store.fill`.
@@ -57,7 +57,7 @@ class Plan:
         return range(shard * count // self.of, (shard + 1) * count // self.of)
 
     def pieces(self, shard: int) -> dict[str, range]:
-        """{name of the commit: its batches}; a shard without rows has one commit, too."""
+        """{name of the commit: its batches}; a shard without rows also has one commit."""
         whole = self.batches(shard)
         starts = range(whole.start, whole.stop, self.piece) or [whole.start]
         return {
@@ -67,11 +67,11 @@ class Plan:
 
 
 def begin(folder: str, plan: Plan) -> None:
-    """Joins the processes that fill a store, or is the first.
+    """Joins the processes that fill a store, or starts it.
 
     Raises:
-      OtherSource: the others embed other images, or with another model.
-      ValueError: they make another number of shards, or the folder holds something else.
+      OtherSource: the other processes embed other images, or with another model.
+      ValueError: they use another number of shards, or the folder contains something else.
     """
     place = places.at(folder)
     place.claim(store.KIND)
@@ -80,7 +80,7 @@ def begin(folder: str, plan: Plan) -> None:
         store.check_source(folder, manifest, plan.source, plan.dtype, ANYWHERE)
         if not manifest["complete"]:
             raise ValueError(
-                f"{folder}: is being made by one process: run it again without --shard, or name "
+                f"{folder}: is being filled by one process: run it again without --shard, or give "
                 "another folder"
             )
         return
@@ -90,18 +90,18 @@ def begin(folder: str, plan: Plan) -> None:
     store.check_source(folder, dataclasses.asdict(known), plan.source, plan.dtype, ANYWHERE)
     if known.of != plan.of:
         raise ValueError(
-            f"{folder}: is being made in {known.of} shards, which {plan.of} would overlap: give "
+            f"{folder}: is being filled in {known.of} shards, which {plan.of} would overlap: give "
             f"--shard=i/{known.of}"
         )
     for key in ("rows", "batch_size", "piece"):
         if getattr(known, key) != getattr(plan, key):
             raise ValueError(
-                f"{folder}: is being made with another {'shard_rows' if key == 'piece' else key}"
+                f"{folder}: is being filled with another {'shard_rows' if key == 'piece' else key}"
             )
 
 
 def planned(folder: str) -> int | None:
-    """The number of shards in which a store is being made; None if it is not."""
+    """The number of shards of a store that is being filled in shards, else None."""
     place = places.at(folder)
     return _plan(folder, place).of if place.exists(store.PARTS) else None
 
@@ -120,11 +120,11 @@ def fill(
     shard: int,
     embed: Callable[[range], Iterable[tuple[Embedded, list[str]]]],
 ) -> int:
-    """Embeds a shard and commits it; what is committed already is not embedded again.
+    """Embeds a shard and commits it; committed pieces are not embedded again.
 
     Args:
       folder: the store.
-      plan: of all processes.
+      plan: the plan of all processes.
       shard: its number, from 0.
       embed: yields the batches of a range: (items, a line per skipped image).
 
@@ -133,7 +133,7 @@ def fill(
 
     Raises:
       ValueError: as `begin`; an embedding is not finite, or too large for float16.
-      OSError: the disk is full, or the place cannot be written.
+      OSError: the disk is full, or the store cannot be written.
     """
     begin(folder, plan)
     place, counts, stop = places.at(folder), [], plan.batches(shard).stop
@@ -146,10 +146,10 @@ def fill(
             if batches and reached != batches.start:
                 embedded = iter(embed(range(batches.start, stop)))
             reached = batches.stop
-            # The last piece takes all, so that the generator ends.
+            # The last piece takes all batches, so that the generator ends.
             made = list(itertools.islice(embedded, None if reached == stop else len(batches)))
             behind.submit(lambda *of: counts.append(_commit(folder, plan, *of)), name, made)
-    if _over(folder, place):  # what this process wrote after `finish`
+    if _over(folder, place):  # files that this process wrote after `finish`
         _clean(folder, place, store.manifest_of(folder))
     return sum(counts)
 
@@ -181,11 +181,11 @@ def _over(folder, place):
 
 
 def finish(folder: str) -> dict:
-    """Verifies that all shards are there and whole, and writes the manifest, which is returned.
+    """Verifies that all shards are complete, writes the manifest and returns it.
 
     Raises:
-      ValueError: shards are missing or damaged, by number; nothing is changed.
-      BlockingIOError: another process finishes the store at this time.
+      ValueError: shards are missing or damaged (the error gives their numbers); nothing is changed.
+      BlockingIOError: another process is finishing the store.
     """
     place = places.at(folder)
     lock = contextlib.nullcontext() if places.is_remote(folder) else files.only_writer(folder)
@@ -195,7 +195,7 @@ def finish(folder: str) -> dict:
         if _over(folder, place):
             manifest = store.manifest_of(folder)
         elif not place.exists(store.PARTS):
-            raise ValueError(f"{folder}: is being made by one process, which completes it")
+            raise ValueError(f"{folder}: is being filled by one process, which will complete it")
         else:
             manifest = _manifest(folder, place, _plan(folder, place))
             _publish(folder, place, manifest)
@@ -204,7 +204,7 @@ def finish(folder: str) -> dict:
 
 
 def _manifest(folder, place, plan):
-    """The manifest of the shards committed; ValueError if one is missing or damaged."""
+    """The manifest of the committed shards; ValueError if a shard is missing or damaged."""
     there = set(place.names(FOLDER))
     wanted = {shard: plan.pieces(shard) for shard in range(plan.of)}
     missing = [s for s, pieces in wanted.items() if {f"{p}.json" for p in pieces} - there]
@@ -256,7 +256,7 @@ def _publish(folder, place, manifest):
 
 
 def _clean(folder, place, manifest):
-    """Removes the plan, the commits, and what processes that were killed left."""
+    """Removes the plan, the commits, and files left by killed processes."""
     keep = {f"{entry['name']}.{kind}" for entry in manifest["shards"] for kind in entry["sha256"]}
     names = [n for n in place.names() if re.fullmatch(rf"{_DATA}\.(npy|parquet)", n)]
     place.remove([name for name in names if name not in keep])
@@ -264,10 +264,10 @@ def _clean(folder, place, manifest):
     place.remove([f"{FOLDER}/{name}" for name in [*commits, PLAN]])
     if not places.is_remote(folder):
         files.remove(folder, store.KIND, rf"({FOLDER}/)?{store.LITTER}")
-        with contextlib.suppress(OSError):  # what is not ours stays
+        with contextlib.suppress(OSError):  # keeps files of others
             os.rmdir(place.path(FOLDER))
 
 
 def _sealed(value) -> bytes:
-    """What `files.write_sealed` writes."""
+    """The text that `files.write_sealed` writes."""
     return files.sealed(value).encode("utf-8", "surrogatepass")

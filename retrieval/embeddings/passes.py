@@ -1,7 +1,7 @@
 """Whole datasets and tables through an `Embedder`: in memory, or into a store.
 
-They are read as in training, by TensorFlow's input pipeline, so that an image gets the same
-embedding wherever it is embedded.
+Images are read as in training, by TensorFlow's input pipeline, so that an image always gets the
+same embedding.
 """
 
 import sys
@@ -19,18 +19,19 @@ from retrieval.embeddings.threads import ahead
 def embed_datasets(model, names, checkpoint, *, threads=0) -> dict:
     """Embeds some of a model's datasets in memory, with the reduced images.
 
-    A model with a pretrained backbone may offer `frozen_features(inputs, outputs)`, of the inputs
-    and the result of `build`: a tensor [B, F] of what the backbone gives before any training, or
-    None. It may build a second copy of the backbone; the checkpoint is not restored into that.
+    A model with a pretrained backbone may define `frozen_features(inputs, outputs)`. It gets the
+    inputs and the result of `build` and returns a tensor [B, F], the backbone's features before any
+    training, or None. It may build a second copy of the backbone, into which the checkpoint is not
+    restored.
 
-    If the model has a `table()` of its data set, the embeddings are kept in the cache folder, and
-    used again as long as checkpoint, configuration, images and code are the same.
+    If the model has a `table()` of its data set, the embeddings are kept in the cache folder and
+    reused while checkpoint, configuration, images and code are the same.
 
     Args:
       model: a model module.
       names: which of its datasets, such as 'retrieval_query'.
       checkpoint: prefix as `trainer.checkpoints.latest` returns it.
-      threads: for TensorFlow, 0 for all cores.
+      threads: number of TensorFlow's threads, 0 for all cores.
 
     Returns:
       {name: Embedded}.
@@ -68,13 +69,13 @@ def batches(embedder, make, what, *, reduced=False):
     Args:
       embedder: an `Embedder`.
       make: returns the dataset.
-      what: words for the progress report.
-      reduced: also give the reduced images.
+      what: text for the progress report.
+      reduced: also yield the reduced images.
     """
     keys = (*embedder.inputs, "image")
     with images.opened(make, what, reduced=reduced, keys=keys) as found:
-        # TensorFlow decodes ahead by itself; what is left are the hashes of files and the copies of
-        # batches, for which a GPU would wait.
+        # TensorFlow decodes ahead by itself. This thread hashes files and copies batches, for which
+        # a GPU would wait.
         for batch, facts in ahead((batch, images.facts(batch)) for batch in found):
             embeddings, features = embedder.run_both(batch)
             yield Embedded(embeddings, **facts, features=features)
@@ -87,7 +88,7 @@ def embed_to_store(model, name, folder, embedder, **options) -> dict:
       model: a model module.
       name: which of its datasets.
       folder: the store.
-      embedder: an `Embedder` made for the dataset's spec, or of a SavedModel.
+      embedder: an `Embedder` for the dataset's spec, or of a SavedModel.
       options: dtype, shard_rows: as in `store.fill`.
     """
     if places.is_remote(folder):  # object storage has no locks: as the only one of several
@@ -111,7 +112,7 @@ def embed_dataset_shard(model, name, folder, embedder, shard, of, *, dtype="floa
       The number of embeddings committed.
 
     Raises:
-      ValueError: the dataset does not say how long it is, or what `parts.fill` raises.
+      ValueError: the number of batches is unknown, or as in `parts.fill`.
     """
     source, embed = _of_dataset(model, name, embedder)
     if hasattr(model, "table"):
@@ -122,7 +123,7 @@ def embed_dataset_shard(model, name, folder, embedder, shard, of, *, dtype="floa
 
 
 def _of_dataset(model, name, embedder):
-    """As `_of_table`, of one of a model's datasets."""
+    """Like `_of_table`, for one of a model's datasets."""
 
     def embed(start, stop=None):
         def make():
@@ -142,8 +143,8 @@ def embed_table(rows: ProductTable, folder, embedder, *, on_bad_image="error", b
       rows: a ProductTable, as `images.table` returns it.
       folder: the store.
       embedder: an `Embedder` of images.
-      on_bad_image: 'error' or 'skip'; the manifest names those skipped, as `skipped`.
-      batch_size: images at a time.
+      on_bad_image: 'error' or 'skip'; the manifest lists skipped images as `skipped`.
+      batch_size: images per batch.
       options: dtype, shard_rows: as in `store.fill`.
     """
     if places.is_remote(folder):  # object storage has no locks: as the only one of several
@@ -160,7 +161,7 @@ def embed_shard(rows: ProductTable, folder, embedder, shard, of, *, on_bad_image
 
     Args:
       rows, folder, embedder, on_bad_image, batch_size: as in `embed_table`.
-      shard, of: which shard, from 0, of how many.
+      shard, of: number of the shard, from 0, and number of shards.
       dtype, shard_rows: as in `store.fill`.
 
     Returns:
@@ -173,10 +174,11 @@ def embed_shard(rows: ProductTable, folder, embedder, shard, of, *, on_bad_image
 
 
 def _of_table(rows, embedder, on_bad_image, batch_size):
-    """What embeddings of a table depend on, and the function of a first and an end batch that
-    yields (items, a line per skipped image) of the batches between."""
+    """(source of the embeddings of a table, function of a first and an end batch that yields
+    (items,
+    a line per skipped image) for the batches between)."""
     if embedder.size is None:
-        raise ValueError("this model takes no images alone: it can embed its own datasets only")
+        raise ValueError("this model needs more than images: it can embed only its own datasets")
     height, width = embedder.size
     boxes = embedder.boxes and rows.boxes is not None
     source = embedder.source | {
@@ -184,7 +186,7 @@ def _of_table(rows, embedder, on_bad_image, batch_size):
         "image_size": [height, width],
         "boxes": boxes,
         "on_bad_image": on_bad_image,
-        "batch_size": batch_size,  # shards end where batches do
+        "batch_size": batch_size,  # shards end at ends of batches
     }
 
     def embed(start, stop=None):

@@ -1,8 +1,8 @@
-"""Where the files of a store are: a folder, or objects behind an fsspec URL, by the same few calls.
+"""The place of a store's files: a folder, or objects behind an fsspec URL, with the same interface.
 
 `s3://bucket/store`, `gs://…` and `memory://…` need the extra `[storage]`; `file://` is a folder.
-What decides who wins, a commit or a manifest, is written by `create`: a hard link in a folder, a
-conditional put in object storage. Both appear whole, and only if there is none yet.
+Files that decide a race, commits and manifests, are written by `create`: a hard link in a folder, a
+conditional put in object storage. Both create a complete file, and only if it does not exist.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
 def at(folder: str | os.PathLike) -> "Folder | Bucket":
-    """The place that a path or a URL names."""
+    """The place for a path or a URL."""
     found = _URL.fullmatch(os.fspath(folder))
     if not found:
         return Folder(os.fspath(folder))
@@ -33,7 +33,7 @@ def is_remote(folder: str | os.PathLike) -> bool:
 
 
 class Folder:
-    """A folder on a disk, of this machine or of the network."""
+    """A folder on a local or network disk."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Folder:
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
     def claim(self, kind: str) -> None:
-        """As `files.claim`, also if another process claims the folder for the same at this time."""
+        """Like `files.claim`; another process may claim the folder for the same store meanwhile."""
         try:
             files.claim(self.folder, kind)
         except ValueError:
@@ -61,12 +61,12 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO]:
-        """Opens a new file for bytes; it appears whole once the block ends."""
+        """Opens a new file for bytes; it is published when the block ends."""
         with files.published(self.path(name)) as out:
             yield out
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes a file if there is none of that name; returns whether it did."""
+        """Writes a file if there is none of that name; returns whether it was written."""
         path = self.path(name)
         folder, base = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
@@ -85,14 +85,14 @@ class Folder:
             os.unlink(temporary)
 
     def remove(self, names: list[str]) -> None:
-        """Removes files, those that are there."""
+        """Removes files; missing ones are ignored."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path(name))
 
 
 def _linked(temporary, path, data):
-    """Gives a file its name, if nobody has it; returns whether it did."""
+    """Gives a file its name if the name is free; returns whether it was."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -111,7 +111,7 @@ def _linked(temporary, path, data):
 
 
 class Bucket:
-    """Objects behind an fsspec URL. Those that are read are copied into the cache folder."""
+    """Objects behind an fsspec URL. Objects that are read are copied into the cache folder."""
 
     def __init__(self, url: str) -> None:
         from metriclearn.datasets.glyphs import cache_folder
@@ -130,7 +130,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _named(self, name=""):
-        """Turns what goes wrong, which every service calls something else, into an OSError."""
+        """Turns the different errors of storage services into an OSError."""
         try:
             yield
         except ValueError:
@@ -143,9 +143,9 @@ class Bucket:
         return f"{self._root}/{name}" if name else self._root
 
     def path(self, name: str) -> str:
-        """The path of a copy on this disk; of a file that does not exist if there is no object."""
+        """The path of a local copy; the file does not exist if there is no object."""
         target = os.path.join(self._cache, name)
-        # What a store commits never changes; its manifest does.
+        # Committed files never change; the manifest does.
         if name.endswith(".json") or not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with self._named(name):
@@ -175,9 +175,9 @@ class Bucket:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def claim(self, kind: str) -> None:
-        """Marks the prefix as ours; ValueError if it holds something else."""
+        """Marks the prefix as ours; ValueError if it contains something else."""
         inside = self.names()
-        if not inside:  # the mark precedes all else, also where several processes begin at once
+        if not inside:  # the marker is written first, even if several processes start at once
             self.create(files.MARK, b'{\n "kind": "%s"\n}\n' % kind.encode())
         if (
             not self.exists(files.MARK)
@@ -190,7 +190,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO]:
-        """Opens a file for bytes that becomes an object, whole, once the block ends."""
+        """Opens a file for bytes that becomes an object when the block ends."""
         with tempfile.NamedTemporaryFile(prefix="prototrain-", suffix=".tmp") as out:
             yield out
             out.flush()
@@ -198,22 +198,22 @@ class Bucket:
                 self._system.put_file(out.name, self._at(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes an object if there is none of that name; returns whether it did."""
+        """Writes an object if there is none of that name; returns whether it was written."""
         with self._named(name):
             try:
                 self._system.pipe_file(self._at(name), data, mode="create")
-            except Exception:  # each service has its own for "there is one already"
+            except Exception:  # the error for an existing object differs between services
                 self._system.invalidate_cache()
                 if not self._system.exists(self._at(name)):
                     raise
-                # Ours, if the answer to a first attempt was lost and the client tried again.
+                # It is ours if the answer to a first attempt was lost and the client tried again.
                 return self._system.cat_file(self._at(name)) == data
-            # Some file systems ignore the mode, or look first and write then: what is there counts.
+            # Some file systems ignore the mode, or check and write separately: read what is there.
             self._system.invalidate_cache()
             return self._system.cat_file(self._at(name)) == data
 
     def remove(self, names: list[str]) -> None:
-        """Removes objects, those that are there."""
+        """Removes objects; missing ones are ignored."""
         for name in names:
             with self._named(name), contextlib.suppress(FileNotFoundError):
                 self._system.rm_file(self._at(name))

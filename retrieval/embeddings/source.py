@@ -1,4 +1,4 @@
-"""Flags that say which images are embedded, and by which model, for `embed` and `build`."""
+"""Flags of `embed` and `build` for the images to embed and the model."""
 
 from trainer import commandline, quiet
 from trainer.config import UserError
@@ -7,31 +7,31 @@ RENAMED = {"pixel_range": "--input_range: 0,1 or -1,1 or 0,255 or imagenet or ca
 
 
 def define_flags(values):
-    """Defines the flags that say what is embedded, and by what."""
+    """Defines the flags for the images to embed and the model."""
     text, path, number, many, choice = commandline.definers(
         values, "string", "path", "integer", "list", "enum"
     )
     text("model", None, "Model module, such as models.simple.", short_name="m")
-    path("folder", "", "Embed the images below this folder, or this one image.")
+    path("folder", "", "Embed the images in this folder, or this one image.")
     path("manifest", "", "Embed the images of this CSV of path,label[,category,...].")
     text("where", "", "Rows to embed: column=value|value,column=value; all conditions must hold.")
-    text("columns", "", "Names of the manifest's columns, if others: path=file,label=sku.")
-    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
-         "keeps it, else the last.")  # fmt: skip
-    path("saved_model", None, "Folder of a SavedModel to embed with instead.")
-    many("image_size", [], "Height,width or one side; the SavedModel's if absent.")
-    text("input_range", "", "Pixels that a SavedModel of floats wants, if it does not say: "
+    text("columns", "", "Names of the manifest's columns, if they differ: path=file,label=sku.")
+    path("checkpoint", None, "best, last, or a path; default: the best on validation if the run "
+         "keeps it, otherwise the last.")  # fmt: skip
+    path("saved_model", None, "Folder of a SavedModel that embeds, instead of --model.")
+    many("image_size", [], "Height,width or one side; default: that of the SavedModel.")
+    text("input_range", "", "Pixel range of a SavedModel that takes floats and does not state it: "
          "0,1 or -1,1 or 0,255 or imagenet or caffe.")  # fmt: skip
     choice("on_bad_image", "error", ["error", "skip"], "How to handle unreadable images.")
-    number("batch_size", 64, "Images per batch, of a folder or manifest.", lower_bound=1)
+    number("batch_size", 64, "Images per batch, for a folder or manifest.", lower_bound=1)
     number("threads", 0, "TensorFlow's threads (0: all cores).", lower_bound=0)
 
 
 def locate(options, model, given):
-    """Configures the model as its experiment; returns the checkpoint, None with --saved_model.
+    """Configures the model like its experiment; returns the checkpoint, None with --saved_model.
 
     Raises:
-      UserError: it is unclear what embeds the images, or there is no checkpoint.
+      UserError: it is unclear which model embeds the images, or there is no checkpoint.
     """
     if options.checkpoint and options.saved_model:
         raise UserError("--checkpoint and --saved_model: give one of them")
@@ -45,12 +45,12 @@ def locate(options, model, given):
         commandline.refuse_idle(options, names, f"{why}; give --folder, --manifest or --all")
     if model is None and not (options.saved_model and (options.folder or options.manifest)):
         raise UserError(
-            "Give what embeds the images: --model=NAME, or --saved_model=DIR with --folder or "
+            "Give the model that embeds images: --model=NAME, or --saved_model=DIR with --folder or "
             "--manifest."
         )
     for name in ("image_size", "input_range"):
         if not options.saved_model and options[name].present:
-            raise UserError(f"--{name}: goes with --saved_model; a model's own is known")
+            raise UserError(f"--{name}: needs --saved_model; for a model it is known")
     quiet.import_tensorflow()
     from trainer import experiment
 
@@ -78,7 +78,7 @@ def opened(options, model, checkpoint, spec=None):
 
 
 def catalogue_of(model, where=""):
-    """The ProductTable of the whole catalogue of a model's data set; None if it names no table.
+    """The ProductTable of the whole catalogue of a model's data set; None without a table().
 
     Raises:
       ValueError: see `metriclearn.datasets.select_where`.
@@ -102,9 +102,9 @@ def _size(values):
 
 
 def print_skipped(manifest):
-    """Names the images that could not be read."""
+    """Prints the names of images that could not be read."""
     skipped = [line for shard in manifest["shards"] for line in shard.get("skipped", ())]
     for line in skipped[:5]:
         print(f"skipped: {line}")
     if skipped:
-        print(f"{len(skipped)} images skipped; manifest.json names them")
+        print(f"{len(skipped)} images skipped; manifest.json lists them")

@@ -1,16 +1,16 @@
-"""The store: embeddings on disk in shards, with a table of what they are and where they come from.
+"""The store: embeddings on disk in shards, with a table of their items and their source.
 
     DIR/.prototrain             marks the folder as a store
-    DIR/manifest.json           what made the embeddings, how many, one entry per shard
+    DIR/manifest.json           source and number of the embeddings, one entry per shard
     DIR/00000.npy               embeddings [n, D], float32 or float16, memory-mapped when read
     DIR/00000.parquet           id, product, category, path and sha256 of every row
 
-A store made by several processes has longer names (see `retrieval.embeddings.parts`). DIR may be
-the URL of object storage (see `retrieval.embeddings.places`).
+A store filled by several processes has longer file names (see `retrieval.embeddings.parts`). DIR
+may be the URL of object storage (see `retrieval.embeddings.places`).
 
 `path` is the real path of the image file ('' for an image that is not a file), `sha256` the hash of
-its bytes. A shard counts once the manifest names it, which is written last: a store whose writer
-was killed resumes after its last complete shard.
+its bytes. A shard is part of the store when the manifest names it. The manifest is written last, so
+a store whose writer was killed resumes after its last complete shard.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ from retrieval.embeddings.threads import Behind
 from trainer import files
 
 COLUMNS = ("id", "product", "category", "path", "sha256")
-KIND = "store"  # of folder, in its mark
-NAME = r"\d{5}(-\d{5}-[0-9a-f]{12})?"  # of a shard's files; it cannot lead out of the folder
+KIND = "store"  # the kind of folder in the marker file
+NAME = r"\d{5}(-\d{5}-[0-9a-f]{12})?"  # a shard's files; never outside of the folder
 FILES = rf"{NAME}\.(npy|parquet)|manifest\.json"
-LITTER = r"\..*\.tmp"  # what a killed writer leaves
-PARTS = "parts/plan.json"  # while a store is made in parts
+LITTER = r"\..*\.tmp"  # left by a killed writer
+PARTS = "parts/plan.json"  # while a store is filled in parts
 
 
 class OtherSource(ValueError):
-    """A store holds embeddings of other images, or by another model."""
+    """A store contains embeddings of other images, or of another model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """Embeddings float32 [N, D] and, row by row, what they are embeddings of.
+    """Embeddings float32 [N, D] and the item of each row.
 
     Attributes:
       embeddings: float [N, D].
@@ -54,8 +54,9 @@ class Embedded:
       images: uint8 [N, S, S, C], the images reduced to at most 32 x 32; None if unknown.
       paths: str [N], the real paths of the image files, '' for an image that is not a file; None if
         no image is a file.
-      hashes: str [N], SHA-256 of each image's bytes in hexadecimal, '' if unknown; None if all are.
-      features: float [N, F], what the backbone gave before training; None if unknown.
+      hashes: str [N], SHA-256 of each image's bytes in hexadecimal, '' if unknown; None if all are
+        unknown.
+      features: float [N, F], the backbone's features before training; None if unknown.
     """
 
     embeddings: np.ndarray
@@ -93,25 +94,25 @@ def fill(
     shard_seconds: float = math.inf,
     wait: str = "",
 ) -> dict:
-    """Writes a store from batches, or resumes one that an interrupted run began.
+    """Writes a store from batches, or resumes an interrupted run.
 
     Args:
       folder: the store's folder; new, empty, or a store of the same source.
       source: what the embeddings depend on (checkpoint and configuration hashes, dataset,
         preprocessing), as JSON values.
-      rest: returns the batches that follow the first n: (items, a line per skipped image).
+      rest: returns the batches after the first n: (items, a line per skipped image).
       dtype: 'float32' or 'float16'.
-      shard_rows: rows per shard, about: what a kill can lose.
-      shard_seconds: a shard also ends once its batches took this long.
-      wait: a message to print while another program writes the store; '' refuses instead.
+      shard_rows: approximate rows per shard; a kill loses at most one shard.
+      shard_seconds: a shard also ends after this time.
+      wait: a message to print while waiting for another program that writes the store; '': raise.
 
     Returns:
       The manifest.
 
     Raises:
-      ValueError: the folder holds other embeddings or something else, there is no batch, or an
+      ValueError: the folder contains other embeddings or something else, there is no batch, or an
         embedding is not finite or too large for float16.
-      BlockingIOError: another program is writing there.
+      BlockingIOError: another program is writing the store.
       OSError: the disk is full, or the folder cannot be written.
     """
     if places.is_remote(folder):
@@ -149,17 +150,17 @@ def fill(
 
 
 def begin(folder, source, dtype="float32") -> dict:
-    """Returns the manifest to continue with: a new one, or an interrupted run's of this source.
+    """Returns the manifest to continue: a new one, or that of an interrupted run with this source.
 
     Raises:
-      OtherSource: the folder holds other embeddings.
-      ValueError: it holds something else.
+      OtherSource: the folder contains other embeddings.
+      ValueError: it contains something else.
     """
     path = os.path.join(folder, "manifest.json")
     if not os.path.exists(path):
         files.claim(folder, KIND)
         if os.path.exists(os.path.join(folder, PARTS)):
-            raise ValueError(f"{folder}: is being made in shards: give --shard=i/n, or --finish")
+            raise ValueError(f"{folder}: is being filled in shards: give --shard=i/n, or --finish")
         return {"source": source, "dtype": dtype, "complete": False, "count": 0, "shards": []}
     manifest = _known(folder)
     check_source(folder, manifest, source, dtype)
@@ -167,11 +168,11 @@ def begin(folder, source, dtype="float32") -> dict:
 
 
 def check_source(folder, known, source, dtype, ignored=()) -> None:
-    """Raises OtherSource unless what a store is made of is what is to be embedded now.
+    """Raises OtherSource if a store has another source than the current run.
 
     Args:
       folder: the store.
-      known: its manifest, or the plan of one that is made in parts.
+      known: its manifest, or its plan if it is filled in parts.
       source, dtype: see `fill`.
       ignored: keys of the source that may differ.
     """
@@ -179,7 +180,9 @@ def check_source(folder, known, source, dtype, ignored=()) -> None:
     if changed or known["dtype"] != dtype:
         changed = [*changed, "dtype"]
         what = "other images" if changed[0] == "images_sha256" else f"another {changed[0]}"
-        raise OtherSource(f"{folder} holds embeddings of {what}: name another folder, or delete it")
+        raise OtherSource(
+            f"{folder} contains embeddings of {what}: use another folder, or delete it"
+        )
 
 
 def append(folder, manifest, items: Embedded, batches, skipped=()):
@@ -187,7 +190,7 @@ def append(folder, manifest, items: Embedded, batches, skipped=()):
 
     Args:
       folder: the store.
-      manifest: as `begin` returned it; is updated.
+      manifest: the result of `begin`; it is updated.
       items: the rows of the shard.
       batches: the number of batches in it.
       skipped: a line per image of these batches that could not be read.
@@ -206,8 +209,8 @@ def write_shard(place, name, items: Embedded, dtype) -> dict:
     """Writes the files of a shard.
 
     Args:
-      place: of the store, see `places.at`.
-      name: of the files, without their ends.
+      place: place of the store, see `places.at`.
+      name: name of the files, without suffix.
       items: the rows.
       dtype: 'float32' or 'float16'.
 
@@ -217,14 +220,14 @@ def write_shard(place, name, items: Embedded, dtype) -> dict:
     Raises:
       ValueError: an embedding is not finite, or too large for float16.
     """
-    from pyarrow import parquet  # which a search does not need
+    from pyarrow import parquet  # a search does not need it
 
     with np.errstate(over="ignore"):
         values = np.asarray(items.embeddings, dtype)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         given = np.isfinite(items.embeddings[bad[0]]).all()
-        what = "is too large for float16; take --dtype=float32" if given else "is not finite"
+        what = "is too large for float16; use --dtype=float32" if given else "is not finite"
         raise ValueError(f"the embedding of {str(items.ids[bad[0]])!r} {what}")
     nothing = np.full(len(items), "")
     paths = nothing if items.paths is None else items.paths
@@ -253,7 +256,7 @@ def finish(folder, manifest):
 
 
 def discard(folder) -> None:
-    """Removes a store; what others put into its folder stays."""
+    """Removes a store, but keeps files of others in its folder."""
     files.discard(folder, KIND, rf"{FILES}|{LITTER}")
 
 
@@ -268,12 +271,12 @@ def manifest_of(folder) -> dict:
     """Returns the manifest of a complete store; ValueError otherwise."""
     manifest = _known(folder)
     if not manifest["complete"]:
-        raise ValueError(f"{folder}: is incomplete; run the retrieval.embed that made it again")
+        raise ValueError(f"{folder}: is incomplete; run the same retrieval.embed again")
     return manifest
 
 
 def is_complete(folder) -> bool:
-    """Whether a folder holds a complete store."""
+    """Whether a folder contains a complete store."""
     path = places.at(folder).path("manifest.json")
     return os.path.exists(path) and _known(folder)["complete"]
 
@@ -282,7 +285,7 @@ def _known(folder):
     path = places.at(folder).path("manifest.json")
     if not os.path.exists(path):
         if places.at(folder).exists(PARTS):
-            raise ValueError(f"{folder}: is being made in shards; `embed --finish` completes it")
+            raise ValueError(f"{folder}: is being filled in shards; `embed --finish` completes it")
         raise ValueError(f"{folder}: is not a store of embeddings; make one with retrieval.embed")
     keys = {"source", "dtype", "complete", "count", "shards"}
     manifest = files.read_sealed(path, keys, "a store of embeddings")
@@ -291,7 +294,7 @@ def _known(folder):
 
 
 def _check_shards(path, manifest):
-    """Raises ValueError for a manifest whose entries are not those that `append` writes."""
+    """Raises ValueError for a manifest with entries that `append` would not write."""
     shards, kinds = manifest["shards"], {"npy", "parquet"}
     whole = isinstance(shards, list) and isinstance(manifest["source"], dict)
     for shard in shards if whole else ():
@@ -308,7 +311,7 @@ def _check_shards(path, manifest):
         whole &= isinstance(manifest.get("dimensions"), int)
         whole &= manifest["count"] == sum(shard["count"] for shard in shards)
     if not whole:
-        raise ValueError(f"{path}: is damaged: its shards are not as retrieval.embed writes them")
+        raise ValueError(f"{path}: is damaged: its shards are not those of retrieval.embed")
 
 
 def shards(folder, verify=True, start=0, stop=None):
@@ -317,7 +320,7 @@ def shards(folder, verify=True, start=0, stop=None):
     Args:
       folder: the store.
       verify: compare checksums first.
-      start, stop: the rows wanted; the shards that hold none of them are not read.
+      start, stop: range of rows; shards outside of it are not read.
 
     Raises:
       ValueError: a missing, truncated or changed file.
@@ -367,7 +370,7 @@ def _read_table(path):
 
     try:
         table = parquet.read_table(path)
-        if "sha256" not in table.column_names:  # written before 0.2
+        if "sha256" not in table.column_names:  # written by versions before 0.2
             nothing = pyarrow.array([""] * len(table), pyarrow.string())
             table = table.append_column("sha256", nothing)
         table = table.select(list(COLUMNS))

@@ -1,10 +1,10 @@
-"""`TextEmbedder`: texts to embeddings that are compared with those of images.
+"""`TextEmbedder`: texts to embeddings that can be compared with those of images.
 
     embedder = TextEmbedder.load("model")                    # of an index
     vectors = embedder.embed(["red dress with pockets"])     # float32 [1, D]
 
-Its weights are those of a text tower that was trained together with the images' (CLIP, SigLIP).
-They are a SavedModel in the folder `text` of the images' model, with the vocabulary.
+Its model is a text tower that was trained together with the image tower (CLIP, SigLIP). It is a
+SavedModel in the folder `text` of the images' model, with the vocabulary.
 """
 
 import os
@@ -21,8 +21,8 @@ from retrieval.embeddings.store import Embedded
 from trainer import files, quiet
 from trainer.config import UserError
 
-FOLDER = "text"  # within the saved model of the images
-BATCH = 64  # texts at a time
+FOLDER = "text"  # folder in the SavedModel of the images
+BATCH = 64  # texts per batch
 
 
 class TextEmbedder:
@@ -47,12 +47,12 @@ class TextEmbedder:
         """Loads the text tower of a saved model.
 
         Args:
-          folder: the saved model of the images, that of an index.
-          threads: for TensorFlow, 0 for all cores.
+          folder: the SavedModel of the images, such as that of an index.
+          threads: number of TensorFlow's threads, 0 for all cores.
 
         Raises:
-          ValueError: the model has no text tower, or a head that was trained on images alone; the
-            files are damaged; or a library for the vocabulary is not installed.
+          ValueError: the model has no text tower, or has a head that was trained only on images;
+            the files are damaged; or a library for the vocabulary is not installed.
         """
         missing = why_not(folder)
         if missing:
@@ -64,9 +64,9 @@ class TextEmbedder:
         vocabulary = tokens.Vocabulary(os.path.join(folder, "assets", name))
         try:
             made = cls(session_of(folder, threads), note, vocabulary)
-            with quiet.filtered_stderr(lambda lines: ()):  # of oneDNN, that it does not do integers
-                made.embed([""])  # a damaged one fails now
-        except Exception as error:  # TensorFlow raises many kinds for files that are damaged
+            with quiet.filtered_stderr(lambda lines: ()):  # a oneDNN message about integers
+                made.embed([""])  # fails now if it is damaged
+        except Exception as error:  # TensorFlow raises many kinds for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: the model cannot be loaded: {reason}") from error
         return made
@@ -92,7 +92,7 @@ def read_queries(path: str) -> tuple[list[str], list[str], list[str]]:
     """Reads a CSV of the columns text and label.
 
     Args:
-      path: the file; a text may come several times, with other labels.
+      path: the file; a text may occur several times, with different labels.
 
     Returns:
       (texts [N], labels [N], ids [N]).
@@ -111,7 +111,7 @@ def read_queries(path: str) -> tuple[list[str], list[str], list[str]]:
         text, label = row.get("text", ""), row.get("label", "")
         if not text or not label:
             raise ValueError(f"{path}:{line}: {'label' if text else 'text'} is empty")
-        # Items of the catalogue have other ids: equal ones would be taken for the same image.
+        # Ids must differ from those of catalogue items: equal ids mean the same image.
         name = f"text: {text}"
         found[f"{name} (line {line})" if name in found else name] = text, label
     if not found:
@@ -128,17 +128,17 @@ def embed_queries(path: str, embedder: TextEmbedder) -> Embedded:
 
 
 def why_not(folder: str | os.PathLike) -> str:
-    """Why a saved model cannot be searched by text, one line; '' if it can."""
+    """Why a SavedModel cannot be searched by text, one line; '' if it can."""
     if os.path.isdir(os.path.join(folder, FOLDER)):
         return ""
     path, note = os.path.join(folder, NOTE), {}
-    if os.path.exists(path):  # SavedModels of others have none
+    if os.path.exists(path):  # third-party SavedModels have none
         note = files.known_keys(path, set(), "a model that embeds images")
     return note.get("no_texts") or "the model has no text tower: search by image"
 
 
 class Saved(NamedTuple):
-    """The text tower of a saved model of images; see `trainer.export.text_tower`."""
+    """The text tower of a SavedModel of images; see `trainer.export.text_tower`."""
 
     folder: str
 
@@ -148,13 +148,13 @@ class Saved(NamedTuple):
 
 
 def of_saved_model(folder: str | os.PathLike) -> Saved:
-    """The text tower of a saved model of images.
+    """The text tower of a SavedModel of images.
 
     Raises:
-      UserError: it has none.
+      UserError: there is none.
       ValueError: it is damaged.
     """
-    from models.backbones import saved_model  # with TensorFlow
+    from models.backbones import saved_model  # imports TensorFlow
 
     if reason := why_not(folder):
         raise UserError(reason)

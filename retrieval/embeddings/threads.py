@@ -1,4 +1,4 @@
-"""Two threads for a pass: what is read ahead of the model, and what is written behind it."""
+"""Threads of a pass: reading ahead of the model, and writing behind it."""
 
 import concurrent.futures
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def ahead(items: Iterator) -> Iterator:
-    """Yields the items of a generator, each made while the one before it is used."""
+    """Yields the items of a generator; each is made while the previous item is used."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, items, None)
         while (item := waiting.result()) is not None:
@@ -15,9 +15,9 @@ def ahead(items: Iterator) -> Iterator:
 
 
 class Behind:
-    """Runs one call at a time in a thread, in order, while the caller goes on.
+    """Runs calls in a thread, one at a time and in order, while the caller continues.
 
-    What a call raises, the next `submit` or `check` raises, or the end of the block.
+    An exception of a call is raised by the next `submit` or `check`, or at the end of the block.
     """
 
     def __enter__(self) -> "Behind":
@@ -26,12 +26,12 @@ class Behind:
         return self
 
     def submit(self, function: Callable, *arguments: Any) -> None:
-        """Waits until the call before has ended, and starts another."""
+        """Waits until the previous call has ended, and starts the next."""
         self.check(wait=True)
         self._last = self._pool.submit(function, *arguments)
 
     def check(self, wait: bool = False) -> None:
-        """Raises what the last call raised, if it has ended or the caller wants to wait for it."""
+        """Raises the exception of the last call if it has ended, or waits for it first."""
         if self._last and (wait or self._last.done()):
             last, self._last = self._last, None
             last.result()

@@ -1,8 +1,8 @@
-"""Texts to the token ids that a text tower was trained on, by small libraries without TensorFlow.
+"""Texts to the token ids of a text tower, with small libraries instead of TensorFlow.
 
-`tokenizers` (Hugging Face's) and `sentencepiece` read the published vocabularies; what is done
-around them (cleaning, start and end, padding) is here. KerasHub's tokenizers give the same ids, but
-need tensorflow-text.
+`tokenizers` (Hugging Face's) and `sentencepiece` read the published vocabularies; this module adds
+cleaning, start and end tokens, and padding. KerasHub's tokenizers give the same ids, but need
+tensorflow-text.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EXTRA = "pip install 'prototrain[text]'"
-PIECES, JSON = "tokenizer.model", "tokenizer.json"  # how a saved model calls its vocabulary
-# How published folders call theirs, in the order in which they are looked for.
+PIECES, JSON = "tokenizer.model", "tokenizer.json"  # name of the vocabulary in a SavedModel
+# Names of vocabularies in published folders, in the order of search.
 _PIECES = ("spiece.model", "sentencepiece.bpe.model", PIECES, "assets/tokenizer/vocabulary.spm")
 _PAIRS = (
     ("vocab.json", "merges.txt"),
@@ -26,22 +26,22 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 CLEANING = {
     "": lambda text: text,
     "lower": lambda text: text.lower(),
-    # As SigLIP was trained.
+    # The cleaning with which SigLIP was trained.
     "canonicalize": lambda text: " ".join(text.lower().translate(_PUNCTUATION).split()),
 }
 
 
 class Rules(NamedTuple):
-    """What is done to a text around its vocabulary; JSON values.
+    """Rules for a text besides its vocabulary; JSON values.
 
     Attributes:
-      length: L, of every sequence.
-      cleaning: of `CLEANING`.
+      length: L, length of every sequence.
+      cleaning: one of `CLEANING`.
       start: id of the first token, None for none.
       end: id of the last token, which stays when a text is cut off.
       padding: id of the tokens after it.
-      shift: what is added to ids of a SentencePiece model, whose unknown token is then 3
-        (MetaCLIP 2's, as XLM-R's).
+      shift: added to ids of a SentencePiece model, whose unknown token is then 3 (MetaCLIP 2, like
+        XLM-R).
     """
 
     length: int
@@ -56,7 +56,7 @@ class Vocabulary:
     """The tokens of a file: `ids` of a text, and `id_of` a token.
 
     Args:
-      path: a SentencePiece model (`.model`, `.spm`), or a tokenizer.json of Hugging Face's.
+      path: a SentencePiece model (`.model`, `.spm`), or a tokenizer.json of Hugging Face.
 
     Raises:
       ValueError: the library is not installed, or the file is damaged.
@@ -102,13 +102,13 @@ def encode(vocabulary: Vocabulary, rules: Rules, texts: Sequence[str]) -> np.nda
 
     Args:
       vocabulary: the tokens.
-      rules: what is done around them.
+      rules: the other rules.
       texts: [N].
     """
     found = np.full((len(texts), rules.length), rules.padding, np.int32)
     start = [] if rules.start is None else [rules.start]
     for row, text in zip(found, texts, strict=True):
-        text = text.encode(errors="replace").decode()  # bytes of an argument that is no UTF-8
+        text = text.encode(errors="replace").decode()  # bytes of an argument that is not UTF-8
         ids = vocabulary.ids(CLEANING[rules.cleaning](text))
         if rules.shift:
             ids = [n + rules.shift if n else 3 for n in ids]
@@ -118,10 +118,10 @@ def encode(vocabulary: Vocabulary, rules: Rules, texts: Sequence[str]) -> np.nda
 
 
 def find(folder: str) -> tuple[str, bytes]:
-    """The vocabulary of a published folder: (how a saved model calls it, the file's bytes).
+    """The vocabulary of a published folder: (its name in a SavedModel, the bytes of the file).
 
     Raises:
-      ValueError: there is none, or its library is not installed.
+      ValueError: there is no vocabulary, or its library is not installed.
     """
     for name in _PIECES:
         path = os.path.join(folder, name)
@@ -131,7 +131,7 @@ def find(folder: str) -> tuple[str, bytes]:
     if os.path.isfile(path):
         content = _read(path)
         try:
-            if "model" in json.loads(content):  # KerasHub's file of this name is another
+            if "model" in json.loads(content):  # KerasHub has another file with this name
                 return JSON, content
         except ValueError:
             raise ValueError(f"{path}: is no JSON") from None
@@ -176,20 +176,20 @@ def _byte_pairs(words, merges):
 
 
 def rules(vocabulary: Vocabulary, family: str, length: int, cleaning: str | None = None) -> Rules:
-    """What a family of networks does around its vocabulary.
+    """The rules of a family of networks.
 
     Args:
       vocabulary: the tokens.
       family: 'clip', 'metaclip' or 'siglip'.
-      length: of the tower's sequences.
-      cleaning: of `CLEANING`; None for the family's.
+      length: length of the tower's sequences.
+      cleaning: one of `CLEANING`; None: the family's.
 
     Raises:
       ValueError: the vocabulary is of another family.
     """
     if family == "metaclip" and vocabulary.id_of("<pad>") is None:  # a SentencePiece model
         return Rules(length, cleaning or "", 0, 2, 1, shift=1)
-    # (start, end, padding); those of SigLIP 2 are Gemma's, which knows </s> too.
+    # (start, end, padding); SigLIP 2 has Gemma's, which also has </s>.
     known = {
         "clip": [("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")],
         "metaclip": [("<s>", "</s>", "<pad>")],
@@ -205,7 +205,7 @@ def rules(vocabulary: Vocabulary, family: str, length: int, cleaning: str | None
 
 
 def is_text(argument: str) -> bool:
-    """Whether an argument that names no file reads like words: 'red dress', but not 'dres.jpg'."""
+    """Whether an argument that is not a file looks like words: 'red dress', but not 'dres.jpg'."""
     from metriclearn.datasets import image_files
 
     words = argument.strip()

@@ -12,7 +12,7 @@ from retrieval.embeddings.store import Embedded
 from retrieval.evaluation import figures, inputs, suite
 from retrieval.evaluation.records import Record
 
-PAIRS = {  # name of an evaluation: its queries and its catalogue
+PAIRS = {  # {name of an evaluation: its queries and its catalogue}
     "old": ("old_queries", "old_catalogue"),
     "new_on_old": ("new_queries", "old_catalogue"),
     "new": ("new_queries", "new_catalogue"),
@@ -23,8 +23,8 @@ PAIRS = {  # name of an evaluation: its queries and its catalogue
 class Rates(Record):
     """One figure in each evaluation of `PAIRS`; None where it was not computed.
 
-    share_of_gain: of the gain from `old` to `new`, the share that `new_on_old` reaches; NaN if
-    there is no gain.
+    share_of_gain: the part of the gain from `old` to `new` that `new_on_old` reaches; NaN if there
+    is no gain.
     """
 
     old: float | None = None
@@ -35,7 +35,7 @@ class Rates(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with the sets that it is of."""
+    """An evaluation and the sets that it compares."""
 
     queries: Embedded
     catalogue: Embedded
@@ -46,8 +46,8 @@ def evaluate(stores, similarity="cosine") -> dict[str, Evaluated]:
     """Evaluates the new model's queries against the old model's catalogue.
 
     Args:
-      stores: {'old_queries', 'new_queries', 'old_catalogue' and maybe 'new_catalogue': folder}; a
-        folder of a store, or for a catalogue of an index, which is then also searched as it is.
+      stores: {'old_queries', 'new_queries', 'old_catalogue' and optionally 'new_catalogue': folder
+        of a store}. A catalogue may be the folder of an index, which is then also searched.
       similarity: 'cosine', 'dot' or 'euclidean'.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Baselines that need no training: other vectors of the same images in place of embeddings.
+"""Baselines that need no training: other vectors of the same images instead of embeddings.
 
-They are compared by cosine. A model offers the last two with `frozen_features`, see
+They are compared by cosine. The last two need a model with `frozen_features`, see
 `retrieval.embeddings.passes.embed_datasets`.
 """
 
@@ -18,11 +18,11 @@ TITLES = {
 
 
 def pairs(queries, catalogue=None):
-    """Yields (name in `TITLES`, queries, catalogue) of every baseline that these items allow.
+    """Yields (name in `TITLES`, queries, catalogue) of every baseline that is possible.
 
     Args:
       queries: `Embedded` with images.
-      catalogue: `Embedded`; None for the queries against themselves.
+      catalogue: `Embedded`; None: each query is searched among the others.
     """
     items = queries if catalogue is None else catalogue
     ways = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
@@ -35,10 +35,10 @@ def pairs(queries, catalogue=None):
 
 
 def raw_pixels(items):
-    """Replaces each embedding by the image's pixels less their mean.
+    """Replaces each embedding by the image's pixels minus their mean.
 
-    The cosine of two such vectors is the correlation of the images' pixels, whatever their
-    brightness and contrast.
+    The cosine of two such vectors is the correlation of the images' pixels, which does not depend
+    on brightness and contrast.
 
     Args:
       items: `Embedded` with images.
@@ -48,7 +48,7 @@ def raw_pixels(items):
     """
     pixels = items.images.reshape(len(items), -1).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
-    pixels[~pixels.any(axis=1)] = 1.0  # an image of one color has no direction of its own
+    pixels[~pixels.any(axis=1)] = 1.0  # an image of one color has no direction
     return dataclasses.replace(items, embeddings=pixels)
 
 
@@ -82,7 +82,7 @@ def frozen(items):
 
 
 def frozen_with_color(items, center):
-    """Replaces each embedding by the centered features beside the color histogram.
+    """Replaces each embedding by the centered features and the color histogram, concatenated.
 
     Both have length 1, so that the cosine is the mean of the two cosines.
 

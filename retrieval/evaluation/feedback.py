@@ -1,4 +1,4 @@
-"""Judgments of live searches: a JSONL file, one result judged per line, and the recall it gives.
+"""Judgments of users: a JSONL file with one judged result per line, and recall computed from it.
 
 A line holds `query` (an item's id, or the hash of a photo), `id` and `product` of the result, its
 `rank` and `score`, whether it is `good`, and the `model`, `catalogue`, `version` and `time`.
@@ -18,10 +18,10 @@ FIELDS = {"query": str, "id": str, "good": bool, "rank": int}
 
 
 def append(path: str | os.PathLike, judgment: Mapping[str, Any] | None = None) -> None:
-    """Adds a line to a file, whole: several processes may append to one file.
+    """Appends a line to a file atomically: several processes may append to one file.
 
     Args:
-      path: the file; made if there is none.
+      path: the file; created if it does not exist.
       judgment: a JSON object; None: only check that the file can be written.
     """
     line = json.dumps({"time": round(time.time(), 3), **judgment}) + "\n" if judgment else ""
@@ -33,10 +33,10 @@ def append(path: str | os.PathLike, judgment: Mapping[str, Any] | None = None) -
 
 
 def read(path: str | os.PathLike) -> list[dict]:
-    """Returns the judgments of a file; of several of one result, the last.
+    """Returns the judgments in a file, the last one per result.
 
     Raises:
-      ValueError: a line is not a judgment, by number.
+      ValueError: a line is not a judgment; the error names it.
     """
     found: dict[tuple, dict] = {}
     with open(path, "rb") as lines:
@@ -66,14 +66,14 @@ def _is_judgment(one):
 
 
 def figures(judgments: Sequence[Mapping], ks: Sequence[int]) -> list[dict]:
-    """The recall of live use, of each model that was judged.
+    """Recall by judgments, for each model.
 
-    A query counts at k if any result up to rank k was judged good. A query whose results were only
-    judged bad counts as not found, one that nobody judged is not in the file: people judge what
-    strikes them, so this is no estimate for all queries.
+    A query counts as found at k if any result up to rank k was judged good, and as not found if its
+    results were only judged bad. Queries without a judgment are not in the file. Users judge only
+    some results, so this does not estimate the recall of all queries.
 
     Args:
-      judgments: what `read` returns.
+      judgments: the result of `read`.
       ks: cut-offs.
 
     Returns:

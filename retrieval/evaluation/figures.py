@@ -1,4 +1,4 @@
-"""What is reported about one embedding: rates with intervals, by category, by product."""
+"""The reported figures of an embedding: rates with intervals, by category, by product."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class Source(Record):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Record):
     """Paths of stored embeddings (catalogue: None if queries were searched among themselves), and
-    the models that made them, as far as known."""
+    the models that computed them, if known."""
 
     queries: str
     catalogue: str | None
@@ -52,8 +52,8 @@ class Ties(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CategoryFigures(Record):
-    """Figures of the queries of one category. interval: of recall at the smallest k, None for a
-    category of few products."""
+    """Figures of the queries of one category. interval: 95% interval of recall at the smallest k;
+    None for a category of few products."""
 
     num_queries: int
     num_unanswerable: int
@@ -78,7 +78,7 @@ class ProductLevel(Record):
     """Recall over products instead of images.
 
     Attributes:
-      recall: each product is ranked by its best image, so that it takes one place.
+      recall: recall over products, each ranked by its best image.
       macro_recall: recall over images, averaged over query products instead of queries.
       num_products: products of the answerable queries.
       num_catalogue_products: products in the catalogue.
@@ -92,27 +92,27 @@ class ProductLevel(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures(Record):
-    """The figures of one evaluation, as `…-eval.json` holds them.
+    """The figures of one evaluation, as stored in `…-eval.json`.
 
     Rates are means over answerable queries; dictionaries of rates are keyed by k.
 
     Attributes:
-      verdict: what it all means; None for a baseline.
+      verdict: the verdict in one sentence; None for a baseline.
       source: what was evaluated; None for a baseline.
       recall, precision, map_at_r, r_precision, mrr, mean_rank, median_rank: see `metrics`.
-      num_queries, num_unanswerable, num_catalogue: counts of queries and catalogue items.
+      num_queries, num_unanswerable, num_catalogue: numbers of queries and catalogue items.
       num_self_excluded: queries that are in the catalogue and were excluded from their own results.
-      excluded_by: {rule: of them}, see `identity.Same`.
+      excluded_by: {rule: number of these}, see `identity.Same`.
       num_byte_equal_copies: queries with a byte-equal copy in the catalogue, None if unknown.
       num_decided_in_float64: queries whose ranks needed float64.
-      filter: the precision that scores were computed in first.
+      filter: the number format in which scores were computed first.
       similarity: 'cosine', 'dot' or 'euclidean'.
       intervals: {'recall@1', …, 'map@r', 'mrr': 95% confidence interval}.
       ties, product_level: see the classes.
       per_category: {category: figures}; empty if no query has a category.
-      index: what an approximate index loses, if one was evaluated.
-      rerank: {method: what it gains}, for the methods that were evaluated.
-      rejection: what rejecting weak matches does, for the first result; None for a baseline.
+      index: comparison of an approximate index with exact search, if evaluated.
+      rerank: {method: its gain}, for the methods that were evaluated.
+      rejection: the effect of rejecting first results with low scores; None for a baseline.
       raw_pixels, color_histogram, frozen_backbone, frozen_backbone_color: the figures of the
         baselines, if they were evaluated.
     """
@@ -149,7 +149,7 @@ class Figures(Record):
 
     @property
     def models(self) -> list[Source]:
-        """The models that made the embeddings, as far as known."""
+        """The models that computed the embeddings, if known."""
         if self.source is None:
             return []
         return self.source.made_by if isinstance(self.source, Files) else [self.source]
@@ -160,11 +160,11 @@ class Evaluation:
     """The result of `evaluate`.
 
     Attributes:
-      figures: what is reported.
-      ranking: the `metrics.Ranking` behind the figures.
+      figures: the reported figures.
+      ranking: the `metrics.Ranking` from which they are computed.
       scores, rows: float and int [Q, top]: the retrieved catalogue rows, best first, without the
-        query itself; -inf and -1 beyond the end of the catalogue. Scores grow with similarity, so
-        that a distance is negative.
+        query itself; -inf and -1 beyond the end of the catalogue. Larger scores are nearer, so
+        distances are negative.
       same: the `identity.Same` of both sets: which items are the queries themselves.
     """
 
@@ -189,7 +189,7 @@ def evaluate(
 
     Args:
       queries: `Embedded`.
-      catalogue: `Embedded`; None for the queries against themselves.
+      catalogue: `Embedded`; None: each query is searched among the others.
       similarity: 'cosine', 'dot' or 'euclidean'.
       ks: cut-offs of recall@k and precision@k.
       top: retrieved items to list per query.
@@ -219,8 +219,8 @@ def evaluate(
     if not ranking.answerable.any():
         if own_set:
             raise ValueError(
-                "no query has a relevant catalogue item: no two queries are of one product, so "
-                "there is nothing to find among the queries themselves; name a catalogue"
+                "no query has a relevant catalogue item: no two queries have the same product, so "
+                "there is nothing to find among the queries; give a catalogue"
             )
         raise ValueError(
             "no query has a relevant catalogue item: do both sets spell their products alike? "
@@ -231,7 +231,7 @@ def evaluate(
     with threadpool_limits(threads, "blas"):
         of_products = product_level(queries, catalogue, ranking, similarity, same)
     if threads:
-        faiss.omp_set_num_threads(threads)  # leaving the limit may have reset it
+        faiss.omp_set_num_threads(threads)  # the end of the limit may have reset it
     figures = Figures(
         recall=summary.pop("recall@k"),
         precision=summary.pop("precision@k"),
@@ -247,8 +247,8 @@ def evaluate(
         per_category=by_category(ranking, queries),
         product_level=of_products,
     )
-    # More than `top`: the query itself may be among them, and of items that tie at the end of its
-    # list FAISS keeps an arbitrary one.
+    # More than `top`: the query itself may be among them, and if items tie at the end of the list,
+    # FAISS keeps an arbitrary one.
     near = min(2 * top + same.most, len(catalogue))
     found = nearest(queries.embeddings, catalogue.embeddings, near, similarity)
     found = in_order(*found, queries, catalogue, similarity, min(top + same.most, near))
@@ -323,11 +323,11 @@ def product_level(queries, catalogue, ranking, similarity, same) -> ProductLevel
 def shelf_ranks(queries, catalogue, similarity, same=None):
     """Ranks over products, each ranked by its best image.
 
-    Products whose best image ties with the query's own are not ahead of it.
+    Products whose best image ties with that of the query's product do not count as better.
 
     Args:
       queries, catalogue: `Embedded`.
-      same: `identity.Same` of both; found here if None.
+      same: `identity.Same` of both; computed if None.
 
     Returns:
       int [Q], the rank of the query's product from 1; 0 for unanswerable queries.

@@ -1,11 +1,10 @@
 """What "the same image" means: which catalogue items are a query itself.
 
-- Two images that are files are the same if they are the same file by real path, whatever they are
-  called. Equal relative names in two folders are two images.
-- If one of them is not a file (an image in memory, a row of an array), the ids that were given
-  decide. Row numbers are not ids: sets without ids get distinct ones (see
-  `retrieval.evaluation.inputs`).
-- Equal bytes in two files are two images: that is a leak, which is counted and not hidden.
+- Two images that are files are the same if they are the same file by real path. Files with equal
+  relative names in two folders are two images.
+- If one of them is not a file (an image in memory, a row of an array), the given ids decide. Row
+  numbers are not ids: sets without ids get distinct ones (see `retrieval.evaluation.inputs`).
+- Two files with equal bytes are two images. This is a leak; it is counted and reported.
 """
 
 import dataclasses
@@ -24,13 +23,13 @@ class Same:
     """Which catalogue items are the queries themselves.
 
     Attributes:
-      query, item: int [E], rows of such pairs, distinct and ordered by query.
+      query, item: int [E], the pairs of rows, distinct and ordered by query.
       num_items: size of the catalogue.
       rule: the first of RULES that found a pair; NONE if none did.
-      excluded_by: {rule: queries that it excluded from their own results}, a query under the first
-        rule that did.
-      num_byte_equal_copies: queries for which the catalogue holds another image of equal bytes;
-        None if the hashes of either set are unknown.
+      excluded_by: {rule: queries that it excluded from their own results}; each query is counted
+        under the first rule that excluded it.
+      num_byte_equal_copies: queries with another image of equal bytes in the catalogue; None if the
+        hashes of either set are unknown.
     """
 
     query: np.ndarray
@@ -73,7 +72,7 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
 
     Args:
       queries: the query images.
-      catalogue: what is searched; None, or the same object: the queries themselves.
+      catalogue: the searched items; None or the same object: the queries.
     """
     own_set = catalogue is None or catalogue is queries
     items = queries if catalogue is None else catalogue
@@ -101,7 +100,7 @@ def same_images(queries: Embedded, catalogue: Embedded | None = None) -> Same:
 
 
 def _copies(queries, items, query, item):
-    """Number of queries whose hash [Q] is among those of the items [N], of pairs not excluded."""
+    """Number of queries whose hash [Q] equals that of an item [N], without excluded pairs."""
     if not (queries != "").any() or not (items != "").any():
         return None
     hashes, codes = np.unique(np.concatenate([queries, items]), return_inverse=True)
@@ -113,17 +112,17 @@ def _copies(queries, items, query, item):
 
 
 def sentences(excluded_by, num_byte_equal_copies):
-    """What `Same` found, as sentences for a reader."""
+    """Describes the findings of `Same` in sentences."""
     if excluded_by:
         rules = ", ".join(f"{rule}: {count:,}" for rule, count in excluded_by.items())
         yield (
-            f"Queries that are in the catalogue and excluded from their own results: "
+            f"Queries that are in the catalogue and are excluded from their own results: "
             f"{sum(excluded_by.values()):,} ({rules})."
         )
     if num_byte_equal_copies:
         yield (
             "Queries with a byte-equal copy in the catalogue, under another name: "
-            f"{num_byte_equal_copies:,}. They are easy to find: a leak, unless intended."
+            f"{num_byte_equal_copies:,}. They are easy to find: a leak, unless it is intended."
         )
 
 
@@ -133,7 +132,7 @@ def _text(items, column):
 
 
 def _equal(queries, catalogue, query_known, item_known):
-    """Pairs of rows with equal text, of those known."""
+    """Pairs of rows with equal text, where it is known."""
     some, others = np.flatnonzero(query_known), np.flatnonzero(item_known)
     query, item = metrics.equal_pairs(queries[some], catalogue[others])
     return some[query], others[item]

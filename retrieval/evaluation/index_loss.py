@@ -1,4 +1,4 @@
-"""What an approximate index loses against exact search, with its speed and size."""
+"""Compares an approximate index with exact search: recall, speed and size."""
 
 import dataclasses
 import os
@@ -23,10 +23,10 @@ class IndexLoss(Record):
       factory: the FAISS factory of the index.
       bytes_per_vector, exact_bytes_per_vector: size of the index, and of float32 embeddings.
       tuned: the search effort and how it was found, see `neighbours.tune`.
-      recall: recall@k through the index, each with the effort with which k results are served.
-      lost: exact recall@k less `recall`.
-      agreement: share of the `depth` nearest items of exact search, without the query itself, that
-        the index finds; items that score alike count as each other.
+      recall: recall@k through the index, with the search effort for k results.
+      lost: exact recall@k minus `recall`.
+      agreement: fraction of the `depth` nearest items of exact search, without the query itself,
+        that the index finds; items with equal scores are interchangeable.
       depth: at most 10.
       ms_per_query, exact_ms_per_query: time of a search for `depth` results of all queries at once,
         divided by their number.
@@ -50,13 +50,12 @@ def losses(queries, catalogue, result, kind, recall=0.95) -> IndexLoss:
     Args:
       queries, catalogue: `Embedded`.
       result: the exact `figures.Evaluation` of both.
-      kind: a FAISS factory or 'auto', which is built here and tuned to find the share `recall` of
-        the ten nearest items; or the folder of an index that `retrieval.index` built of this
-        catalogue.
+      kind: a FAISS factory or 'auto': the index is built and tuned to find the fraction `recall` of
+        the ten nearest items; or the folder of an index of this catalogue.
       recall: see `kind`.
 
     Raises:
-      ValueError: no such index can be built, or the index in the folder is of something else.
+      ValueError: the index cannot be built, or the index in the folder is of another catalogue.
     """
     similarity, exact_rates = result.figures.similarity, result.figures.recall
     opened = _opened if os.path.isdir(kind) or is_milvus(kind) else _made
@@ -64,13 +63,13 @@ def losses(queries, catalogue, result, kind, recall=0.95) -> IndexLoss:
     more, count = result.same.most, len(catalogue)
     depth = min(10, count - more)
     rates, found, seconds = {}, {}, {}
-    for k in sorted({*exact_rates, depth}):  # each as it would be served
+    for k in sorted({*exact_rates, depth}):  # with the search effort for k
         start = time.perf_counter()
         parts = lists.tracked(len(queries), lists.AT_ONCE, f"search of {kind}, k={k}, queries")
         wanted = min(k + more, count)
         rows = np.concatenate([find(queries.embeddings[part], wanted) for part in parts])
         seconds[k] = time.perf_counter() - start
-        # An index gives row -1, which is not an item, after the last that it finds.
+        # After the last item, an index returns row -1.
         itself = result.same.among(rows)
         right = (catalogue.products[rows] == queries.products[:, None]) & (rows >= 0)
         place = lists.first_right(right, itself)[result.ranking.answerable]
@@ -93,9 +92,9 @@ def losses(queries, catalogue, result, kind, recall=0.95) -> IndexLoss:
 
 
 def _agreement(queries, catalogue, similarity, truth, found):
-    """Share of the nearest items, scores and rows [Q, k], that are among the rows found [Q, k].
+    """Fraction of the nearest items, scores and rows [Q, k], that are among the rows found [Q, k].
 
-    An item that scores as the last of them does counts as one of them.
+    An item with the same score as the last of them counts as one of them.
     """
     there = np.unique(found[found >= 0])
     if not len(there):
@@ -116,7 +115,7 @@ def _agreement(queries, catalogue, similarity, truth, found):
 
 
 def _made(factory, catalogue, similarity, recall):
-    """Builds an index in memory, tuned on items that are held out until it is tuned."""
+    """Builds an index in memory, tuned with items that are added only afterwards."""
     count, dimensions = catalogue.embeddings.shape
     if factory == "auto":
         factory = neighbours.choose(count, dimensions, neighbours.free_memory() // 2, recall)[0]
@@ -160,7 +159,7 @@ def _opened(folder, catalogue, similarity, _):
     if manifest["similarity"] != similarity:
         raise ValueError(f"--index={folder}: was built for --similarity={manifest['similarity']}")
     about = {name: manifest[name] for name in ("factory", "bytes_per_vector", "tuned")}
-    if items is None:  # in Milvus, which gives the ids of what it finds
+    if items is None:  # in Milvus, which returns ids
         return _by_id(folder, opened, catalogue), about | {
             "factory": f"Milvus of {about['factory']}"
         }
@@ -169,19 +168,19 @@ def _opened(folder, catalogue, similarity, _):
     by_id, held_by_id = np.argsort(catalogue.ids), np.argsort(held)
     if not np.array_equal(held[held_by_id], catalogue.ids[by_id]):
         raise ValueError(
-            f"--index={folder}: holds {len(held)} items, not the {len(catalogue)} of this "
-            "catalogue; build it from the same store, or name a FAISS factory"
+            f"--index={folder}: has {len(held)} items, not the {len(catalogue)} of this "
+            "catalogue; build it from the same store, or give a FAISS factory"
         )
-    row = np.full(len(items) + 1, -1)  # of the catalogue, by that of the index; the last for none
+    row = np.full(len(items) + 1, -1)  # catalogue row by index row; the last entry is for -1
     row[alive[held_by_id]] = by_id
     return lambda queries, k: row[opened.find(queries, k).rows], about
 
 
 def _by_id(folder, opened, catalogue):
-    """The function that finds rows of the catalogue with an index that names its items only."""
+    """Returns a function that finds catalogue rows with an index that returns only ids."""
     if opened.manifest["count"] != len(catalogue):
         raise ValueError(
-            f"--index={folder}: holds {opened.manifest['count']} items, not the {len(catalogue)} "
+            f"--index={folder}: has {opened.manifest['count']} items, not the {len(catalogue)} "
             "of this catalogue"
         )
     by_id = np.argsort(catalogue.ids)
@@ -192,7 +191,7 @@ def _by_id(folder, opened, catalogue):
         names = np.array(found.items["id"].to_pylist(), str)
         at = np.searchsorted(ordered, names).clip(max=len(ordered) - 1)
         if not np.array_equal(ordered[at], names):
-            raise ValueError(f"--index={folder}: holds other items than this catalogue")
+            raise ValueError(f"--index={folder}: has other items than this catalogue")
         return np.append(by_id[at], -1)[found.rows]
 
     return find

@@ -15,17 +15,17 @@ from trainer import files
 
 
 def load_pair(queries, catalogue=None) -> tuple[Embedded, Embedded]:
-    """Reads queries and what they search.
+    """Reads queries and catalogue.
 
-    Row numbers are not ids. Two arrays of which one has no ids are one set if they are the same
-    file, or equal byte for byte; otherwise they have nothing in common.
+    Row numbers are not ids. If one of two arrays has no ids, they are the same set if they are the
+    same file or equal byte for byte; otherwise they have no item in common.
 
     Args:
-      queries, catalogue: arguments of `load`, (embeddings, labels, ids, categories), of which None
-        may be omitted at the end. catalogue: None for the queries themselves.
+      queries, catalogue: arguments of `load`, (embeddings, labels, ids, categories); None at the
+        end may be omitted. catalogue None: each query is searched among the others.
 
     Returns:
-      (queries, catalogue), one object if both are the same set with the same labels.
+      (queries, catalogue); the same object if both are the same set with the same labels.
     """
     asking = load(*queries)
     if catalogue is None:
@@ -51,11 +51,11 @@ def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") 
 
     Args:
       embeddings: path of a .npy array [N, D] of floats, memory-mapped; or the folder of a store or
-        of an index, whose vectors are returned as it keeps them.
+        of an index, whose vectors are decoded.
       labels: path of a text file, one product id per line.
       ids: one item id per line. None: row numbers, padded with zeros.
       categories: one per line.
-      name: what the set is called in messages and in ids that are row numbers.
+      name: name of the set in messages and in ids made from row numbers.
 
     Raises:
       ValueError: a file cannot be read, or the files do not agree.
@@ -74,7 +74,7 @@ def load(embeddings, labels=None, ids=None, categories=None, *, name="queries") 
     if array.ndim != 2:
         raise ValueError(f"{embeddings}: shape {list(array.shape)}, not [rows, dimensions]")
     rows = len(array)
-    products = lines(labels, rows)  # before anything is made that takes memory for each row
+    products = lines(labels, rows)  # before anything allocates memory per row
     width = len(str(max(0, rows - 1)))
     return Embedded(
         array,
@@ -92,7 +92,7 @@ def _of_folder(folder):
         *(AttributeError, KeyError, IndexError, OverflowError, RuntimeError, TypeError),
         pyarrow.ArrowException,
     ) as error:
-        # Their files are checked by content; one that still holds something else is damaged.
+        # The content of their files has been checked; other errors mean damage.
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{folder}: is damaged ({type(error).__name__}: {reason}); make it again"
@@ -104,8 +104,8 @@ def is_index(folder):
 
 
 def origin(path) -> dict:
-    """What made the embeddings of a store or an index: 'checkpoint_sha256' (of the weights; None
-    if unknown) and, for a store, the rest of its manifest's source."""
+    """The source of the embeddings of a store or an index: 'checkpoint_sha256' (of the weights;
+    None if unknown) and, for a store, the rest of its manifest's source."""
     if not os.path.isdir(path):
         return {"checkpoint_sha256": None}
     if is_index(path):
@@ -114,20 +114,20 @@ def origin(path) -> dict:
 
 
 def made_by(paths) -> list:
-    """The models {'model', 'checkpoint'} that made these stores, as far as known."""
+    """The models {'model', 'checkpoint'} that wrote these stores, if known."""
     sources = [origin(path) for path in paths if path]
     found = [{key: source.get(key) for key in ("model", "checkpoint")} for source in sources]
     return [each for n, each in enumerate(found) if each["model"] and each not in found[:n]]
 
 
 def _of_index(folder):
-    """The items of an index, with the vectors that its codes represent."""
+    """The items of an index, with decoded vectors."""
     opened = index.Catalogue.open(folder)
     made, items, manifest = opened.index, opened.items, opened.manifest
     vectors = np.empty((made.ntotal, made.d), np.float32)
     starts = range(0, made.ntotal, neighbours.BLOCK)
     try:
-        if "RaBitQ" in manifest["factory"]:  # FAISS decodes one bit of it, but searches with more
+        if "RaBitQ" in manifest["factory"]:  # FAISS decodes one bit, but searches with more
             raise RuntimeError("its codes can only be compared")
         for i in progress.track(starts, len(starts), f"vectors of {folder}, in blocks"):
             part = vectors[i : i + neighbours.BLOCK]
@@ -136,7 +136,7 @@ def _of_index(folder):
         reason = str(error).splitlines()[-1]
         raise ValueError(
             f"{folder}: an index of the kind {manifest['factory']} cannot return its vectors "
-            f"({reason}): name the store that it was built from"
+            f"({reason}): give the store that it was built from"
         ) from None
     alive = items["alive"].to_numpy()
     columns = [np.array(items[name].to_pylist(), str)[alive] for name in store.COLUMNS]
@@ -161,7 +161,7 @@ def read_lines(path) -> list[str]:
     try:
         # utf-8-sig: a byte order mark is not part of the first line.
         with open(path, encoding="utf-8-sig", newline="") as text:
-            # Only line feeds end lines: an id may hold any other character.
+            # Only line feeds end lines: an id may contain any other character.
             values = text.read().removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text: {error}") from None
@@ -171,6 +171,6 @@ def read_lines(path) -> list[str]:
     for number, value in enumerate(values, 1):
         if not value:
             raise ValueError(f"{path}, line {number}: is empty")
-        if "\0" in value:  # NumPy would drop it at the end, and merge two names
+        if "\0" in value:  # at the end of a name NumPy would drop it and merge two names
             raise ValueError(f"{path}, line {number}: holds a NUL character")
     return values

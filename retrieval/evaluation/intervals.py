@@ -3,11 +3,11 @@
 import numpy as np
 
 REPLICATES = 1000
-FEW = 5  # an interval over fewer products would be meaningless
+FEW = 5  # with fewer products an interval is meaningless
 
 
 def per_query(ranking):
-    """The headline figures of every answerable query, as {name: float64 [A]}."""
+    """The main figures of every answerable query, as {name: float64 [A]}."""
     ok = ranking.answerable
     first = ranking.first[ok]
     return {
@@ -18,15 +18,16 @@ def per_query(ranking):
 
 
 def intervals(ranking, products, replicates=REPLICATES, seed=0):
-    """95% percentile intervals of the headline figures.
+    """95% percentile intervals of the main figures.
 
-    Products, not queries, are drawn with replacement: queries of one product are correlated.
+    Products, not queries, are drawn with replacement, because queries of one product are
+    correlated.
 
     Args:
       ranking: a `metrics.Ranking` of Q queries.
       products: [Q], the product of each query.
       replicates: number of bootstrap samples.
-      seed: of the random generator.
+      seed: seed of the random generator.
 
     Returns:
       {figure: (low, high)}.
@@ -44,13 +45,13 @@ def percentiles(drawn):
 
 
 def bootstrap(values, clusters, replicates=REPLICATES, seed=0):
-    """Means of resampled data, whole clusters being drawn with replacement.
+    """Means of resampled data. Whole clusters are drawn with replacement.
 
     Args:
       values: [Q, M], M figures of Q queries.
       clusters: [Q], such as the product of each query.
       replicates: number of samples.
-      seed: of the random generator.
+      seed: seed of the random generator.
 
     Returns:
       float64 [replicates, M].

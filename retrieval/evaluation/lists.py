@@ -6,14 +6,14 @@ from retrieval import progress
 from retrieval.catalogue import neighbours
 from retrieval.ranking import exact, vectors
 
-AT_ONCE = 8192  # queries searched between two reports of progress
+AT_ONCE = 8192  # queries per progress report
 
 
 def nearest(queries, items, k, similarity="cosine"):
     """`neighbours.nearest` of rows [Q, D] among rows [N, D], with progress.
 
     Raises:
-      ValueError: for scores beyond float32.
+      ValueError: scores exceed the range of float32.
     """
     parts = [
         neighbours.nearest(queries[rows], [items], k, similarity)
@@ -29,14 +29,14 @@ def nearest(queries, items, k, similarity="cosine"):
 
 
 def in_order(scores, rows, queries, catalogue, similarity, top):
-    """Sorts lists as the ranks are: by exact similarity, then by id.
+    """Sorts lists like the exact ranks: by exact similarity, then by id.
 
     float32 is inconclusive for some items, and FAISS orders ties differently.
 
     Args:
-      scores, rows: [Q, k], what FAISS found, best first.
+      scores, rows: [Q, k], the results of FAISS, best first.
       queries, catalogue: `Embedded`.
-      top: only the first `top` of each list need be in order.
+      top: only the first `top` of each list must be in order.
 
     Returns:
       (scores, rows): the same [Q, k], sorted.
@@ -44,7 +44,7 @@ def in_order(scores, rows, queries, catalogue, similarity, top):
     left, right = vectors.pair(queries.embeddings, catalogue.embeddings, similarity)
     by_id = np.empty(len(catalogue), np.int64)
     by_id[np.argsort(catalogue.ids, kind="stable")] = np.arange(len(catalogue))
-    # Runs of items so close to each other that rounding may have changed their order.
+    # Runs of items so close that rounding may have changed their order.
     near = _gaps(scores, queries.embeddings, catalogue.embeddings, similarity) <= 0
     run = np.cumsum(np.pad(~near, ((0, 0), (1, 0))), axis=1)
     several = np.pad(near, ((0, 0), (0, 1))) | np.pad(near, ((0, 0), (1, 0)))
@@ -63,7 +63,7 @@ def in_order(scores, rows, queries, catalogue, similarity, top):
 
 
 def _gaps(scores, queries, catalogue, similarity):
-    """[Q, k - 1]: by how much more two neighbors of a list differ than float32 may err in both.
+    """[Q, k - 1]: difference of two neighbors in a list minus the float32 error bound of both.
 
     The error of a dot product of D terms is at most 1.1 D u |q||c| with u = 2^-24 (Higham, Accuracy
     and Stability of Numerical Algorithms, 3.1), and FAISS's squared distances are sums of three.

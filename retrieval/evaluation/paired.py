@@ -14,13 +14,13 @@ from retrieval.evaluation.figures import Figures
 from retrieval.evaluation.records import Record
 from trainer import files, filesets, tables
 
-# What lies beside `…-eval.json` and belongs to its figures.
+# Files that belong to the figures in `…-eval.json`.
 LISTS = ("queries.csv", "top_retrieved.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A row of `…-queries.csv`. rank: of the first relevant item, 0 for an unanswerable query."""
+    """A row of `…-queries.csv`. rank: rank of the first relevant item, 0 if unanswerable."""
 
     product: str
     relevant: str
@@ -30,7 +30,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """An evaluation that was written to files. path: of its JSON. queries: {id: row}."""
+    """An evaluation in files. path: path of the JSON file. queries: {id: row}."""
 
     path: str
     figures: Figures
@@ -49,20 +49,20 @@ class Difference(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison(Record):
-    """B compared with A, as compare.json holds it.
+    """B compared with A, as stored in compare.json.
 
     Attributes:
-      verdict: one sentence about the first result, by the evaluations' names.
-      outcome: B is 'better' or 'worse', or why not, as in `verdict.Verdict`.
+      verdict: one sentence about the first result, with the evaluations' names.
+      outcome: B is 'better' or 'worse', or why neither, as in `verdict.Verdict`.
       name_a, name_b: short names, see `names_of`.
       a, b: paths of both evaluations.
       num_queries: queries that both can answer.
-      num_products: their products.
+      num_products: number of products of these queries.
       only_in_a, only_in_b: queries that only one of them can answer.
-      unlike: a sentence about how the catalogues or the similarities differ; '' if they do not.
+      unlike: a sentence about how catalogues or similarities differ; '' if they do not.
       difference: {figure: difference} over the shared queries.
-      won, lost: ids of queries whose first result is right in B only, or in A only, those whose
-        rank changed most first.
+      won, lost: ids of queries whose first result is right only in B, or only in A, ordered by the
+        change of rank, largest first.
       backward: {figure: rates}, if backward compatibility was evaluated.
     """
 
@@ -87,16 +87,16 @@ def load(path) -> Written:
     """Reads one evaluation.
 
     Args:
-      path: an `…-eval.json`, or a folder with one, of an experiment or of results; the newest step
-        of several.
+      path: an `…-eval.json`, or the folder of an experiment or of results that contains one (the
+        newest step is used).
 
     Raises:
-      ValueError: there is none, or its files are damaged or do not belong together.
+      ValueError: there is no such file, or files are damaged or do not belong together.
     """
     path = os.fspath(path)
     inside = os.path.join(path, "analysis")
     folder = inside if os.path.isdir(inside) else path if os.path.isdir(path) else ""
-    with contextlib.suppress(OSError):  # what the writer of an evaluation was killed at
+    with contextlib.suppress(OSError):  # completes the files of a writer that was killed
         filesets.settle(folder or os.path.dirname(path) or ".")
     if folder:
         found = [name for name in os.listdir(folder) if name.endswith("-eval.json")]
@@ -136,7 +136,7 @@ def lists_of(evaluated: Written, wanted) -> dict[str, dict]:
     found = {}
     try:
         with open(path, encoding="utf-8") as text:
-            for line in text:  # one entry per line; all entries at once could take gigabytes
+            for line in text:  # one entry per line; reading all at once could take gigabytes
                 if line.strip("[]\n"):
                     entry = json.loads(line.strip("\n,").removeprefix("[").removesuffix("]"))
                     if entry["media"] in wanted:
@@ -154,7 +154,7 @@ def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> 
 
     Args:
       a, b: evaluations of the same queries, paired by id.
-      replicates, seed: of the bootstrap over products.
+      replicates, seed: number of samples and seed of the bootstrap over products.
 
     Raises:
       ValueError: they share no such query, or a query has another product in B.
@@ -166,7 +166,7 @@ def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> 
     rows = [[each.queries[i] for i in shared] for each in (a, b)]
     for i, in_a, in_b in zip(shared, *rows, strict=True):
         if in_a.product != in_b.product:
-            raise ValueError(f"query {i!r} has another product in {b.path}: not the same data")
+            raise ValueError(f"query {i!r} has another product in {b.path}: the data differ")
     ks = sorted({1} | (a.figures.recall.keys() & b.figures.recall.keys()))
     names = [*(f"recall@{k}" for k in ks), "map@r", "mrr"]
     ranks = [np.array([query.rank for query in each]) for each in rows]
@@ -212,7 +212,7 @@ def compare(a: Written, b: Written, replicates=intervals.REPLICATES, seed=0) -> 
 
 
 def names_of(a, b) -> tuple[str, str]:
-    """Short names of two evaluations: what differs in their paths, the experiment's name first.
+    """Short names of two evaluations: the parts of their paths that differ, experiment first.
 
     Args:
       a, b: paths of `…-eval.json` files.
@@ -221,7 +221,7 @@ def names_of(a, b) -> tuple[str, str]:
     for level in range(max(map(len, parts))):
         shown = tuple(each[min(level, len(each) - 1)] for each in parts)
         if shown[0] != shown[1]:
-            # The experiments agree: say which one as well.
+            # The experiment is the same: add its name.
             prefix = parts[0][0] if level and parts[0][0] == parts[1][0] else ""
             return tuple(f"{prefix} {name}".strip() for name in shown)
     return "A", "B"

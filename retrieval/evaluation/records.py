@@ -1,4 +1,4 @@
-"""Results as dataclasses that survive a round trip through JSON."""
+"""Results as dataclasses that can be written to JSON and read again."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any, Self
 
-# Fields that JSON spells differently.
+# Fields with another name in JSON.
 SPELLED = {
     "recall": "recall@k",
     "precision": "precision@k",
@@ -20,9 +20,9 @@ SPELLED = {
 class Record:
     """Base class of frozen dataclasses that are written as JSON objects.
 
-    A field with a default is omitted while it is None or empty. Add new fields with a default, so
-    that results written by earlier versions remain readable. The fields of an optional record with
-    the metadata `inlined` stand beside the others in JSON, not one level below.
+    A field with a default is omitted if it is None or empty. Add new fields with a default, so
+    that results written by earlier versions remain readable. In JSON, the fields of an optional
+    record with the metadata `inlined` are at the level of the other fields, not one level below.
     """
 
     def to_json(self) -> dict[str, Any]:

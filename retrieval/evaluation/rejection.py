@@ -1,4 +1,4 @@
-"""What saying "no match" below a score does to the first results."""
+"""The effect of rejecting first results below a score ("no match")."""
 
 import dataclasses
 
@@ -7,26 +7,26 @@ import numpy as np
 from retrieval.evaluation.records import Record
 
 PRECISION = 0.95
-STEPS = 200  # scores that are listed at most
+STEPS = 200  # maximum number of thresholds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection(Record):
-    """What happens if a first result that scores below a threshold is not shown.
+    """The effect of not showing first results that score below a threshold.
 
-    A shown result is right if it is relevant. Queries without an answer count: showing anything for
-    them is wrong. Index i of each list is of `scores[i]`; for euclidean these are distances, and
-    results beyond them are not shown.
+    A shown result is right if it is relevant. Unanswerable queries are included: any result shown
+    for them is wrong. Entry i of each list is for `scores[i]`. For euclidean these are distances,
+    and results beyond them are not shown.
 
     Attributes:
       scores: thresholds, the most lenient first; a result with exactly this score is shown.
-      shown: share of all queries for which a result is shown.
-      shown_precision: share of right results among those shown.
-      shown_recall: share of right results that are shown.
-      rejected_precision: share of the rejected results that are wrong; 1 if none is rejected.
-      rejected_recall: share of the wrong results that are rejected; 1 if none is wrong.
+      shown: fraction of all queries for which a result is shown.
+      shown_precision: fraction of the shown results that are right.
+      shown_recall: fraction of the right results that are shown.
+      rejected_precision: fraction of the rejected results that are wrong; 1 if none is rejected.
+      rejected_recall: fraction of the wrong results that are rejected; 1 if none is wrong.
       keeps: index of the most lenient threshold whose precision is at least `PRECISION`, None if
-        there is none. It was chosen on these queries: others may have a lower precision.
+        there is none. It was chosen on these queries; on others the precision may be lower.
     """
 
     scores: list[float]
@@ -76,9 +76,9 @@ def of(queries, catalogue, result) -> Rejection | None:
 
 
 def _rounded_down(score):
-    """Scores with five digits of their range, rounded down so that they still pass themselves.
+    """Rounds scores down to five digits of their range, so that a score passes its own threshold.
 
-    A threshold is then what a reader sees of it.
+    The displayed threshold is then the exact one.
     """
     span = max(np.ptp(score), abs(score).max() * 1e-4, 1e-30)
     decimals = 4 - int(np.floor(np.log10(span)))

@@ -1,4 +1,4 @@
-"""Gains after the model: query expansion, database augmentation and re-ranking.
+"""Methods that improve a ranking: query expansion, database augmentation and re-ranking.
 
 All methods work on cosine similarity. Each reports its gain in recall and MAP@R, and its cost in
 seconds.
@@ -21,14 +21,14 @@ METHODS = ("aqe", "dba", "k_reciprocal")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reranked(Record):
-    """What one method gains.
+    """The gain of a method.
 
     Attributes:
       recall: recall@k with the method.
-      map_at_r: MAP@R with it; None for k_reciprocal, which orders the first hundred results only.
+      map_at_r: MAP@R with it; None for k_reciprocal, which re-ranks only the first hundred results.
       seconds: cost for all queries.
-      gain: in recall at the smallest k.
-      seconds_per_point: cost per 0.01 of that gain; NaN if nothing was gained.
+      gain: gain in recall at the smallest k.
+      seconds_per_point: cost per 0.01 of that gain; NaN without a gain.
     """
 
     recall: dict[int, float]
@@ -75,8 +75,8 @@ def average(catalogue, count=5, alpha=3.0):
 def k_reciprocal(queries, catalogue, same, k1=20, depth=100, weight=0.3):
     """Re-ranks lists by shared reciprocal neighbors.
 
-    An item gains by the Jaccard overlap of its `k1` neighbors with the query's, counting only
-    neighbors that have each other among their own. This is a short form of Zhong et al.,
+    The score of an item increases with the Jaccard overlap of its `k1` neighbors with the query's.
+    Only reciprocal neighbors count. This is a short form of Zhong et al.,
     "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017), without its local
     query expansion.
 
@@ -84,14 +84,14 @@ def k_reciprocal(queries, catalogue, same, k1=20, depth=100, weight=0.3):
       queries, catalogue, same: as for `expand`.
       k1: number of neighbors.
       depth: results to re-rank per query.
-      weight: share of the original score in the new one.
+      weight: weight of the original score in the new one.
 
     Returns:
       (scores [Q, depth], rows [Q, depth]), best first.
     """
     k = min(k1 + 1, len(catalogue))
     similar, near = nearest(catalogue, catalogue, k)
-    reach = similar[:, -1]  # similarity at which a query would join an item's neighbors
+    reach = similar[:, -1]  # minimum similarity of a query to be among an item's neighbors
     scores, rows = nearest(queries, catalogue, min(depth + same.most, len(catalogue)))
     scores = np.where(same.among(rows), -np.inf, scores)
     mutual = [set(n.tolist()) for n in near]

@@ -1,4 +1,4 @@
-"""How similar images of one product, and of different products, are."""
+"""Similarity of images of the same product and of different products."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ SAMPLES = 100_000  # pairs of each kind
 
 
 def histogram(queries, catalogue, similarity, bins=60, seed=0):
-    """Counts how similar images of the same product, and of different products, are.
+    """Histograms of the similarity of images of the same product and of different products.
 
     Args:
       queries, catalogue: `Embedded`.
       similarity: 'cosine', 'dot' or 'euclidean'.
       bins: number of bins.
-      seed: of the choice of at most `SAMPLES` pairs of each kind.
+      seed: seed for choosing at most `SAMPLES` pairs of each kind.
 
     Returns:
       {'edges' [bins + 1], 'same_product' [bins], 'different_product' [bins], 'unit'}. The unit is
@@ -42,7 +42,7 @@ def histogram(queries, catalogue, similarity, bins=60, seed=0):
     ]
     everything = np.concatenate(values)
     low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
-    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # collapsed: bins would have no width
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # collapsed: bins without width
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
     counts = [np.histogram(v, edges)[0].tolist() for v in values]

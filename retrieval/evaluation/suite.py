@@ -1,4 +1,4 @@
-"""One call for everything that an evaluation reports: figures, baselines, an index, re-ranking."""
+"""A complete evaluation in one call: figures, baselines, an index, re-ranking."""
 
 import dataclasses
 
@@ -19,24 +19,24 @@ def evaluate(
     threads=None,
     **options,
 ) -> dict[str, figures.Evaluation]:
-    """Evaluates queries against a catalogue and whatever else is asked for.
+    """Evaluates queries against a catalogue, with all requested additions.
 
     Args:
       queries: `Embedded`.
-      catalogue: `Embedded`; None for the queries against themselves.
+      catalogue: `Embedded`; None: each query is searched among the others.
       source: the `figures.Source` or `figures.Files` to report.
       title: the name of this evaluation among the results.
-      with_baselines: also evaluate what needs no training, see `baselines.pairs`.
-      index: a FAISS factory, 'auto' or the folder of an index to evaluate too; None for none.
+      with_baselines: also evaluate the baselines, see `baselines.pairs`.
+      index: a FAISS factory, 'auto' or the folder of an index to evaluate too, or None.
       reranking: names from `rerank.METHODS` to evaluate too.
       threads: number of threads; None for all cores.
       **options: see `figures.evaluate`.
 
     Returns:
-      {title: evaluation}, the baselines last. The first one's figures include everything.
+      {title: evaluation}, the baselines last. The figures of the first include all others.
 
     Raises:
-      ValueError: the sets do not fit together, or an option does not suit them.
+      ValueError: the sets do not fit together, or an option does not apply to them.
     """
     unknown = [name for name in reranking if name not in rerank.METHODS]
     if unknown:
@@ -76,8 +76,8 @@ def evaluate_files(queries, catalogue, paths, **options) -> figures.Evaluation:
 
     Args:
       queries: `Embedded`.
-      catalogue: `Embedded`; None for the queries against themselves.
-      paths: where both were read from, (queries, catalogue or None).
+      catalogue: `Embedded`; None: each query is searched among the others.
+      paths: the paths of both, (queries, catalogue or None).
       **options: see `evaluate`.
     """
     made_by = [figures.Source(**made) for made in inputs.made_by(paths)]

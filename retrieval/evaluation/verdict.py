@@ -1,8 +1,8 @@
-"""One sentence about an evaluation that needs no statistics to read, and what it is based on.
+"""A verdict on an evaluation in one plain sentence, and the figures behind it.
 
-One test decides: the difference in finding the right product first, query by query, with a 95%
-interval from a bootstrap over products. Queries of one product succeed and fail together, so a test
-that counts them as independent (McNemar's) finds differences that other products would not show.
+The test is the 95% interval of the difference in recall@1, paired by query, from a bootstrap over
+products. Queries of one product succeed and fail together. A test that treats them as independent
+(McNemar's) finds differences that do not hold for other products.
 """
 
 import dataclasses
@@ -12,25 +12,25 @@ import numpy as np
 from retrieval.evaluation.intervals import FEW, bootstrap, percentiles
 from retrieval.evaluation.records import Record
 
-ALIKE = 0.01  # a difference that is at most this is none in practice
+ALIKE = 0.01  # differences up to this size are treated as none
 MORE = "collect more products, not more photos"
 OPPOSITE = {"better": "worse", "worse": "better"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict(Record):
-    """What an evaluation says about a model.
+    """The verdict on a model.
 
     Attributes:
-      sentence: for any reader.
-      warning: a further sentence if raw pixels do better; '' otherwise.
+      sentence: the verdict.
+      warning: a further sentence if raw pixels are better; '' otherwise.
       outcome: 'better' or 'worse' than the best baseline, 'alike' (equal in practice), 'unclear'
         (not significant), 'few products', 'one product', 'one query' or 'no baseline'.
-      rate: share of the answerable queries whose first result is relevant.
+      rate: fraction of the answerable queries whose first result is relevant.
       interval: its 95% interval, None for fewer than `intervals.FEW` products.
-      num_queries, num_products: answerable queries, and their products.
-      baseline: title of the best that needs no training, '' if there is none.
-      baseline_rate: its share.
+      num_queries, num_products: numbers of answerable queries and of their products.
+      baseline: title of the best baseline, '' if there is none.
+      baseline_rate: rate of that baseline.
       difference: rate - baseline_rate.
       difference_interval: its 95% interval, None for few products.
     """
@@ -49,13 +49,14 @@ class Verdict(Record):
 
 
 def of_model(right, products, baselines, *, untrained=False) -> Verdict:
-    """The verdict on a model beside what needs no training.
+    """The verdict on a model, compared with the baselines.
 
     Args:
       right: bool [A], whether the first result is relevant, for every answerable query.
       products: [A], the product of each.
-      baselines: {title: bool [A]}, the same of each baseline; 'raw pixels' also has the warning.
-      untrained: whether the model is the one of step 0.
+      baselines: {title: bool [A]}, the same for each baseline; 'raw pixels' is also used for the
+        warning.
+      untrained: whether the model is that of step 0.
     """
     right = np.asarray(right, float)
     others = {title: np.asarray(each, float) for title, each in baselines.items()}
@@ -69,7 +70,7 @@ def of_model(right, products, baselines, *, untrained=False) -> Verdict:
     facts = {"rate": rate, "interval": interval, "num_queries": len(right), "num_products": count}
     if len(right) == 1:
         found = "finds its product first" if rate else "does not find its product first"
-        sentence = f"The only query {found}. One query says nothing about others: {MORE}."
+        sentence = f"The only query {found}. One query is too few for a conclusion: {MORE}."
         return Verdict(sentence=sentence, outcome="one query", **facts)
     sentence = f"Finds the right product first for {percent(rate)} of photos{_range(interval)}."
     rates = {title: float(each.mean()) for title, each in others.items()}
@@ -78,11 +79,11 @@ def of_model(right, products, baselines, *, untrained=False) -> Verdict:
         facts |= {"baseline": best, "baseline_rate": rates[best], "difference": rate - rates[best]}
         facts["difference_interval"] = differences[best]
     if count == 1:
-        sentence += f" All {len(right):,} are of one product, which says nothing about others: "
+        sentence += f" All {len(right):,} are of one product, which is too few for a conclusion: "
         return Verdict(sentence=f"{sentence}{MORE}.", outcome="one product", **facts)
     if not best:
-        sentence += " There is no baseline: embeddings come without images, so what it would be "
-        sentence += "without training is unknown. An evaluation of the model (--model) says it."
+        sentence += " There is no baseline, since stored embeddings have no images: evaluate the "
+        sentence += "model (--model) to compare it with search without training."
         return Verdict(sentence=sentence, outcome="no baseline", **facts)
     outcome = outcome_of(differences[best], count)
     rate_text, best_text = percents(rate, rates[best], distinct=outcome in OPPOSITE)
@@ -96,7 +97,7 @@ def of_model(right, products, baselines, *, untrained=False) -> Verdict:
     what = "the model" if untrained else "training"
     sentence += {
         "better": f"{what} gains {points}, which is significant.",
-        "worse": f"{what} loses {points}, which is significant. Do not use this model as it is.",
+        "worse": f"{what} loses {points}, which is significant. Do not use this model.",
     }.get(outcome) or f"{why_not(outcome, count)}."
     warning = ""
     pixels = rates.get("raw pixels", 0.0)
@@ -105,7 +106,7 @@ def of_model(right, products, baselines, *, untrained=False) -> Verdict:
         here, there = percents(rate, pixels, distinct=True)
         warning = f"Worse than comparing raw pixels, which finds {there} (this model: {here})"
         warning += "." if sure else f"; with {_these(count)} the difference is not significant."
-        warning += " Check the labels, the loss and the learning rate before anything else."
+        warning += " First check the labels, the loss and the learning rate."
     return Verdict(sentence=sentence, warning=warning, outcome=outcome, **facts)
 
 
@@ -114,9 +115,9 @@ def of_pair(names, rates, difference, interval, num_queries, num_products) -> tu
 
     Args:
       names: (A, B).
-      rates: of queries whose first result is relevant, (in A, in B).
-      difference, interval: B - A.
-      num_queries, num_products: that both can answer.
+      rates: fractions of queries whose first result is relevant, (in A, in B).
+      difference, interval: B - A and its 95% interval.
+      num_queries, num_products: numbers of queries that both can answer, and of their products.
 
     Returns:
       (outcome as in `Verdict`, sentence).
@@ -130,18 +131,18 @@ def of_pair(names, rates, difference, interval, num_queries, num_products) -> tu
         points = points_of(difference, interval)
         return outcome, f"{b} is {outcome} than {a}: {finds}. The difference is {points}."
     if outcome == "one query":
-        why = f"one query says nothing about others; {MORE}"
+        why = f"one query is too few for a conclusion; {MORE}"
     elif outcome == "one product":
-        why = f"all photos are of one product, which says nothing about others; {MORE}"
+        why = f"all photos are of one product, which is too few for a conclusion; {MORE}"
     else:
         why = why_not(outcome, num_products)
     if outcome == "alike":
         return outcome, f"{b} and {a} are equally good: {finds}; {why}."
-    return outcome, f"{b} and {a} cannot be told apart: {finds}; {why}."
+    return outcome, f"{b} and {a} cannot be distinguished: {finds}; {why}."
 
 
 def outcome_of(interval, num_products) -> str:
-    """What the 95% interval of a difference says, see `Verdict.outcome`."""
+    """The outcome by the 95% interval of a difference, see `Verdict.outcome`."""
     if num_products < FEW:
         return "one product" if num_products == 1 else "few products"
     low, high = interval
@@ -153,9 +154,9 @@ def outcome_of(interval, num_products) -> str:
 def why_not(outcome, num_products) -> str:
     """Why a difference is not significant, and what to do."""
     if outcome == "alike":
-        return "the difference is at most 1 point, either way"
+        return "the difference is at most 1 point"
     if outcome == "few products":
-        return f"{num_products} products are too few to tell; {MORE}"
+        return f"{num_products} products are too few for a conclusion; {MORE}"
     return f"with {_these(num_products)} the difference is not significant; {MORE}"
 
 
@@ -168,7 +169,7 @@ def percent(rate, digits=0) -> str:
 
 
 def percents(*rates, distinct) -> list[str]:
-    """Rates as percentages, with a decimal if they must be distinct and would not be."""
+    """Rates as percentages, with a decimal if they must differ and otherwise would not."""
     shown = [percent(rate) for rate in rates]
     if distinct and len(set(shown)) < len(shown):
         shown = [percent(rate, 1) for rate in rates]

@@ -1,4 +1,4 @@
-"""What a search found, and what an index is, on stdout: tables for people, JSON for programs."""
+"""Prints search results and the properties of an index: tables for people, JSON for programs."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ def show(query, results):
     """Prints the answer to one query.
 
     Args:
-      query: its name.
+      query: name of the query.
       results: as `Catalogue.results` gives them for a query.
     """
     if not sys.stdout.isatty():
@@ -30,7 +30,7 @@ def show(query, results):
 
 
 def print_built(folder, manifest):
-    """Prints what `catalogue.index.build` made; a recall that it misses is a warning on stderr."""
+    """Prints the result of `catalogue.index.build`; warns on stderr if it misses the recall."""
     place = " on disk" if manifest["on_disk"] else ""
     print(f"{manifest['factory']}{place}: {manifest['why']}")
     print(f"{folder}: {described(manifest)}")
@@ -50,7 +50,7 @@ def described(manifest):
 
 
 def _shortfall(manifest):
-    """Why an index misses the asked recall, and what to do."""
+    """Why an index misses the requested recall, and what to do."""
     tuned = manifest["tuned"]
     low, high = tuned["interval95"]
     if high >= tuned["asked"]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-# Margins leave room for the numbers at the axes, which are larger on a phone.
+# Margins leave space for the numbers at the axes, which are larger on phones.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 26, 34, 56
 
 
@@ -59,7 +59,7 @@ def recall(curves, intervals) -> Chart:
 
 
 def histogram(counts) -> Chart:
-    """Shares of pairs over similarity, of what `similarity.histogram` returns."""
+    """Fraction of pairs over similarity, from the result of `similarity.histogram`."""
     from matplotlib.ticker import MaxNLocator
 
     edges = np.array(counts["edges"])
@@ -74,7 +74,7 @@ def histogram(counts) -> Chart:
     places = [_x((edge - first) / (last - first)) for edge in edges]
     return Chart(
         title="histogram of similarity",
-        y_name="share of pairs",
+        y_name="fraction of pairs",
         x_name=f"{counts['unit']} between the two images of a pair",
         levels=[(f"{100 * level:.3g}%", _y(level / highest)) for level in levels],
         ticks=[

@@ -9,7 +9,7 @@ from retrieval.reports import page
 from retrieval.reports.selection import SHOWN
 from trainer import commandline, files, filesets, quiet
 
-EACH = 24  # queries shown as won, and as lost
+EACH = 24  # queries shown per side
 TITLES = {"map@r": "MAP@R", "mrr": "MRR"}
 COLUMNS = {
     "old": "Old queries, old catalogue",
@@ -73,7 +73,7 @@ def write(folder, a, b, result, paths=None, with_images=True, allow_code=False):
 
 
 def _one_each(names, queries):
-    """The first query of every product, up to EACH of them."""
+    """The first query of each product, at most EACH queries."""
     first = {}
     for name in names:
         first.setdefault(queries[name].product, name)
@@ -97,12 +97,12 @@ def images_of(models, queries, items, paths=None, allow_code=False):
     Args:
       models: set of `figures.Source`.
       queries, items: sets of ids.
-      paths: {id: path of an image file}; an id that it lacks may itself be a path.
-      allow_code: also import models other than this project's own: an evaluation may come from
-        elsewhere and name any module.
+      paths: {id: path of an image file}; an id that is not in it may itself be a path.
+      allow_code: also import models other than this project's: an evaluation from another source
+        may name any module.
 
     Returns:
-      {id: uint8 [H, W, C]}, of the images that were found.
+      {id: uint8 [H, W, C]} of the images that exist.
     """
     images = page.images_at({name: (paths or {}).get(name, name) for name in queries | items})
     for source in sorted(models, key=lambda source: (source.model, source.checkpoint or "")):
@@ -115,7 +115,7 @@ def images_of(models, queries, items, paths=None, allow_code=False):
                 file=sys.stderr,
             )
             continue
-        quiet.import_tensorflow()  # before other imports, which would show its banner
+        quiet.import_tensorflow()  # before other imports, which would print its banner
         from retrieval.embeddings import images as embedded_images
         from trainer import experiment
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file with the figures of an evaluation and the images behind them."""
+"""The report: one HTML file with the figures of an evaluation and images."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from retrieval.evaluation.figures import FEW, Evaluation
 from retrieval.reports import charts, explorer, page, selection
 from retrieval.reports.page import Cell
 
-MOST_CATEGORIES = 40  # the weakest are listed; figures.csv has the others
+MOST_CATEGORIES = 40  # the categories with the lowest recall are listed; figures.csv has all
 RERANKING = {
     "aqe": "Query expansion (aqe)",
     "dba": "Catalogue averaging (dba)",
@@ -21,7 +21,7 @@ RERANKING = {
 class Rate(NamedTuple):
     """A row of the summary: a figure of the embedding and of each baseline.
 
-    intervals: (low, high) of each, None for a figure without one. form: a format.
+    intervals: (low, high) per figure, or None. form: a format.
     """
 
     title: str
@@ -35,10 +35,10 @@ def write(path, *, result, curves, histogram, chosen, queries, catalogue, images
 
     Args:
       path: the HTML file.
-      result: the `figures.Evaluation`, complete.
+      result: the complete `figures.Evaluation`.
       curves: {title: recall over k, see `plots.recall_curve`}.
-      histogram: what `similarity.histogram` returns.
-      chosen: what `selection.choose` returns.
+      histogram: the result of `similarity.histogram`.
+      chosen: the result of `selection.choose`.
       queries, catalogue: `Embedded`.
       images: ({id: image} of queries, {id: image} of catalogue items).
     """
@@ -129,7 +129,7 @@ class _Gallery:
 
     def query(self, q):
         rank, product = int(self.result.ranking.first[q]), str(self.queries.products[q])
-        # A distance is kept as a negative score, so that more is nearer.
+        # Distances are stored as negative scores, so that larger is nearer.
         sign = -1 if self.result.figures.similarity == "euclidean" else 1
         note = f"query; relevant item at rank {rank}" if rank else "query"
         cells = [Cell(self.query_images, str(self.queries.ids[q]), product, "query", note)]

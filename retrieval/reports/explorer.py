@@ -1,4 +1,4 @@
-"""What the report's script explores: queries with their results, and where they lie on the map."""
+"""The data of the report's script: queries with their results, and their points on the map."""
 
 import dataclasses
 
@@ -8,9 +8,9 @@ from retrieval.reports import page, selection
 from retrieval.reports.charts import HEIGHT, WIDTH
 from trainer import quiet
 
-COLORS = 6  # categories with a color of their own on the map
-FITTED = 4000  # rows that the map's axes are computed from
-FEWEST = 30  # points that UMAP needs
+COLORS = 6  # categories with a separate color on the map
+FITTED = 4000  # rows from which the map's axes are computed
+FEWEST = 30  # minimum number of points for UMAP
 MARGIN = 14
 
 
@@ -19,8 +19,8 @@ class Map:
     """The embedding in two dimensions, in units of a chart's view box.
 
     Attributes:
-      method: how it was made, in words.
-      keys: what each color is; colors after the last are gray.
+      method: description of the method.
+      keys: meaning of each color; further colors are gray.
       points: [(x, y, color, 'q' for a query or 'i' for an item, its place in the data)].
     """
 
@@ -46,7 +46,7 @@ def data_of(queries, catalogue, result, chosen, query_images, item_images) -> di
                     [[item, score, whether relevant]], [item, score] of the answer or 0]],
        'query_rows', 'item_rows': rows of the sets}.
     """
-    # A distance is kept as a negative score, so that more is nearer.
+    # Distances are stored as negative scores, so that larger is nearer.
     sign = -1 if result.figures.similarity == "euclidean" else 1
     found = {q: result.rows[q, : selection.SHOWN].tolist() for q in chosen.listed}
     item_rows = {row for each in found.values() for row in each if row >= 0}
@@ -85,9 +85,9 @@ def map_of(queries, catalogue, data, similarity, seed=0) -> Map | None:
 
     Args:
       queries, catalogue: `Embedded`.
-      data: what `data_of` returns.
+      data: the result of `data_of`.
       similarity: 'cosine', 'dot' or 'euclidean'.
-      seed: of the choice of rows for the axes, and of UMAP.
+      seed: seed for choosing the rows for the axes, and for UMAP.
     """
     rows = [queries.embeddings[data["query_rows"]], catalogue.embeddings[data["item_rows"]]]
     shown = _directions(np.concatenate(rows), similarity)
@@ -122,7 +122,7 @@ def map_of(queries, catalogue, data, similarity, seed=0) -> Map | None:
 
 
 def _directions(vectors, similarity):
-    """What the similarity sees: only the directions, if it is the cosine."""
+    """The vectors that the similarity compares: normalized for cosine."""
     vectors = np.asarray(vectors, np.float64)
     if similarity != "cosine":
         return vectors
@@ -130,9 +130,9 @@ def _directions(vectors, similarity):
 
 
 def _in_plane(shown, fitted, seed):
-    """(places [N, 2] of the rows of `shown`, how they were found)."""
+    """(positions [N, 2] of the rows of `shown`, description of the method)."""
     try:
-        with quiet.filtered_stderr():  # it imports TensorFlow where there is one
+        with quiet.filtered_stderr():  # it imports TensorFlow if installed
             import umap
     except ImportError:
         umap = None

@@ -11,20 +11,20 @@ from retrieval.reports import evaluation_page, page, plots, selection
 from trainer import files, filesets, tables
 
 SHOWN = 12  # queries in top_retrieved.png
-PLOTS = ("recall_at_k", "histogram")  # plots that a model can do without
+PLOTS = ("recall_at_k", "histogram")  # optional plots
 
 
 def write(prefix, results, queries, catalogue, images, drawn=PLOTS):
-    """Writes `<prefix>-eval.json` and all that lies beside it, in place of an earlier evaluation.
+    """Writes `<prefix>-eval.json` and its other files, replacing an earlier evaluation.
 
-    All files appear together, so that figures never lie beside the lists of another evaluation.
+    All files are replaced together, so that figures and lists always belong to one evaluation.
 
     Args:
-      prefix: path that the names of all files begin with.
+      prefix: path with which the names of all files begin.
       results: {title: `figures.Evaluation`}; the first is complete, the others are baselines.
       queries, catalogue: `Embedded`.
-      images: function of 'queries' or 'catalogue' and ids [N]; returns {id: uint8 image} of the
-        images that are known.
+      images: function of 'queries' or 'catalogue' and ids [N] that returns {id: uint8 image} of
+        the known images.
       drawn: which of `PLOTS` to draw.
     """
     with filesets.together(prefix) as staged:
@@ -37,7 +37,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
     histogram = similarity.histogram(queries, catalogue, result.figures.similarity)
     tables.write_csv(f"{prefix}-figures.csv", ["figure", "value"], _flat(files.plain(figures)))
     lists = top_retrieved(queries, catalogue, result.scores, result.rows)
-    lists = progress.track(lists, len(queries), "writing what was retrieved")
+    lists = progress.track(lists, len(queries), "writing the results")
     write_json_list(f"{prefix}-top_retrieved.json", lists)
     files.write_json(f"{prefix}-histogram.json", histogram)
     write_queries(f"{prefix}-queries.csv", queries, catalogue, result)
@@ -48,7 +48,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
         plots.recall_at_k(f"{prefix}-recall_at_k.png", curves)
     chosen = selection.choose(queries, catalogue, result)
     shown = _some_rows(len(queries), SHOWN)
-    beside = dict(list(results.items())[:2])  # there is no room for more than raw pixels
+    beside = dict(list(results.items())[:2])  # there is only space for raw pixels
     asked, found = chosen.wanted(list(beside.values()), shown)
     query_images = images("queries", queries.ids[sorted(asked)])
     item_images = images("catalogue", catalogue.ids[sorted(found)])
@@ -65,7 +65,7 @@ def _write(prefix, results, queries, catalogue, images, drawn):
         catalogue=catalogue,
         images=(query_images, item_images),
     )
-    # For the user to fill in `corrected_product` and apply it to the data.
+    # The user fills in `corrected_product` and applies it to the data.
     tables.write_csv(
         f"{prefix}-suspected_labels.csv",
         ["id", "product", "suggested_product", "corrected_product"],
@@ -75,13 +75,13 @@ def _write(prefix, results, queries, catalogue, images, drawn):
 
 
 def write_figures(prefix, figures):
-    """Writes `<prefix>-eval.json`, with checksums of itself and of the lists beside it."""
+    """Writes `<prefix>-eval.json`, with checksums of itself and of its lists."""
     sums = {name: files.sha256(f"{prefix}-{name}") for name in LISTS}
     files.write_sealed(f"{prefix}-eval.json", figures | {"sha256": sums})
 
 
 def write_stored(prefix, result, queries, catalogue):
-    """Writes the evaluation of stored embeddings, with the images that are files."""
+    """Writes the evaluation of stored embeddings, with images that are files."""
     paths = {"queries": page.paths_of(queries), "catalogue": page.paths_of(catalogue)}
 
     def images(which, ids):
@@ -97,7 +97,7 @@ def _some_rows(count, wanted, seed=0):
 
 
 def top_retrieved(queries, catalogue, scores, rows):
-    """Yields what was found for each query, as plain lists and dictionaries."""
+    """Yields the results of each query, as plain lists and dictionaries."""
     for q in range(len(queries)):
         right = catalogue.products[rows[q]] == queries.products[q]
         yield {
@@ -117,7 +117,7 @@ def top_retrieved(queries, catalogue, scores, rows):
 
 
 def _flat(value, name=""):
-    """Yields (dotted name, number) of nested figures; what JSON writes as null is left empty."""
+    """Yields (dotted name, number) of nested figures; a value that JSON writes as null is empty."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
@@ -127,7 +127,7 @@ def _flat(value, name=""):
 
 
 def write_queries(path, queries, catalogue, result):
-    """Writes one line per query: the rank of its first relevant item, and what was found first."""
+    """Writes one line per query: the rank of its first relevant item, and the first result."""
     ranking = result.ranking
 
     def line(q):

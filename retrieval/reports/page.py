@@ -1,7 +1,8 @@
-"""HTML pages that need nothing else: offline, on a phone, in light and dark.
+"""Self-contained HTML pages: they work offline, on phones, in light and dark mode.
 
-The templates in `templates/` hold all HTML and CSS. Text from outside (ids, products, categories)
-needs no care in them: every expression is escaped and its invisible characters are made visible.
+The templates in `templates/` contain all HTML and CSS. Text from the data (ids, products,
+categories) needs no special treatment in them: every expression is escaped, and invisible
+characters are made visible.
 """
 
 import base64
@@ -20,19 +21,19 @@ from retrieval import progress
 from trainer import files
 
 THUMBNAIL = 160  # pixels
-LONGEST = 60  # characters of a name that are shown
-END = 26  # characters of an id that are shown: the end of a path says most
+LONGEST = 60  # characters shown of a name
+END = 26  # characters shown of an id, from its end: the file name
 
 
 class Cell(NamedTuple):
     """One image with its product and a note below it.
 
     Attributes:
-      images: {id: uint8 [H, W, C]}, the images that are known; or, for a page whose images are all
-        in one list, {id: place in `Images.urls`}.
+      images: {id: uint8 [H, W, C]} of the known images; or, for a page whose images are all in one
+        list, {id: index in `Images.urls`}.
       identity: id of this image.
       product: its product.
-      kind: 'query', 'found', 'right', 'wrong', or 'missed' for what should have been found.
+      kind: 'query', 'found', 'right', 'wrong', or 'missed' for an item that should have been found.
       note: text below the product.
     """
 
@@ -44,17 +45,17 @@ class Cell(NamedTuple):
 
 
 class Images:
-    """The images of a page that shows some of them many times: each is in the file once.
+    """The images of a page, each stored once even if it is shown several times.
 
     Attributes:
-      urls: their data URLs.
+      urls: data URLs of the images.
     """
 
     def __init__(self):
         self.urls: list[str] = []
 
     def add(self, images) -> dict:
-        """Returns {id: place in `urls`} of {id: uint8 [H, W, C]}."""
+        """Adds {id: uint8 [H, W, C]}; returns {id: index in `urls`}."""
         first = len(self.urls)
         self.urls += [str(_data_url(image)) for image in images.values()]
         return dict(zip(images, range(first, len(self.urls)), strict=True))
@@ -79,7 +80,7 @@ def visible(value) -> str:
 def _visible(character):
     if ord(character) < 32:
         return chr(0x2400 + ord(character))
-    # Controls, line separators, and marks of direction, which reach beyond the text they are in.
+    # Controls, line separators, and direction marks, which affect the text that follows.
     hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
     turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return "\ufffd" if hidden or turns else character
@@ -99,7 +100,7 @@ def _data_url(image):
     kind = "PNG" if max(picture.size) <= 48 else "JPEG"
     out = io.BytesIO()
     picture.save(out, kind, quality=75)
-    # Base64 needs no escaping, and looking at each of its characters would take seconds.
+    # Base64 needs no escaping; checking each character would take seconds.
     return Markup(f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}")
 
 
@@ -123,7 +124,7 @@ ENVIRONMENT.filters |= {
 
 
 def paths_of(items) -> dict:
-    """{id: path of the image file} of an `Embedded`; the id itself where no path is known."""
+    """{id: path of the image file} of an `Embedded`; the id if the path is unknown."""
     paths = (
         items.ids if items.paths is None else np.where(items.paths == "", items.ids, items.paths)
     )
@@ -131,9 +132,9 @@ def paths_of(items) -> dict:
 
 
 def own_files(items, ids) -> dict:
-    """{id: path} for those of `ids` whose image file holds no other item of an `Embedded`.
+    """{id: path} for the `ids` whose image file is of no other item of an `Embedded`.
 
-    Several items of one file are crops of it, which only the model's data set knows.
+    If several items share a file, they are crops, which only the model's data set can read.
     """
     if items.paths is None:
         return {}
@@ -151,7 +152,7 @@ def images_at(paths) -> dict:
       paths: {id: path}.
 
     Returns:
-      {id: uint8 [H, W, 3]}, at most `THUMBNAIL` pixels wide and high, of the paths that are image
+      {id: uint8 [H, W, 3]}, at most `THUMBNAIL` pixels wide and high, for paths that are image
       files.
     """
     there = {name: path for name, path in paths.items() if os.path.isfile(path)}
@@ -166,7 +167,7 @@ def images_at(paths) -> dict:
 
 
 def image_at(path):
-    """One image as `images_at` reads it; None for a damaged file, or not an image."""
+    """Reads an image as in `images_at`; None if the file is damaged or not an image."""
     from PIL import Image
 
     from metriclearn.datasets import image_files

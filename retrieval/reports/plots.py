@@ -1,4 +1,4 @@
-"""Plots as PNG: recall over k, similarity, and queries beside what was retrieved for them."""
+"""Plots as PNG: recall over k, similarity, and queries with their results."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def save_figure(figure, path):
 
 
 def top_retrieved(path, panels, top=TOP):
-    """Draws each query with its best items in every ranking, relevant ones framed green.
+    """Draws each query with its best items in every ranking; relevant items have a green frame.
 
     Args:
       path: the PNG file.
@@ -116,12 +116,12 @@ def recall_at_k(path, curves):
 
 
 def histogram(path, counts):
-    """Draws what `similarity.histogram` returns."""
+    """Draws the result of `similarity.histogram`."""
     figure, axes = _figure()
     for kind, color in (("different_product", QUERY), ("same_product", RIGHT)):
         shares = np.array(counts[kind]) / max(1, sum(counts[kind]))
         axes.stairs(shares, counts["edges"], fill=True, alpha=0.6, color=color, label=kind)
-    axes.set(xlabel=counts["unit"], ylabel="share of pairs")
+    axes.set(xlabel=counts["unit"], ylabel="fraction of pairs")
     axes.legend([label.replace("_", " ") for label in ("different_product", "same_product")])
     save_figure(figure, path)
 

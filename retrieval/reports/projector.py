@@ -1,4 +1,4 @@
-"""Embeddings for TensorBoard's projector: vectors, a table of what they are, a sprite of images."""
+"""Embeddings for TensorBoard's projector: vectors, a table of metadata, a sprite of images."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from retrieval.reports import page
 from trainer import files
 
 POINTS = 2000  # at most
-NUMBERS = 1_000_000  # at most, in all points: about 10 MB of text
+NUMBERS = 1_000_000  # maximum over all points: about 10 MB of text
 CONFIG = """embeddings {{
   tensor_name: "embeddings"
   tensor_path: "tensors.tsv"
@@ -26,17 +26,17 @@ SPRITE = """  sprite {{
 
 
 def write(folder, queries, catalogue, seed=0):
-    """Writes what `tensorboard --logdir=FOLDER` shows as a projector.
+    """Writes the files that `tensorboard --logdir=FOLDER` shows in its projector.
 
     Args:
       folder: made if it does not exist.
-      queries, catalogue: `Embedded`; the images are the reduced ones, if both have them.
-      seed: of the choice of points.
+      queries, catalogue: `Embedded`; their reduced images are used if both have them.
+      seed: seed for choosing the points.
     """
     os.makedirs(folder, exist_ok=True)
     random = np.random.default_rng(seed)
     most = max(2, min(POINTS, NUMBERS // queries.embeddings.shape[1]))
-    # Half of each side, more of one if the other has fewer.
+    # Half from each side, more from one side if the other has fewer.
     of_queries = min(len(queries), max(most // 2, most - len(catalogue)))
     of_catalogue = min(len(catalogue), most - of_queries)
     sides = [
@@ -66,7 +66,7 @@ def write(folder, queries, catalogue, seed=0):
 
 
 def _sprite(images, side):
-    """Square images in rows, as TensorBoard wants them: as many in a row as there are rows."""
+    """Square images in rows as TensorBoard expects: as many per row as there are rows."""
     across = math.ceil(math.sqrt(len(images)))
     sprite = Image.new("RGB", (across * side, across * side))
     for n, image in enumerate(images):

@@ -1,8 +1,8 @@
-"""A page of what a search found: each query's image beside those of its items."""
+"""A page of search results: the image of each query beside the images of its results."""
 
 from retrieval.reports import page
 
-QUERIES = 100  # shown at most, since every image is in the file
+QUERIES = 100  # maximum shown, since the file contains every image
 
 
 def write(path, title, answers):
@@ -11,7 +11,7 @@ def write(path, title, answers):
     Args:
       path: the HTML file.
       title: its title.
-      answers: (name, path of its image, results as `Catalogue.results` gives them) per query.
+      answers: per query, (name, path of its image, results as returned by `Catalogue.results`).
     """
     shown = answers[:QUERIES]
     of_queries = page.images_at({name: file for name, file, _ in shown})

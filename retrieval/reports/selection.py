@@ -1,4 +1,4 @@
-"""What a report shows of an evaluation: the queries and items worth a look."""
+"""Chooses the queries and items that a report shows."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from retrieval.ranking.vectors import pair_similarity
 
-EACH = 12  # entries of every section
+EACH = 12  # maximum rows per section
 SHOWN = 5  # results beside a query
 HUB_DEPTH = 10  # results per query that count for a hub
 LISTED = 400  # queries to explore
@@ -18,13 +18,13 @@ class Chosen:
     """Rows of queries (for `hubs`, of the catalogue) to show.
 
     Attributes:
-      worst: the first relevant item ranks lowest; one query per product, since its others fail
-        alike.
+      worst: the first relevant item has the lowest rank; one query per product, since queries of
+        the same product fail in the same way.
       near: the first relevant item just missed the top; one query per product.
       hits: a random choice of queries whose first result is relevant.
       hubs: [(catalogue row, times it was wrongly among the first `HUB_DEPTH`)].
-      suspects: [(query row, product it looks like)], the surest first, see `_suspects`.
-      listed: queries to explore: those above and a random choice of the others, in order.
+      suspects: [(query row, product it looks like)], most certain first, see `_suspects`.
+      listed: queries to explore: all above and a random choice of the others, in order.
       answers: {query row: (catalogue row, similarity)} of the best relevant item, for queries that
         do not show it among their results.
     """
@@ -57,7 +57,7 @@ class Chosen:
 
 
 def choose(queries, catalogue, result, seed=0) -> Chosen:
-    """Chooses what to show of an evaluation, at most `EACH` of a kind but all suspects."""
+    """Chooses what to show of an evaluation: all suspects, at most `EACH` of other kinds."""
     ranking, rows = result.ranking, result.rows
     first = ranking.first
     random = np.random.default_rng(seed)
@@ -89,11 +89,11 @@ def choose(queries, catalogue, result, seed=0) -> Chosen:
 
 
 def _listed(rows, result):
-    """The first of the queries `rows`, as many as `LISTED` and `MOST_IMAGES` allow, sorted."""
+    """The first of the query `rows`, as many as `LISTED` and `MOST_IMAGES` allow, sorted."""
     listed, items = set(), set()
     for q in rows.tolist():
         more, count = items | set(result.rows[q, :SHOWN].tolist()), len(listed) + 1
-        # For each query also the relevant item that is not among the results.
+        # For each query, also the relevant item that is not among the results.
         shown = count + min(count + len(more), result.figures.num_catalogue)
         if len(listed) == LISTED or shown > MOST_IMAGES:
             break
@@ -108,10 +108,10 @@ def _one_each(rows, products):
 
 
 def _suspects(queries, catalogue, result, right):
-    """Queries whose label looks wrong, the surest first.
+    """Queries whose label is probably wrong, most certain first.
 
-    Their own product is not among the first five. These instead show all images (up to five) of one
-    other product, and the first is as near as relevant results usually are.
+    Their own product is not among the first five results. Instead, these are all images (up to
+    five) of one other product, and the first is as near as relevant results usually are.
     """
     ranking, rows, best = result.ranking, result.rows, result.scores[:, 0]
     _, codes, count = np.unique(catalogue.products, return_inverse=True, return_counts=True)
@@ -137,7 +137,7 @@ def _answers(queries, catalogue, shown, result):
 
 
 def confusion(queries, catalogue, result, shown=15):
-    """Pairs of products that are most often mistaken.
+    """Pairs of products that are most often confused.
 
     Returns:
       [(product, product found first instead, such queries, answerable queries of the product)],
@@ -159,7 +159,7 @@ def category_confusion(queries, catalogue, result, shown=12):
 
     Returns:
       (names [C], counts [C, C]): queries by their own category (row) and the category of their
-      first result (column). The most frequent `shown` categories; all others are one, named '…'.
+      first result (column). Contains the most frequent `shown` categories, and '…' for all others.
     """
     best = result.rows[:, 0]
     there = (best >= 0) & result.ranking.answerable

@@ -13,7 +13,7 @@ from retrieval.reports.comparison_page import TITLES, backward_table
 def print_evaluation(results, prefix, evaluated=""):
     """Prints {title: evaluation}, the first one complete, whose files begin with `prefix`.
 
-    The verdict comes first, then the line `evaluated`, which says what it is about.
+    The verdict is first, then the line `evaluated`, which names what was evaluated.
     """
     figures = next(iter(results.values())).figures
     if figures.verdict:
@@ -56,7 +56,7 @@ def print_evaluation(results, prefix, evaluated=""):
     for method, found in figures.rerank.items():
         gain = f"{100 * found.gain:+.2f} points of recall@{ks[0]}"
         print(f"{method}: {found.seconds:.2g} s for {gain}")
-    print(f"Wrote {prefix}-report.html and, beside it, its figures as JSON, CSV and PNG.")
+    print(f"Wrote {prefix}-report.html, and beside it the figures as JSON, CSV and PNG.")
 
 
 def print_comparison(result):
@@ -71,7 +71,7 @@ def print_comparison(result):
     _print(title, ["", *names, "difference", "95% interval"], rows)
     print(
         f"{result.num_queries:,} queries of {result.num_products:,} products in both; the first "
-        f"result is right in {names[1]} only for {len(result.won):,}, in {names[0]} only for "
+        f"result is right only in {names[1]} for {len(result.won):,}, only in {names[0]} for "
         f"{len(result.lost):,}."
     )
     if result.unlike:
@@ -81,18 +81,18 @@ def print_comparison(result):
 
 
 def print_feedback(models):
-    """Prints what `feedback.figures` returns."""
+    """Prints the result of `feedback.figures`."""
     names = [name for name in models[0] if name.startswith("recall@")]
     rows = []
     for one in models:
         spans = [one["interval95"][name] for name in names]
         rows.append([str(one["model"])[:12], *_rates(one[name] for name in names)])
         rows.append(["95% interval", *(f"{low:.3f}-{high:.3f}" for low, high in spans)])
-    _print("Recall of live use, by model", ["", *names], rows)
+    _print("Recall by user feedback, per model", ["", *names], rows)
     for one in models:
         print(
             f"{str(one['model'])[:12]}: {one['judgments']} judgments of {one['queries']} queries, "
-            f"{one['good']} good. Queries that nobody judged are not counted."
+            f"{one['good']} good. Queries without a judgment are not counted."
         )
 
 

@@ -31,8 +31,8 @@ def shop(tmp_path):
     ("asked", "said"),
     [
         ({"saved_model": "m"}, "--checkpoint and --saved_model: give one of them"),
-        ({"image_size": 64}, "--image_size: goes with --saved_model"),
-        ({"input_range": "0,1"}, "--input_range: goes with --saved_model"),
+        ({"image_size": 64}, "--image_size: needs --saved_model"),
+        ({"input_range": "0,1"}, "--input_range: needs --saved_model"),
         ({"output": ""}, "--output=DIR: name the folder of the store"),
         ({"columns": "path=file"}, "--columns has no effect: it names columns of --manifest"),
         ({"dataset": "trn"}, "--dataset has no effect: --folder or --manifest is embedded"),
@@ -51,7 +51,9 @@ def test_flags_that_would_be_ignored_are_refused(shop, monkeypatch, capsys, aske
 @pytest.mark.parametrize("given", [["--folder=."], ["--saved_model=m"], ["--dataset=x"]])
 def test_what_embeds_the_images_must_be_given(capsys, given):
     assert run_program(embed, *given, "--output=s") == 1
-    assert capsys.readouterr().err.startswith("error: Give what embeds the images: --model=NAME")
+    assert capsys.readouterr().err.startswith(
+        "error: Give the model that embeds images: --model=NAME"
+    )
 
 
 def test_the_command_line_needs_no_model(shop):

@@ -153,7 +153,7 @@ def test_a_duplicate_of_the_query_under_another_id_is_not_the_query():
         ),
         ({"query_labels": [1j]}, "query_labels must be integers or strings, not complex128"),
         ({"query_labels": [None]}, "query_labels must be integers or strings"),
-        ({"query_labels": ["1"]}, "labels: <U1 of the queries and int64 of the catalogue do not"),
+        ({"query_labels": ["1"]}, "labels: <U1 of the queries and int64 of the catalogue"),
         ({"query_labels": [b"\xff"], "catalogue_labels": ["a", "b"]}, "is not UTF-8"),
         ({"query_ids": [1], "catalogue_ids": ["a", "b"]}, "ids: int64 of the queries and <U1"),
         ({"query_ids": [[1, 2]]}, "query_ids must have one entry per row"),

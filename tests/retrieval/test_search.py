@@ -102,13 +102,13 @@ def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_answered(colors
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "error: Give a photo, a folder of photos or - for paths on standard input; words, wh"),
+        ([], "error: Give a photo, a folder of photos, - for paths on standard input, words (if"),
         (["{photo}", "--item=red-1.png"], "error: Give a photo, "),
         (["{photo}", "--category=brigth"], "is of category 'brigth'. Did you mean 'bright'?"),
         (["{photo}", "--category=shoes"], "category 'shoes'. It has bright, neutral."),
         (["{photo}", "--k=0"], "--k"),
         (["{photo}", "--threshold=95"], "--threshold=95: similarities are between -1 and 1"),
-        (["-"], "error: -: standard input names no photo: write one path per line"),
+        (["-"], "error: -: standard input contains no path; give one path per line"),
         (["{empty}"], "contains no image"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_index_that_cannot_answer_is_one_line(colors, points, tmp_path, capsy
     # Of stored embeddings, without a model.
     items = store.Embedded(points[:9], *[points[:9, 0].astype(str)] * 3)
     index.build(write_store(tmp_path / "s", [items]), tmp_path / "i", "Flat")
-    said = f"{tmp_path}/i: carries no model to embed a photo with: build it again with"
+    said = f"{tmp_path}/i: contains no model to embed a photo with: build it again with"
     assert said in refused(f"--index={tmp_path}/i")
     # A model that was exchanged or damaged.
     shutil.copytree(colors.parent / "i", tmp_path / "j")
@@ -188,7 +188,7 @@ def test_the_page_shows_what_was_found(colors, tmp_path, capsys, monkeypatch):
     assert run_program(search, *line, f"--page={page}", "--open") == 0
     assert page.read_text().count("<figure") == 3 and opened == [f"file://{page}"]
     assert run_program(search, "--item=red-1.png", f"--index={colors}/../i", "--k=2", "--open") == 0
-    assert len(opened) == 2 and capsys.readouterr().err.count("images of what was found") == 2
+    assert len(opened) == 2 and capsys.readouterr().err.count("images of the results") == 2
 
 
 def test_a_new_version_keeps_or_replaces_the_model(colors, mean_color, tmp_path, capsys):

@@ -36,7 +36,7 @@ def test_the_folder_alone_is_searched_by_words_without_tensorflows_package(worde
     # Photos first; then words, by their order.
     assert list(best) == [words[1], "blue red blue", "green", "green.png"]
     assert list(best.values()) == ["red", "blue", "green", "green"]
-    assert "no file is called 'green': it is searched as text" in done.stderr
+    assert "there is no file 'green': searching for it as text" in done.stderr
     assert "blue red blue" in (tmp_path / "p.html").read_text()
 
 
@@ -52,7 +52,7 @@ def test_an_index_without_a_text_tower_says_why(worded, capsys):
     assert run_program(search, "red dress", f"{worded}/red.png", f"--index={worded}/plain") == 1
     out, err = capsys.readouterr()
     assert (
-        "error: 'red dress' names no file, and cannot be searched as text: the model has no" in err
+        "error: 'red dress' is not a file, and cannot be searched as text: the model has no" in err
     )
     assert len(out.splitlines()) == 1
     assert run_program(search, "--text=red", f"--index={worded}/headed") == 1
@@ -94,6 +94,6 @@ def test_texts_are_evaluated_against_an_index(worded, tmp_path, capsys):
         assert run_program(eval, *line) == 1
         assert message in capsys.readouterr()[1]
     assert run_program(eval, line[0], f"--catalogue={worded}/s", line[2]) == 1
-    assert "is not an index, which carries the model for texts" in capsys.readouterr()[1]
+    assert "is not an index, which contains the model for texts" in capsys.readouterr()[1]
     assert run_program(eval, *line, "--model=models.simple") == 1
     assert "--model has no effect: --text_queries with --catalogue" in capsys.readouterr()[1]

@@ -1,5 +1,5 @@
 "use strict";
-// What a reader does with a page: enlarge images, sort tables, show more, filter, reject, hover.
+// Interaction with a page: enlarge images, sort tables, show more, filter, set a threshold, hover.
 // Text from the data becomes text nodes and properties only, never markup.
 (() => {
 const one = (selector, root = document) => root.querySelector(selector);
@@ -15,7 +15,7 @@ const {images = [], items = [], queries: asked = [], rejection} =
 for (const image of all("img[data-image]"))
   Object.assign(image, {src: images[image.dataset.image]});
 
-// ---- one image with its text, as the macro `figure` writes it
+// ---- an image with its text, like the macro `figure`
 const MARKS = {right: "✓ ", wrong: "✗ "};
 const end = text => text.length > 26 ? "…" + text.slice(-26) : text;
 function figure([id, product, , image], kind, note) {
@@ -32,7 +32,7 @@ function figure([id, product, , image], kind, note) {
   return make("figure", {className: kind, title: id}, ...shown, text);
 }
 
-// ---- the large view: a modal dialog, which keeps the focus inside and the page behind inert
+// ---- the large view: a modal dialog keeps the focus inside and makes the page behind it inert
 const stage = make("div", {className: "stage"});
 const told = make("p", {className: "told", ariaLive: "polite"});
 const button = (label, text, act) =>

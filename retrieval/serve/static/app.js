@@ -1,8 +1,8 @@
-// The search page: state, requests, drawing. Whatever the catalogue says is set as text, never HTML.
+// The search page: state, requests, drawing. Strings from the catalogue are set as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
-const LARGEST = 2048; // longer side of a photo that is made smaller before it is sent
-const HEAVY = 4e6; // bytes above which it is
+const LARGEST = 2048; // longer side of a large photo after it is scaled down for sending
+const HEAVY = 4e6; // bytes above which a photo is scaled down
 const QUERIES = 20; // kept at most
 const DEFAULTS = { k: 20, threshold: null, group: false, category: "", catalogue: "" };
 
@@ -10,10 +10,10 @@ let info = null;
 let state = { ...DEFAULTS };
 let queries = []; // {file, address} of a photo, {id, address} of an item or {text}; crop: {x, y, w, h} or null
 let current = null;
-let answer = null; // of the last search
+let answer = null; // the answer to the last search
 let running = null; // AbortController of the search under way
-let shown = -1; // the result in the large view
-let keys = 0; // of queries, by which the history names them
+let shown = -1; // number of the result in the large view
+let keys = 0; // keys of queries in the history
 
 // ------------------------------------------------------------------ small tools
 
@@ -67,7 +67,7 @@ async function ask(path, options = {}) {
     const problem = await response.json().catch(() => ({}));
     if (response.status === 401) { await login(); continue; }
     if (response.status === 503 && tries < 4) {
-      say("The server is busy; trying again…");
+      say("The server is busy. Trying again…");
       await sleep(Number(response.headers.get("Retry-After")) || 1);
       continue;
     }
@@ -94,7 +94,7 @@ const post = (values) => ({
   body: JSON.stringify(values),
 });
 
-// The photo as it is sent: as it came, or a part of it, or a smaller copy.
+// The photo to send: the original, a part of it, or a smaller copy.
 async function upload(query) {
   const { crop, file } = query;
   if (file && !crop && file.size <= HEAVY) return file;
@@ -103,7 +103,7 @@ async function upload(query) {
   try {
     await image.decode();
   } catch {
-    if (file) return file; // the server says what is wrong with it
+    if (file) return file; // the server's answer says what is wrong with it
     throw new Trouble("The image cannot be read.");
   }
   const { x, y, w, h } = crop || { x: 0, y: 0, w: 1, h: 1 };
@@ -161,7 +161,7 @@ async function vote(result, good, buttons) {
     await ask(`/v1/feedback?catalogue=${encodeURIComponent(state.catalogue)}`,
       post({ query: answer.query, id, good, rank, score }));
     buttons.forEach((button, n) => button.setAttribute("aria-pressed", String((n === 0) === good)));
-    say("Thank you: recorded.");
+    say("Recorded. Thank you.");
   } catch (error) {
     say(error.message);
   }
@@ -213,7 +213,7 @@ function choose(query, restoring = false) {
 function addFiles(files) {
   const images = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
   if (!images.length) {
-    return complain("That is not an image file.");
+    return complain("This is not an image file.");
   }
   const made = images.slice(0, QUERIES).map((file) => (
     { file, address: URL.createObjectURL(file), name: file.name || "Pasted photo", crop: null }));
@@ -345,7 +345,7 @@ function drawResults() {
   if (!answer) return say("");
   if (results.length) return say(`${results.length} ${results.length === 1 ? "result" : "results"}`);
   const remedies = [];
-  if (state.threshold !== null) remedies.push("lower the least score");
+  if (state.threshold !== null) remedies.push("lower the minimum score");
   if (state.category) remedies.push("search all categories");
   say(`Nothing found${remedies.length ? `: ${remedies.join(", or ")}` : ""}.`);
 }
@@ -365,7 +365,7 @@ function card(result, n) {
   }, "no image");
   if (result.image) {
     const image = make("img", { loading: "lazy", alt: "", src: imageOf(result, 256) });
-    image.onerror = () => image.replaceWith("image is missing");
+    image.onerror = () => image.replaceWith("image missing");
     view.replaceChildren(image);
   }
   const bar = make("span");
@@ -437,10 +437,10 @@ function startDrag(event) {
   const box = before || { x: 0, y: 0, w: 1, h: 1 };
   const corner = event.target.closest(".corner");
   const moves = !corner && before && event.target.closest("#box");
-  // The point that stays: the opposite corner, or where a new box begins.
+  // The fixed point: the opposite corner, or the start of a new box.
   const fixed = corner
     ? { x: box.x + (1 - corner.dataset.x) * box.w, y: box.y + (1 - corner.dataset.y) * box.h } : start;
-  // A corner is gripped beside its very point.
+  // Keeps the offset between the pointer and the corner.
   const grip = corner
     ? { x: box.x + corner.dataset.x * box.w - start.x, y: box.y + corner.dataset.y * box.h - start.y }
     : { x: 0, y: 0 };

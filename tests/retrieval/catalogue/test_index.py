@@ -77,7 +77,7 @@ def test_what_an_index_refuses(tmp_path, points):
     with pytest.raises(ValueError, match="embedded with other weights"):
         index.add(other, folder)
     loaded = index.Catalogue.open(folder)
-    with pytest.raises(ValueError, match="--k=0: takes a number from 1 on"):
+    with pytest.raises(ValueError, match="--k=0: takes a number of at least 1"):
         loaded.find(points, k=0)
     for wrong in ({"recall": 95}, {"memory": -1}, {"memory": 0}, {"memory": np.nan}):
         with pytest.raises(ValueError, match="--(recall|memory)=.*: takes a "):
@@ -181,5 +181,5 @@ def test_an_index_of_other_columns_is_refused(shop):
     manifest["sha256"]["items.arrow"] = files.sha256(version / "items.arrow")
     del manifest["checksum"]
     files.write_sealed(version / "manifest.json", manifest)
-    with pytest.raises(ValueError, match="written by another version.*build anew"):
+    with pytest.raises(ValueError, match="written by another version.*build it again"):
         index.Catalogue.open(shop / "i")

@@ -93,7 +93,7 @@ def test_items_like_an_item_and_what_is_not_there(pair, points):
         there.find_like([f"nobody{NASTY}"])
     with pytest.raises(ValueError, match=r"queries are \[1, 3\]"):
         there.find(points[:1, :3])
-    with pytest.raises(ValueError, match="carries no model"):
+    with pytest.raises(ValueError, match="contains no model"):
         there.embedder()
 
 
@@ -154,7 +154,7 @@ def test_photos_are_searched_and_served(place, colors, tmp_path, capsys, monkeyp
     found = json.loads(capsys.readouterr().out)
     assert found["results"][:2] == expected["results"][:2]  # the third is one of two grays
     assert run_program(search, photo, f"--index={to}@{tmp_path}", "--k=3") == 1
-    assert f"{tmp_path}: carries no model" in capsys.readouterr().err
+    assert f"{tmp_path}: contains no model" in capsys.readouterr().err
     (shelf,) = opening.shelves(
         [f"shop={to}"], thumbnails.Thumbnails("", 10**6), metrics.Metrics(), threads=1
     )

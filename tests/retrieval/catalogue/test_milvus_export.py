@@ -85,7 +85,7 @@ def test_a_kill_in_mid_export_loses_and_doubles_nothing(folder, lite, points):
             env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL
-    with pytest.raises(ValueError, match="holds no catalogue"):
+    with pytest.raises(ValueError, match="has no catalogue"):
         milvus.current(lite)
     about = milvus_export.export(folder, lite)
     assert about["count"] == 600 and about["added"] == 0
@@ -110,7 +110,7 @@ def test_what_goes_wrong_is_one_line_and_the_version_stays(
     line = ["export", f"--index={folder}"]
     with monkeypatch.context() as patch:
         patch.setattr(milvus, "count_of", lambda *_: 5)
-        assert "holds 5 of 599 items: export again; the alias is unchanged" in said(
+        assert "has 5 of 599 items: export again; the alias is unchanged" in said(
             *line, f"--to={lite}"
         )
     assert milvus.version_of(milvus.current(lite)) == 1
@@ -124,8 +124,8 @@ def test_what_goes_wrong_is_one_line_and_the_version_stays(
     assert milvus.version_of(milvus.current(lite)) == 1
     assert milvus_export.export(folder, lite)["count"] == 599
     assert "cannot be read or written" in said(*line, "--to=milvus:http://127.0.0.1:9#x")
-    assert "names no place" in said(*line, "--to=milvus:")
-    assert "is no name" in said(*line, "--to=milvus:a#b-c")
+    assert "has no place" in said(*line, "--to=milvus:")
+    assert "is not a name" in said(*line, "--to=milvus:a#b-c")
     assert "names the place already" in said(*line, f"--to={lite}", "--output=x")
     long = dataclasses.replace(items(points[:2]), ids=np.array(["x" * 70_000, "y"]))
     index.build(write_store(tmp_path / "l", [long]), tmp_path / "long", "Flat")

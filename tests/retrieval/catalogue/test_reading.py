@@ -15,7 +15,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, points):
         path = folder / "versions" / "000001" / name
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(ValueError, match=rf"{name}: is damaged .*; build it anew"):
+        with pytest.raises(ValueError, match=rf"{name}: is damaged .*; build it again"):
             reading.check_files(folder, version, manifest, everything=True)
         path.unlink()
         with pytest.raises(ValueError, match=rf"{name}: is missing from its index"):

@@ -41,7 +41,7 @@ def test_shards_by_the_program_equal_one_process(line, whole, tmp_path, capsys):
     assert run_program(embed, *line, at, "--shard=0/2") == 1
     assert "made in 3 shards, which 2 would overlap" in capsys.readouterr().err
     assert run_program(embed, *line, at, "--shard=1/3", "--where=product=red") == 1
-    assert "holds embeddings of other images" in capsys.readouterr().err
+    assert "contains embeddings of other images" in capsys.readouterr().err
     assert run_program(embed, *line, at, "--shard=1/3") == 0
     assert run_program(embed, at, "--finish") == 0
     assert capsys.readouterr().out.endswith(f"{len(whole)} x 3 float32\n")

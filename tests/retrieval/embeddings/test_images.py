@@ -50,7 +50,7 @@ def test_a_manifest_is_read_as_training_reads_it(pictures, tmp_path):
         ({"csv": csv, "where": "role=nobody"}, "--where=role=nobody: role=nobody: no row has"),
         ({"csv": csv, "where": "rôle=x"}, "no column 'rôle'.*did you mean 'role'"),
         ({"csv": csv, "folder": "x"}, "--folder and --manifest: give one of them"),
-        ({"folder": "x", "columns": "path=file"}, "--columns: goes with --manifest"),
+        ({"folder": "x", "columns": "path=file"}, "--columns: needs --manifest"),
         ({"folder": str(tmp_path)}, "contains no image"),
         ({"folder": str(tmp_path / "none")}, "there is no such folder or image"),
     ):
@@ -154,7 +154,7 @@ def test_another_photo_of_the_same_name_is_not_taken_for_the_old_one(mean, tmp_p
             rows = images.table(str(tmp_path / "photo.png"))
             if color == 10:
                 passes.embed_table(rows, tmp_path / "s", made)
-        with pytest.raises(ValueError, match="holds embeddings of other images: name another"):
+        with pytest.raises(ValueError, match="contains embeddings of other images: use another"):
             passes.embed_table(rows, tmp_path / "s", made)
 
 

@@ -65,7 +65,7 @@ def test_all_embeds_the_catalogue_of_all_splits(tiny_model, tiny_table, tmp_path
     assert run_program(embed, "--model=tiny", *where, f"--output={tmp_path}/w") == 0
     assert store.read(tmp_path / "w").ids.tolist() == list("1256")
     assert run_program(embed, "--model=tiny", "--all", "--folder=x", f"--output={tmp_path}/b") == 1
-    assert "--all: is the whole catalogue of --model's own data set" in capsys.readouterr().err
+    assert "--all embeds the whole catalogue of --model's data set" in capsys.readouterr().err
 
 
 def test_embed_says_which_share_of_the_products_the_test_catalogue_is(
@@ -108,4 +108,4 @@ def test_a_dataset_is_embedded_in_shards_and_into_object_storage(
 
     monkeypatch.setattr(tiny_model, "datasets", of_unknown_length)
     assert run_program(embed, *line, f"--output={tmp_path}/e", "--shard=0/2") == 1
-    assert "'retrieval_query' of tiny does not say how many" in capsys.readouterr().err
+    assert "'retrieval_query' of tiny has no known number" in capsys.readouterr().err

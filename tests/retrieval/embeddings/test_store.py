@@ -43,9 +43,7 @@ def test_an_unfinished_or_other_store_is_refused(tmp_path, points):
     with pytest.raises(ValueError, match="is not finite"):
         store.append(tmp_path, manifest, items(points * np.nan), 1)
     manifest = store.begin(tmp_path / "half", {"checkpoint_sha256": "a"}, "float16")
-    with pytest.raises(
-        ValueError, match="'i0000.*' is too large for float16; take --dtype=float32"
-    ):
+    with pytest.raises(ValueError, match="'i0000.*' is too large for float16; use --dtype=float32"):
         store.append(tmp_path / "half", manifest, items(points * 1e6), 1)
 
 

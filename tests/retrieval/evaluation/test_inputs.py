@@ -222,7 +222,7 @@ def test_an_array_without_ids_takes_those_of_its_equal(tmp_path):
         ({"points": np.ones((3, 2, 2))}, r"not \[rows, dimensions\]"),
         ({"points": np.ones((3, 0))}, r"must be \[rows, dimensions\], not \[3, 0\]"),
         ({"points": np.ones((3, 2), int)}, "holds int64, not floats"),
-        ({"labels": ["a", "b", "c"]}, "no two queries are of one product"),
+        ({"labels": ["a", "b", "c"]}, "no two queries have the same product"),
         ({"ids": ["x", "y", "x"]}, "id 'x' occurs twice"),
         ({"points": np.empty((0, 2)), "labels": [], "ids": []}, "is empty: there is nothing"),
     ],

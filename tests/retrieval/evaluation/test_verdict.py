@@ -43,7 +43,7 @@ def test_worse():
     assert found.sentence == (
         "Finds the right product first for 40% of photos (40 to 40%). Without training it would "
         "be 70% (frozen backbone with color): training loses 30 points (30 to 30), which is "
-        "significant. Do not use this model as it is."
+        "significant. Do not use this model."
     )
 
 
@@ -89,7 +89,7 @@ def test_worse_than_pixels():
     found = said(model, {"raw pixels": pixels, "frozen backbone": ~model}, products)
     assert found.outcome == "worse" and found.baseline == "frozen backbone"
     assert found.warning.startswith(
-        "Worse than comparing raw pixels, which finds 50% (this model: 40%). Check"
+        "Worse than comparing raw pixels, which finds 50% (this model: 40%). First check"
     )
     unsure = shares(*[0.9, 0.0] * 10)[0]
     found = said(model, {"raw pixels": unsure}, products)
@@ -103,7 +103,7 @@ def test_few_products_have_no_interval():
     assert found.outcome == "few products" and found.interval is None
     assert found.sentence == (
         "Finds the right product first for 90% of photos. Without training it would be 0% (raw "
-        f"pixels): 3 products are too few to tell; {MORE}."
+        f"pixels): 3 products are too few for a conclusion; {MORE}."
     )
 
 
@@ -111,8 +111,8 @@ def test_one_product():
     found = said([True, True, False], {"raw pixels": np.array([False] * 3)}, ["a"] * 3)
     assert found.outcome == "one product" and found.baseline == "raw pixels"
     assert found.sentence == (
-        "Finds the right product first for 67% of photos. All 3 are of one product, which says "
-        f"nothing about others: {MORE}."
+        "Finds the right product first for 67% of photos. All 3 are of one product, which is too "
+        f"few for a conclusion: {MORE}."
     )
 
 
@@ -121,7 +121,7 @@ def test_one_query(right, words):
     found = said([right], {"raw pixels": np.array([True])}, ["a"])
     assert found.outcome == "one query" and found.warning == ""
     assert found.sentence == (
-        f"The only query {words} its product first. One query says nothing about others: {MORE}."
+        f"The only query {words} its product first. One query is too few for a conclusion: {MORE}."
     )
 
 
@@ -162,13 +162,13 @@ def test_rates_that_differ_are_shown_different():
         ((-0.12, -0.02), 99, 17, "worse", "new is worse than old: "),
         ((-0.01, 0.12), 99, 17, "unclear",
          f"with these 17 products the difference is not significant; {MORE}."),
-        ((-0.004, 0.01), 99, 170, "alike", "the difference is at most 1 point, either way."),
-        ((0.07, 0.07), 99, 4, "few products", f"4 products are too few to tell; {MORE}."),
-        ((0.07, 0.07), 99, 1, "one product", "all photos are of one product, which says nothing"),
-        ((1, 1), 1, 1, "one query", f"one query says nothing about others; {MORE}."),
+        ((-0.004, 0.01), 99, 170, "alike", "the difference is at most 1 point."),
+        ((0.07, 0.07), 99, 4, "few products", f"4 products are too few for a conclusion; {MORE}."),
+        ((0.07, 0.07), 99, 1, "one product", "all photos are of one product, which is too few"),
+        ((1, 1), 1, 1, "one query", f"one query is too few for a conclusion; {MORE}."),
     ],
 )  # fmt: skip
 def test_two_models(interval, queries, products, outcome, ending):
     found = of_pair(("old", "new"), (0.65, 0.72), 0.07, interval, queries, products)
     assert found[0] == outcome and ending in found[1]
-    assert ("cannot be told apart" in found[1]) == (outcome not in ("better", "worse", "alike"))
+    assert ("cannot be distinguished" in found[1]) == (outcome not in ("better", "worse", "alike"))

@@ -16,7 +16,7 @@ def test_a_report_of_distances_shows_them_positive(circle, stored, tmp_path):
     result = evaluate(queries, catalogue, similarity="euclidean")
     outputs.write_stored(str(tmp_path / "e"), stored(result), queries, catalogue)
     written = (tmp_path / "e-report.html").read_text()
-    assert "its distance from the query" in written and "✗ 0." in written
+    assert "the distance from the query; smaller is nearer" in written and "✗ 0." in written
     assert "✗ -" not in written and "✓ -" not in written
 
 

@@ -75,7 +75,7 @@ def test_a_comparison(capsys):
     assert table["MAP@R"] == ["0.250", "0.500", "+0.250", "+0.125 to +0.375"]
     assert table["recall@1"] == ["0.500", "0.400", "0.500", "no gain"]  # the second table's
     assert "9 queries of 7 products" in printed.out
-    assert "right in [b] only for 2, in [a] only for 1." in printed.out
+    assert "right only in [b] for 2, only in [a] for 1." in printed.out
     assert printed.err == "warning: Other catalogues.\n"
 
 

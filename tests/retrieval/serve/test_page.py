@@ -243,7 +243,7 @@ def test_filters(page, file):
 def test_nothing_found_and_what_is_no_image_are_said(page, file, tmp_path):
     page.open("/?threshold=1.5")
     assert page.upload(file(4)) == []
-    assert page.run("return $('status').textContent").startswith("Nothing found: lower the least")
+    assert page.run("return $('status').textContent").startswith("Nothing found: lower the minimum")
     (tmp_path / "a.png").write_text("no image")
     page.upload(tmp_path / "a.png")
     page.wait("return !$('trouble').hidden")

@@ -97,5 +97,5 @@ def test_a_damaged_version_is_refused_and_the_next_is_taken(shelf, capsys):
 def test_an_index_without_a_model_is_not_served(shop, tmp_path, write_items):
     source = write_items(tmp_path, "s", shop[1], [("a", "a", "", "images/1-0.png")], None, shop[0])
     index.build(source, tmp_path / "i", "Flat")
-    with pytest.raises(ValueError, match="carries no model"):
+    with pytest.raises(ValueError, match="contains no model"):
         served.Shelf("shop", str(tmp_path / "i"), thumbnails.Thumbnails(), metrics.Metrics())
