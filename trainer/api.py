@@ -37,13 +37,13 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: {"split": 'trn' or 'vld', "step": …, "loss": …, …}.
 
-        `pandas.DataFrame(run.metrics)` makes a table of them.
+        `pandas.DataFrame(run.metrics)` makes a table.
         """
         return meters.read_metrics(self.folder)
 
     def evaluate(self, **options: Any) -> Any:
         """Evaluates the run on the model's test data; see `retrieval.evaluate`."""
-        # Retrieval builds on this package; like a model, it arrives by name.
+        # Retrieval depends on this package; like a model, it is imported by name.
         return importlib.import_module("retrieval").evaluate(self, **options)
 
 
@@ -61,15 +61,15 @@ def train(
       model: a module's name, such as 'models.ranker', or the module.
       fresh: delete an earlier run of this experiment first, without asking.
       allow_config_change: resume even though the configuration makes a different run.
-      fallback: set damaged checkpoints aside and resume from the newest one that is whole.
-      **config: keys of the model's configuration and their values, for this run only:
+      fallback: set damaged checkpoints aside and resume from the newest undamaged one.
+      **config: keys of the model's configuration and their values, only for this run:
         `**{"model.num_steps": 400}`.
 
     Returns:
       The run.
 
     Raises:
-      UserError: for any error the user can fix.
+      UserError: any error that the user can fix.
     """
     module = commandline.load_model(model) if isinstance(model, str) else model
     from trainer import loop  # imports TensorFlow

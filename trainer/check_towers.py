@@ -17,7 +17,7 @@ TOLERANCE = 1e-4  # of each gradient's largest entry; float32 sums in another or
 def check_towers(model: ModuleType, config: Config) -> list[str]:
     """Compares one real batch's loss and gradients between one tower and several.
 
-    The weights are the initial ones. A tower's batch norm sees its own slice of the batch, so
+    The initial weights are used. Batch norm in a tower uses only its slice of the batch, so
     `trainer.layers.batch_norm` is frozen for the comparison.
 
     Args:
@@ -25,7 +25,7 @@ def check_towers(model: ModuleType, config: Config) -> list[str]:
       config: its `Config`; `trainer.num_towers` sets the number of towers, at least 2.
 
     Returns:
-      Lines of text: what was compared, the worst variable, the verdict.
+      Lines of text: the comparison, the variable that differs most, the verdict.
 
     Raises:
       UserError: they differ by more than TOLERANCE.
@@ -62,10 +62,10 @@ def check_towers(model: ModuleType, config: Config) -> list[str]:
     lines.append(f"worst of {len(errors)}: {worst}, relative difference {errors[worst]:.2g}")
     if not errors[worst] <= TOLERANCE:
         raise UserError(
-            f"{count} towers do not train as one: {'; '.join(lines)}. Find the code in build() "
+            f"{count} towers do not train like one: {'; '.join(lines)}. Find the code in build() "
             "that mixes examples of a batch; move it to loss(outputs), which sees the whole batch."
         )
-    return [*lines, f"{count} towers train as one"]
+    return [*lines, f"{count} towers train like one"]
 
 
 def _run(model, config, batch, types, count):

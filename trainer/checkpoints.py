@@ -1,4 +1,4 @@
-"""Checkpoints: `<folder>/model-<step>`, written beside the running loop and published by rename."""
+"""Checkpoints: `<folder>/model-<step>`, written in the background and published by rename."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def claim(folder: str) -> None:
     """Creates a folder of checkpoints and marks it as ours.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: the folder contains something else.
     """
     files.claim(folder, _KIND, earlier=all_ours)
 
@@ -41,13 +41,13 @@ def discard(folder: str) -> list[str]:
     """Removes a folder's checkpoints, and the folder if nothing else is in it.
 
     Returns:
-      Paths within the folder of the files that stayed.
+      Paths within the folder of the files that were kept.
     """
     return files.discard(folder, _KIND, _WRITTEN)
 
 
 def all_ours(folder: str | os.PathLike) -> bool:
-    """Returns whether a folder exists and holds only what this module writes."""
+    """Returns whether a folder exists and contains only files of this module."""
     return os.path.isdir(folder) and all(
         re.fullmatch(_WRITTEN, os.path.relpath(os.path.join(at, name), folder))
         for at, _, names in os.walk(folder)
@@ -73,7 +73,7 @@ def latest(folder: str | os.PathLike) -> str | None:
 
 
 def find(path: str | os.PathLike) -> str:
-    """Returns the prefix of the checkpoint that a path means.
+    """Returns the prefix of the checkpoint at a path.
 
     Args:
       path: a prefix, one of the checkpoint's files, a folder of checkpoints or an experiment.
@@ -90,15 +90,15 @@ def find(path: str | os.PathLike) -> str:
         if prefix:
             return prefix
     raise UserError(
-        f"No checkpoint at {path!r}: train that model first, or name a checkpoint as "
+        f"No checkpoint at {path!r}: train that model first, or give a checkpoint as "
         "<folder>/model-<step>, or its folder."
     )
 
 
 def _named_otherwise(folder):
-    """The newest checkpoint that TensorFlow's own Saver noted in a folder, or None.
+    """The newest checkpoint by TensorFlow's Saver in a folder, or None.
 
-    `tf.train.latest_checkpoint` would read the folder's name as a glob.
+    `tf.train.latest_checkpoint` would interpret the folder's name as a glob pattern.
     """
     state = tf.train.get_checkpoint_state(folder)
     prefix = state and state.model_checkpoint_path
@@ -106,17 +106,17 @@ def _named_otherwise(folder):
 
 
 def step_of(prefix: str) -> int:
-    """Returns the number of completed updates that a prefix's name gives, or 0."""
+    """Returns the number of completed updates in a prefix's name, or 0."""
     match = re.search(r"-(\d+)$", prefix)
     return int(match[1]) if match else 0
 
 
 @contextlib.contextmanager
 def literal(prefix: str) -> Iterator[str]:
-    """Yields a name for a checkpoint that TensorFlow does not take as a pattern.
+    """Yields a prefix of a checkpoint without pattern characters.
 
-    Its readers match `[`, `*` and `?` in a prefix; such a checkpoint is linked to in a temporary
-    folder.
+    TensorFlow's readers interpret `[`, `*` and `?` in a prefix; such a checkpoint is linked into a
+    temporary folder.
     """
     if not re.search(r"[\[*?\\]", os.path.abspath(prefix)):
         yield prefix
@@ -139,10 +139,10 @@ def _reader(prefix):
     try:
         with literal(prefix) as path:
             yield tf.train.load_checkpoint(path)
-    except Exception as error:  # TensorFlow's reader raises many kinds, IndexError among them
+    except Exception as error:  # TensorFlow's reader raises many kinds, such as IndexError
         raise UserError(
             f"Checkpoint {prefix} is damaged and cannot be read ({_first_line(error)}). "
-            "Train on from the one before with --fallback, or name another with --checkpoint."
+            "Resume from the previous one with --fallback, or give another with --checkpoint."
         ) from None
 
 
@@ -161,11 +161,11 @@ def values(prefix: str, names: Iterable[str], *, averages: bool = False) -> list
 
     Args:
       prefix: checkpoint prefix.
-      names: of the variables.
-      averages: a variable's moving average instead if the checkpoint holds one.
+      names: names of the variables.
+      averages: return a variable's moving average instead if the checkpoint has one.
 
     Raises:
-      UserError: one is missing, or the data are damaged.
+      UserError: a variable is missing, or the data are damaged.
     """
     saved = shapes(prefix)
     names = [n + _AVERAGE if averages and n + _AVERAGE in saved else n for n in names]
@@ -177,22 +177,22 @@ def values(prefix: str, names: Iterable[str], *, averages: bool = False) -> list
 
 def _misfit(prefix, what):
     return (
-        f"Checkpoint {prefix} does not fit this model: {what}. Use the configuration it was "
-        "trained with, another trainer.experiment_name, or --fresh."
+        f"Checkpoint {prefix} does not fit this model: {what}. Use the configuration of its "
+        "training, another trainer.experiment_name, or --fresh."
     )
 
 
 def fall_back(folder: str) -> list[str]:
-    """Sets damaged checkpoints aside, newest first, until one is whole.
+    """Sets damaged checkpoints aside, newest first, until one is undamaged.
 
     Args:
       folder: the folder of checkpoints.
 
     Returns:
-      Prefixes of the damaged ones; their files get the ending `.damaged`.
+      Prefixes of the damaged checkpoints; their files get the suffix `.damaged`.
 
     Raises:
-      UserError: no checkpoint is whole; nothing was renamed.
+      UserError: all checkpoints are damaged; nothing was renamed.
     """
     damaged = []
     for step in reversed(steps(folder)):
@@ -208,7 +208,7 @@ def fall_back(folder: str) -> list[str]:
         if damaged:
             raise UserError(f"No checkpoint in {folder} can be read; start over with --fresh.")
     for prefix in damaged:
-        # The index first: without it, the others are no checkpoint.
+        # The index first: without it, the other files are not a checkpoint.
         for name in sorted(os.listdir(folder), key=lambda name: not name.endswith(".index")):
             if re.fullmatch(rf"(model|input)-{step_of(prefix)}\.{_PARTS}", name):
                 path = os.path.join(folder, name)
@@ -229,11 +229,11 @@ def restore(
       session: a `tf.compat.v1.Session`.
       prefix: checkpoint prefix.
       variables: the variables to load.
-      averages: load a variable's moving average instead if the checkpoint holds one.
+      averages: load a variable's moving average instead if the checkpoint has one.
 
     Raises:
-      UserError: variables are missing or have another shape, or the data are damaged; nothing is
-        loaded then. (TensorFlow itself silently restores a wrong shape into a resource variable.)
+      UserError: variables are missing or have another shape, or the data are damaged; then nothing
+        is loaded. (TensorFlow itself silently restores a wrong shape into a resource variable.)
     """
     saved = shapes(prefix)
     names = {}
@@ -255,7 +255,7 @@ def restore(
 def load_matching(
     session: v1.Session, prefix: str, variables: Iterable[tf.Variable]
 ) -> dict[str, list[str]]:
-    """Loads what fits from another model's checkpoint.
+    """Loads matching variables from another model's checkpoint.
 
     Args:
       session: a `tf.compat.v1.Session`.
@@ -263,11 +263,11 @@ def load_matching(
       variables: the variables to load.
 
     Returns:
-      {"loaded" | "missing" | "mismatched" | "ignored": [names]}: what was loaded, what the
-      checkpoint lacks, what has another shape there, and what only the checkpoint has.
+      {"loaded" | "missing" | "mismatched" | "ignored": [names]}: loaded variables, variables that
+      are not in the checkpoint, variables with another shape there, and variables only there.
 
     Raises:
-      UserError: nothing fits, or the checkpoint is damaged.
+      UserError: nothing matches, or the checkpoint is damaged.
     """
     saved = shapes(prefix)
     ours = {v.op.name: v for v in variables}
@@ -284,9 +284,9 @@ def load_matching(
 
 
 def _load(session, prefix, names):
-    # In as few runs as possible: TensorFlow looks through the whole graph for each new one.
-    # Variables that share the tensor of their initial value, through which they are loaded, take
-    # turns.
+    # In as few runs as possible: TensorFlow searches the whole graph for each new one. Variables
+    # are loaded through the tensors of their initial values; variables that share one need separate
+    # runs.
     with _reader(prefix) as reader:
         values = {name: reader.get_tensor(name) for name in names}
     turns = []
@@ -306,21 +306,21 @@ def _load(session, prefix, names):
 class Writer:
     """Writes checkpoints of one session in the background.
 
-    `save` stalls the loop only for a copy of the variables: a thread writes them under a temporary
-    name and renames, so what has a final name is complete. Create it before the loop starts, since
-    it adds operations to the graph, and close it at the end.
+    `save` stalls the loop only while the variables are copied. A thread writes them under a
+    temporary name and renames the files, so files with their final name are complete. Create it
+    before the loop starts, since it adds operations to the graph, and close it at the end.
 
     Args:
       session: the session whose variables are saved.
       variables: the variables to save.
-      folder: an existing folder of checkpoints, or an empty one. What a kill left there half
-        written or half removed is cleaned up.
-      max_to_keep: how many of the newest stay.
+      folder: an existing folder of checkpoints, or an empty folder. Files that a killed program
+        left half written or half removed are deleted.
+      max_to_keep: number of newest checkpoints to keep.
       input_saver: `tf.compat.v1.train.Saver` of the input's state, saved beside the variables as
-        `input-<step>`; None if the step is all the state there is.
+        `input-<step>`; None if the step is the whole state.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: the folder contains something else.
     """
 
     def __init__(
@@ -334,12 +334,12 @@ class Writer:
         self._session, self._folder, self._max_to_keep = session, folder, max_to_keep
         self._variables = variables
         self._input_saver = input_saver
-        # Waits for work: to start a thread per checkpoint would cost the loop more than the copy.
+        # Waits for work: starting a thread per checkpoint would cost the loop more than the copy.
         self._pool = futures.ThreadPoolExecutor(1, "checkpoints")
         self._pool.submit(int).result()
         self._publishing = None
         claim(folder)
-        # Held open, so that no other folder gets this one's inode.
+        # Kept open, so that no other folder gets this folder's inode.
         self._opened = os.open(folder, os.O_RDONLY)
         self._clean_up()
         names = [v.op.name for v in variables]
@@ -366,22 +366,22 @@ class Writer:
         files.remove(self._folder, _KIND, pattern)
 
     def save(self, step: int, *, wait: bool = False, best: bool = False) -> None:
-        """Saves the variables as they are now, as `model-<step>`.
+        """Saves the current values of the variables as `model-<step>`.
 
         Args:
           step: number of completed updates.
           wait: return only when the checkpoint is published.
-          best: keep it in `best/` too, in place of the one there.
+          best: also keep it in `best/`, replacing the one there.
 
         Raises:
-          UserError: this or the previous save failed; earlier checkpoints are untouched.
+          UserError: this or the previous save failed; earlier checkpoints are not changed.
         """
         self.wait()
         self._check_folder()
         if not os.path.isdir(self._temporary(step)):
             os.mkdir(self._temporary(step))  # not makedirs: a deleted experiment stays deleted
         values = self._snapshot()
-        if self._input_saver:  # small, and must be of this very moment
+        if self._input_saver:  # small, and must be of the same moment
             self._input_saver.save(
                 self._session,
                 os.path.join(self._temporary(step), f"input-{step}"),
@@ -406,7 +406,7 @@ class Writer:
             )
 
     def close(self) -> None:
-        """Waits as `wait` does, and lets go of the folder."""
+        """Waits like `wait`, and closes the folder."""
         try:
             self.wait()
         finally:
@@ -414,12 +414,12 @@ class Writer:
             os.close(self._opened)
 
     def finite(self, own_state: Iterable[str] = ()) -> bool:
-        """Returns whether every variable is finite, once the model's own state is repaired.
+        """Returns whether every variable is finite, after repairing the model's other state.
 
         Args:
           own_state: names of variables that the model itself changes in each step, such as a memory
-            of embeddings. If one of them is not finite, all of them are set to their values in
-            the newest checkpoint, or else to their initial values.
+            of embeddings. If one of them is not finite, all of them are reset to their values in
+            the newest checkpoint, otherwise to their initial values.
         """
         ours = {v.op.name: v for v in self._variables}
         wrong = {
@@ -440,7 +440,7 @@ class Writer:
         """Repairs `best/` after a kill between publishing the best checkpoint and keeping it.
 
         Args:
-          step: the step of the best checkpoint so far, None without one.
+          step: the step of the best checkpoint so far, None if there is none.
         """
         if step in steps(os.path.join(self._folder, "best")):
             self._forget_others(step)
@@ -455,7 +455,7 @@ class Writer:
             same = False
         if not same:
             raise UserError(
-                f"{self._folder} was removed or replaced during the run. Nothing more is saved."
+                f"{self._folder} was removed or replaced during the run. Nothing is saved any more."
             )
 
     def _temporary(self, step):
@@ -466,7 +466,7 @@ class Writer:
         temporary = self._temporary(step)
         try:
             self._write(os.path.join(temporary, name), *values)
-            # The index last: its presence is what makes a checkpoint exist.
+            # The index last: a checkpoint exists if its index exists.
             names = sorted(os.listdir(temporary))
             for file in names:
                 sync(os.path.join(temporary, file))
@@ -480,7 +480,7 @@ class Writer:
             self._remove(rf"\.writing-{step}/.*")
 
     def _keep_best(self, step):
-        """Gives the files of a checkpoint a second name in `best/`, then removes the older ones."""
+        """Links the files of a checkpoint into `best/`, then removes older ones."""
         folder = os.path.join(self._folder, "best")
         os.makedirs(folder, exist_ok=True)
         for file in sorted(os.listdir(self._folder)):
@@ -490,7 +490,7 @@ class Writer:
         self._forget_others(step)
 
     def _forget_others(self, step):
-        """Removes what is in `best/` beside a step, the index first: see `_forget_old`."""
+        """Removes all but a step's checkpoint from `best/`, index first: see `_forget_old`."""
         others = rf"best/(model|input)-(?!{step}\.)\d+"
         self._remove(rf"{others}\.index")
         self._remove(rf"{others}\.{_PARTS}|best/\..*\.tmp")
@@ -498,11 +498,11 @@ class Writer:
     def _forget_old(self):
         kept = steps(self._folder)
         newest = [f"model-{s}" for s in kept[-self._max_to_keep :]]
-        # What tf.train.latest_checkpoint reads; relative, so that the folder can be moved.
+        # The file that tf.train.latest_checkpoint reads; relative, so that the folder can be moved.
         state = f'model_checkpoint_path: "{newest[-1]}"\n'
         state += "".join(f'all_model_checkpoint_paths: "{name}"\n' for name in newest)
         write_text(os.path.join(self._folder, "checkpoint"), state)
         if old := "|".join(map(str, kept[: -self._max_to_keep])):
-            # The index first: what is left of a half-removed checkpoint must not look whole.
+            # The index first: a half-removed checkpoint must not look complete.
             self._remove(rf"model-({old})\.index")
             self._remove(rf"(model|input)-({old})\.{_PARTS}")

@@ -1,7 +1,7 @@
 """The command `prototrain`: `prototrain VERB …` runs the same program as `python -m MODULE …`.
 
-The one difference: modules in the current folder are searched last, so that a user's `trainer.py`
-or `retrieval.py` does not replace the packages of that name. `--model=mine` still finds `mine.py`.
+The only difference: the current folder is searched last for modules, so that a user's `trainer.py`
+or `retrieval.py` does not replace our packages. `--model=mine` still finds `mine.py`.
 """
 
 import os
@@ -17,19 +17,19 @@ VERBS = {
     "audit": ("metriclearn.datasets.audit", "Find duplicate images, and leaks between splits."),
     "pretrained": ("models.pretrained", "Convert published weights for TensorFlow."),
     "train": ("trainer.main", "Train a model, or resume an interrupted run."),
-    "launch": ("trainer.launch", "Train on several workers, and start them again after a death."),
-    "eval": ("retrieval.eval", "Evaluate an embedding: recall@k, MAP@R, a report with images."),
+    "launch": ("trainer.launch", "Train on several workers, and restart them after a failure."),
+    "eval": ("retrieval.eval", "Evaluate a model: recall@k, MAP@R, a report with images."),
     "compare": ("retrieval.compare", "Compare two evaluations on the same queries."),
-    "build": ("retrieval.build", "Build the index of a catalogue, with the model in it."),
-    "search": ("retrieval.search", "Find the products of photos in an index."),
-    "serve": ("retrieval.serve.main", "Serve a search page and its API over an index."),
+    "build": ("retrieval.build", "Build the index of a catalogue; it contains the model."),
+    "search": ("retrieval.search", "Search an index by photos or words."),
+    "serve": ("retrieval.serve.main", "Serve a search page and an API over an index."),
     "embed": ("retrieval.embed", "Embed images or a model's dataset into a store."),
     "index": ("retrieval.index", "Change, verify and search an index with stored embeddings."),
     "export": ("trainer.export", "Export a trained model as a SavedModel."),
     "inspect": ("trainer.inspect", "List a model's variables, FLOPs and devices."),
     "sweep": ("trainer.sweep", "Train with many configurations, by grid or search."),
     "diff": ("trainer.diff", "Show how two experiments differ."),
-    "run": ("trainer.run", "Run an action of your own on a model."),
+    "run": ("trainer.run", "Run your own action on a model."),
 }
 
 
@@ -43,7 +43,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "prototrain VERB --help explains it.",
+            "prototrain VERB --help explains a verb.",
         ]
     )
 
@@ -64,7 +64,7 @@ def _run(argv):
             f"{verb!r} is not a verb of prototrain.{near} `prototrain --help` lists them."
         )
     _search_current_folder_last()
-    if verb == "audit":  # a program of a library, which leaves TensorFlow's banner alone
+    if verb == "audit":  # its module does not suppress TensorFlow's banner
         quiet.import_tensorflow()
     helptext.started_as = f"prototrain {verb}"
     sys.argv = [helptext.started_as, *argv[2:]]
@@ -72,7 +72,7 @@ def _run(argv):
 
 
 def _search_current_folder_last():
-    # In an editable install our own folder may not be on the path: the current one would be first.
+    # In an editable install our folder may not be on the path: the current one would be first.
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     current = os.getcwd()
     sys.path[:] = [path for path in sys.path if path not in ("", current) or path == home]

@@ -20,12 +20,12 @@ from trainer.config import Config, UserError, did_you_mean
 
 
 def load_model(name: str) -> Any:
-    """Returns the model module of that name, after checking `config`, `datasets` and `build`.
+    """Returns the model module of a name, after checking `config`, `datasets` and `build`.
 
     Raises:
       UserError: there is no such module, or it is not a model.
     """
-    quiet.import_tensorflow()  # before the module does, with its banner
+    quiet.import_tensorflow()  # before the module imports it, with its banner
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = load_module(name, "--model")
@@ -70,7 +70,7 @@ def load_module(name: str, flag: str) -> ModuleType:
         parent = name.rpartition(".")[0]
         known = ["models.simple", "models.ranker"]
         with contextlib.suppress(ImportError, AttributeError, ValueError):
-            # Some entries of the path of an editable install are not folders.
+            # In an editable install, some entries of the path are not folders.
             folders = filter(os.path.isdir, importlib.import_module(parent).__path__)
             known += [f"{parent}.{f.split('.')[0]}" for d in folders for f in os.listdir(d)]
         raise UserError(
@@ -80,7 +80,7 @@ def load_module(name: str, flag: str) -> ModuleType:
 
 
 class _Parser(flags.ArgumentParser):
-    """Reads one flag's text as a value of its key."""
+    """Parses the text of a flag as a value of its key."""
 
     def __init__(self, key: schema.Key) -> None:
         self.key = key
@@ -113,7 +113,7 @@ class _PathParser(flags.ArgumentParser):
 def define_path(
     name: str, default: str | None, doc: str, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
-    """Defines the flag of a file or folder, in which a leading `~` is expanded."""
+    """Defines a flag for a file or folder; a leading `~` is expanded."""
     module = sys._getframe(1).f_globals["__name__"]
     flags.DEFINE(
         _PathParser(), name, default, doc, flag_values, flags.ArgumentSerializer(),
@@ -124,7 +124,7 @@ def define_path(
 def _define_float(
     name, default, doc, flag_values, within="", lower_bound=-math.inf, upper_bound=math.inf
 ):
-    """Defines the flag of a decimal number in a range such as '(0, 1]'; a NaN lies in none."""
+    """Defines a flag for a decimal number in a range such as '(0, 1]'; NaN is not allowed."""
     within = within or f"[{lower_bound}, {upper_bound}]"
     key = schema.Key(name, "float", default, doc, within=within)
     help_text = doc if within == "[-inf, inf]" else f"{doc} In {within}."
@@ -139,9 +139,9 @@ def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
     """Returns one function per kind that defines a flag in `values`.
 
     Args:
-      values: where the flags of one program are defined, so that another can run beside it.
-      kinds: 'path', 'float' (which takes `within`, a range such as '(0, 1]'), or the end of the
-        name of a function of absl, as in 'integer'.
+      values: the flags of one program, so that another program can run in the same process.
+      kinds: 'path', 'float' (which takes `within`, a range such as '(0, 1]'), or the end of an absl
+        function's name, such as 'integer'.
     """
     functions: dict[str, Callable[..., Any]] = {"path": define_path, "float": _define_float}
     return [
@@ -155,7 +155,7 @@ def definers(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
 def define_flags(
     config: Config, module_name: str, flag_values: flags.FlagValues = flags.FLAGS
 ) -> None:
-    """Defines one absl flag per key, of the key's name and type."""
+    """Defines one absl flag per key, with the key's name and type."""
     for name in config:
         key = config.key(name)
         default = config_lib.plain(config._values[name])
@@ -190,7 +190,7 @@ def from_flags(
 
     Args:
       argv: the command line, program name first. `--model` must have been defined.
-      flag_values: where the flags are defined.
+      flag_values: the flags.
       model_needed: whether `--model` must be given.
       renamed: see `run`.
 
@@ -199,7 +199,7 @@ def from_flags(
       that were set, the remaining positional arguments).
 
     Raises:
-      UserError: for any mistake in the command line, with the flag's name.
+      UserError: any mistake in the command line; the error names the flag.
       HelpWanted: `--help` or `--helpfull` was given.
     """
     from trainer import presets  # which imports this module
@@ -243,7 +243,7 @@ def from_flags(
 
 
 def _adopt_flags(flag_values):
-    """Makes flags that a user's module defines with absl flags of this program; returns them."""
+    """Adds flags that a user's module defines with absl to this program; returns them."""
     adopted = []
     if flag_values is flags.FLAGS:
         return adopted
@@ -267,7 +267,7 @@ def no_arguments(rest: Collection[str]) -> None:
 
 
 def refuse_idle(options: flags.FlagValues, names: Iterable[str], why: str) -> None:
-    """Raises `UserError` if one of these flags was given, which would have no effect."""
+    """Raises `UserError` if one of these flags, which have no effect, was given."""
     for name in names:
         if options[name].present:
             raise UserError(f"--{name} has no effect: {why}")
@@ -277,7 +277,7 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
     """Returns a command line with each `--flagfile=F` replaced by the flags in that UTF-8 file.
 
     A file has one flag per line; empty lines and lines that begin with `#` or `//` are skipped. It
-    may name further files. A byte-order mark is skipped too, which absl's own reader does not.
+    may name further files. A byte-order mark is skipped too, unlike in absl's reader.
 
     Raises:
       UserError: a file cannot be read, or a flag's name is too long; the message names it.
@@ -286,8 +286,8 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
     while left:
         word = left.pop(0)
         name, _, path = word.lstrip("-").partition("=")
-        if word.startswith("-") and len(name) > 200:  # for which absl cannot look for similar ones
-            raise UserError(f"{word[:40]}…: there is no flag with so long a name.")
+        if word.startswith("-") and len(name) > 200:  # too long for absl
+            raise UserError(f"{word[:40]}…: there is no flag with such a long name.")
         if not word.startswith("-") or name != "flagfile":
             expanded.append(word)
             continue
@@ -308,7 +308,7 @@ def expand_flag_files(argv: list[str], seen: tuple[str, ...] = ()) -> list[str]:
 
 
 def without_help(argv: list[str]) -> tuple[list[str], str]:
-    """Returns the command line without help flags, and the one that was there or ''."""
+    """Returns the command line without help flags, and the help flag that was given or ''."""
     helps = [a for a in argv[1:] if a.lstrip("-") in helptext.FLAGS and a.startswith("-")]
     return [a for a in argv if a not in helps], helps[-1].lstrip("-") if helps else ""
 
@@ -323,7 +323,7 @@ def flag_error(error, renamed, flag_values):
 
 
 def _by_last_parts(name, flag_values):
-    """`. Did you mean …?` with dotted flags whose last parts resemble a name; the nearest first."""
+    """`. Did you mean …?` with dotted flags whose last parts are similar to a name."""
     full = {}
     for known in flag_values:
         parts = known.split(".")
@@ -335,7 +335,7 @@ def _by_last_parts(name, flag_values):
 
 
 def hidden_packages() -> list[str]:
-    """Returns a line for each package of ours that a file of the user's hides.
+    """Returns a line for each of our packages that a file of the user hides.
 
     `python -m` searches the current folder first, so that a user's retrieval.py replaces ours.
     """
@@ -345,7 +345,7 @@ def hidden_packages() -> list[str]:
     for name in ("metriclearn", "retrieval", "models"):
         file: str | None = getattr(sys.modules.get(name), "__file__", None)
         if file and os.path.abspath(file) != os.path.join(home, name, "__init__.py"):
-            # Ours has no __init__.py, so that both folders are searched until the user's has one.
+            # Our models/ has no __init__.py: both folders are searched unless the user's has one.
             how = "remove this file" if name == "models" else remedy
             lines.append(f"{file} hides prototrain's package {name}: {how}")
     return lines

@@ -31,10 +31,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Runs something that must not stop the program: an error becomes a warning on stderr.
+    """Runs optional work: an error becomes a warning on stderr.
 
     Args:
-      what: what is lost then, such as 'the plots'.
+      what: what is missing after an error, such as 'the plots'.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def user_errors(place: str | None = None) -> Iterator[None]:
     """Turns a ValueError or an OSError into a `UserError`, around work on the user's files.
 
     Args:
-      place: the file or folder to name where an OSError names none.
+      place: the file or folder to name if an OSError names none.
     """
     try:
         yield
@@ -62,13 +62,13 @@ def user_errors(place: str | None = None) -> Iterator[None]:
 class Config:
     """A dictionary of declared keys.
 
-    `config[key]` returns the value; a key of type `func` gives the function, a path has its `~`
+    `config[key]` returns the value; for a key of type `func` the function, for a path with `~`
     expanded. Reading or setting an undeclared key raises `UserError`, and so does a value of
     another type or outside the key's range.
 
     Attributes:
       given: names of the keys that the command line set.
-      own_flags: {name: text} of the flags that the model defines with absl and that were given.
+      own_flags: {name: text} of given flags that the model defines with absl.
       code_allowed: whether the command line has `--allow_code`.
 
     Args:
@@ -97,19 +97,19 @@ class Config:
         essential: bool | None = None,
         needs: str = "",
     ) -> None:
-        """Adds a key of the model's own.
+        """Adds a key of the model.
 
         Args:
           key: flat dotted name, such as `model.margin`.
           default: its value unless set.
           doc: one line that explains it in `--helpfull`.
-          type: one of `TYPES`; taken from the default if absent.
-          choices: allowed values, if only some are.
+          type: one of `TYPES`; default: the type of `default`.
+          choices: the allowed values, if limited.
           fixed: a change makes a different run, so resuming with it is refused.
           within: the range of a number, or of a list's numbers, such as '[0, 1)' or '(0, inf)'.
           path: a file or folder; a leading `~` is expanded when the key is read.
-          essential: `--help` lists the key first; by default only where the data are.
-          needs: what must hold for the key to have an effect: 'model.xent', 'model.loss=proxy' or
+          essential: `--help` lists the key first; by default only for the path of the data.
+          needs: condition for the key to have an effect: 'model.xent', 'model.loss=proxy' or
             'model.loss!=proxy'.
 
         Raises:
@@ -163,7 +163,7 @@ class Config:
             self[name] = value
 
     def set_default(self, name: str, value: Any) -> None:
-        """Sets a key, and makes the value its default: it may then have no effect, unsaid."""
+        """Sets a key and its default; there is then no warning if it has no effect."""
         self[name] = value
         self._keys[name] = self._keys[name]._replace(default=self._values[name])
 
@@ -190,15 +190,15 @@ class Config:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Sets saved values; a function without an importable name keeps the model's own."""
+        """Sets saved values; for a function without an importable name, keeps the model's."""
         for name, value in values.items():
             if name in self._keys and plain(self._values[name]) != value:
                 self[name] = value
 
     def without_effect(self) -> list[str]:
-        """Returns a sentence for each key that was set but cannot take effect.
+        """Returns a sentence for each key that was set but has no effect.
 
-        These are keys of the command line, and filters wherever they were set.
+        Checked are keys of the command line, and filters in any case.
         """
         found = []
         for name, key in self._keys.items():
@@ -227,7 +227,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any,
 
 
 def seed_of(text: str) -> int:
-    """Returns the seed that `trainer.random_seed` means: an int in [0, 2**31)."""
+    """Returns the seed for `trainer.random_seed`: an int in [0, 2**31)."""
     try:
         return int(text) % 2**31
     except ValueError:
@@ -249,7 +249,7 @@ def _type_of(key: str, value: Any) -> str:
 
 
 def check(key: schema.Key, value: Any) -> Any:
-    """Returns `value` in the key's own type, or raises `UserError`."""
+    """Returns `value` in the key's type, or raises `UserError`."""
     if key.type == "func":
         ok = value is None or callable(value) or isinstance(value, str)
         value = value or None
@@ -285,7 +285,7 @@ def _is(value: Any, kind: str) -> bool:
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     if isinstance(value, int):
-        # As many bits as TensorFlow's int64 has, or as a float holds.
+        # Within TensorFlow's int64, or a finite float.
         return kind in ("int", "float") and abs(value) < 2**63
     return isinstance(value, {"float": float, "str": str}.get(kind, ()))
 
@@ -311,7 +311,7 @@ def _load_function(name: str, dotted: str) -> Any:
 def foreign_code(config: Config, values: Mapping[str, Any], trusted: str) -> list[str]:
     """Returns the functions in saved values that reading them would import, as `key=function`.
 
-    Excluded are the configuration's own and those that live in the trusted package.
+    Functions already in the configuration and functions of the trusted package are excluded.
 
     Args:
       config: a `Config`.
@@ -329,7 +329,7 @@ def foreign_code(config: Config, values: Mapping[str, Any], trusted: str) -> lis
 
 
 def from_text(key: schema.Key, text: str) -> Any:
-    """Returns the value of a `schema.Key` that the text of its flag means.
+    """Parses the text of a flag as a value of its `schema.Key`.
 
     Raises:
       ValueError: the text is not a value of the key's type.
@@ -348,7 +348,7 @@ def from_text(key: schema.Key, text: str) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Returns the text that a flag takes for a value; `from_text` reads it back."""
+    """Returns the text of a flag for a value; `from_text` parses it."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(plain(value))
 
 

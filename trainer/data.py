@@ -1,4 +1,4 @@
-"""A model's datasets, checked: what they must yield, and errors while they are read."""
+"""Checks a model's datasets: what they must yield, and errors while they are read."""
 
 import contextlib
 import inspect
@@ -24,16 +24,16 @@ def load_datasets(
 ) -> tuple[dict[str, tf.data.Dataset], bool]:
     """Returns the model's datasets for training, and whether they can start at any batch.
 
-    A model whose `datasets` takes `start_step` resumes by it alone: the number of batches consumed
-    is then the whole state of its input.
+    If `datasets` takes `start_step`, the number of consumed batches is the whole state of the
+    input, and resuming needs nothing else.
 
     Args:
       model: the model module.
       first_batch: number of batches consumed so far, an int64 scalar tensor.
       seed: graph-level seed of the run.
       resumed: prefix of the checkpoint that the run resumes from, or None.
-      part: (number of this worker, number of workers), if there are several: `datasets` must take
-        it, and divide each training batch before its images are decoded.
+      part: (number of this worker, number of workers) if there are several. `datasets` must then
+        take it, and divide each training batch before decoding its images.
 
     Returns:
       ({"trn": dataset, and "vld" if the model has it}, whether `datasets` takes `start_step`).
@@ -47,11 +47,11 @@ def load_datasets(
         if not ("part" in takes and restartable):
             raise UserError(
                 f"{model.__name__}.datasets() must take start_step and part, to train on several "
-                "workers (TF_CONFIG): each reads its own part of every batch."
+                "workers (TF_CONFIG): each reads its part of every batch."
             )
         options = {"part": part}
     if resumed and not restartable and not input_state.saved(resumed):
-        # The place in the data is lost. Another seed at least avoids repeating the same batches.
+        # The position in the data is lost. Another seed at least avoids the same batches.
         v1.set_random_seed(seed + checkpoints.step_of(resumed))
     try:
         known = model.datasets(first_batch, **options) if restartable else model.datasets()
@@ -69,9 +69,9 @@ def check_batch(inputs: Any, config: Config, workers: int = 1) -> None:
     """Raises `UserError` unless a batch is a dict of a worker's share of `model.batch_size`.
 
     Args:
-      inputs: what `datasets()["trn"]` yields: a dict of tensors or of their specs.
+      inputs: an element of `datasets()["trn"]`: a dict of tensors or of their specs.
       config: a `Config`.
-      workers: how many share the batch.
+      workers: number of workers that share the batch.
     """
     if not isinstance(inputs, dict):
         raise UserError(f"datasets()['trn'] yields {type(inputs).__name__}; it must yield dicts.")
@@ -89,7 +89,7 @@ def check_batch(inputs: Any, config: Config, workers: int = 1) -> None:
 def data_errors() -> Iterator[None]:
     """Turns an error inside the input pipeline into a one-line `UserError`.
 
-    Such an error leaves the weights alone. Errors of other parts of the graph pass unchanged.
+    Such an error does not affect the weights. Errors of other parts of the graph are not changed.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""`python -m trainer.diff A B`: how two experiments differ, and the first step at which they do.
+"""`python -m trainer.diff A B`: shows how two experiments differ, and from which step on.
 
-A and B are experiments' folders. Compared are their configurations, the code and packages of their
-last starts, the data they were trained on, and metrics.jsonl up to the first figure that differs.
+A and B are folders of experiments. The configurations, the code and packages of the last starts,
+the training data and metrics.jsonl (up to the first difference) are compared.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from trainer import experiment, meters  # noqa: E402
 from trainer.config import UserError  # noqa: E402
 
 _NAMES = ("trainer.experiment_base_dir", "trainer.experiment_name")
-SHOWN = 40  # lines of a difference of code
+SHOWN = 40  # lines shown of a code difference
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, list[str]]:
@@ -62,7 +62,7 @@ def _start(starts):
     names = ("model", "python", "host", "devices")
     lines = _changes(*({name: start.get(name) for name in names} for start in starts))
     a, b = (start.get("command", [])[1:] for start in starts)
-    # The experiment's own folder always differs.
+    # The experiment's folder always differs.
     for words, others, which in ((a, b, "first"), (b, a, "second")):
         own = [w for w in words if w not in others and not w.lstrip("-").startswith(_NAMES)]
         lines += [f"only the {which} command has {' '.join(own)}"] if own else []

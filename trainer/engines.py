@@ -1,6 +1,6 @@
-"""Where processes run: on this machine, or on the nodes of a Ray cluster.
+"""Engines run processes on this machine, or on the nodes of a Ray cluster.
 
-An engine gives seats, on each of which one process at a time can run:
+An engine yields seats. On each seat, one process at a time can run:
 
     with engine(count) as seats:
         process = seats[0].start(command, environment)
@@ -20,9 +20,9 @@ from typing import Any
 from trainer import listener
 from trainer.config import UserError
 
-SECONDS = 60  # to wait for a Ray cluster to have room
+SECONDS = 60  # seconds to wait for free resources of a Ray cluster
 
-# What Ray sets for its own workers: one thread per process, and a Keras that is not TensorFlow's.
+# Variables that Ray sets for its workers: one thread per process, and legacy Keras.
 _OF_RAY = ("OMP_NUM_THREADS", "TF_USE_LEGACY_KERAS")
 
 # Becomes the command, after asking the kernel for a signal at the end of the parent process.
@@ -43,7 +43,7 @@ def bound(command: list[str], number: int) -> list[str]:
 
 
 def trainer_command(*flags: str) -> list[str]:
-    """Returns the command that trains; `environment` has the path that it needs."""
+    """Returns the training command; sets the path that it needs in `environment`."""
     # -P: PYTHONPATH is this process's path; the current folder must not come before it.
     return [sys.executable, "-P", "-m", "trainer.main", *flags]
 
@@ -94,11 +94,11 @@ class _LocalSeat:
         Args:
           command: the program and its arguments.
           environment: added to this process's.
-          log: file that the output is appended to; by default it goes where this process's goes.
-          outlives: let it go on when this process is killed. Otherwise it then gets SIGTERM.
+          log: file to which the output is appended; default: the output of this process.
+          outlives: let the process continue if this process is killed; otherwise it gets SIGTERM.
 
         Returns:
-          What has `poll()`, `wait()` and `send_signal(number)` of `subprocess.Popen`.
+          An object with `poll()`, `wait()` and `send_signal(number)` of `subprocess.Popen`.
         """
         command = command if outlives else bound(command, signal.SIGTERM)
         with contextlib.nullcontext() if log is None else open(log, "a", encoding="utf-8") as out:
@@ -108,7 +108,7 @@ class _LocalSeat:
                 stdout=out,
                 stderr=out,
                 env=_environment({**self._gpus, **environment}),
-                start_new_session=True,  # Ctrl-C reaches it once, as a signal from here
+                start_new_session=True,  # Ctrl-C reaches it once, from this process
             )
 
 
@@ -117,8 +117,8 @@ def local(count: int, gpus: int = 0) -> Iterator[list[Any]]:
     """Yields seats on this machine, which share its GPUs.
 
     Args:
-      count: how many.
-      gpus: of no use here.
+      count: number of seats.
+      gpus: ignored.
     """
     yield [_LocalSeat(slot, count) for slot in range(count)]
 
@@ -140,7 +140,7 @@ class _Runner:
 
     def start(self, command, environment, folder, log):
         with contextlib.nullcontext() if log is None else open(log, "a", encoding="utf-8") as out:
-            # SIGKILL: what is started in its place must not meet it.
+            # SIGKILL: the process that replaces it must not meet it.
             self._process = subprocess.Popen(
                 bound(command, signal.SIGKILL),
                 cwd=folder if os.path.isdir(folder) else None,
@@ -188,7 +188,7 @@ class _RaySeat:
 
 
 class _RayProcess:
-    """A process on a seat, with the methods of `subprocess.Popen` that engines promise."""
+    """A process on a seat, with the methods of `subprocess.Popen` that engines provide."""
 
     def __init__(self, seat):
         self._seat, self._code = seat, None
@@ -212,13 +212,13 @@ class _RayProcess:
 
 
 def connect_ray(**options: Any) -> bool:
-    """Connects to the Ray cluster of RAY_ADDRESS (`auto`: one that runs here), or starts one here.
+    """Connects to the Ray cluster of RAY_ADDRESS (`auto`: one on this machine), or starts one here.
 
     Args:
-      **options: of `ray.init`.
+      **options: options of `ray.init`.
 
     Returns:
-      Whether this process was not connected before, so that it has to call `ray.shutdown`.
+      Whether this process was not connected before and must call `ray.shutdown`.
 
     Raises:
       UserError: the cluster cannot be reached.
@@ -242,23 +242,23 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
     """Yields seats on the nodes of the Ray cluster of RAY_ADDRESS, or of one on this machine.
 
     Args:
-      count: how many, with a CPU each.
-      gpus: GPUs of each.
+      count: number of seats, each with one CPU.
+      gpus: GPUs per seat.
 
     Raises:
-      UserError: Ray is not installed, or the cluster has no room.
+      UserError: Ray is not installed, or the cluster has too few free resources.
     """
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage statistics
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Group
     except ModuleNotFoundError:
         raise UserError("--engine=ray needs Ray: pip install 'prototrain[distributed]'.") from None
-    # Actors import this module: from where this process does.
+    # Actors import this module from the same path as this process.
     path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     started = connect_ray(runtime_env={"env_vars": path})
     bundle = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
-    # All seats or none; on as many nodes as there are.
+    # All seats or none, spread over the nodes.
     group = ray.util.placement_group([bundle] * count, strategy="SPREAD")
     seats = []
     try:
@@ -266,7 +266,7 @@ def on_ray(count: int, gpus: int = 0) -> Iterator[list[Any]]:
             has = {name: ray.cluster_resources().get(name, 0) for name in bundle}
             raise UserError(
                 f"--engine=ray: no room for {count} processes with {bundle} each; the cluster has "
-                f"{has} in all. Ask for fewer, or wait until others end."
+                f"{has} in total. Use fewer, or wait until others end."
             )
         for slot in range(count):
             place = Group(group, placement_group_bundle_index=slot)

@@ -1,4 +1,4 @@
-"""An experiment's folder: one writer, its configuration, where its code came from."""
+"""An experiment's folder: one writer, the configuration, provenance."""
 
 import contextlib
 import datetime
@@ -20,10 +20,10 @@ from trainer.files import write_text
 
 _PACKAGES = ("tensorflow", "tensorflow-hub", "numpy", "absl-py", "faiss-cpu", "prototrain")
 
-# What `--fresh` first renames the checkpoints' folder to: from then on nothing resumes from it.
+# `--fresh` first renames the checkpoints' folder to this, so that nothing resumes from it.
 _OLD = "checkpoint.old"
 
-# What training writes beside the checkpoints, and --fresh removes.
+# Files besides the checkpoints that training writes and --fresh removes.
 _WRITTEN = (
     r"(config\.txt|config\.json|provenance\.json|metrics\.jsonl|code-\d+\.diff"
     r"|flight/step-\d+\.npz|summaries/(trn|vld)/(events\.out\.tfevents\..*|plugins/profile/.*))"
@@ -59,7 +59,7 @@ def opened(
 
     Args:
       config: the `Config` that names the folder.
-      fresh: first remove what an earlier run wrote there, after asking.
+      fresh: first remove the files of an earlier run, after asking.
       yes: do not ask.
       ask: reads the answer to a question.
 
@@ -67,19 +67,20 @@ def opened(
       The folder's path.
 
     Raises:
-      UserError: the folder cannot be written, holds something else, or another trainer holds it.
+      UserError: the folder cannot be written or contains something else, or another trainer uses
+        it.
     """
     folder = directory(config)
     try:
         with contextlib.ExitStack() as held:
-            # First the mark: in a folder of others, not even the lock file is touched.
+            # First the marker: in a folder of others, not even the lock file is written.
             files.claim(folder, "experiment", earlier=_of_an_earlier_version)
             lock = held.enter_context(files.only_writer(folder))
             lock.write(f" on {platform.node()}")
             lock.flush()
             _finish_clearing(folder)
             checkpoints.claim(os.path.join(folder, "checkpoint"))
-            files.remove(folder, "experiment", _TEMPORARY)  # what a kill has left
+            files.remove(folder, "experiment", _TEMPORARY)  # left by a kill
             if fresh:
                 _clear(folder, yes, ask)
                 checkpoints.claim(os.path.join(folder, "checkpoint"))
@@ -102,7 +103,7 @@ def opened(
 
 
 def _of_an_earlier_version(folder):
-    """Whether a folder without a mark certainly holds an experiment, or nothing at all."""
+    """Whether a folder without a marker is certainly an experiment, or empty."""
     if not any(names for _, _, names in os.walk(folder) if set(names) - {files.LOCK}):
         return True
     try:
@@ -118,7 +119,7 @@ def _of_an_earlier_version(folder):
 
 
 def _clear(folder, yes, ask):
-    """Removes what an earlier run wrote; after the rename, nothing can resume from it."""
+    """Removes the files of an earlier run; after the rename, nothing can resume from them."""
     checkpoint_folder = os.path.join(folder, "checkpoint")
     step = checkpoints.latest(checkpoint_folder)
     if step and not yes:
@@ -134,7 +135,7 @@ def _clear(folder, yes, ask):
 
 
 def _finish_clearing(folder):
-    """Removes an earlier run whose checkpoints were renamed, also after a kill on the way."""
+    """Removes an earlier run whose checkpoints were renamed, also after a kill."""
     old = os.path.join(folder, _OLD)
     if not os.path.isdir(old):
         return
@@ -144,7 +145,7 @@ def _finish_clearing(folder):
         stayed += checkpoints.discard(old)
     else:
         os.rmdir(old)
-    if os.path.isdir(old):  # what is not ours goes back to where it was
+    if os.path.isdir(old):  # moves files of others back
         os.rename(old, os.path.join(folder, "checkpoint"))
     if stayed:
         shown = ", ".join(stayed[:5]) + (" …" if len(stayed) > 5 else "")
@@ -168,7 +169,7 @@ def _read_json(path, kind):
     except ValueError as error:
         raise UserError(f"{error}; repair the file or move it away.") from None
     if not isinstance(value, kind):
-        raise UserError(f"{path}: holds no {kind.__name__}; repair the file or move it away.")
+        raise UserError(f"{path}: contains no {kind.__name__}; repair the file or move it away.")
     return value
 
 
@@ -189,12 +190,12 @@ def restore_config(
     Args:
       model: a model module.
       given: names of the keys that the command line set; they keep their values.
-      folder: the experiment's; by default the one that the model's configuration names.
-      allow_code: whether functions of other packages that config.json names may be imported; by
-        default, whether `--allow_code` was given.
+      folder: the experiment's folder; default: that of the model's configuration.
+      allow_code: whether functions of other packages in config.json may be imported; default:
+        whether `--allow_code` was given.
 
     Returns:
-      The experiment's folder. Without a config.json in it, the configuration stays as it is.
+      The experiment's folder. Without a config.json, the configuration is not changed.
 
     Raises:
       UserError: config.json names a function of another package and code is not allowed.
@@ -222,8 +223,8 @@ def locate(
     Args:
       model: a model module; it gets the experiment's configuration.
       given: names of the keys that the command line set; they override it.
-      checkpoint: 'best' by `trainer.best_metric`, 'last', or what `checkpoints.find` accepts. None
-        is the best or, in an experiment that keeps none, the last.
+      checkpoint: 'best' by `trainer.best_metric`, 'last', or an argument of `checkpoints.find`.
+        None: the best or, if the experiment keeps none, the last.
       allow_code: see `restore_config`.
 
     Returns:
@@ -238,7 +239,7 @@ def locate(
         if last is None:
             train = helptext.command("train", "trainer.main", *arguments(model, folder))
             raise UserError(
-                f"No checkpoint in {folder}: train one first with `{train}`, or name one with "
+                f"No checkpoint in {folder}: train one first with `{train}`, or give one with "
                 "--checkpoint."
             )
         best = checkpoints.latest(os.path.join(folder, "checkpoint", "best"))
@@ -257,7 +258,7 @@ def locate(
 
 
 def describe(prefix: str) -> str:
-    """Returns one line that says which of an experiment's checkpoints a prefix is."""
+    """Returns a line that describes which checkpoint of an experiment a prefix is."""
     folder, step = os.path.dirname(prefix), checkpoints.step_of(prefix)
     if os.path.basename(folder) != "best":
         return f"checkpoint: {prefix}"
@@ -274,18 +275,18 @@ def arguments(model: ModuleType, folder: str) -> list[str]:
 
 
 def check_resume(folder: str, config: Config, allow_change: bool = False) -> list[str]:
-    """Compares the configuration with the one that this experiment began with.
+    """Compares the configuration with that of the experiment's first start.
 
     Args:
-      folder: the experiment's.
+      folder: the experiment's folder.
       config: the `Config` of this start.
       allow_change: accept a change that makes a different run.
 
     Returns:
-      Lines that say what changed.
+      One line per change.
 
     Raises:
-      UserError: for a change that makes a different run: a key declared `fixed`, or of `dataset.`.
+      UserError: a change makes a different run: a key declared `fixed`, or of `dataset.`.
     """
     old = read_config(folder)
     if old is None:
@@ -301,16 +302,16 @@ def check_resume(folder: str, config: Config, allow_change: bool = False) -> lis
         raise UserError(
             f"{folder} was trained with another configuration ({'; '.join(fixed)}), so this would "
             "be a different run. Use another --trainer.experiment_name, start over with --fresh, "
-            "or insist with --allow_config_change."
+            "or add --allow_config_change."
         )
     return lines
 
 
 def check_data(folder: str, fingerprint: str, allow_change: bool = False) -> None:
-    """Raises `UserError` if the experiment's last start read other data than this one.
+    """Raises `UserError` if the experiment's last start read other data than this start.
 
     Args:
-      folder: the experiment's.
+      folder: the experiment's folder.
       fingerprint: `input_state.fingerprint` of this start's data.
       allow_change: accept other data.
     """
@@ -318,8 +319,8 @@ def check_data(folder: str, fingerprint: str, allow_change: bool = False) -> Non
     if before != fingerprint and not allow_change:
         raise UserError(
             f"datasets()['trn'] yields other shapes or types than when {folder} was trained (data "
-            f"{before}, now {fingerprint}), so its place cannot be resumed. Restore the code, "
-            "start over with --fresh, or insist with --allow_config_change."
+            f"{before}, now {fingerprint}), so its position cannot be resumed. Restore the code, "
+            "start over with --fresh, or add --allow_config_change."
         )
 
 
@@ -334,16 +335,16 @@ def write_provenance(
 ) -> None:
     """Adds this start to provenance.json: code, command line, versions, host, devices, data.
 
-    Uncommitted changes of the code are kept beside it as code-<start>.diff, byte for byte. If any
-    of it fails, a warning says so.
+    Uncommitted changes of the code are saved beside it as code-<start>.diff, byte for byte. If this
+    fails, a warning is printed.
     """
     with optional("provenance.json"):
         path = os.path.join(folder, "provenance.json")
         starts = _read_json(path, list) or []
-        # A model that was made in a notebook has no file.
+        # A model defined in a notebook has no file.
         where = os.path.dirname(os.path.abspath(getattr(model, "__file__", None) or "x"))
         changes = _git(where, "diff", "HEAD")
-        files.remove(folder, "experiment", rf"code-{len(starts)}\.diff")  # of a start that failed
+        files.remove(folder, "experiment", rf"code-{len(starts)}\.diff")  # left by a failed start
         if changes:
             with files.published(os.path.join(folder, f"code-{len(starts)}.diff")) as out:
                 out.write(changes)
@@ -361,14 +362,14 @@ def write_provenance(
                 "host": platform.node(),
                 "devices": devices,
                 "data_fingerprint": data_fingerprint,
-                "sources": getattr(model, "sources", dict)(),  # of what the run starts from
+                "sources": getattr(model, "sources", dict)(),  # revisions of the initial weights
             }
         )
         write_text(path, json.dumps(starts, indent=1) + "\n")
 
 
 def _git(folder, *arguments):
-    """The bytes that git prints, None if it fails."""
+    """The output of git as bytes, None if it fails."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -377,7 +378,7 @@ def _git(folder, *arguments):
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of the packages that a run depends on, by name."""
+    """Returns {name: version} of the packages that a run depends on."""
     return {name: _version(name) for name in _PACKAGES}
 
 

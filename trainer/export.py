@@ -2,10 +2,9 @@
 
     python -m trainer.export --model=M [--checkpoint=best|last|PATH] [--output=DIR] [--outputs=a,b]
 
-exports the experiment's best checkpoint by default (the last, if it keeps none), with the moving
-averages of the weights if the checkpoint holds them. The configuration is the experiment's
-config.json; flags given here override it. A model may declare `actions.export.outputs` to name its
-outputs.
+This exports the experiment's best checkpoint by default (the last, if it keeps none), with the
+moving averages of the weights if the checkpoint has them. The configuration is the experiment's
+config.json; flags override it. A model may declare `actions.export.outputs` to name its outputs.
 """
 
 import functools
@@ -30,7 +29,7 @@ from trainer.files import sync  # noqa: E402
 
 v1 = tf.compat.v1
 
-NOTE = os.path.join("assets.extra", "prototrain.json")  # SavedModel's own place for such files
+NOTE = os.path.join("assets.extra", "prototrain.json")  # SavedModel's folder for such files
 TEXT = "text"  # folder of the text tower within a SavedModel of images
 _WRITTEN = (
     r"(text/)?(saved_model\.pb(\.tmp.*)?|fingerprint\.pb|(variables|assets|assets\.extra)/.*)"
@@ -48,30 +47,30 @@ def export(
 ) -> dict[str, Any]:
     """Writes a SavedModel with one signature, `serving_default`.
 
-    Its inputs are the placeholders that `model.build(None, False)` makes, as far as the outputs
-    depend on them, under their own names; their first dimension, the batch, is free. With the
-    `embeddings` goes the model's text tower if it has one (`text_tower`), to the folder `text`.
+    Its inputs are the placeholders that `model.build(None, False)` makes and the outputs depend on,
+    with their names; their first dimension, the batch, must be None. If `embeddings` are exported
+    and the model has a text tower (`text_tower`), that is exported too, to the folder `text`.
 
     Args:
-      model: a model module, configured as it was trained.
+      model: a model module with the configuration of its training.
       checkpoint: prefix of the checkpoint; moving averages are used if it has them.
       output: folder to create.
-      outputs: names of the outputs; by default `embeddings` if the model sets them, otherwise
-        the last output with a batch dimension that depends on a variable.
+      outputs: names of the outputs; default: `embeddings` if the model sets them, otherwise the
+        last output that has a batch dimension and depends on a variable.
       overwrite: replace an earlier export.
-      code: what the note says about the code that trained it, a JSON value.
+      code: provenance of the training for the note, a JSON value.
 
     Returns:
-      The note that the SavedModel carries in assets.extra/prototrain.json, a dict.
+      The note in assets.extra/prototrain.json of the SavedModel, a dict.
 
     Raises:
-      UserError: the model cannot be served, or the folder holds something else.
+      UserError: the model cannot be served, or the folder contains something else.
     """
     output = os.path.abspath(os.path.expanduser(output))
     temporary = os.path.join(os.path.dirname(output), f".{os.path.basename(output)}.writing")
     _check_place(output, overwrite)
     with tf.Graph().as_default(), v1.Session() as session:
-        with low_rank.merging() as updates:  # of low rank: the export has plain kernels
+        with low_rank.merging() as updates:  # low-rank updates: the export has plain kernels
             built = build(model)
         chosen = choose(model, built, outputs)
         inputs = {p.op.name: p for p in placeholders(chosen.values())}
@@ -123,13 +122,13 @@ def _check_place(output, overwrite):
             f"{output} exists: replace it with --overwrite, or choose another --output."
         )
     if not os.path.exists(os.path.join(output, NOTE)) or os.path.islink(output):
-        raise UserError(f"--overwrite: {output} holds no export; it is left alone.")
+        raise UserError(f"--overwrite: {output} is not an export; it was not changed.")
     found = (
         os.path.relpath(os.path.join(at, n), output) for at, _, ns in os.walk(output) for n in ns
     )
     foreign = [name for name in found if name != files.MARK and not re.fullmatch(_WRITTEN, name)]
     if foreign:
-        raise UserError(f"--overwrite: {output} also holds {foreign[0]!r}; move it away first.")
+        raise UserError(f"--overwrite: {output} also contains {foreign[0]!r}; move it away first.")
 
 
 def build(model: ModuleType) -> layers.ModelDict:
@@ -144,21 +143,21 @@ def build(model: ModuleType) -> layers.ModelDict:
 
 
 def resizing(model: ModuleType) -> dict[str, Any]:
-    """How a model's images get their size, fields of its `resizing()`; {} for the usual."""
+    """How a model's images are resized, fields of its `resizing()`; {} for the default."""
     how = model.resizing() if callable(getattr(model, "resizing", None)) else None
     return {} if how is None or how.window is None else how._asdict()
 
 
 def text_tower(model: Any) -> tuple[Any, str]:
-    """What writes a model's text tower by `save(folder)`, or None; and why there is none.
+    """(object that writes the model's text tower by `save(folder)`, or None; why there is none).
 
     Args:
-      model: may have a function `texts()` that returns it, or None. A UserError of that function,
-        as one line, says why texts cannot be compared with the model's embeddings.
+      model: may have a function `texts()` that returns it, or None. If texts cannot be compared
+        with the model's embeddings, that function raises a UserError with the reason.
     """
     texts = getattr(model, "texts", None)
     try:
-        return (texts() if callable(texts) else None), ""  # it may be a module, too
+        return (texts() if callable(texts) else None), ""  # it may also be a module
     except UserError as error:
         return None, str(error)
 
@@ -202,7 +201,7 @@ def _check_batch(model, inputs, outputs):
         ):
             raise UserError(
                 f"{model.__name__}: {name!r} has shape {_describe(tensor)['shape']}; its first "
-                "dimension, the batch, must be free (None) to be served."
+                "dimension, the batch, must be None to be served."
             )
 
 
@@ -212,13 +211,13 @@ def _describe(tensor):
 
 
 def write(session: Any, folder: str, inputs: dict, outputs: dict, note: dict) -> None:
-    """Writes the default graph as a SavedModel, with the note and all files on the disk.
+    """Writes the default graph as a SavedModel with the note, and syncs all files to disk.
 
     Args:
       session: a `tf.compat.v1.Session` with the values of the variables.
       folder: a folder that does not exist yet.
       inputs, outputs: {name: tensor} of the signature `serving_default`.
-      note: what `NOTE` holds, a JSON object.
+      note: content of `NOTE`, a JSON object.
     """
     builder = v1.saved_model.Builder(folder)
     builder.add_meta_graph_and_variables(
@@ -246,7 +245,7 @@ def write(session: Any, folder: str, inputs: dict, outputs: dict, note: dict) ->
 
 
 def _publish(temporary, output):
-    """Gives the complete export its name; a reader sees the whole old one or the whole new one."""
+    """Gives the complete export its name; readers see a complete old or new export."""
     made = os.path.join(temporary, "model")
     files.claim(made, "export", earlier=lambda folder: True)
     if os.path.exists(output):
@@ -256,7 +255,7 @@ def _publish(temporary, output):
 
 
 def _heal(temporary, output):
-    """Removes what this or an interrupted export left beside its output."""
+    """Removes temporary files of this or an interrupted export."""
     if not os.path.isdir(temporary):
         return
     aside = os.path.join(temporary, "model.old")  # where `files.exchange` may keep the old one
@@ -271,10 +270,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     text, path, many, flag = commandline.definers(values, "string", "path", "list", "bool")
     text("model", None, "Model to export: a module name.", short_name="m")
-    path("checkpoint", None, "best, last, or a path; the best on validation if the experiment "
-         "keeps it, else the last.")  # fmt: skip
-    path("output", None, "Folder to write; by default <experiment>/export/model-<step>.")
-    many("outputs", [], "Outputs to serve; by default embeddings, or else the last.")
+    path("checkpoint", None, "best, last, or a path; default: the best on validation if the run "
+         "keeps it, otherwise the last.")  # fmt: skip
+    path("output", None, "Folder to write; default: <experiment>/export/model-<step>.")
+    many("outputs", [], "Outputs to serve; default: embeddings, otherwise the last.")
     flag("overwrite", False, "Replace an earlier export.")
 
 
@@ -300,7 +299,7 @@ def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: li
         for name, tensor in note[kind].items():
             print(f"  {kind[:-1]} {name}: {tensor['dtype']} {tensor['shape']}")
     if os.path.isdir(os.path.join(output, TEXT)):
-        print(f"  texts: by the text tower in {TEXT}/, see docs/retrieval.md")
+        print(f"  texts: the text tower is in {TEXT}/, see docs/retrieval.md")
     print(f"Load it with tf.saved_model.load({output!r}).signatures['serving_default'].")
     return 0
 

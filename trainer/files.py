@@ -1,8 +1,8 @@
 """How this project writes, locks, marks and removes files.
 
-A file appears whole or not at all (`published`). A folder has one writer (`only_writer`). A folder
-that this project made carries a mark (`claim`), and nothing is removed from a folder without one
-(`remove`): what a user keeps there stays.
+A file is published completely or not at all (`published`). A folder has one writer (`only_writer`).
+A folder of this project contains a marker file (`claim`), and nothing is removed from a folder
+without it (`remove`), which protects a user's files.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-MARK = ".prototrain"  # names the kind of folder; the first thing written into a new one
+MARK = ".prototrain"  # contains the kind of folder; the first file in a new folder
 LOCK = ".lock"
 _TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 
@@ -34,8 +34,8 @@ _TEMPORARY = r"\.[^/]+\.tmp"  # a file that `published` did not finish
 def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file that takes the name `path` when the block ends without an error.
 
-    A reader, a kill or a full disk meets the old file or the new one, never a part. A temporary
-    file of a writer that was killed is removed by the next one of the same file.
+    For readers, after a kill and on a full disk, there is the complete old or new file. The next
+    writer of the same file removes the temporary file of a killed writer.
 
     Args:
       path: the final name.
@@ -50,22 +50,22 @@ def published(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         yield out
         out.flush()
         os.fsync(out.fileno())
-        with contextlib.suppress(OSError):  # some network disks have no modes
+        with contextlib.suppress(OSError):  # some network disks have no file modes
             os.chmod(out.name, 0o666 & ~_umask())
         os.replace(out.name, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(out.name)
         if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = path  # a full disk does not name the file
+            error.filename = path  # the error of a full disk does not name the file
         raise
     finally:
-        with contextlib.suppress(OSError):  # tries again to write what a full disk refused
+        with contextlib.suppress(OSError):  # tries again to write the rest on a full disk
             out.close()
 
 
 def _temporary(path: str, mode: str) -> IO:
-    """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    """Opens `.NAME.xxxxxxxx.tmp` beside a file; it is locked while its writer is alive."""
     if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced
         raise OSError(errno.EINVAL, "is a folder or a device, not a file to write", path)
     folder, name = os.path.split(path)
@@ -83,7 +83,7 @@ def _temporary(path: str, mode: str) -> IO:
         )
         with contextlib.suppress(OSError):  # some disks have no locks
             fcntl.flock(out, fcntl.LOCK_EX)
-        if os.path.exists(out.name):  # not taken for a dead writer's before it was locked
+        if os.path.exists(out.name):  # nobody removed it as a dead writer's before it was locked
             return out
         out.close()
 
@@ -101,7 +101,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Replaces a JSON file atomically; NaN and infinities, which JSON lacks, become null."""
+    """Replaces a JSON file atomically; NaN and infinities become null."""
     write_text(path, _as_json(value))
 
 
@@ -121,7 +121,7 @@ def sync(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
-# What disks without hard links, locks or folder syncs answer.
+# Errors of disks without hard links, locks or folder syncs.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -137,10 +137,10 @@ def link(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def exchange(new: str | os.PathLike, old: str | os.PathLike) -> None:
-    """Swaps two folders in one step where the system can; otherwise in three renames.
+    """Swaps two folders in one step if the system supports it; otherwise by three renames.
 
     Args:
-      new: a folder; afterwards it holds what `old` held.
+      new: a folder; afterwards it has the contents of `old`.
       old: the other folder. A kill between the three renames leaves it as `<new>.old`.
     """
     try:
@@ -169,7 +169,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def known_keys(path: str | os.PathLike, keys: set, what: str) -> dict:
-    """Returns the JSON object in a file; ValueError if it lacks a key that every `what` has."""
+    """Returns the JSON object in a file; ValueError if it lacks a required key of a `what`."""
     value = read_json(path)
     missing = sorted(keys - value.keys()) if isinstance(value, dict) else ["an object"]
     if missing:
@@ -178,20 +178,20 @@ def known_keys(path: str | os.PathLike, keys: set, what: str) -> dict:
 
 
 def write_sealed(path: str | os.PathLike, value: dict) -> None:
-    """Replaces a JSON file atomically, with a checksum of its own contents."""
+    """Replaces a JSON file atomically; it includes a checksum of its contents."""
     write_text(path, sealed(value))
 
 
 def sealed(value: dict) -> str:
-    """Returns what `write_sealed` writes, for places that are no folder."""
+    """Returns the text that `write_sealed` writes, for object storage."""
     return _as_json(plain(value) | {"checksum": _seal(value)})
 
 
 def read_sealed(path: str | os.PathLike, keys: set, what: str) -> dict:
-    """Returns what `write_sealed` wrote, without the checksum.
+    """Returns the value that `write_sealed` wrote, without the checksum.
 
     Raises:
-      ValueError: the file is missing, damaged or changed, or lacks a key that every `what` has.
+      ValueError: the file is missing, damaged or changed, or lacks a required key of a `what`.
     """
     value = known_keys(path, keys, what)
     checksum = value.pop("checksum", None)
@@ -214,7 +214,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raises ValueError for a path that is not a regular file: pipes and devices never end."""
+    """Raises ValueError for a path that is not a regular file: pipes and devices may not end."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -224,7 +224,7 @@ def check_regular(path: str | os.PathLike) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value in JSON's own types: arrays as lists, non-finite floats as None."""
+    """Returns a value as JSON types: arrays as lists, non-finite floats as None."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -245,10 +245,10 @@ def only_writer(folder: str | os.PathLike, wait: str = "") -> Iterator[IO]:
 
     Args:
       folder: the folder; its `.lock` file is locked, not removed.
-      wait: a message to print while another writer is at work; '' refuses instead of waiting.
+      wait: a message to print while waiting for another writer; '': raise instead of waiting.
 
     Yields:
-      The open lock file, for a note about who holds it.
+      The open lock file, for a note about its holder.
 
     Raises:
       BlockingIOError: another process holds the lock; the message names the folder and the note.
@@ -271,7 +271,7 @@ def only_writer(folder: str | os.PathLike, wait: str = "") -> Iterator[IO]:
             if error.errno not in _UNSUPPORTED:
                 raise
             print(
-                f"warning: {folder}: this disk has no locks; start no second writer there",
+                f"warning: {folder}: this disk has no locks; do not start a second writer there",
                 file=sys.stderr,
             )
         lock.truncate(0)
@@ -295,16 +295,16 @@ def locked(folder: str | os.PathLike) -> bool:
 def claim(
     folder: str | os.PathLike, kind: str, earlier: Callable[[str], bool] | None = None
 ) -> None:
-    """Makes a folder ours: creates it and writes its mark.
+    """Creates a folder and its marker file.
 
     Args:
       folder: a folder that is new, empty, or marked as this kind.
-      kind: what the folder holds, such as 'experiment', 'store' or 'index'.
+      kind: the kind of contents, such as 'experiment', 'store' or 'index'.
       earlier: returns whether an unmarked folder was certainly written by an earlier version of
         this project; such a folder is marked too.
 
     Raises:
-      ValueError: the folder holds something else; nothing was changed.
+      ValueError: the folder contains something else; nothing was changed.
     """
     os.makedirs(folder, exist_ok=True)
     found = kind_of(folder)
@@ -314,7 +314,7 @@ def claim(
     if found or (inside and not (earlier and earlier(os.fspath(folder)))):
         what = f"is the folder of {_a(found)}" if found else f"holds {inside[0]!r}"
         raise ValueError(
-            f"{folder}: {what} and is not the folder of {_a(kind)}; name a new or empty folder"
+            f"{folder}: {what} and is not the folder of {_a(kind)}; give a new or empty folder"
         )
     write_json(os.path.join(folder, MARK), {"kind": kind})
 
@@ -324,7 +324,7 @@ def _a(kind: str) -> str:
 
 
 def kind_of(folder: str | os.PathLike) -> str | None:
-    """Returns the kind that a folder's mark names; None without a mark."""
+    """Returns the kind in a folder's marker file; None without one."""
     try:
         with open(os.path.join(folder, MARK), encoding="utf-8") as text:
             kind = json.load(text)["kind"]
@@ -336,25 +336,25 @@ def kind_of(folder: str | os.PathLike) -> str | None:
 def remove(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
     """Removes the files of a marked folder whose names this project writes.
 
-    The only function that removes anything but a temporary file. It does not follow links. A
-    subfolder goes once it is empty, if something was removed from it.
+    This is the only function that removes other than temporary files. It does not follow links. A
+    subfolder is removed if it is empty after files were removed from it.
 
     Args:
       folder: a folder that `claim` marked.
-      kind: the kind that its mark must name.
+      kind: the kind that its marker file must contain.
       pattern: regular expression that the whole path of a file within the folder must match, such
-        as `versions/000001/.*`. The mark and the lock file stay.
+        as `versions/000001/.*`. The marker and the lock file are kept.
 
     Returns:
-      Paths within the folder of all files that stayed, without the mark and the lock.
+      Paths within the folder of all files that were kept, without the marker and the lock.
 
     Raises:
-      ValueError: the folder does not carry the mark; nothing was removed.
+      ValueError: the folder has no such marker; nothing was removed.
     """
     folder = os.fspath(folder)
     if kind_of(folder) != kind:
         raise ValueError(
-            f"{folder}: does not carry the mark of {_a(kind)} ({MARK}), so nothing in it was "
+            f"{folder}: has no marker of {_a(kind)} ({MARK}), so nothing in it was "
             "removed; remove it by hand if it is yours"
         )
     stayed = []
@@ -377,18 +377,18 @@ def remove(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
 
 
 def discard(folder: str | os.PathLike, kind: str, pattern: str) -> list[str]:
-    """Removes the files of a marked folder like `remove`, and the folder itself once it is empty.
+    """Removes the files of a marked folder like `remove`, and the folder itself if it is empty.
 
     Args:
       folder: a folder that `claim` marked.
-      kind: the kind that its mark must name.
+      kind: the kind that its marker file must contain.
       pattern: regular expression of the paths to remove, as for `remove`.
 
     Returns:
-      Paths within the folder of all files that stayed.
+      Paths within the folder of all files that were kept.
 
     Raises:
-      ValueError: the folder does not carry the mark; nothing was removed.
+      ValueError: the folder has no such marker; nothing was removed.
     """
     stayed = remove(folder, kind, pattern)
     if set(os.listdir(folder)) <= {MARK, LOCK}:

@@ -1,7 +1,7 @@
-"""Files that belong together appear together: a reader meets the whole old set or the new one.
+"""Publishes files that belong together: readers see the complete old or new set.
 
-They are written into a hidden folder, `.NAME.writing`. Once that is complete it is renamed to
-`.NAME.ready`, and its files move to their places. A kill before the rename leaves the old set;
+The files are written into a hidden folder, `.NAME.writing`. When it is complete, it is renamed to
+`.NAME.ready`, and its files are moved to their places. A kill before the rename leaves the old set;
 after it, the next writer or reader of the folder completes the moves (`settle`).
 """
 
@@ -21,14 +21,14 @@ def together(prefix: str | os.PathLike) -> Iterator[str]:
     """Publishes several files at once, when the block ends without an error.
 
     Args:
-      prefix: what the paths of all the files begin with, such as `analysis/model-20`.
+      prefix: common prefix of the files' paths, such as `analysis/model-20`.
 
     Yields:
-      The prefix to write them with meanwhile, with the same last part.
+      The prefix under which to write them meanwhile, with the same last part.
 
     Raises:
-      BlockingIOError: another process writes the same files.
-      OSError: they cannot be written; the old files are unchanged.
+      BlockingIOError: another process is writing the same files.
+      OSError: the files cannot be written; the old files are unchanged.
     """
     folder, name = os.path.split(os.path.abspath(prefix))
     writing, ready = (os.path.join(folder, f".{name}.{state}") for state in ("writing", "ready"))
@@ -51,7 +51,7 @@ def together(prefix: str | os.PathLike) -> Iterator[str]:
 
 
 def settle(folder: str | os.PathLike) -> None:
-    """Completes the moves that a killed writer began, and removes what it left half written."""
+    """Completes the moves that a killed writer began, and removes incomplete files."""
     for entry in os.listdir(folder):
         if found := re.fullmatch(r"\.(.+)\.(writing|ready)", entry):
             path, (name, state) = os.path.join(folder, entry), found.groups()
@@ -64,7 +64,7 @@ def _written(name):
 
 
 def _arrive(ready, folder, name):
-    if not os.listdir(ready):  # killed just before the folder, the last of it, went
+    if not os.listdir(ready):  # killed just before the folder was removed, the last step
         return os.rmdir(ready)
     if files.kind_of(ready) != _KIND:
         return

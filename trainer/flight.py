@@ -13,7 +13,7 @@ from trainer.config import UserError, optional
 
 v1 = tf.compat.v1
 
-_CHANGING = ("fresh", "yes", "fallback")  # flags with which `--debug` is refused
+_CHANGING = ("fresh", "yes", "fallback")  # flags that cannot be combined with `--debug`
 
 NOT_FINITE = "The loss or a gradient is not finite"
 
@@ -24,7 +24,7 @@ def found_in(error: tf.errors.OpError) -> bool:
 
 
 def fetches(inputs, outputs, reported, gradients) -> dict[str, tf.Tensor]:
-    """Returns what the record of a step that is not finite holds: {name: tensor}.
+    """Returns the contents of the record of a step that is not finite: {name: tensor}.
 
     Args:
       inputs: the batch; entries of one dimension (ids, labels) are recorded.
@@ -47,15 +47,15 @@ def record(
 ) -> str:
     """Writes `flight/step-<n>.npz` from the session whose update was refused.
 
-    It runs the step's forward pass once more, with what that changes of the model's own state.
+    It runs the step's forward pass once more, which may change other state of the model.
 
     Args:
-      folder: the experiment's folder; None on a worker that has none, and only takes part.
+      folder: the experiment's folder; None on a worker without one, which only takes part.
       step: the update that was refused.
       session: the session; its weights are those before that update.
-      batch: a function that makes the step's batch current again; None if the data cannot be read
-        a second time.
-      tensors: {name: tensor} to record, as `fetches` returns them.
+      batch: a function that loads the step's batch again; None if the data cannot be read a second
+        time.
+      tensors: {name: tensor} to record, the result of `fetches`.
 
     Returns:
       A phrase that names the values that are not finite.
@@ -84,7 +84,7 @@ def refusal(folder: str, step: int, what: str, saved: bool) -> UserError:
     Args:
       folder: the experiment's folder.
       step: the update that was refused.
-      what: what `record` returned.
+      what: the result of `record`.
       saved: whether the weights before that update are saved.
     """
     kept = "the weights before it are saved" if saved else "the last checkpoint is unchanged"
@@ -102,8 +102,8 @@ def _path(folder, step):
 def replay_command(step: int) -> str:
     """Returns this program's command line, quoted for a shell, changed to replay a step.
 
-    It deletes nothing: flags that change an experiment are dropped, and switched off if a flag file
-    may set them. For a script, which may do anything when it runs again, the call is returned.
+    The command deletes nothing: flags that change an experiment are removed, or switched off if a
+    flag file may set them. For a script, which may have other effects, the call is returned.
     """
     if helptext.running() != "trainer.main":
         return f"loop.train(model, config, debug=True, replay_step={step})"
@@ -119,7 +119,7 @@ def replay_command(step: int) -> str:
 
 
 def _write(path, first, values):
-    """Writes an .npz file; a name that is taken already gets a `batch.` in front.
+    """Writes an .npz file; a name that is in use gets the prefix `batch.`.
 
     `numpy.savez` takes names as keyword arguments, which fails for an entry called `file`.
     """
@@ -134,7 +134,7 @@ def _write(path, first, values):
 
 
 def _array(value):
-    """Strings come from a session as objects, which only pickle could store."""
+    """Converts strings, which a session returns as objects that only pickle could store."""
     value = np.asarray(value)
     return value.astype(np.bytes_) if value.dtype == object else value
 

@@ -13,7 +13,7 @@ from absl import flags
 
 FLAGS = ("help", "helpfull", "helpshort", "?")
 
-MANY = 12  # of a program's own flags, in the order of definition, that `--help` explains
+MANY = 12  # number of the program's flags, in the order of definition, that `--help` explains
 
 # How the running program was started, if not by `python -m`; `trainer.cli` sets it.
 started_as = ""
@@ -23,7 +23,8 @@ def command(verb: str, module: str, *arguments: str) -> str:
     """Returns a command line to print, quoted for a shell: `prototrain VERB …` or `python -m …`.
 
     Args:
-      verb, module: the two names of a program; the one is used by which the running one started.
+      verb, module: the two names of the program; used is the kind by which the running program was
+        started.
       arguments: its arguments.
     """
     words = ["prototrain", verb] if started_as else [_python(), "-m", module]
@@ -37,7 +38,7 @@ def running() -> str:
 
 
 def _python():
-    """`python` if a shell finds the running one by it, else its path."""
+    """`python` if a shell would find the running interpreter by it, else its path."""
     found, here = shutil.which("python"), sys.executable  # .venv/bin/python and …/python3.11
     same = found and os.path.dirname(found) == os.path.dirname(here)
     return "python" if same and os.path.samefile(found, here) else here
@@ -48,7 +49,7 @@ LIBRARIES = ("absl", "tensorflow", "tensorboard", "keras", "optuna", "etils")
 
 
 class Wanted(Exception):
-    """Help was asked for; the text is the exception's."""
+    """Help was requested; the exception's text is the help."""
 
 
 def render(
@@ -96,7 +97,7 @@ def render(
     else:
         lines += ["", "--helpfull explains every flag. --flagfile=F reads flags from a file."]
     if config is not None and flag_values["model"].value is None:
-        lines += ["With --model=MODULE, the model's own keys are listed too."]
+        lines += ["With --model=MODULE, the keys of the model are listed too."]
     return "\n".join(lines)
 
 

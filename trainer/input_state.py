@@ -1,4 +1,4 @@
-"""The place in a user's own tf.data pipeline, for models whose data cannot start at a step.
+"""The position in a user's tf.data pipeline, for models whose data cannot start at a step.
 
 A dataset that is a pure function of the step needs none of this. Otherwise the iterator's state
 is saved with the checkpoint, unless the pipeline has state that TensorFlow cannot see.
@@ -16,7 +16,7 @@ from trainer.config import Config
 
 v1 = tf.compat.v1
 
-# Operations whose state no iterator holds: Python code, and random numbers without a stateless key.
+# Operations with state outside of the iterator: Python code, and stateful random numbers.
 _STATEFUL = re.compile(
     r"(Eager)?PyFunc|GeneratorDataset|Random(Uniform|StandardNormal|Shuffle|Gamma|Poisson).*"
     r"|TruncatedNormal|ParameterizedTruncatedNormal|Multinomial"
@@ -24,7 +24,7 @@ _STATEFUL = re.compile(
 
 
 def track(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[str]]:
-    """Prepares a dataset for `saver`, if its state can be saved.
+    """Prepares a dataset for `saver` if its state can be saved.
 
     Returns:
       (dataset, operations with hidden state); the list is empty if all state can be saved.
@@ -102,7 +102,7 @@ def fingerprint(dataset: tf.data.Dataset, config: Config, workers: int = 1) -> s
     Args:
       dataset: batches of training data.
       config: a `Config`.
-      workers: how many share each batch; their number makes no other data.
+      workers: number of workers that share each batch; it does not change the data.
     """
 
     def whole(spec):

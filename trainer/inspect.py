@@ -1,7 +1,7 @@
-"""`python -m trainer.inspect --model=models.simple`: what a model is made of, before training it.
+"""`python -m trainer.inspect --model=models.simple`: shows the parts of a model before training.
 
 Prints every variable with its shape and parameters, whether it is trained and decayed, the
-floating-point operations of one example's forward pass, and the devices that would share a batch.
+floating-point operations of the forward pass of one example, and the devices that share a batch.
 """
 
 import functools
@@ -32,7 +32,7 @@ COUNTED = (
 
 
 def inspect(model: ModuleType, config: Config) -> dict[str, Any]:
-    """Builds a model as the trainer does, without a session.
+    """Builds a model like the trainer, without a session.
 
     Args:
       model: a model module.
@@ -152,7 +152,7 @@ def _matmul(op):
 
 
 def _einsum(op):
-    """Every combination of all indices is one multiply-add."""
+    """One multiply-add per combination of all indices."""
     sizes = {}
     for term, tensor in zip(
         op.get_attr("equation").decode().split("->")[0].split(","), op.inputs, strict=True
@@ -179,7 +179,7 @@ _PRODUCTS = {
 
 
 def _variable(tensor):
-    """The name of the variable that a tensor is, also if cast or reshaped; '' if it is none."""
+    """The name of the variable behind a tensor, also if cast or reshaped; '' if there is none."""
     op = tensor.op
     while op.type in ("Cast", "Identity", "Reshape", "Transpose", "ReadVariableOp"):
         op = op.inputs[0].op
@@ -190,7 +190,7 @@ def _variable(tensor):
 
 
 def report(model: ModuleType, config: Config, found: dict[str, Any], console: Console) -> None:
-    """Prints what `inspect` returned."""
+    """Prints the result of `inspect`."""
     rows = found["variables"]
     table = Table(title=model.__name__)
     table.add_column("variable", overflow="fold")
@@ -229,7 +229,7 @@ def report(model: ModuleType, config: Config, found: dict[str, Any], console: Co
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     (text,) = commandline.definers(values, "string")
-    text("model", None, "Model to look at: a module name.", short_name="m")
+    text("model", None, "Model to inspect: a module name.", short_name="m")
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:

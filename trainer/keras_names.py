@@ -7,8 +7,8 @@ from typing import Any
 def names(model: Any, variables: list) -> list[str]:
     """Paths of a Keras model's variables as names in a graph.
 
-    Keras numbers layers without a name through the process (`dense_7`). Here the numbers start from
-    0 in each model and layer: another process, which made other models, must find the same names.
+    Keras numbers layers without a name per process (`dense_7`). Here the numbers start from 0 in
+    each model and layer, so that names do not depend on other models in the process.
     """
     automatic = {
         layer.name
@@ -39,6 +39,6 @@ def names(model: Any, variables: list) -> list[str]:
 
 
 def _snake_case(name):
-    """The name that Keras gives to the first layer of a class."""
+    """Keras's name for the first layer of a class."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

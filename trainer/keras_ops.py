@@ -1,7 +1,7 @@
-"""What Keras's layers compute otherwise in our graphs.
+"""Replacements for operations of Keras's layers in our graphs.
 
-Random numbers are drawn by example, grouped convolutions run on any device. Batch norm, GELU and
-dense layers are written so that TensorFlow has a fused kernel for them: same values, less time.
+Random numbers are drawn per example, and grouped convolutions run on any device. Batch norm, GELU
+and dense layers are written so that TensorFlow uses fused kernels: same values, less time.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from trainer import layers
 
 
 def key(seed: Any) -> tf.Tensor:
-    """The state of a Keras generator for draws that are not by example: by seed, step and name."""
+    """The state of a Keras generator for draws not per example: from seed, step and name."""
     name = zlib.crc32(seed.path.encode()) % 2**31
     replica = layers.current_replica()
     if replica is None:
@@ -25,13 +25,13 @@ def key(seed: Any) -> tf.Tensor:
 
 @contextlib.contextmanager
 def replaced(batch: int | None) -> Iterator[None]:
-    """Within this context Keras's layers compute as this module has it.
+    """Within this context Keras's layers use the operations of this module.
 
-    Tensors are compared by value, as in Keras's own graphs: outside of functions TensorFlow would
-    compare the objects, without an error.
+    Tensors are compared by value, as in Keras's graphs: outside of functions, TensorFlow would
+    silently compare the objects.
 
     Args:
-      batch: examples in the batch if known, else None.
+      batch: number of examples in the batch, None if unknown.
     """
     from keras import layers as of_keras
     from keras.src.backend.tensorflow import nn, random
@@ -80,7 +80,7 @@ def replaced(batch: int | None) -> Iterator[None]:
         width = inputs.shape[-1]
         if len(inputs.shape) < 3 or width is None:
             return dense(layer, inputs, training=training)
-        # The bias and GELU join a product of matrices, not one of a reshaped tensor.
+        # TensorFlow fuses bias and GELU with a matrix product, if its input is not reshaped.
         found = dense(layer, tf.reshape(inputs, [-1, width]), training=training)
         shape = tf.concat([tf.shape(inputs)[:-1], found.shape[1:]], 0)
         return tf.ensure_shape(tf.reshape(found, shape), [*inputs.shape[:-1], found.shape[1]])
@@ -120,7 +120,7 @@ def _pair(value):
 def _grouped(inputs, kernel, groups, strides, padding, dilations):
     """A convolution in groups of channels: [B, H, W, C], kernel [h, w, C / groups, filters].
 
-    Keras compiles it by XLA on CPU, which works on the first CPU device alone.
+    Keras compiles it with XLA on a CPU, which works only on the first CPU device.
     """
     height, width, depth, filters = kernel.shape
     if depth == 1 and strides[0] == strides[1] and 1 in (strides[0], max(dilations)):
@@ -135,12 +135,12 @@ def _grouped(inputs, kernel, groups, strides, padding, dilations):
 
 
 def _exact_gelu(x):
-    """GELU by the error function, in the one form for which TensorFlow has a fused kernel."""
+    """GELU by the error function, in the only form for which TensorFlow has a fused kernel."""
     return (tf.math.erf(x * 0.5**0.5) + 1) * 0.5 * x
 
 
 def _without_bias(x):
-    """(the convolution of whose sum with a bias x is, that bias [C]); (x, 0) of anything else."""
+    """(convolution, bias [C]) if x is their sum; otherwise (x, 0)."""
     if x.op.type in ("Add", "AddV2", "BiasAdd"):
         inner, bias = x.op.inputs
         if "Conv2" in inner.op.type and bias.shape.num_elements() == x.shape[-1]:
@@ -149,22 +149,22 @@ def _without_bias(x):
 
 
 def _normalized(layer, inputs, training, by_batch):
-    """Batch norm of maps [B, H, W, C] by one operation, where Keras's has five or more."""
+    """Batch norm of maps [B, H, W, C] as one operation; Keras uses five or more."""
     inputs = tf.cast(inputs, tf.float32)
     mean, variance = (tf.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance))
     scale = tf.ones_like(mean) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
     offset = tf.zeros_like(mean) if layer.beta is None else tf.convert_to_tensor(layer.beta)
     stored = {} if by_batch else {"mean": mean, "variance": variance}
     if not training:
-        # A convolution takes in what follows it, if no bias is between the two. In training the
-        # bias stays there: the operation has no gradient by its mean.
+        # TensorFlow fuses a convolution with its successor if there is no bias in between. In
+        # training the bias stays: the operation has no gradient with respect to its mean.
         inputs, bias = _without_bias(inputs)
         stored["mean"] = mean - bias
     outputs, *of_batch = tf.compat.v1.nn.fused_batch_norm(
         inputs, scale, offset, epsilon=layer.epsilon, is_training=by_batch, **stored
     )
     if by_batch:
-        # The operation's variance is that of n - 1, Keras's that of n.
+        # The operation's variance divides by n - 1, Keras's by n.
         count = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
         of_batch[1] *= (count - 1) / count
         averages = layer.moving_mean, layer.moving_variance

@@ -1,8 +1,7 @@
-"""`python -m trainer.launch --workers=2 -- --model=M …`: one training by several processes.
+"""`python -m trainer.launch --workers=2 -- --model=M …`: trains with several processes.
 
-Everything after `--` are flags of `trainer.main`. Each worker gets a TF_CONFIG of its own (see
-`trainer.cluster`). When one of them dies, the others end, and all start again from the last
-checkpoint.
+All arguments after `--` are flags of `trainer.main`. Each worker gets its own TF_CONFIG (see
+`trainer.cluster`). When a worker dies, the others end, and all restart from the last checkpoint.
 """
 
 import json
@@ -18,9 +17,9 @@ from trainer.config import UserError
 # Exit codes of trainer.cluster, which imports TensorFlow.
 EXIT_LOST, EXIT_PORT = 75, 69
 
-SECONDS = 0.1  # between two looks at the workers
-GRACE = 30  # seconds that a worker has to end after another's death; the chief saves, so ten times
-PORTS = 10  # how often other ports are tried
+SECONDS = 0.1  # seconds between checks of the workers
+GRACE = 30  # seconds for a worker to end after another died; ten times for the chief, which saves
+PORTS = 10  # number of attempts with other ports
 
 
 def run(
@@ -30,14 +29,14 @@ def run(
 
     Args:
       arguments: flags of `trainer.main`.
-      workers: how many.
+      workers: number of workers.
       engine: a key of `engines.ENGINES`.
-      max_failures: how often a group that lost a worker starts again.
-      gpus: GPUs of each worker, for Ray.
+      max_failures: how often a group that lost a worker is restarted.
+      gpus: GPUs per worker, for Ray.
 
     Returns:
-      The exit code: 0 if training ended, or was stopped by a signal; that of a worker that reported
-      an error.
+      The exit code: 0 if training ended or was stopped by a signal, otherwise that of a worker that
+      reported an error.
 
     Raises:
       UserError: workers died more often than `max_failures`.
@@ -53,7 +52,7 @@ def run(
                 continue
             for code in codes:
                 if 0 < code < 128 and code not in (EXIT_LOST, EXIT_PORT):
-                    return code  # it said why; to start again would not help
+                    return code  # it has printed the reason; a restart would not help
             failures += 1
             what = "; ".join(f"worker {i}: {_said(code)}" for i, code in enumerate(codes) if code)
             if failures > max_failures:
@@ -61,13 +60,13 @@ def run(
                     f"{what}. The group failed {failures} times, more than --max_failures="
                     f"{max_failures}. The same command resumes from the last checkpoint."
                 )
-            print(f"{what}. Starting all again ({failures} of {max_failures}).", flush=True)
-            arguments = [*arguments, "--nofresh"]  # what is resumed must not be deleted
+            print(f"{what}. Restarting all workers ({failures} of {max_failures}).", flush=True)
+            arguments = [*arguments, "--nofresh"]  # the run to resume must not be deleted
 
 
 def _said(code):
     if code in (EXIT_LOST, EXIT_PORT):
-        return "lost another worker" if code == EXIT_LOST else "its port was taken"
+        return "lost another worker" if code == EXIT_LOST else "its port was in use"
     return f"killed by signal {-code if code < 0 else code - 128}"
 
 
@@ -84,7 +83,7 @@ def _train(seats: list[Any], arguments: list[str], stop_requested) -> list[int]:
         while None in (codes := [process.poll() for process in processes]):
             failed = any(codes)
             if (failed or stop_requested()) and not told:
-                # Once only: a second signal would end a chief that saves.
+                # Only once: a second signal would end the chief while it saves.
                 told, ends = True, time.monotonic()
                 _signal(processes, codes, signal.SIGTERM)
             for process, code, limit in zip(
@@ -112,10 +111,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "engine",
         "local",
         tuple(engines.ENGINES),
-        "Where they run: local, on this machine; ray, on the nodes of a Ray cluster (RAY_ADDRESS).",
+        "local: run on this machine; ray: run on the nodes of a Ray cluster (RAY_ADDRESS).",
     )
-    number("max_failures", 3, "How often to start again after a death.", lower_bound=0)
-    number("gpus", 0, "GPUs of each worker on Ray; local workers share all.", lower_bound=0)
+    number("max_failures", 3, "How often to restart after a worker has died.", lower_bound=0)
+    number("gpus", 0, "GPUs per worker on Ray; local workers share all.", lower_bound=0)
 
 
 def start(argv: list[str] | None = None) -> NoReturn:

@@ -42,10 +42,10 @@ def conv2d(x, filters, size, name, *, strides=1, padding="SAME", use_bias=True, 
 
 
 def _convolved(x, kernel, strides, padding):
-    """tf.nn.conv2d, with the kernel's gradient as one product of matrices where that is faster.
+    """tf.nn.conv2d, with the kernel's gradient as a matrix product where that is faster.
 
-    From as few positions as a kernel has inputs, as in the last stages of a ResNet, oneDNN computes
-    that gradient at a third of the product's speed.
+    If there are only about as many positions as inputs of a kernel, as in the last stages of a
+    ResNet, oneDNN computes that gradient at a third of the speed of a matrix product.
     """
 
     @tf.custom_gradient
@@ -66,7 +66,7 @@ def _convolved(x, kernel, strides, padding):
 
 
 def _patches(x, size, strides, padding):
-    """What a kernel [size, size, C, …] reads at each position: [B * H' * W', size * size * C]."""
+    """Inputs of a kernel [size, size, C, …] at each position: [B * H' * W', size * size * C]."""
     inputs = size * size * int(x.shape[-1])
     if strides > 1:  # strided slices are slow
         window, steps = [1, size, size, 1], [1, strides, strides, 1]
@@ -112,8 +112,8 @@ def _scale_and_offset(channels):
 def batch_norm(x, train_phase, name, *, momentum=0.99, epsilon=1e-3):
     """Batch normalization over [B, H, W, C] (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    With `train_phase` (a Python bool) a tower normalizes by its own slice of the batch and adds the
-    updates of the moving averages to UPDATE_OPS, which the trainer runs for the first tower only.
+    With `train_phase` (a Python bool) a tower normalizes by its slice of the batch and adds the
+    updates of the moving averages to UPDATE_OPS, which the trainer runs only for the first tower.
     """
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
@@ -138,7 +138,7 @@ def batch_norm(x, train_phase, name, *, momentum=0.99, epsilon=1e-3):
 
 
 class frozen_batch_norm(contextlib.ContextDecorator):
-    """Within this context `batch_norm` uses its moving averages also in training."""
+    """Within this context `batch_norm` uses its moving averages in training too."""
 
     active = 0
 
@@ -152,7 +152,7 @@ class frozen_batch_norm(contextlib.ContextDecorator):
 def group_norm(x, groups, name, *, epsilon=1e-5):
     """Group normalization over [B, H, W, C] (Wu and He 2018, arXiv 1803.08494).
 
-    It has no batch statistics, so towers do not change it. C must be a multiple of `groups`.
+    It has no batch statistics, so it does not depend on towers. C must be a multiple of `groups`.
     """
     with v1.variable_scope(name):
         channels = int(x.shape[-1])
@@ -179,7 +179,7 @@ def dropout(x, rate, train_phase):
 def read_from(checkpoint, name):
     """An initializer that reads a variable's value from a checkpoint when it runs.
 
-    As a constant it would travel with every copy of the graph.
+    A constant would be part of every copy of the graph.
     """
 
     def initializer(shape, dtype, partition_info=None):
@@ -192,7 +192,7 @@ def read_from(checkpoint, name):
     return initializer
 
 
-# ------------------------------------------------------------------ randomness that towers share
+# ------------------------------------------------------- random numbers independent of towers
 
 
 class Replica(NamedTuple):
@@ -223,7 +223,7 @@ def current_replica():
 
 
 def random_uniform(shape, batch):
-    """Returns uniform float32 numbers in [0, 1), [batch, *shape], however the batch is split.
+    """Returns uniform float32 numbers in [0, 1), [batch, *shape], for any split of the batch.
 
     Example i of the global batch draws from the Philox stream keyed by (seed, call, step), starting
     at counter i * ceil(size / 4), so a tower computes only its own numbers.

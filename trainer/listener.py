@@ -1,7 +1,7 @@
-"""The port that a worker listens on: whether it is free, and who may connect to it.
+"""The port of a worker: whether it is free, and from which address it can be reached.
 
-TensorFlow's server listens on every interface of the machine, whatever address it was given, and
-has no authentication. On Linux the kernel filters for it.
+TensorFlow's server listens on all interfaces of the machine, independent of the given address, and
+has no authentication. On Linux, a kernel filter restricts it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _IPV4 = 0x0800
 
 
 def taken(address: str) -> bool:
-    """Returns whether a program listens on the port of `host:port` already."""
+    """Returns whether a program is already listening on the port of `host:port`."""
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,7 +34,7 @@ def taken(address: str) -> bool:
 
 
 def answers(address: str, seconds: float) -> bool:
-    """Waits until a program listens at `host:port`; returns whether one does in time."""
+    """Waits until a program listens at `host:port`; returns False after `seconds`."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -48,18 +48,18 @@ def answers(address: str, seconds: float) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a port on which nothing listens at this moment."""
+    """Returns a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 def restrict(address: str) -> bool:
-    """Lets this process's listener on the port of `host:port` answer packets to that host only.
+    """Restricts this process's listener on the port of `host:port` to packets to that host.
 
     Returns:
-      Whether it does: not if the host's address is no IPv4 address of this machine (behind a
-      proxy), or on another system than Linux.
+      Whether it is restricted: not if the host is not an IPv4 address of this machine (behind a
+      proxy), and not on other systems than Linux.
     """
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def restrict(address: str) -> bool:
 def _listeners(port):
     """Yields the sockets of this process that listen on a port."""
     for number in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):  # the folder's own descriptor is closed by now
+        with contextlib.suppress(OSError):  # the folder's descriptor is already closed
             if stat.S_ISSOCK(os.fstat(number).st_mode):
                 with socket.socket(fileno=os.dup(number)) as found:
                     listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

@@ -45,7 +45,7 @@ def train(
 ):
     """Trains a model to `model.num_steps` completed updates, from its last checkpoint if any.
 
-    It may run in any thread, and any number of times in one process.
+    It can run in any thread, and any number of times per process.
 
     Args:
       model: a module with `config`, `datasets()`, `build(inputs, train_phase)`, and optionally
@@ -53,23 +53,23 @@ def train(
       config: its `Config`.
       fresh: delete an earlier run of this experiment first, after asking unless `yes`.
       debug: open IPython after set-up instead of training; nothing is written.
-      replay_step: with `debug`, train from the last checkpoint up to just before this step first.
+      replay_step: with `debug`, first train from the last checkpoint to just before this step.
       allow_config_change: resume even though the configuration makes a different run.
-      fallback: set damaged checkpoints aside and resume from the newest one that is whole.
+      fallback: set damaged checkpoints aside and resume from the newest undamaged one.
 
     Returns:
       The number of completed updates.
 
     Raises:
-      UserError: for any error the user can fix.
+      UserError: any error that the user can fix.
     """
     if debug and (fresh or fallback):
-        raise UserError("--debug changes no experiment: drop --fresh and --fallback.")
+        raise UserError("--debug does not change experiments: remove --fresh and --fallback.")
     if replay_step and not debug:
         raise UserError("--replay_step needs --debug.")
     group = cluster.from_environment(config)
     if debug and group.count > 1:
-        raise UserError("--debug looks at one process: unset TF_CONFIG.")
+        raise UserError("--debug works with one process only: unset TF_CONFIG.")
     with (
         group.opened(config, fresh=fresh, yes=yes) as folder,
         tf.Graph().as_default(),
@@ -169,8 +169,8 @@ def train(
             validation = Validation(model, datasets["vld"], devices, averages, batches_done)
         if "vld" not in datasets and evaluate_every:
             warnings.append("trainer.evaluation_interval has no effect: there is no 'vld' dataset.")
-        with tf.control_dependencies([finite]):  # a histogram of a NaN is an error of its own
-            shown = outputs if group.count == 1 else {}  # its rows are not those of `inputs`
+        with tf.control_dependencies([finite]):  # a histogram of a NaN is a separate error
+            shown = outputs if group.count == 1 else {}  # its rows are not rows of `inputs`
             summary = summaries.merged(reported, inputs, shown, gradients, config)
 
         # ---------------------------------------------------------------- session: start or resume
@@ -185,7 +185,7 @@ def train(
             prefix = checkpoints.find(config["model.weights_load_path"])
             loaded = checkpoints.load_matching(session, prefix, weights)
             notes.append(f"weights from {prefix}: " + meters.describe_loaded(loaded))
-            if averages:  # else they would start from the initial weights
+            if averages:  # otherwise they would start from the initial weights
                 session.run([averages.average(v).assign(v) for v in trained])
         input_saver = input_state.saver(iterator) if hidden == [] else None
         if hidden:
@@ -272,7 +272,7 @@ def train(
 
         try:
             with signals.graceful() as group.requested, data_errors():
-                # What is not better than no training must not replace it.
+                # A checkpoint that is not better than no training must not replace it.
                 if full_passes and not resuming and group.chief_does(evaluate)[0]:
                     saver.save(saved := done, best=True)
                 while done < num_steps and not stop:
@@ -325,7 +325,7 @@ def train(
             # The weights are those of step `done` if the update, which comes last, did not begin.
             lost, own_state = group.lost(error), towers.written_by(before_update)
             sound = not updating or lost or towers.failed_before(error, before_update)
-            # What the model itself keeps may be of the step that failed.
+            # Other state of the model may be from the failed step.
             if (lost and own_state) or not (sound and saver.finite(own_state)):
                 saved = done
             if not_finite:
@@ -358,12 +358,12 @@ def profile_steps(config):
 
 def stop_profile():
     """Writes the profile that is being traced, if any."""
-    with contextlib.suppress(tf.errors.UnavailableError):  # none is
+    with contextlib.suppress(tf.errors.UnavailableError):  # no trace is active
         tf.profiler.experimental.stop()
 
 
 def closing(model, folder, done, num_steps, stop, fresh):
-    """The last line of a run; `stop` is why it ended early, or None."""
+    """The last line of a run; `stop` is the reason why it ended early, or None."""
     if stop and done < num_steps:
         command = "the same command without --fresh" if fresh else "the same command"
         return f"stopped at step {done} ({stop}): saved in {folder}; {command} resumes"
@@ -384,6 +384,6 @@ def shell(**names):
         import IPython
     except ModuleNotFoundError:
         raise UserError("--debug needs IPython: pip install 'prototrain[dev]'.") from None
-    banner = f"The model is set up and nothing was trained yet. You have: {', '.join(names)}."
+    banner = f"The model is built and not trained yet. Available names: {', '.join(names)}."
     IPython.embed(banner1=banner, user_ns=names, colors="neutral")
     return int(names["sess"].run(v1.train.get_global_step()))

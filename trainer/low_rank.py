@@ -8,12 +8,12 @@ import tensorflow as tf
 
 
 class Update(NamedTuple):
-    """A low-rank update that a kernel takes in: `kernel + scale * a @ b`.
+    """A low-rank update of a kernel: `kernel + scale * a @ b`.
 
     Attributes:
       kernel: a variable of the graph.
       a, b: names of the two variables that are not in the graph.
-      scale: what their product is multiplied by.
+      scale: factor of their product.
     """
 
     kernel: tf.Variable
@@ -30,7 +30,7 @@ def merging() -> Iterator[list[Update]]:
     """Within this context models are built without their low-rank updates.
 
     Yields:
-      A list of `Update`, which grows as models are built; the caller adds them to the kernels.
+      A list of `Update` that grows as models are built; the caller adds them to the kernels.
     """
     _merging.append([])
     try:
@@ -40,7 +40,7 @@ def merging() -> Iterator[list[Update]]:
 
 
 def merged(layers: list) -> list:
-    """The Keras layers to be built without their low-rank updates: none, or all that have some."""
+    """The Keras layers to build without their low-rank updates: none, or all that have some."""
     return [x for x in layers if _merging and getattr(x, "lora_enabled", False)]
 
 

@@ -19,15 +19,15 @@ def define_flags(values: flags.FlagValues) -> None:
     text, flag, number = commandline.definers(values, "string", "bool", "integer")
     text("model", None, "Model to train: a module name.", short_name="m")
     text("preset", None, "A complete recipe of the model; see the end of --help.")
-    text("trainer", "trainer.loop", "Module whose train() runs.", short_name="t")
+    text("trainer", "trainer.loop", "Module with the train() to run.", short_name="t")
     flag("fresh", False, "First delete an earlier run of this experiment.", short_name="f")
     flag("yes", False, "Do not ask before deleting.")
-    flag("fallback", False, "Set damaged checkpoints aside; resume from the newest whole one.")
-    flag("allow_config_change", False, "Resume although the run will be a different one.")
-    flag("check_towers", False, "Compare N towers with one on a batch; do not train.")
-    flag("debug", False, "Open IPython after set-up, do not train.", short_name="d")
+    flag("fallback", False, "Set damaged checkpoints aside; resume from the newest undamaged one.")
+    flag("allow_config_change", False, "Resume even if the changes make a different run.")
+    flag("check_towers", False, "Compare N towers with one tower on a batch; do not train.")
+    flag("debug", False, "Open IPython after set-up; do not train.", short_name="d")
     number(
-        "replay_step", None, "With --debug: first train to just before this step.", lower_bound=1
+        "replay_step", None, "With --debug: first train up to just before this step.", lower_bound=1
     )
 
 

@@ -27,7 +27,7 @@ class MetricsLog:
     Args:
       folder: the experiment's folder.
       start_step: completed steps.
-      log: `trainer.log`, also called with every line; an error in it is a warning.
+      log: `trainer.log`, also called with every line; its errors become warnings.
     """
 
     def __init__(self, folder: str, start_step: int, log: Callable | None = None):
@@ -38,7 +38,7 @@ class MetricsLog:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open while training)
 
     def write(self, split: str, step: int, **values) -> None:
-        """Appends one line; `UserError` if the disk is full."""
+        """Appends a line; `UserError` if the disk is full."""
         values = {name: float(value) for name, value in values.items()}
         line = {"split": split, "step": step} | values
         try:
@@ -49,14 +49,14 @@ class MetricsLog:
         if self._log:
             try:
                 self._log(split, step, values)
-            except Exception as error:  # somebody else's server must not end a training
+            except Exception as error:  # errors of another server must not end training
                 if not self._warned:
                     text = " ".join(f"{type(error).__name__}: {error}".split())
                     print(f"warning: trainer.log failed at step {step} ({text})", file=sys.stderr)
                 self._warned = True
 
     def close(self) -> None:
-        """Closes the file; what a full disk refused was reported by `write`."""
+        """Closes the file; `write` has already reported a full disk."""
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -70,7 +70,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     ):
         for text in file:
             line = json.loads(text)
-            line["step"] + 0, line["split"].lower()  # a line of ours has both
+            line["step"] + 0, line["split"].lower()  # our lines have both
             lines.append(line)
     return lines
 
@@ -89,10 +89,10 @@ def direction(metric: str) -> tuple[str, bool]:
 
 
 class Best:
-    """Follows `trainer.best_metric` over the full validation passes, also those before a resume.
+    """Tracks `trainer.best_metric` over the full validation passes, also those before a resume.
 
-    Of equal values the one with the lower loss is better: with few images, recall alone cannot tell
-    embeddings apart. A NaN is never the best.
+    If values are equal, the lower loss is better: with few images, recall alone cannot distinguish
+    embeddings. A NaN is never the best.
 
     Args:
       folder: the experiment's folder, for earlier passes.
@@ -136,9 +136,9 @@ class Best:
 
 
 class Watch:
-    """Detects training that goes nowhere: collapsed embeddings, or a loss that has become 0.
+    """Detects training without progress: collapsed embeddings, or a loss that has become 0.
 
-    Embeddings that collapsed to one point make a triplet loss equal to its margin.
+    If embeddings have collapsed to one point, a triplet loss equals its margin.
     """
 
     LIMIT, REPORTS = 1e-3, 3
@@ -147,11 +147,11 @@ class Watch:
         self._collapsed = self._zero = 0
 
     def check(self, step: int, values: dict[str, float]) -> str | None:
-        """Returns a warning once either was so in three reports, else None.
+        """Returns a warning once if either was the case in three reports, else None.
 
         Args:
           step: completed steps.
-          values: of the report: `loss`, and `embedding_spread` if the model has embeddings.
+          values: figures of the report: `loss`, and `embedding_spread` if the model has embeddings.
         """
         low = values.get("embedding_spread", 1.0) < self.LIMIT
         self._collapsed = self._collapsed + 1 if low else 0
@@ -159,9 +159,9 @@ class Watch:
         if self._zero == self.REPORTS:
             return (
                 f"the loss has been 0 in the last {self.REPORTS} reports (step {step}): every pair "
-                "or triplet of these batches already keeps its margin, so nothing more is learned. "
-                "Use a loss that never ends (supervised contrastive, or a soft margin), a harder "
-                "miner (batch_hard), batches of one category, or stop here."
+                "or triplet of these batches already satisfies its margin, so nothing is learned. "
+                "Use a loss that never is 0 (supervised contrastive, or a soft margin), a harder "
+                "miner (batch_hard) or batches of one category, or stop here."
             )
         if self._collapsed == self.REPORTS:
             return (
@@ -173,7 +173,7 @@ class Watch:
 
 
 class Forecast:
-    """Says how long a run will take, once a few of its steps were timed.
+    """Estimates the duration of a run from the time of its first steps.
 
     Args:
       start: completed steps.
@@ -181,8 +181,8 @@ class Forecast:
       evaluate_every: steps between full validation passes, 0 for none.
     """
 
-    WARM_UP, TIMED = 3, 5  # the first steps prepare the graph and fill the input's buffers
-    LONG = 600  # seconds, above which a shorter run is suggested
+    WARM_UP, TIMED = 3, 5  # the first steps prepare the graph and fill the input buffers
+    LONG = 600  # seconds above which a shorter run is suggested
 
     def __init__(self, start: int, total: int, evaluate_every: int):
         self._start, self._total, self._every = start, total, evaluate_every
@@ -194,7 +194,7 @@ class Forecast:
         self._pass = seconds
 
     def step(self, done: int, seconds: float) -> str | None:
-        """Adds the time of a step; returns the forecast after the last that is timed, else None."""
+        """Adds the time of a step; returns the estimate after the last timed step, else None."""
         if done > self._start + self.WARM_UP:
             self._steps.append(seconds)
         if done != self._start + self.WARM_UP + self.TIMED:
@@ -210,9 +210,9 @@ class Forecast:
 
 
 class Progress:
-    """A live line (step, loss, learning rate, images/s, ETA) in a terminal or a notebook.
+    """A progress line (step, loss, learning rate, images/s, ETA) in a terminal or a notebook.
 
-    Elsewhere, plain lines.
+    Otherwise, plain lines.
 
     Args:
       start: completed steps.
@@ -233,14 +233,14 @@ class Progress:
                 rich.progress.BarColumn(bar_width=None),
                 rich.progress.TextColumn("{task.description}"),
             )
-            # Refreshed only by `report`: a refresh thread would take time from the loop.
+            # Only `report` refreshes it: a refresh thread would slow down the loop.
             self._bar = rich.progress.Progress(*columns, console=self._console, auto_refresh=False)
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()
 
     @contextlib.contextmanager
     def paused(self):
-        """Excludes the time spent within, such as validation, from the speed."""
+        """Excludes the time within this context, such as validation, from the speed."""
         before = time.monotonic()
         yield
         self._time += time.monotonic() - before
@@ -281,7 +281,7 @@ class Progress:
 
 
 def _rounded(seconds):
-    """A duration in words, in the unit that suits it."""
+    """A duration in words, in a suitable unit."""
     for unit, size in (("hours", 3600), ("minutes", 60), ("seconds", 1)):
         if seconds >= 1.5 * size or size == 1:
             return f"{seconds / size:.0f} {unit}"
@@ -313,7 +313,7 @@ def describe(step, values):
 
 
 def describe_loaded(report):
-    """What `checkpoints.load_matching` reports, in words."""
+    """The result of `checkpoints.load_matching` in words."""
     parts = (f"{len(names)} {what}" for what, names in report.items())
     rest = [n for what in ("missing", "mismatched") for n in report[what]][:4]
     return ", ".join(parts) + (f" ({', '.join(rest)} …)" if rest else "")

@@ -1,4 +1,4 @@
-"""A line of output in a notebook that later ones replace, such as that of a progress bar."""
+"""A line of output in a notebook that is replaced by the next, such as a progress bar."""
 
 import sys
 
@@ -13,7 +13,7 @@ def running() -> bool:
 
 
 class Line:
-    """One line in the output of the running cell."""
+    """A line in the output of the running cell."""
 
     def __init__(self):
         from IPython.display import display

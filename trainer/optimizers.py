@@ -10,7 +10,7 @@ from trainer.config import Config, UserError
 
 v1 = tf.compat.v1
 
-# These decay the weights directly, next to the gradient step; the others get an L2 loss.
+# These decay the weights directly; the others get an L2 loss.
 DECOUPLED = ("adamw", "lamb")
 
 
@@ -20,7 +20,7 @@ def create(
     decayed: Iterable[tf.Variable] = (),
     step: tf.Tensor | None = None,
 ):
-    """Returns the optimizer that `model.optimizer.method` names.
+    """Returns the optimizer named by `model.optimizer.method`.
 
     Args:
       config: a `Config`.
@@ -44,7 +44,7 @@ def create(
     if factor == 1 and config["model.layer_decay"] == 1 and not late:
         return _create(config, learning_rate, decayed)
     warmup = max(config["model.lr_schedule.warmup_steps"], 1)
-    # Step `late` trains at 1 / warmup of the rate, as step 0 does in the schedule.
+    # Step `late` uses 1 / warmup of the rate, like step 0 in the schedule.
     rise = tf.clip_by_value(tf.cast(step + 1 - late, tf.float32) / warmup, 0, 1) if late else 1.0
     return Rates(lambda rate: _create(config, rate * learning_rate, decayed), config, rise)
 
@@ -75,15 +75,15 @@ def _create(config, learning_rate, decayed):
 
 
 class Rates:
-    """An optimizer for each learning rate that `model.learning_rate_factor` and `layer_decay` make.
+    """One optimizer per learning rate given by `model.learning_rate_factor` and `layer_decay`.
 
-    Scaling gradients instead would have no effect under Adam, which divides by their size.
+    Scaling gradients would have no effect with Adam, which divides by their magnitude.
 
     Args:
       make: function, factor on the learning rate -> optimizer.
       config: a `Config`.
-      rise: further factor on the rates of what `model.learning_rate_factor` chooses, a float or a
-        scalar tensor.
+      rise: additional factor on the rates of the variables that `model.learning_rate_factor`
+        chooses, a float or a scalar tensor.
     """
 
     def __init__(self, make, config, rise=1.0):
@@ -94,7 +94,7 @@ class Rates:
         factors = self._factors([v for _, v in grads_and_vars])
         for pair, factor in zip(grads_and_vars, factors, strict=True):
             parts.setdefault(factor, []).append(pair)
-        # The full rate first: the order names the optimizers' own variables in checkpoints.
+        # The full rate first: the order determines names of optimizer variables in checkpoints.
         order = sorted(parts, key=lambda part: (part != (1, False), -part[0], part[1]))
         updates = [
             self._make(factor * self._rise if rises else factor).apply_gradients(
@@ -123,25 +123,25 @@ class Rates:
         ]
 
 
-# How networks name blocks: layers_3, transformer_block_2, blocks_05, stage_1_block_0, conv4_block2.
+# Names of blocks: layers_3, transformer_block_2, blocks_05, stage_1_block_0, conv4_block2.
 _BLOCK = re.compile(r"(?:stage|stack|layers?|blocks?|conv(?!\dd))_?(\d+)")
 
 
 def layers_above(names: Iterable[str]) -> list[int]:
-    """How many blocks follow each variable's: 0 for the head, 1 for the last block, and so on.
+    """Number of blocks after each variable's block: 0 for the head, 1 for the last block, etc.
 
     Args:
-      names: of variables in the order of their creation; those before the first block belong to
-        the input (patches, positions), those without a number after it to the head.
+      names: names of variables in the order of creation. Variables before the first block belong to
+        the input (patches, positions), unnumbered ones after it to the head.
 
     Raises:
-      UserError: no name has the number of a block.
+      UserError: no name contains a block number.
     """
     blocks = [tuple(map(int, _BLOCK.findall(name))) for name in names]
     order = {block: i for i, block in enumerate(sorted(set(blocks) - {()}))}
     if not order:
         raise UserError(
-            "model.layer_decay: no trained variable is in a numbered block, as layers_3 or block5."
+            "model.layer_decay: no trained variable is in a numbered block (layers_3, block5)."
         )
     first = next(i for i, block in enumerate(blocks) if block)
     return [
@@ -187,7 +187,7 @@ class DecoupledAdam(v1.train.Optimizer):
         return var.assign_sub(self._rate * update).op
 
     def _resource_apply_sparse(self, grad, var, indices):
-        # The moments of rows without a gradient decay too, so the update must be dense.
+        # Moments of rows without a gradient also decay, so the update must be dense.
         dense = tf.IndexedSlices(grad, indices, tf.shape(var, out_type=indices.dtype))
         return self._resource_apply_dense(tf.convert_to_tensor(dense), var)
 

@@ -1,8 +1,8 @@
-"""`--preset=NAME`: flag files that a model brings along, in `presets/` beside its module.
+"""`--preset=NAME`: flag files of a model, in `presets/` beside its module.
 
-`NAME.flags` holds one flag per line after a comment that says for which data it is meant.
-`NAME.cpu.flags`, if there is one, is added where no GPU is visible. Flags of the command line
-override both.
+`NAME.flags` has one flag per line, after a comment that describes the suitable data.
+`NAME.cpu.flags`, if it exists, is added if no GPU is visible. Flags of the command line override
+both.
 """
 
 import os
@@ -43,7 +43,7 @@ def flags_of(model: ModuleType, name: str) -> list[str]:
 
 
 def listing(model: ModuleType) -> list[str]:
-    """Returns lines for `--help`: each preset, for which data, and what it sets without a GPU."""
+    """Returns lines for `--help`: each preset, its data, and its flags without a GPU."""
     lines = [f"  --preset={name}: {_meaning(model, name)}" for name in names(model)]
     return (
         ["", "Presets, complete recipes that need only the data's flags:", *lines] if lines else []

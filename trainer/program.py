@@ -25,16 +25,16 @@ def run(
 ) -> NoReturn:
     """Runs `main(model, given, rest)` as a program: flags, help, one-line errors, exit code.
 
-    What the user can fix becomes one line on stderr and exit code 1; `--debug` adds its traceback.
-    Any other error is a bug: its traceback is followed by a line that asks for a report.
+    An error that the user can fix becomes one line on stderr and exit code 1; `--debug` adds the
+    traceback. Any other error is a bug: after its traceback, a line asks for a report.
 
     Args:
-      main: gets what `from_flags` returns; what it returns is the exit code.
+      main: gets the result of `from_flags` and returns the exit code.
       argv: the command line; `sys.argv` if None.
       stopped: a line for Ctrl-C, exit code 130; with None, KeyboardInterrupt is raised.
-      flag_values: where the program's flags are defined.
-      model_needed: whether `--model` must be given; without one, `main` gets None.
-      renamed: {name of an earlier flag: what to give now}, for a message.
+      flag_values: the program's flags.
+      model_needed: whether `--model` must be given; without it, `main` gets None.
+      renamed: {name of an earlier flag: its replacement}, for a message.
     """
 
     def work(argv: list[str]) -> int | None:
@@ -51,7 +51,7 @@ def run_without_model(
     flag_values: flags.FlagValues = flags.FLAGS,
     renamed: Mapping[str, str] = {},
 ) -> NoReturn:
-    """Runs `main(*rest)` as a program whose flags are all defined already; otherwise as `run`.
+    """Like `run`, for a program `main(*rest)` whose flags are all defined already.
 
     Args:
       main: gets the positional arguments.
@@ -59,7 +59,7 @@ def run_without_model(
       stopped: see `run`.
       arguments: names of the positional arguments, in order; those in brackets may be omitted, and
         one that ends with '…' may be repeated.
-      flag_values: where the program's flags are defined.
+      flag_values: the program's flags.
       renamed: see `run`.
     """
     needed = [name for name in arguments if not name.startswith("[")]
@@ -100,7 +100,7 @@ def _one_line_errors(
         print(wanted)
         sys.exit(0)
     except (UserError, flags.Error, OSError, MemoryError) as error:
-        # An OSError without the name of a file is not about a file of the user: it is a bug.
+        # An OSError without a file name is not about a user's file: it is a bug.
         if isinstance(error, OSError) and not error.filename:
             _report_bug()
         if any(a in ("--debug", "-d", "-debug") for a in argv):
@@ -131,7 +131,7 @@ def _report_bug() -> NoReturn:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.insert(0, f"{name} {importlib.metadata.version(name)}")
     print(
-        "This is a bug, in your own code or in prototrain. In prototrain: please report the lines "
+        "This is a bug, in your code or in Prototrain. If in Prototrain, please report the lines "
         f"above with your command, and {', '.join(versions)}.",
         file=sys.stderr,
     )
@@ -139,10 +139,10 @@ def _report_bug() -> NoReturn:
 
 
 class _Tolerant:
-    """A text stream that stays usable when its reader goes away: further text is dropped.
+    """A text stream that remains usable after its reader has closed it: further text is dropped.
 
-    Characters that its encoding lacks are escaped. Closed streams, which Python shows as None, are
-    dropped too.
+    Characters that are not in its encoding are escaped. Text to closed streams, which Python shows
+    as None, is dropped too.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -166,7 +166,7 @@ class _Tolerant:
         try:
             return getattr(self._stream, method)(*arguments)
         except OSError:
-            # Python flushes the stream again at exit: what is buffered must go somewhere.
+            # Python flushes the stream again at exit: discard the buffer.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         except ValueError:  # closed

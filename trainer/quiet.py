@@ -1,4 +1,4 @@
-"""TensorFlow without its noise on stderr; real warnings still show.
+"""Removes TensorFlow's noise from stderr; real warnings are still shown.
 
 Run as a program, this file copies lines from stdin to stdout without the noise (see `filtered`).
 """
@@ -12,8 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
-# Lines that a healthy start prints and nobody can act on. Everything else is passed on, such as
-# missing GPU libraries on a machine with a GPU. First: everything of level INFO.
+# Lines that a normal start prints and that need no action. All others are shown, such as missing
+# GPU libraries on a machine with a GPU. First: all messages of level INFO.
 NOISE = re.compile(
     r"^I\d{4} |: I (tensorflow|external|xla)/"
     r"|absl::InitializeLog|oneDNN custom operations are on|cpu_feature_guard"
@@ -26,13 +26,13 @@ NOISE = re.compile(
     r"|gpu_timer\.cc.*(Delay kernel timed out|skipping the delay kernel)"
     # A damaged photo, which the error of the program names.
     r"|jpeg_mem\.cc"
-    # A worker of a cluster is lost, which the trainer says in one line.
+    # A worker of a cluster is lost, which the trainer reports in one line.
     r"|(ring_alg|base_collective_executor|rpc_collective_executor_mgr|collective_rma_\w+)\.cc"
     r"|master_session\.cc.*RefreshStepIdSequence|^Additional GRPC error information"
     r"|^:UNKNOWN:Error received from peer|^The error could be from a previous operation"
 )
-# Messages of several lines: TensorFlow's check of types fails on conditionals with optional values
-# and then does without; an error of the graph, which is raised in Python, too.
+# Messages of several lines: TensorFlow's type inference fails on conditionals with optional values,
+# which has no effect; an error of the graph, which is also raised in Python.
 _LONG = re.compile(r"type_inference\.cc.*Type inference failed|Local rendezvous is aborting with")
 _LONG_GOES_ON = re.compile(
     r"\s|$|\}|goo\.gle/debug|(type_id|args|attr|s|b|i)\b.*[:{]|is neither a subtype"
@@ -51,22 +51,22 @@ def without_noise(lines: Iterable[str]) -> Iterator[str]:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without known noise on stderr; on an exception everything is shown."""
+    """Imports TensorFlow without known noise on stderr; after an exception all lines are shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no INFO lines; warnings stay
     with filtered_stderr():
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # probes for GPUs now, within the filter
-    # The library is used through tf.compat.v1 on purpose: hide its deprecation notices.
+        tf.config.list_physical_devices()  # searches for GPUs now, within the filter
+    # tf.compat.v1 is used on purpose: hide its deprecation notices.
     tf.get_logger().addFilter(lambda record: not _DEPRECATED.search(str(record.msg)))
     logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
 def filtered_stderr(kept: Callable = without_noise) -> Iterator[None]:
-    """Shows only the lines of stderr, also of C, that `kept` yields, until TensorFlow is imported.
+    """Shows only the lines of stderr (of C too) that `kept` yields, until TensorFlow is imported.
 
-    After an exception everything is shown.
+    After an exception, all lines are shown.
     """
     if "tensorflow" in sys.modules:
         yield
@@ -100,9 +100,9 @@ _filtering = False
 def filtered() -> Iterator[None]:
     """Hides the noise that TensorFlow and its libraries print while a program runs.
 
-    They write to file descriptor 2, which leads to a small process of this module until the block
-    ends. A thread could not print the last words of a program that crashes. What Python itself
-    writes to `sys.stderr` goes where it went before.
+    They write to file descriptor 2, which is connected to a small process of this module until the
+    block ends. (A thread could not print the last messages of a program that crashes.) Python's
+    own output to `sys.stderr` is not filtered.
     """
     global _filtering
     started = None if _filtering else _start_filter()
@@ -125,7 +125,7 @@ def filtered() -> Iterator[None]:
 
 
 def _start_filter():
-    """Returns (the process, what descriptor 2 was, what sys.stderr was); None if it cannot be."""
+    """Returns (the process, the old descriptor 2, the old sys.stderr); None if that fails."""
     stderr = sys.stderr
     try:
         stderr.flush()
@@ -138,7 +138,7 @@ def _start_filter():
             stdin=subprocess.PIPE,
             stdout=real,
             stderr=real,
-            start_new_session=True,  # Ctrl-C ends the program, not what it says about it
+            start_new_session=True,  # Ctrl-C ends the program, but not this filter
         )
     except OSError:
         os.close(real)

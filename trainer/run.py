@@ -1,9 +1,9 @@
-"""`python -m trainer.run --model=M --action=package.module`: your own action on a model.
+"""`python -m trainer.run --model=M --action=package.module`: runs your own action on a model.
 
-An action is a module with `run(model, config)`. It gets the model module and its configuration:
-that of the experiment if there is one, overridden by the flags given here. Flags that the module
-defines with absl when it is imported are flags of the program. If `run` returns a whole number, it
-is the exit code.
+An action is a module with `run(model, config)`. It gets the model module and the configuration of
+the experiment if it exists, otherwise of the model; flags override it. Flags that the module
+defines with absl when it is imported become flags of the program. If `run` returns a whole number,
+it is the exit code.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from trainer.config import UserError, did_you_mean  # noqa: E402
 
 
 def load_action(name: str | None) -> ModuleType:
-    """Returns the module that `--action` names.
+    """Returns the module named by `--action`.
 
     Raises:
       UserError: there is no such module, or it has no `run`.
@@ -51,7 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     (text,) = commandline.definers(values, "string")
     text("model", None, "Model to act on: a module name.", short_name="m")
-    text("action", None, "Module whose run(model, config) runs.", short_name="a")
+    text("action", None, "Module with the run(model, config) to run.", short_name="a")
 
 
 def run(argv: list[str] | None = None) -> NoReturn:
@@ -59,8 +59,8 @@ def run(argv: list[str] | None = None) -> NoReturn:
     argv = sys.argv if argv is None else argv
     options = flags.FlagValues()
     define_flags(options)
-    # Import the action before the flags are parsed, so that its own flags are known. main() reports
-    # a name that is wrong.
+    # Import the action before parsing the flags, so that its flags are known. main() reports wrong
+    # names.
     with contextlib.suppress(flags.Error, UserError):
         options(commandline.expand_flag_files(argv), known_only=True)
         load_action(options.action)

@@ -17,7 +17,7 @@ def create(config: Config, step: tf.Tensor) -> tf.Tensor:
       step: int64 scalar tensor of completed updates.
 
     Raises:
-      UserError: the schedule's options do not fit together.
+      UserError: the schedule's options are inconsistent.
     """
     method = config["model.lr_schedule.method"]
     option = lambda name: config[f"model.lr_schedule.{method}.{name}"]  # noqa: E731
@@ -31,7 +31,7 @@ def create(config: Config, step: tf.Tensor) -> tf.Tensor:
                 "model.lr_schedule.step: values needs one entry more than boundaries, and "
                 f"boundaries must rise; got {len(values)} values, boundaries {boundaries}."
             )
-        # Value i+1 takes over once boundaries[i] updates are complete.
+        # Value i+1 applies after boundaries[i] completed updates.
         rate = (
             tf.gather(tf.constant(values), tf.reduce_sum(tf.cast(step >= boundaries, tf.int32)))
             if boundaries
@@ -63,6 +63,6 @@ def create(config: Config, step: tf.Tensor) -> tf.Tensor:
             )
     warmup = config["model.lr_schedule.warmup_steps"]
     if warmup:
-        # Step 0 trains at 1 / warmup of the rate, not at 0.
+        # Step 0 uses 1 / warmup of the rate, not 0.
         rate *= tf.minimum(tf.cast(step + 1, tf.float32) / warmup, 1.0)
     return rate

@@ -24,9 +24,9 @@ class Key(NamedTuple):
 
 
 def inside(value: Any, within: str) -> bool:
-    """Returns whether a number lies in a range such as '[0, 1)'; a NaN lies in none.
+    """Returns whether a number is in a range such as '[0, 1)'; a NaN is in no range.
 
-    Anything lies in the range ''; values that are no numbers are not compared.
+    Every value is in the range ''; values that are not numbers are in every range.
     """
     if not within or isinstance(value, bool) or not isinstance(value, int | float):
         return True
@@ -58,7 +58,7 @@ SCHEDULES = ("step", "exp", "constant", "custom", "cosine", "polynomial")
 FROM_0, FROM_1, BELOW_1 = "[0, inf)", "[1, inf)", "[0, 1)"
 
 # fmt: off
-# Tables of data: name, type, default, meaning, then the other fields that are set.
+# name, type, default, help, then other fields
 
 TRAINER = (
     Key("trainer.experiment_base_dir", "str", "experiments",
@@ -74,47 +74,47 @@ TRAINER = (
     Key("trainer.summary_save_interval", "int", 100,
         "Steps between TensorBoard summaries (0: never).", within=FROM_0),
     Key("trainer.summary_histograms", "bool", False,
-        "Add histograms of every trained variable and of its gradient to the summaries.",
+        "Add histograms of every trained variable and its gradient to the summaries.",
         needs="trainer.summary_save_interval"),
     Key("trainer.summary_images", "bool", True,
         "Add input images, and the hardest triplet if the model names one, to the summaries.",
         needs="trainer.summary_save_interval"),
     Key("trainer.log", "func", None,
-        "log(split, step, values): also called with every line of metrics.jsonl, to send the "
-        "figures to another logger; split is trn or vld, values are floats by name."),
+        "log(split, step, values): called with every line of metrics.jsonl, to send the figures to "
+        "another logger; split is trn or vld, values is {name: float}."),
     Key("trainer.print_interval", "int", 10,
         "Steps between progress reports (0: only at the end).", within=FROM_0),
     Key("trainer.checkpoint_save_interval", "int", 500,
         "Steps between checkpoints (0: only at the end).", within=FROM_0),
     Key("trainer.max_checkpoints_to_keep", "int", 5,
-        "Number of newest checkpoints to keep; the best one is kept beside them.", within=FROM_1),
+        "Number of newest checkpoints to keep; the best one is kept in addition.", within=FROM_1),
     Key("trainer.best_metric", "str", "",
         "Validation figure of the full pass (loss, or a name that metrics(outputs) returns) whose "
         "best checkpoint is kept in checkpoint/best. min:NAME or max:NAME states what is better; "
-        "without it, losses, errors and ranks are better when lower, others when higher.",
+        "otherwise losses, errors and ranks are better when lower, other figures when higher.",
         needs="trainer.evaluation_interval"),
     Key("trainer.early_stopping_patience", "int", 0,
         "Stop after this many full validation passes without a better trainer.best_metric (0: "
         "never).", within=FROM_0, needs="trainer.evaluation_interval"),
     Key("trainer.random_seed", "str", "0",
-        "Seed of everything random: weights, batches, augmentation, dropout. A whole number or "
+        "Seed of weights, batches, augmentation and dropout. A whole number or "
         "any text.", fixed=True),
     Key("trainer.num_towers", "int", 0,
         "Copies of the model that share each batch. 0: one tower per visible GPU, or one on the "
         "CPU. Without GPUs, N towers run on N virtual CPU devices.", within=FROM_0),
     Key("trainer.cluster_timeout", "int", 300,
-        "Seconds after which a worker on another machine that does not answer counts as lost. It "
-        "must exceed the time of the first step, and of saving a checkpoint.", within=FROM_1),
+        "Seconds after which a worker that does not answer counts as lost. It must exceed the time "
+        "of the first step, and of saving a checkpoint.", within=FROM_1),
     Key("trainer.mixed_precision", "str", "",
-        "Let the graph optimizer run matrix products in a 16-bit type; variables stay float32. "
-        "bfloat16 on a CPU; on a GPU float16, the only type that TensorFlow's optimizer has there, "
-        "without loss scaling. auto: bfloat16 on a CPU that is faster so, else nothing.",
+        "Compute matrix products in a 16-bit type; variables stay float32. bfloat16 works only on "
+        "a CPU, float16 only on a GPU (without loss scaling), as TensorFlow's graph optimizer "
+        "allows. auto: bfloat16 on a CPU with bfloat16 instructions, otherwise float32.",
         choices=("", "auto", "bfloat16", "float16")),
     Key("trainer.xla", "bool", False, "Compile the graph with XLA (often slower on CPU)."),
     Key("trainer.intra_op_threads", "int", 0,
-        "Threads within one operation (0: all cores).", within=FROM_0),
+        "Threads within an operation (0: all cores).", within=FROM_0),
     Key("trainer.inter_op_threads", "int", 0,
-        "Operations that run side by side (0: all cores).", within=FROM_0),
+        "Operations that run at the same time (0: one per core).", within=FROM_0),
     Key("trainer.profile_steps", "list(int)", [],
         "First and last step of a profile trace, written for TensorBoard's profiler.",
         within=FROM_1),
@@ -122,16 +122,16 @@ TRAINER = (
 
 MODEL = (
     Key("model.weights_load_path", "str", "",
-        "Checkpoint, or folder of checkpoints, to start a new experiment from: every variable of "
-        "the same name and shape is loaded, the others are listed.", path=True, essential=True),
+        "Checkpoint, or folder of checkpoints, from which a new experiment starts: variables of "
+        "the same name and shape are loaded, the others are listed.", path=True, essential=True),
     Key("model.batch_size", "int", 64,
-        "Full batch size, over all towers.", fixed=True, within=FROM_1, essential=True),
+        "Batch size, over all towers and workers.", fixed=True, within=FROM_1, essential=True),
     Key("model.num_steps", "int", 1000,
         "Number of steps to train (0: save the initial weights).", within=FROM_0, essential=True),
     Key("model.trainable_variables.filter_fn", "func", None,
-        "fn(v) -> bool: whether gradient descent updates variable v."),
+        "fn(v) -> bool: whether variable v is trained."),
     Key("model.trainable_variables.filter_regex", "str", "",
-        "Update only variables whose name this regular expression matches somewhere."),
+        "Train only variables whose name contains a match of this regular expression."),
     Key("model.weight_decay", "float", 0.0,
         "Weight of the L2 loss, sum(v ** 2) / 2 over the decayed variables; adamw and lamb decay "
         "the weights directly instead.", within=FROM_0),
@@ -139,35 +139,35 @@ MODEL = (
         "fn(v) -> bool: whether variable v is decayed. Without a filter: trained variables with "
         "two or more dimensions (kernels, not biases and scales).", needs="model.weight_decay"),
     Key("model.weight_decay.filter_regex", "str", "",
-        "Decay only variables whose name this regular expression matches somewhere.",
+        "Decay only variables whose name contains a match of this regular expression.",
         needs="model.weight_decay"),
     Key("model.learning_rate_factor", "float", 1.0,
-        "Factor on the learning rate of the variables that its filters choose (all without one); "
-        "0.1 on a pretrained part is common.", within=FROM_0),
+        "Factor on the learning rate of the variables that its filters choose (without filters: "
+        "all); 0.1 for a pretrained part is common.", within=FROM_0),
     Key("model.learning_rate_factor.filter_fn", "func", None,
         "fn(v) -> bool: whether the factor applies to variable v.",
         needs="model.learning_rate_factor!=1.0"),
     Key("model.learning_rate_factor.filter_regex", "str", "",
-        "The factor applies to variables whose name this regular expression matches somewhere.",
+        "The factor applies to variables whose name contains a match of this regular expression.",
         needs="model.learning_rate_factor!=1.0"),
     Key("model.learning_rate_factor.from_step", "int", 0,
-        "Completed steps before which these variables stay as they are, so that the others, as a "
-        "new head, settle first; then their rate rises over model.lr_schedule.warmup_steps.",
+        "Completed steps during which these variables are frozen, so that others, such as a new "
+        "head, are trained first; then their rate rises over model.lr_schedule.warmup_steps.",
         within=FROM_0),
     Key("model.layer_decay", "float", 1.0,
         "Factor on the learning rate for each block between a variable and the head (layer-wise "
         "decay; 0.65 to 0.9 is common for vision transformers).", within="(0, 1]"),
     Key("model.clip_gradients", "bool", False,
-        "Clip each averaged gradient to [minval, maxval], element by element."),
+        "Clip each element of the averaged gradients to [minval, maxval]."),
     Key("model.clip_gradients.minval", "float", -1.0,
         "Minimum gradient value.", within="[-inf, inf]", needs="model.clip_gradients"),
     Key("model.clip_gradients.maxval", "float", 1.0,
         "Maximum gradient value.", within="[-inf, inf]", needs="model.clip_gradients"),
     Key("model.clip_gradients.global_norm", "float", 0.0,
-        "Scale all averaged gradients so that their joint norm is at most this (0: off).",
+        "Scale all averaged gradients so that their global norm is at most this (0: off).",
         within=FROM_0),
     Key("model.gradient_accumulation_steps", "int", 1,
-        "Batches whose gradients are averaged into one step.", fixed=True, within=FROM_1),
+        "Number of batches whose gradients are averaged per step.", fixed=True, within=FROM_1),
     Key("model.ema_decay", "float", 0.0,
         "Decay of a moving average of the weights, used for validation, evaluation and export (0: "
         "off; 0.999 is common).", fixed=True, within=BELOW_1),
@@ -194,22 +194,22 @@ OPTIMIZER = (
 
 SCHEDULE = (
     Key("model.lr_schedule.method", "str", "constant",
-        "How the learning rate follows the step.", choices=SCHEDULES, essential=True),
+        "Learning rate schedule.", choices=SCHEDULES, essential=True),
     Key("model.lr_schedule.warmup_steps", "int", 0,
-        "Steps over which the rate rises linearly from 0 to that of the schedule (0: none).",
+        "Steps over which the rate rises linearly from 0 to the schedule's rate (0: none).",
         within=FROM_0),
     Key("model.lr_schedule.step.boundaries", "list(int)", [],
-        "Completed steps after which the next value takes over.",
+        "Completed steps after which the next value applies.",
         within=FROM_0, needs="model.lr_schedule.method=step"),
     Key("model.lr_schedule.step.values", "list(float)", [],
-        "Learning rates, one more than boundaries; the first is the starting rate.",
+        "Learning rates, one more than boundaries; the first is the initial rate.",
         within=FROM_0, essential=True, needs="model.lr_schedule.method=step"),
     _of("constant", "value", 0.01, "The learning rate of the whole run.", FROM_0),
     _of("exp", "value", 0.01, "Initial learning rate.", FROM_0),
-    _of("exp", "decay_rate", 0.95, "Factor of one decay.", "(0, inf)"),
-    _of("exp", "decay_steps", 1000.0, "Steps before each decay.", "(0, inf)"),
+    _of("exp", "decay_rate", 0.95, "Factor per decay.", "(0, inf)"),
+    _of("exp", "decay_steps", 1000.0, "Steps between decays.", "(0, inf)"),
     _of("exp", "staircase", True,
-        "Decay in jumps every decay_steps; otherwise a little at every step."),
+        "Decay every decay_steps; otherwise continuously at every step."),
     _of("cosine", "value", 0.01, "Initial learning rate.", FROM_0),
     _of("cosine", "end_value", 0.0, "Rate at model.num_steps.", FROM_0),
     _of("polynomial", "value", 0.01, "Initial learning rate.", FROM_0),

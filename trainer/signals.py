@@ -13,10 +13,10 @@ _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def graceful() -> Iterator[Callable[[], str | None]]:
     """Yields a function that returns the name of the signal that asked to stop, or None.
 
-    The handlers do nothing: interrupting a step or a save would tear it. A thread counts the
+    The handlers do nothing, because a step or a save must not be interrupted. A thread counts the
     signals, because Python runs no handler while the main thread is inside a step. Signals that the
-    parent process ignores stay ignored (`nohup`). Only the main thread can receive signals; in any
-    other thread the function always returns None.
+    parent process ignores remain ignored (`nohup`). Only the main thread can receive signals; in
+    other threads the function always returns None.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -29,7 +29,7 @@ def graceful() -> Iterator[Callable[[], str | None]]:
     def watch():
         while number := os.read(reader, 1)[0]:
             if number in stop:
-                # A closing terminal sends hangups beside other signals: they do not count.
+                # A closing terminal sends hangups in addition to other signals: they do not count.
                 if number != signal.SIGHUP and any(name != "SIGHUP" for name in caught):
                     os._exit(128 + number)
                 caught.append(signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""What goes to TensorBoard: scalars always, histograms and images as configured."""
+"""Summaries for TensorBoard: scalars, and histograms and images if configured."""
 
 import os
 import tempfile
@@ -11,11 +11,11 @@ from trainer.config import optional
 
 v1 = tf.compat.v1
 
-HPARAMS = "events.out.tfevents.hparams"  # the event file of a sweep or a trial
+HPARAMS = "events.out.tfevents.hparams"  # event file of a sweep or a trial
 
 
 def merged(reported, inputs, outputs, grads_and_vars, config) -> tf.Tensor:
-    """Returns the one summary op of the training graph, a string scalar tensor.
+    """Returns the summary op of the training graph, a string scalar tensor.
 
     Args:
       reported: dict of scalar tensors.
@@ -25,7 +25,7 @@ def merged(reported, inputs, outputs, grads_and_vars, config) -> tf.Tensor:
       grads_and_vars: [(gradient, variable)], for histograms.
       config: a `Config`.
     """
-    model_summaries = v1.get_collection(v1.GraphKeys.SUMMARIES)  # the first tower's only
+    model_summaries = v1.get_collection(v1.GraphKeys.SUMMARIES)  # only of the first tower
     with v1.device("/device:CPU:0"):
         own = [v1.summary.scalar(name, value) for name, value in reported.items()]
         if config["trainer.summary_histograms"]:
@@ -53,7 +53,7 @@ def _side_by_side(image, rows):
 class Events:
     """Event files of the splits `trn` and `vld` under `summaries/`.
 
-    If they cannot be written, one warning says so and the run continues without them.
+    If they cannot be written, a warning is printed once and the run continues without them.
 
     Args:
       folder: the experiment's folder.
@@ -92,13 +92,13 @@ class Events:
 
 
 def write_hparams(folder: str, space: dict, metric: str, trials: list[dict]) -> None:
-    """Writes a sweep for TensorBoard's HParams tab; replaces what an earlier call wrote.
+    """Writes a sweep for TensorBoard's HParams tab; replaces the files of an earlier call.
 
     Args:
-      folder: of the sweep; `tensorboard --logdir` of it shows the tab.
+      folder: folder of the sweep; `tensorboard --logdir` of it shows the tab.
       space: {key: its values; empty for a range of numbers}.
-      metric: the validation figure, whose curves the trials themselves have written.
-      trials: a dict per trial of experiment (its folder), state ('complete', 'fail' or another) and
+      metric: the validation figure; the trials themselves have written its curves.
+      trials: per trial a dict of experiment (its folder), state ('complete', 'fail' or another) and
         params, {key: bool, number or text}.
     """
     from tensorboard.plugins.hparams import api_pb2, summary, summary_v2
@@ -107,7 +107,7 @@ def write_hparams(folder: str, space: dict, metric: str, trials: list[dict]) -> 
         summary_v2.HParam(key, summary_v2.Discrete(values) if values else None)
         for key, values in space.items()
     ]
-    # The figure is in the trial's own run of that name.
+    # The figure is in the trial's run of that name.
     shown = summary_v2.Metric(metric, group="summaries/vld")
     _write_alone(folder, summary_v2.hparams_config_pb(infos, [shown]))
     status = {"complete": api_pb2.STATUS_SUCCESS, "fail": api_pb2.STATUS_FAILURE}
@@ -121,7 +121,7 @@ def write_hparams(folder: str, space: dict, metric: str, trials: list[dict]) -> 
 
 
 def _write_alone(folder, *found):
-    """Writes an event file of these summaries in place of an earlier one."""
+    """Writes an event file of summaries, replacing an earlier one."""
     now = time.time()
     events = [v1.Event(wall_time=now, file_version="brain.Event:2")]
     events += [

@@ -1,9 +1,9 @@
-"""`python -m trainer.sweep --model=M --grid='key=a,b' --search='key=log:1e-4:1e-2'`: tries values.
+"""`python -m trainer.sweep --model=M --grid='key=a,b' --search='key=log:1e-4:1e-2'`: a sweep.
 
 Every trial is an ordinary experiment, `<base_dir>/<experiment_name>-sweep/trial-<n>`, trained by
-`python -m trainer.main`. Optuna chooses the values to search and prunes hopeless trials, from the
-full validation passes in each trial's metrics.jsonl. Its study is in sweep.db (SQLite) beside them:
-the same command resumes after a stop or a kill, half-trained trials included.
+`python -m trainer.main`. Optuna chooses values and prunes bad trials by the full validation passes
+in each trial's metrics.jsonl. Its study is in sweep.db (SQLite) beside the trials: after a stop or
+a kill, the same command resumes the sweep and unfinished trials.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from trainer.config import Config, UserError, optional, seed_of  # noqa: E402
 from trainer.trials import Trial  # noqa: E402
 
 PRUNERS = ("median", "halving", "none")
-SECONDS = 0.2  # between two checks of the trials
+SECONDS = 0.2  # seconds between checks of the trials
 _OWN = ("trainer.experiment_base_dir", "trainer.experiment_name", "trainer.best_metric")
 
 
@@ -45,27 +45,27 @@ def run(
     engine: str = "local",
     gpus: int = 0,
 ):
-    """Trains a model with many configurations, each an experiment of its own.
+    """Trains a model with many configurations; each is a separate experiment.
 
     Args:
       model: the model module; the trials import it by name.
       keys: {key: value} that all trials share.
       grid: {key: list of values}: trials take every combination in turn.
-      search: {key: what `parse_search` reads, such as 'log:1e-4:1e-2'}: values that Optuna chooses.
-      trials: how many in all, including those of an earlier start; by default one per combination.
-      jobs: how many train side by side.
-      metric: figure of the full validation pass, with `min:` or `max:` in front to state what is
-        better (see `meters.direction`); by default `trainer.best_metric`, or else loss.
+      search: {key: argument of `parse_search`, such as 'log:1e-4:1e-2'}: values that Optuna
+        chooses.
+      trials: total number, including those of an earlier start; default: one per combination.
+      jobs: number of trials that run at the same time.
+      metric: figure of the full validation pass; a prefix `min:` or `max:` states what is better
+        (see `meters.direction`). Default: `trainer.best_metric`, otherwise loss.
       pruner: one of `PRUNERS`.
-      engine: where trials run, a key of `engines.ENGINES`. On Ray, all nodes must see the
-        experiments' folder.
-      gpus: GPUs of each trial, for Ray.
+      engine: a key of `engines.ENGINES`. On Ray, all nodes must see the experiments' folder.
+      gpus: GPUs per trial, for Ray.
 
     Returns:
       The `optuna.Study`; a trial's value is its best full validation pass.
 
     Raises:
-      UserError: a key cannot be swept, or no trial could train; it quotes the first one's error.
+      UserError: a key cannot be swept, or no trial could train; it quotes the first trial's error.
     """
     optuna = _optuna()
     config = model.config.copy()
@@ -127,7 +127,7 @@ def run(
 
 
 def parse_grid(config: Config, items: Iterable[str]) -> dict[str, list[Any]]:
-    """Reads `key=value,value` texts; values of a list key are separated by `;`.
+    """Parses `key=value,value` texts; values of a list key are separated by `;`.
 
     Returns:
       {key: list of values}.
@@ -139,10 +139,10 @@ def parse_grid(config: Config, items: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def parse_search(config: Config, name: str, text: str):
-    """Reads the search space of a key: `[log:]low:high[:step]` of a number, else `value,value`.
+    """Parses the search space of a key: `[log:]low:high[:step]` of a number, or `value,value`.
 
     Returns:
-      An Optuna distribution. Choices are kept as the text of a flag.
+      An Optuna distribution. Choices are stored as the text of a flag.
     """
     distributions = _optuna().distributions
     key = config.key(name)
@@ -256,7 +256,7 @@ def _database_errors(path):
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
         raise UserError(
             f"{path}: cannot be read or written ({reason}). Free space if the disk is full; if the "
-            "file is damaged, move it away to begin anew."
+            "file is damaged, move it away to start over."
         ) from None
 
 
@@ -271,7 +271,7 @@ def _of_an_earlier_version(folder):
 def _open_study(optuna, folder, spec, seed, pruner, lower):
     """Creates or continues the study in <folder>/sweep.db."""
     path = os.path.join(folder, "sweep.db")
-    # The path goes to SQLite as it is: in a URL, `?` and `%` would mean something else.
+    # SQLite gets the path itself: in a URL, `?` and `%` would have another meaning.
     connect = {"creator": lambda: sqlite3.connect(path, check_same_thread=False)}
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage("sqlite:///sweep.db", engine_kwargs=connect),
@@ -295,10 +295,10 @@ def _open_study(optuna, folder, spec, seed, pruner, lower):
         changes = config_lib.diff(*flat)
         lines = "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
         raise UserError(
-            f"The sweep in {folder} began differently ({lines}). Use another "
+            f"The sweep in {folder} was started with other settings ({lines}). Use another "
             "--trainer.experiment_name, or delete that folder."
         )
-    # A resumed search must not draw its first values again.
+    # A resumed search must not draw the same first values again.
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**31)
     return study
 
@@ -308,7 +308,7 @@ def _begun(study):
 
 
 def _ask(optuna, study, space, points, running=None):
-    """Returns an `optuna.Trial` with all its values: a new one, or one that was interrupted."""
+    """Returns an `optuna.Trial` with all its values: a new or an interrupted one."""
     if running is None:
         known = study.get_trials(deepcopy=False)
         if points[0] and not any(t.state.name == "WAITING" for t in known):
@@ -335,23 +335,23 @@ def define_flags(values: flags.FlagValues) -> None:
     text("model", None, "Model to train: a module name.", short_name="m")
     many("grid", [], "key=value,value (value;value if the key is a list): every combination.")
     many("search", [], "key=low:high, key=low:high:step, key=log:low:high or key=value,value.")
-    number("trials", None, "Trials in all.", lower_bound=1)
-    number("jobs", 1, "Trials that train side by side.", lower_bound=1)
+    number("trials", None, "Total number of trials.", lower_bound=1)
+    number("jobs", 1, "Number of trials that run at the same time.", lower_bound=1)
     text(
         "metric",
         None,
-        "Validation figure to improve, min:NAME or max:NAME to state what is better; by default "
-        "trainer.best_metric, or else loss.",
+        "Validation figure to improve; min:NAME or max:NAME states what is better. Default: "
+        "trainer.best_metric, otherwise loss.",
     )
-    choice("pruner", "median", PRUNERS, "What stops a hopeless trial early.")
+    choice("pruner", "median", PRUNERS, "Method that stops bad trials early.")
     choice(
         "engine",
         "local",
         tuple(engines.ENGINES),
-        "Where trials run: local, on this machine; ray, on the nodes of a Ray cluster "
+        "local: run trials on this machine; ray: run them on the nodes of a Ray cluster "
         "(RAY_ADDRESS), which must share the experiments' folder.",
     )
-    number("gpus", 0, "GPUs of each trial on Ray; local trials share all.", lower_bound=0)
+    number("gpus", 0, "GPUs per trial on Ray; local trials share all.", lower_bound=0)
 
 
 def main(options: flags.FlagValues, model: ModuleType, given: set[str], rest: list[str]) -> int:

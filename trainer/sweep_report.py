@@ -38,7 +38,7 @@ def rows(study) -> list[dict[str, Any]]:
     sign = 1 if study.direction.name == "MINIMIZE" else -1
 
     def order(row):
-        # A pruned trial's figure belongs to another step: it is not ranked with finished ones.
+        # A pruned trial's figure is from another step: it is not ranked with finished trials.
         value = math.inf if row["value"] is None else sign * row["value"]
         return row["state"] != "complete", value, row["trial"]
 
@@ -86,8 +86,8 @@ td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
 img {{ max-width: 100% }}
 </style>
 <h1>Sweep of {html.escape(spec["model"])}</h1>
-<p>{html.escape(folder)}; all trials with <code>{html.escape(shared)}</code>. Each figure is
-the best full validation pass of its trial.</p>
+<p>{html.escape(folder)}; all trials with <code>{html.escape(shared)}</code>. Figures are
+the best full validation passes.</p>
 <img alt="Curves of all trials, and the figure by each key" src="data:image/png;base64,{image}">
 <table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>
 {body}</table>
@@ -118,7 +118,7 @@ def write_hparams(study, folder: str, config: Config, spec: dict[str, Any]) -> N
 
 
 def _draw(study, config, spec):
-    """Draws one panel of curves by step, one of values by trial, and one per key."""
+    """Draws a panel of curves by step, a panel of values by trial, and one panel per key."""
     from matplotlib.figure import Figure
 
     panels = 2 + len(spec["space"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer import files
 
-# A spreadsheet runs a cell that begins like this as a formula, also after its full-width forms.
+# A spreadsheet runs a cell with this beginning as a formula; full-width forms too.
 _FORMULA = re.compile("'*[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -17,8 +17,8 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Replaces a CSV file atomically; `read_csv` reads it back.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front. Numbers, also
-    negative ones, stay as they are.
+    Text that a spreadsheet would run as a formula is prefixed with an apostrophe. Numbers,
+    including negative ones, are not changed.
 
     Args:
       path: the file.
@@ -31,7 +31,7 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
 
 
 def read_csv(path: str | os.PathLike) -> Iterator[dict[str, str]]:
-    """Yields the rows of a file of `write_csv` as {column: text}, as it was before.
+    """Yields the rows of a file of `write_csv` as {column: original text}.
 
     Raises:
       OSError, ValueError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What the variable TF_CONFIG says, which schedulers set for each worker of a training."""
+"""Parses the variable TF_CONFIG, which schedulers set for each worker."""
 
 import json
 import re
@@ -7,16 +7,16 @@ EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worke
 
 
 def read(text: str) -> tuple[list[str], int]:
-    """Reads TF_CONFIG: (addresses of all workers, the chief's first; the number of this one).
+    """Parses TF_CONFIG: (addresses of all workers, the chief's first; the number of this worker).
 
-    One worker alone has no addresses.
+    A single worker has no addresses.
 
     Raises:
       ValueError: it is malformed.
     """
     known = json.loads(text) if text else {}
     if not isinstance(known, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     jobs, task = known.get("cluster"), known.get("task")
     if not jobs:
         return [], 0
@@ -26,7 +26,7 @@ def read(text: str) -> tuple[list[str], int]:
         raise ValueError("'task' must have a type and an index")
     kinds = ("chief", "master", "worker")
     if strange := sorted(set(jobs) - set(kinds)):
-        raise ValueError(f"the job {strange[0]!r} has no part here; give chief and worker")
+        raise ValueError(f"the job {strange[0]!r} is not supported; give chief and worker")
     order = [(kind, i) for kind in kinds for i in range(len(jobs.get(kind, [])))]
     if order[1:2] and order[1][0] != "worker":
         raise ValueError("it has two chiefs")
@@ -40,5 +40,5 @@ def read(text: str) -> tuple[list[str], int]:
     me = f"{task['type']} {task['index']}"
     names = [f"{kind} {i}" for kind, i in order]
     if me not in names:
-        raise ValueError(f"it has no {me}, which this task is")
+        raise ValueError(f"it has no {me}, which is this task")
     return (addresses if len(addresses) > 1 else []), names.index(me)

@@ -1,7 +1,7 @@
 """One model on several devices: shared variables, split batches, one averaged gradient.
 
-A tower is a copy of the model's graph on one device. Every tower reads the same variables and sees
-its own slice of each batch. The towers' outputs are joined again in the order of the batch.
+A tower is a copy of the model's graph on one device. All towers read the same variables, and each
+gets its slice of each batch. The towers' outputs are joined in the order of the batch.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ _ONCE = (v1.GraphKeys.UPDATE_OPS, v1.GraphKeys.SUMMARIES, v1.GraphKeys.REGULARIZ
 
 
 def devices(num_towers=0):
-    """Returns one device name per tower: GPUs if there are any, else virtual CPU devices.
+    """Returns one device name per tower: GPUs if there are any, otherwise virtual CPU devices.
 
     Args:
-      num_towers: how many; 0 means every visible GPU, or one CPU.
+      num_towers: number of towers; 0: one per visible GPU, or one CPU.
 
     Raises:
-      UserError: there are GPUs, but fewer than asked for.
+      UserError: there are GPUs, but too few.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
@@ -52,12 +52,12 @@ def session_config(config, tower_devices):
     proto.gpu_options.allow_growth = True
     rewrites = proto.graph_options.rewrite_options
     precision, on_cpu = config["trainer.mixed_precision"], "CPU" in tower_devices[0]
-    if precision == "auto":  # float16 could underflow, and GPUs take TensorFloat-32 without asking
+    if precision == "auto":  # float16 could underflow, and GPUs use TensorFloat-32 by default
         precision = "bfloat16" if on_cpu and _computes_in_bfloat16() else ""
     if precision and precision != ("bfloat16" if on_cpu else "float16"):
         raise UserError(
-            f"trainer.mixed_precision={precision}: TensorFlow's graph optimizer has bfloat16 on a "
-            "CPU, and on a GPU float16, without loss scaling. Set that, or leave it empty."
+            f"trainer.mixed_precision={precision}: TensorFlow's graph optimizer supports bfloat16 "
+            "on a CPU, and float16 on a GPU, without loss scaling. Set that, or leave it empty."
         )
     if precision == "bfloat16":
         rewrites.auto_mixed_precision_onednn_bfloat16 = type(rewrites).ON
@@ -71,7 +71,7 @@ def session_config(config, tower_devices):
 
 
 def _computes_in_bfloat16():
-    """Whether this processor has instructions for it; without them it is slower than float32."""
+    """Whether this processor has bfloat16 instructions; without them it is slower than float32."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return "_bf16" in file.read()
@@ -94,7 +94,7 @@ def set_threads(config):
     """Sets the process-wide numbers of threads, before TensorFlow creates its thread pools.
 
     Returns:
-      One sentence for each key that cannot take effect, because the process has its pools already.
+      A sentence for each key that has no effect because the process already has its pools.
     """
     keys = "trainer.intra_op_threads", "trainer.inter_op_threads"
     threading = tf.config.threading
@@ -110,14 +110,14 @@ def set_threads(config):
             setter(count)
         except RuntimeError:
             late.append(
-                f"{key}={count} has no effect: this process has started its threads already."
+                f"{key}={count} has no effect: this process has already started its threads."
             )
     _threads_in_use[:] = _threads_in_use or wanted
     return late
 
 
 def ancestors(tensors):
-    """Returns the operations that tensors depend on, their own included, as a list."""
+    """Returns the operations that tensors depend on, including their own, as a list."""
     found, left = {}, [tensor.op for tensor in tensors]
     while left:
         op = left.pop()
@@ -129,14 +129,14 @@ def ancestors(tensors):
 
 
 def guard(updates, finite):
-    """Makes updates that the model added, such as batch norm's averages, wait for a check.
+    """Makes updates of the model, such as batch-norm averages, wait for a check.
 
     Args:
       updates: operations or tensors of UPDATE_OPS.
       finite: tensor of the check that loss and gradients are finite.
 
     Returns:
-      The names of the operations that the check depends on: while these run, nothing is assigned.
+      The names of the operations that the check depends on: nothing is assigned while these run.
     """
     before = {op.name for op in ancestors([finite])}
     for update in updates:
@@ -201,10 +201,10 @@ def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, aver
       inputs: a batch: dict of tensors [B, …].
       tower_devices: device names, one per tower.
       train_phase: Python bool given to `build`.
-      seed, step: what random layers are keyed by, an int and an int64 scalar tensor.
+      seed, step: keys of random layers, an int and an int64 scalar tensor.
       averages: a `tf.compat.v1.train.ExponentialMovingAverage`: read its averages instead of the
-        variables themselves.
-      first: place of the batch's first example in the global batch.
+        variables.
+      first: position of the batch's first example in the global batch.
 
     Returns:
       A list of the towers' outputs.
@@ -240,7 +240,7 @@ def replicate(build, inputs, tower_devices, *, train_phase, seed=0, step=0, aver
 
 
 def _variable_device(tower_devices):
-    # One GPU keeps its own variables; several devices share them through the host.
+    # A single GPU holds its variables; several devices share them through the host.
     return tower_devices[0] if len(tower_devices) == 1 else "/device:CPU:0"
 
 
@@ -253,7 +253,7 @@ def _with_variables_on(variable_device, tower_device):
 
 @contextlib.contextmanager
 def keep_collections():
-    """Within this context nothing is added to the collections of updates, summaries, penalties."""
+    """Within this context the collections of updates, summaries and penalties do not change."""
     graph = v1.get_default_graph()
     kept = {key: list(graph.get_collection_ref(key)) for key in _ONCE}
     try:
@@ -264,10 +264,10 @@ def keep_collections():
 
 
 def _getter(averages):
-    """Seeds initializers by variable name, and reads moving averages if asked to.
+    """Seeds initializers by variable name, and optionally reads moving averages.
 
     TensorFlow derives an unseeded initializer's seed from the number of operations before it, so
-    the initial weights would change with the number of towers or with an edit elsewhere.
+    the initial weights would change with the number of towers or with edits elsewhere.
     """
 
     def getter(getter, name, *args, **kwargs):
@@ -287,7 +287,7 @@ def _getter(averages):
 def gather(towers):
     """Joins the towers' outputs: tensors [b, …] are concatenated in batch order, scalars averaged.
 
-    Scalars that are not floating point, and values that are not tensors, come from the first tower.
+    Non-float scalars and values that are not tensors are taken from the first tower.
     """
     if len(towers) == 1:
         return towers[0]
@@ -307,7 +307,7 @@ def gather(towers):
 def embedding_spread(embeddings):
     """Mean squared distance of embeddings [B, D] to their center, over their mean squared length.
 
-    1 if they point in all directions, 0 if they have collapsed to one point.
+    1 if embeddings point in all directions, 0 if they have collapsed to one point.
     """
     centered = embeddings - tf.reduce_mean(embeddings, 0, keepdims=True)
     return tf.math.divide_no_nan(
@@ -322,7 +322,7 @@ def loss_of(model, towers, outputs):
     negatives are mined over the whole batch. Otherwise the loss is the mean of the towers' `loss`.
 
     If `loss(outputs)` returns a dict, its other entries are added to `outputs`: scalars to report,
-    `hardest_triplet` to show, mined indices for the record of a step that is not finite.
+    `hardest_triplet` to display, mined indices for the record of a step that is not finite.
 
     Returns:
       (float scalar tensor, dict of scalar tensors: every other scalar float output).
@@ -336,13 +336,13 @@ def loss_of(model, towers, outputs):
     loss = terms.pop("loss", None)
     if loss is None or loss.shape.rank != 0:
         raise UserError(
-            f"{model.__name__}: build() must set a scalar `loss`, or the module must offer "
+            f"{model.__name__}: build() must set a scalar `loss`, or the module must define "
             "loss(outputs) that returns one (or a dict with `loss`)."
         )
     outputs.update(terms)
     return loss, {
         name: value
-        for name, value in dict.items(outputs)  # as they are: rows of other workers are not needed
+        for name, value in dict.items(outputs)  # unchanged: rows of other workers are not needed
         if name != "loss"
         and tf.is_tensor(value)
         and value.shape.rank == 0
@@ -351,7 +351,7 @@ def loss_of(model, towers, outputs):
 
 
 def l2_loss(variables, config):
-    """Returns `model.weight_decay` * sum(v ** 2) / 2 over the variables, or None without any."""
+    """Returns `model.weight_decay` * sum(v ** 2) / 2 over the variables; None without variables."""
     if not variables:
         return None
     return config["model.weight_decay"] * tf.add_n([tf.nn.l2_loss(v) for v in variables])
@@ -360,10 +360,10 @@ def l2_loss(variables, config):
 def gradients(model, towers, loss, variables, tower_devices):
     """Returns [(gradient, variable)] of the loss, averaged over towers.
 
-    A model-level loss is differentiated once through the join, each op's gradient on that op's own
+    A model-level loss is differentiated once through the join, with each op's gradient on the op's
     device: without colocation all back-propagation would run on one device, and one call per tower
-    would cost N squared passes. Otherwise each tower differentiates its own loss, and the mean is
-    taken on the variable's device; sparse gradients stay sparse.
+    would cost N squared passes. Otherwise each tower differentiates its loss, and the mean is
+    computed on the variable's device; sparse gradients stay sparse.
     """
     if hasattr(model, "loss") or len(towers) == 1:
         grads = v1.gradients(loss, variables, colocate_gradients_with_ops=True)
@@ -393,7 +393,7 @@ def add_penalty(grads_and_vars, penalty, variables):
 
 
 def _mean(parts, count):
-    """The mean of one variable's gradients; a tower that does not use the variable counts as 0."""
+    """The mean of a variable's gradients; a tower that does not use the variable counts as 0."""
     parts = [p for p in parts if p is not None]
     if not parts:
         return None
@@ -431,7 +431,7 @@ def accumulate(grads_and_vars, count, micro_step):
     add, means = [], []
     for gradient, variable in grads_and_vars:
         with v1.device(variable.device):
-            with tf.control_dependencies(None):  # the initial value must not wait for a gradient
+            with tf.control_dependencies(None):  # the initial value must not depend on a gradient
                 total = v1.Variable(
                     tf.zeros(variable.shape),
                     trainable=False,
@@ -467,7 +467,7 @@ def clip(grads_and_vars, config):
 
 
 def select(variables, config, prefix):
-    """Returns the variables that `<prefix>.filter_fn` and `<prefix>.filter_regex` both choose.
+    """Returns the variables chosen by both `<prefix>.filter_fn` and `<prefix>.filter_regex`.
 
     Raises:
       UserError: the filters choose nothing, or the regular expression is malformed.
@@ -485,7 +485,7 @@ def select(variables, config, prefix):
 
 
 def decayed(variables, config):
-    """Returns the variables that decay: those that the filters choose, or else all kernels."""
+    """Returns the decayed variables: those that the filters choose, otherwise all kernels."""
     prefix = "model.weight_decay"
     if config[prefix] == 0:
         return []

@@ -1,4 +1,4 @@
-"""One trial of a sweep: the process that trains it, and the figures read from it so far."""
+"""A trial of a sweep: its training process, and its figures so far."""
 
 import math
 import os
@@ -17,15 +17,15 @@ def _command(model, keys):
 
 
 class Trial:
-    """One trial.
+    """A trial.
 
     Args:
       trial: an `optuna.Trial`.
       model: the model module.
       config: the sweep's `Config`.
       shared: {key: text} that all trials share.
-      folder: the sweep's; the trial is an experiment in it.
-      seat: where its process runs, see `engines`.
+      folder: the sweep's folder; the trial is an experiment in it.
+      seat: the seat of its process, see `engines`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Trial:
     def look(self, study, metric):
         """Reports new figures, prunes; returns whether the trial has ended."""
         if self._process is None:
-            # A trainer that outlived a killed sweep continues; its trial is resumed afterwards.
+            # A trainer of a killed sweep may still be running; its trial is resumed afterwards.
             if not files.locked(self._folder):
                 self._process = self._seat.start(self._command, {}, self._log, outlives=True)
             return False
@@ -105,7 +105,7 @@ class Trial:
             return self._say(f"pruned at step {max(self._values)}, {metric} {best:.4g}")
         if code == 0 and self._finished():
             raise UserError(f"{self._name} has no {metric!r} in its validation; see {self._log}.")
-        if code == 0:  # this trainer was stopped: the next start of the sweep resumes it
+        if code == 0:  # the trainer was stopped: the next start of the sweep resumes it
             return self._say("was stopped; the next start of the sweep resumes it")
         error = self._error() if code > 0 else f"killed by signal {-code}"
         self._trial.set_user_attr("error", error)

@@ -1,4 +1,4 @@
-"""Validation: single batches, and full passes that also compute the model's own metrics."""
+"""Validation: single batches, and full passes that also compute the model's metrics."""
 
 from types import ModuleType
 
@@ -12,14 +12,14 @@ v1 = tf.compat.v1
 
 
 class Validation:
-    """The evaluation sub-graph of a model: shared variables, `train_phase=False`, its own batches.
+    """The evaluation sub-graph of a model: shared variables, `train_phase=False`, separate batches.
 
     Args:
       model: the model module.
       dataset: `datasets()["vld"]`: batches, finite for full passes.
       tower_devices: device names.
       averages: moving averages to use instead of the variables, or None.
-      batches_done: single batches that ran before a resume, so that the next one follows them.
+      batches_done: number of single batches before a resume; the next batch follows them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Validation:
             loss, scalars = towers.loss_of(model, replicas, outputs)
         self._values = {"loss": loss, **scalars}
         self._size = tf.shape(next(iter(inputs.values())))[0]
-        # Exclude images and feature maps: a whole pass of them would fill the memory.
+        # Exclude images and feature maps, which would not fit into memory for a whole pass.
         self._outputs = {
             name: tensor
             for name, tensor in {**inputs, **outputs}.items()
@@ -58,7 +58,7 @@ class Validation:
         self._strings = [self._once.string_handle(), self._endless.string_handle()]
 
     def start(self, session: v1.Session) -> None:
-        """Prepares the iterators; call once before the others."""
+        """Prepares the iterators; call it once, first."""
         session.run(self._endless.initializer)
         self._once_handle, self._endless_handle = session.run(self._strings)
         self._run = session.make_callable(self._values, [self._handle])

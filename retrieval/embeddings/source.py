@@ -45,8 +45,8 @@ def locate(options, model, given):
         commandline.refuse_idle(options, names, f"{why}; give --folder, --manifest or --all")
     if model is None and not (options.saved_model and (options.folder or options.manifest)):
         raise UserError(
-            "Give the model that embeds images: --model=NAME, or --saved_model=DIR with --folder or "
-            "--manifest."
+            "Give the model that embeds images: --model=NAME, or --saved_model=DIR with --folder "
+            "or --manifest."
         )
     for name in ("image_size", "input_range"):
         if not options.saved_model and options[name].present:

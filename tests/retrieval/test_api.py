@@ -78,5 +78,5 @@ def test_a_run_is_evaluated_with_its_own_configuration(tiny_model):
     assert tiny_model.config.to_dict() == before
     with pytest.raises(ValueError, match="own catalogue"):
         retrieval.evaluate(run, vectors(3))
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="contains no checkpoint"):
         retrieval.evaluate(Run(tiny_model, "nowhere", 3))

@@ -100,7 +100,7 @@ def test_what_cannot_be_built_is_one_line(colors, mean_color, tmp_path, capsys, 
         "missing": "there is no such folder or image",
         "damaged": "--on_bad_image=skip skips such images",
         "queries": "every image has the role query: there is no catalogue",
-        "foreign": "holds 'notes.txt' and is not the folder of an index; name a new or empty",
+        "foreign": "holds 'notes.txt' and is not the folder of an index; give a new or empty",
     }[kind]
     if kind != "missing":
         shop.mkdir()

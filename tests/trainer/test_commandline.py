@@ -134,7 +134,7 @@ def test_help_shows_the_essentials_first_and_the_rest_under_headings(program):
         assert line in listed
     assert "--fresh" in out[own:essential] and "absl" not in out and "verbosity" not in out
     code, out, err = program("trainer.main", "--help")
-    assert code == 0 and "--model.batch_size: [" in out and "the model's own keys" in out
+    assert code == 0 and "--model.batch_size: [" in out and "the keys of the model" in out
 
 
 def test_help_of_a_program_without_a_model(program):
@@ -205,7 +205,7 @@ def test_a_flag_file_that_cannot_be_read_is_named(config, tmp_path, content):
 
 
 def test_a_name_that_is_too_long_to_look_for_is_refused(config):
-    with pytest.raises(UserError, match=r"--x{38}…: there is no flag with so long a name"):
+    with pytest.raises(UserError, match=r"--x{38}…: there is no flag with such a long name"):
         parse("--model=toy", f"--{'x' * 5000}=1")
 
 

@@ -80,7 +80,7 @@ def test_an_export_is_replaced_only_when_told(train, tmp_path):
     note = json.loads((output / export.NOTE).read_text())
     assert list(note["outputs"]) == ["hidden"]
     assert sorted(os.listdir(tmp_path)) == ["experiments", "served"]
-    with pytest.raises(UserError, match="experiments holds no export; it is left alone"):
+    with pytest.raises(UserError, match="experiments is not an export; it was not changed"):
         export.export(toy_served, prefix, tmp_path / "experiments", overwrite=True)
     assert checkpoints.latest(f"{folder}/checkpoint") == prefix
 

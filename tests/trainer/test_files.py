@@ -121,7 +121,7 @@ def test_a_folder_goes_once_it_is_empty(tmp_path):
 
 def test_nothing_is_removed_without_the_mark(tmp_path):
     (tmp_path / "model-1.index").write_text("")
-    with pytest.raises(ValueError, match="does not carry the mark of an experiment"):
+    with pytest.raises(ValueError, match="has no marker of an experiment"):
         files.remove(tmp_path, "experiment", ".*")
     assert os.listdir(tmp_path) == ["model-1.index"]
 

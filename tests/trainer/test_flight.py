@@ -135,7 +135,7 @@ def test_the_replay_command_runs_as_printed(program):
         printed, shell=True, cwd=program.folder, env=program._environment, text=True,
         input="print('loss', run_step)\n", capture_output=True,
     )  # fmt: skip
-    assert done.returncode == 0 and "You have: sess" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Available names: sess" in done.stdout, done.stderr
     assert "run_step" in done.stdout
     after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
     assert after == before

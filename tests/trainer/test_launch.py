@@ -124,7 +124,7 @@ def test_ray_starts_a_group_again_after_the_death_of_an_actor(program, train):
         out, _ = process.communicate(timeout=240)
     finally:
         process.kill()
-    assert process.returncode == 0 and "Starting all again (1 of 3)" in out, out
+    assert process.returncode == 0 and "Restarting all workers (1 of 3)" in out, out
     assert trainers("ray") == []
     keys = {"model.num_steps": 30, "trainer.checkpoint_save_interval": 5, "trainer.num_towers": 2}
     assert_equal_runs(str(folder), train("whole", toy_global, keys))

@@ -10,7 +10,7 @@ def test_debug_opens_ipython_with_the_names_it_promises(program):
     typed = "print([type(x).__name__ for x in (sess, towers, datasets, config)])\n"
     code, out, err = program("trainer.main", "--model=toy", "--debug", text=typed)
     assert code == 0, err
-    assert "You have: sess, model, towers, datasets, config" in out
+    assert "Available names: sess, model, towers, datasets, config" in out
     assert "['Session', 'list', 'dict', 'Config']" in out
 
 

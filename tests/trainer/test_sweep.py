@@ -87,7 +87,9 @@ def test_a_search_stays_in_its_range_goes_on_and_is_reported(swept, tmp_path):
     first = page.index(f"<td>{study.best_trial.number}</td><td>complete</td>")
     assert first == page.index("<td>")  # the best trial is the first row
 
-    with pytest.raises(UserError, match=r"began differently \(model.weight_decay: None -> 0.5\)"):
+    with pytest.raises(
+        UserError, match=r"was started with other settings \(model.weight_decay: None -> 0.5\)"
+    ):
         swept(**options, trials=5, pruner="none", keys={"model.weight_decay": 0.5})
 
 

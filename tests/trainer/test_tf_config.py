@@ -23,7 +23,7 @@ def text_of(cluster=("a:1", "b:1"), kind="worker", index=0, **jobs):
 
 MALFORMED = [
     ("{", "Expecting property name"),
-    ("[]", "it is no JSON object"),
+    ("[]", "it is not a JSON object"),
     ('{"cluster": {"worker": ["a:1", "b:1"]}}', "'task' must have a type and an index"),
     ('{"cluster": ["a:1"], "task": 1}', "must give each job a list of addresses"),
     (text_of("a:1"), "must give each job a list of addresses"),
