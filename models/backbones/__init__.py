@@ -3,9 +3,9 @@
     backbone = backbones.load("pretrained:efficientnet_lite0")
     features = backbone.apply(images, train_phase=True, frozen_batch_norm=True)
 
-`apply` belongs inside `build`: it is called once per tower, and again for validation, and its
-variables are shared, trained, saved and filtered by name like those of any layer. In a fresh run
-they start from the weights at the address; a checkpoint that is restored overrides them.
+Call `apply` in `build`, once per tower and once for validation. Its variables are shared, trained,
+saved and filtered by name like those of any layer. In a new run they start from the weights at the
+address; a restored checkpoint overrides them.
 """
 
 import dataclasses
@@ -38,23 +38,23 @@ PRETRAINED, KERAS, KERASHUB = "pretrained:", "keras:", "kerashub:"
 _FROM_SCRATCH = {
     "resnet18": (scratch.resnet18, 512),
     "mobilenet": (scratch.mobilenet, 1024),
-    "convnet": (scratch.convnet, None),  # as many as the images' size makes
+    "convnet": (scratch.convnet, None),  # their number depends on the image size
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A network that `load` found.
+    """A network, returned by `load`.
 
     Attributes:
-      name: scope of its variables, as `efficientnet_lite0`.
-      image_size: (height, width) it was trained on, or None where that is not known.
-      features: dimensions of its output, or None if known only after building it.
+      name: scope of its variables, such as `efficientnet_lite0`.
+      image_size: (height, width) of its training, None if unknown.
+      features: dimensions of its output, None if known only after building it.
       fingerprint: SHA-256 of its weights, '' for a network from scratch.
-      preprocessing: what it does to pixels, in words.
-      source: where it comes from, with the revision that was fetched.
-      texts: a `texts.Tower`, whose vectors are compared with those of pooling auto; None without.
-      resizing: how images get their size before they come here, as the files say.
+      preprocessing: description of its preprocessing of pixels.
+      source: its origin, with the downloaded revision.
+      texts: a `texts.Tower` whose vectors can be compared with those of pooling auto, or None.
+      resizing: how images must be resized before, as the files specify.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Backbone:
     fingerprint: str
     preprocessing: str
     _build: Callable = dataclasses.field(repr=False)
-    # Names, not variables: those would keep their graphs alive.
+    # Names, because variables would keep their graphs alive.
     _names: weakref.WeakKeyDictionary = dataclasses.field(
         default_factory=weakref.WeakKeyDictionary, repr=False, compare=False
     )
@@ -75,16 +75,16 @@ class Backbone:
         """Builds the network in the current graph, or once more over the same variables.
 
         Args:
-          images: RGB [B, H, W, 3], 0 to 255, uint8 or float. What the network wants of them
-            (`preprocessing`) is done here.
-          train_phase: Python bool: normalise by the batch, and update the moving averages.
-          frozen_batch_norm: normalise by the moving averages also in training.
+          images: RGB [B, H, W, 3], 0 to 255, uint8 or float. This method applies the network's
+            `preprocessing`.
+          train_phase: Python bool: normalize by the batch, and update the moving averages.
+          frozen_batch_norm: normalize by the moving averages in training too.
 
         Returns:
           float32 [B, F].
 
         Raises:
-          ValueError: images that the network does not take.
+          ValueError: the network does not support these images.
         """
         batch_statistics = train_phase and not (
             frozen_batch_norm or layers.frozen_batch_norm.active
@@ -97,30 +97,30 @@ class Backbone:
         return output
 
     def variables(self):
-        """Its variables in the current graph, after `apply`; a list."""
+        """The list of its variables in the current graph, after `apply`."""
         names = self._names.get(v1.get_default_graph(), ())
         return [v for v in v1.global_variables() if v.op.name in names]
 
 
 def load(address, *, input_range="", pooling="auto", lora_rank=0, drop_path=0.0, cache=None):
-    """Finds a network; nothing is built before `apply`.
+    """Finds a network; `apply` builds it.
 
     Args:
       address: one of
         `pretrained:efficientnet_lite0` (to lite4): see `models.pretrained`;
-        a folder with a SavedModel of TF2, or of TF1 as TensorFlow Hub had them: it must be callable
-          on, or have a signature that takes, images [B, H, W, 3], uint8 or float;
+        a folder with a SavedModel of TF2, or of TF1 in TensorFlow Hub's format: it must be callable
+          on images [B, H, W, 3], uint8 or float, or have a signature that takes them;
         the URL of such a SavedModel at TensorFlow Hub, or of its .tar.gz;
         `keras:FILE.keras`, `keras:package.module:function` or
           `keras:keras.applications:NAME[,weights=FILE]`: a Keras model;
         `kerashub:PRESET`: a network of KerasHub, see `kerashub.load`;
         `resnet18`, `mobilenet` or, for small images, `convnet`, from scratch.
-      input_range: pixels that a SavedModel of floats wants, if it does not say: a key of
+      input_range: pixel range of a SavedModel that takes floats and does not state it: a key of
         `saved_model.RANGES`.
-      pooling: how a Keras model's positions become one vector, one of `pooling.METHODS`; the other
-        networks take the mean, 'auto'.
-      lora_rank, drop_path: of a Keras model, see `fine_tuning.adapt`.
-      cache: the project's cache folder, the user's by default.
+      pooling: how the output of a Keras model is reduced to one vector, one of `pooling.METHODS`;
+        other networks use the mean ('auto').
+      lora_rank, drop_path: for a Keras model, see `fine_tuning.adapt`.
+      cache: the project's cache folder; default: the user's.
 
     Returns:
       A `Backbone`.
@@ -144,7 +144,7 @@ def load(address, *, input_range="", pooling="auto", lora_rank=0, drop_path=0.0,
             return _from_scratch(address)
         if address.startswith(PRETRAINED):
             return _pretrained(address.removeprefix(PRETRAINED), cache)
-        hub = bool(re.match(r"\w+://", address))  # whose modules take 0 to 1
+        hub = bool(re.match(r"\w+://", address))  # its modules take 0 to 1
         return _saved_model(_folder(address, cache), input_range or ("0,1" if hub else ""))
     except ValueError as error:
         path = re.sub(r"^(kerashub|keras):(.*weights=)?", "", address)
@@ -193,7 +193,7 @@ def _keras(network, pooling, lora_rank, drop_path):
 
 
 def _folder(address, cache):
-    """The folder that an address means; fetches it the first time."""
+    """The folder for an address; downloads it the first time."""
     if re.match(r"\w+://", address):
         import tensorflow_hub as hub  # takes seconds to import
 
@@ -203,7 +203,7 @@ def _folder(address, cache):
         except (OSError, ValueError, tarfile.TarError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"it cannot be fetched ({reason}); check the address and the network, or give a "
+                f"it cannot be downloaded ({reason}); check the address and the network, or give a "
                 "folder"
             ) from None
     folder = os.path.expanduser(address)
@@ -220,7 +220,7 @@ def _saved_model(folder, input_range):
     def build(images, train_phase, batch_statistics):
         return saved_model.apply(model, images, batch_statistics)
 
-    # A letter first and no odd characters: it becomes the scope of the variables.
+    # Begins with a letter and has no special characters: it becomes the scope of the variables.
     base = re.sub(r"\W+", "_", os.path.basename(os.path.normpath(folder)), flags=re.ASCII)
     name = base if re.match("[A-Za-z]", base) else f"hub_{base}"
     words = f"RGB 0 to 255, {model.preprocessing}"

@@ -1,8 +1,8 @@
-"""A color histogram as a part of the graph: what ImageNet networks discard and shops rely on."""
+"""A color histogram in the graph: products need colors, which ImageNet networks drop."""
 
 import tensorflow as tf
 
-BINS = 8  # per channel
+BINS = 8  # bins per channel
 SIZE = BINS**3
 
 

@@ -2,8 +2,9 @@
 and with ReLU6; stem, head, and the first and last stages' depths are not scaled).
 
 Variables are named after their place: `stem`, `blocks_00` to `blocks_15` (Lite0), `head`, `logits`;
-within a block `expand`, `depthwise`, `project`; each convolution holds `kernel` and `norm/gamma`,
-`norm/beta`, `norm/moving_mean`, `norm/moving_variance`. So `blocks_1|head` trains the last blocks.
+within a block `expand`, `depthwise`, `project`; each convolution has `kernel` and `norm/gamma`,
+`norm/beta`, `norm/moving_mean`, `norm/moving_variance`. `blocks_1|head` thus selects the last
+blocks.
 """
 
 import math
@@ -21,7 +22,7 @@ _EPSILON = 1e-3
 
 
 class Variant(NamedTuple):
-    """Factors on channels and on depth, and the side of the images it was trained on."""
+    """Factors on channels and depth, and the side of the training images."""
 
     width: float
     depth: float
@@ -38,7 +39,7 @@ VARIANTS = {
 
 
 class Block(NamedTuple):
-    """An inverted bottleneck: side of its kernel, stride, factor on channels inside, channels."""
+    """An inverted bottleneck: side of the kernel, stride, factor on inner channels, channels."""
 
     size: int
     strides: int
@@ -46,7 +47,7 @@ class Block(NamedTuple):
     filters: int
 
 
-_STAGES = (  # repeats, and the first block of each; the others have stride 1
+_STAGES = (  # (repeats, first block) per stage; the other blocks have stride 1
     (1, Block(3, 1, 1, 16)),
     (2, Block(3, 2, 6, 24)),
     (2, Block(5, 2, 6, 40)),
@@ -70,13 +71,13 @@ def blocks(name):
 
 
 def _channels(wanted):
-    """The multiple of 8 nearest to it, but not below nine tenths of it."""
+    """The nearest multiple of 8 that is at least 0.9 times the number."""
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * wanted else nearest + 8
 
 
 def normalise(images):
-    """Pixels as the networks were trained on: RGB 0 to 255 of any dtype -> (x - 127) / 128."""
+    """Pixels as in the networks' training: RGB 0 to 255 of any dtype -> (x - 127) / 128."""
     return (tf.cast(images, tf.float32) - 127) / 128
 
 
@@ -86,8 +87,8 @@ def features(images, name, batch_statistics):
     Args:
       images: RGB [B, H, W, 3], 0 to 255, uint8 or float; any H and W, known or not.
       name: a key of VARIANTS.
-      batch_statistics: Python bool: normalise by the batch and update the moving averages.
-        Otherwise these are folded into the kernels, which saves passes over the activations.
+      batch_statistics: Python bool: normalize by the batch and update the moving averages.
+        Otherwise the averages are folded into the kernels, which saves passes over activations.
 
     Returns:
       float32 [B, 1280], the mean over positions of the last layer.
@@ -111,12 +112,12 @@ def features(images, name, batch_statistics):
 
 
 def logits(features):
-    """The classifier over ImageNet's 1,000 classes: [B, 1280] -> [B, 1000]."""
+    """The classifier for ImageNet's 1,000 classes: [B, 1280] -> [B, 1000]."""
     return layers.dense(features, CLASSES, "logits")
 
 
 def _convolve(x, scope, filters, size, strides, batch_statistics):
-    """Convolution and batch norm; depthwise where `filters` is None."""
+    """Convolution and batch norm; depthwise if `filters` is None."""
     with v1.variable_scope(scope):
         channels = int(x.shape[-1])
         shape = [size, size, channels, filters or 1]

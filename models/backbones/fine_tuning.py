@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a Keras model before it is built in a graph: drop path and LoRA."""
+"""Additions to a Keras model for fine-tuning, before it is built in a graph: drop path and LoRA."""
 
 import os
 import re
@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from trainer import layers
 
-_adapted: weakref.WeakSet = weakref.WeakSet()  # models that have it
-# Keras's and KerasHub's layers of drop path, and the attribute that holds their rate.
+_adapted: weakref.WeakSet = weakref.WeakSet()  # models that have been adapted
+# Drop-path layers of Keras and KerasHub, and the attribute with their rate.
 _DROP_PATH = {
     "DINOV2DropPath": "rate",
     "DINOV3DropPath": "rate",
@@ -21,15 +21,14 @@ _DROP_PATH = {
 
 
 def adapt(model: Any, *, lora_rank: int = 0, drop_path: float = 0.0) -> None:
-    """Changes a Keras model for fine-tuning, once. It must be called outside of a graph.
+    """Changes a Keras model for fine-tuning. Call it once, outside of a graph.
 
     Args:
       model: a Keras model with its weights.
-      lora_rank: above 0, freeze it but for low-rank updates of its dense layers (LoRA, arXiv
-        2106.09685).
-      drop_path: above 0, the share of examples that skip the last block in training (stochastic
-        depth, arXiv 1603.09382); blocks before it are skipped less, the first never. The network's
-        own layers of drop path are used where it has any; of other transformers, whole blocks are
+      lora_rank: above 0: train only low-rank updates of its dense layers (LoRA, arXiv 2106.09685).
+      drop_path: above 0: the fraction of examples that skip the last block in training (stochastic
+        depth, arXiv 1603.09382); earlier blocks are skipped less often, the first never. If the
+        network has drop-path layers, they are used; in other transformers, whole blocks are
         skipped.
 
     Raises:
@@ -55,10 +54,10 @@ def _add_low_rank(model, rank):
         variable.trainable = False
     for layer in found:
         path = layer._kernel.path
-        seed = zlib.crc32(path.encode()) % 2**31  # the same start in every run
+        seed = zlib.crc32(path.encode()) % 2**31  # the same initial values in every run
         layer.enable_lora(rank, a_initializer=keras.initializers.HeUniform(seed))
         for variable in (layer.lora_kernel_a, layer.lora_kernel_b):
-            # Keras names them without the layers around theirs.
+            # Keras names them without the enclosing layers.
             variable._path = f"{os.path.dirname(path)}/{variable.name}"
 
 
@@ -78,14 +77,14 @@ def _add_drop_path(model, rate):
 
 
 def _rate_of(layer):
-    """The attribute with a layer's rate of drop path, or None for other layers."""
-    if type(layer).__name__ == "Dropout":  # as EfficientNet's: one number for an example
+    """The attribute with a layer's drop-path rate, or None for other layers."""
+    if type(layer).__name__ == "Dropout":  # like EfficientNet's: one number per example
         return "rate" if set((layer.noise_shape or (0, 0))[1:]) == {1} else None
     return _DROP_PATH.get(type(layer).__name__)
 
 
 def _is_block(layer):
-    """Whether a layer is a transformer's block: numbered, and one with attention within it."""
+    """Whether a layer is a transformer block: numbered, and containing attention."""
     import keras
 
     within = layer._flatten_layers(include_self=False)
@@ -98,7 +97,7 @@ def _is_block(layer):
 
 
 def _skipped(block, rate):
-    """A block's call: in training, examples skip it at this rate; others weigh the more."""
+    """A block's call: in training, examples skip it at a rate; the others are scaled up."""
     call = block.call
 
     def called(x, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""From a network's positions to one vector per image."""
+"""Pools the positions of a network's output to one vector per image."""
 
 import tensorflow as tf
 
@@ -11,12 +11,12 @@ def pool(x, method="auto", *, prefix=0, class_token=False):
     """Pools a network's output over positions.
 
     Args:
-      x: [B, F], which is only taken as it is; a map [B, h, w, F]; or tokens [B, N, F].
-      method: one of `METHODS`. auto: the class token if there is one, else the mean. gem:
-        generalized mean (Radenovic et al. 2019, arXiv 1711.02512), its exponent trained from 3.
-        concat: class token and mean. attention: a mean weighted by the softmax of x q / sqrt(F);
-        the trained q starts at 0, so that it starts as the mean.
-      prefix: tokens before those of patches: class token and registers.
+      x: [B, F], which is returned unchanged; a map [B, h, w, F]; or tokens [B, N, F].
+      method: one of `METHODS`. auto: the class token if there is one, otherwise the mean. gem:
+        generalized mean (Radenovic et al. 2019, arXiv 1711.02512) with a trained exponent,
+        initially 3. concat: class token and mean. attention: a mean weighted by the softmax of x q
+        / sqrt(F); the trained q starts at 0, which gives the mean.
+      prefix: number of tokens before those of patches: class token and registers.
       class_token: whether the first token is a class token.
 
     Returns:
@@ -28,12 +28,12 @@ def pool(x, method="auto", *, prefix=0, class_token=False):
     x = tf.cast(x, tf.float32)
     if x.shape.rank == 2:
         if method != "auto":
-            raise ValueError(f"model.pooling={method}: the network pools by itself; give auto")
+            raise ValueError(f"model.pooling={method}: the network already pools; give auto")
         return x
     if x.shape.rank == 4:
         x = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
     if x.shape.rank != 3:
-        raise ValueError(f"its output {x} is no [B, F], [B, h, w, F] or [B, N, F]")
+        raise ValueError(f"its output {x} is not [B, F], [B, h, w, F] or [B, N, F]")
     if method in ("class_token", "concat") and not class_token:
         raise ValueError(f"model.pooling={method}: the network has no class token")
     if method == "class_token" or (method == "auto" and class_token):

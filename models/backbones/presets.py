@@ -1,4 +1,4 @@
-"""Folders of published weights: where they are, whose format they have, what pixels they want."""
+"""Folders of published weights: their place, format and preprocessing."""
 
 import fnmatch
 import hashlib
@@ -16,12 +16,12 @@ from trainer import files
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-# Kinds of networks of Hugging Face's that are read, as model_type begins.
+# Supported networks of Hugging Face, as prefixes of model_type.
 _HUGGING_FACE = ("clip", "deit", "dinov2", "dinov3", "metaclip_2", "siglip", "swin", "vit")
-# All that is read of a folder: the last three are of texts.
+# All files that are read from a folder; the last three are for texts.
 _READ = ["*.json", "*.safetensors", "*.weights.h5", "*.model", "*.spm", "*merges.txt"]
-_TOKENIZER = os.path.join("assets", "tokenizer")  # within a folder of KerasHub's
-# The files of a model that say how its images are made.
+_TOKENIZER = os.path.join("assets", "tokenizer")  # in a folder of KerasHub
+# Files of a model that define its preprocessing.
 _PREPROCESSING = ("image_converter.json", "preprocessor_config.json", "open_clip_config.json")
 
 
@@ -29,7 +29,7 @@ _PREPROCESSING = ("image_converter.json", "preprocessor_config.json", "open_clip
 
 
 def folder_of(preset):
-    """(local folder, what to call it with the revision that was fetched)."""
+    """(local folder, its name with the downloaded revision)."""
     place, _, rest = preset.partition(":")
     from keras_hub.src.utils import preset_utils
 
@@ -54,7 +54,7 @@ def folder_of(preset):
             return folder, f"kaggle:{rest.removeprefix('//')}@{os.path.basename(folder)}"
     except Exception as error:  # these clients raise many kinds
         raise ValueError(
-            f"it cannot be fetched ({reason(error)}); check the name and the network, or give a "
+            f"it cannot be downloaded ({reason(error)}); check the name and the network, or give a "
             "folder"
         ) from None
     folder = os.path.expanduser(preset)
@@ -67,7 +67,7 @@ def folder_of(preset):
 
 
 def kind_of(folder):
-    """(whose format the folder has, its configuration)."""
+    """(format of the folder, its configuration)."""
     found = {n: os.path.join(folder, n) for n in ("open_clip_config.json", "config.json")}
     for name, path in found.items():
         if not os.path.exists(path):
@@ -79,17 +79,15 @@ def kind_of(folder):
             if not isinstance(vision, dict):
                 raise ValueError(f"{path}: has no model_cfg with a vision_cfg")
             if isinstance(vision.get("layers"), list):
-                raise ValueError(f"{path}: of OpenCLIP's networks the ResNets are not read")
+                raise ValueError(f"{path}: ResNets of OpenCLIP are not supported")
             return "open_clip", inner | {"preprocess": config.get("preprocess_cfg")}
         for key, kind in (
             ("registered_name", "keras"), ("architecture", "timm"), ("model_type", "hf")
         ):  # fmt: skip
             if isinstance(config.get(key), str):
                 return kind, _of_images(path, kind, key, config)
-        raise ValueError(f"{path}: it is no configuration of KerasHub, Hugging Face or timm")
-    raise ValueError(
-        f"{folder}: there is no config.json, which says what network the weights are of"
-    )
+        raise ValueError(f"{path}: it is not a configuration of KerasHub, Hugging Face or timm")
+    raise ValueError(f"{folder}: there is no config.json, which defines the network")
 
 
 def _object(path):
@@ -102,17 +100,17 @@ def _object(path):
 
 
 def _of_images(path, kind, key, config):
-    """The configuration, if its network may be one of images."""
+    """Returns the configuration if its network is for images."""
     name = config[key]
     if kind == "keras" and not name.endswith("Backbone"):
-        raise ValueError(f"{path}: {name!r} is no backbone: give the folder of its backbone")
+        raise ValueError(f"{path}: {name!r} is not a backbone: give the folder of its backbone")
     if kind == "hf" and not name.startswith(_HUGGING_FACE):
-        raise ValueError(f"{path}: {key} {name!r} is none of {', '.join(_HUGGING_FACE)}")
+        raise ValueError(f"{path}: {key} {name!r} is not one of {', '.join(_HUGGING_FACE)}")
     return config
 
 
 def fingerprint(folder):
-    """SHA-256 of all that is read of a folder: configuration, weights, preprocessing, tokenizer."""
+    """SHA-256 of all files that are read: configuration, weights, preprocessing, tokenizer."""
     digest = hashlib.sha256()
     inner = os.path.join(folder, _TOKENIZER)
     within = os.listdir(inner) if os.path.isdir(inner) else []
@@ -136,8 +134,8 @@ def tensors(folder, names=("model.safetensors",)):
         pickles = [n for n in os.listdir(folder) if n.endswith((".bin", ".pt", ".pth"))]
         if pickles and not os.path.exists(os.path.join(folder, names[0])):
             raise ValueError(
-                f"{os.path.join(folder, pickles[0])}: pickles of PyTorch's (TorchScript, too) are "
-                f"not read; convert it to {names[0]}"
+                f"{os.path.join(folder, pickles[0])}: PyTorch pickles (TorchScript, too) are "
+                f"not supported; convert it to {names[0]}"
             )
     found = {}
     for name in names:
@@ -149,13 +147,13 @@ def tensors(folder, names=("model.safetensors",)):
 
 
 class Pixels(NamedTuple):
-    """What a network wants of images.
+    """The preprocessing of a network.
 
     Attributes:
       scaled: function on pixels 0 to 255.
-      words: the same in words, with how images are resized.
+      words: description of scaling and resizing.
       size: (height, width), or None.
-      resizing: how an image gets that size.
+      resizing: how an image is resized.
     """
 
     scaled: Callable
@@ -164,12 +162,12 @@ class Pixels(NamedTuple):
     resizing: augment.Resizing
 
 
-# Pillow's numbers of its methods, as `tf.image.resize` calls them.
+# Names in `tf.image.resize` for Pillow's numbers of its methods.
 _METHODS = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "bicubic", 4: "area"}
 
 
 def pixels_of(folder, kind, config):
-    """The `Pixels` of a folder's network, as its files say."""
+    """The `Pixels` of a folder's network, from its files."""
     found = [n for n in _PREPROCESSING if os.path.exists(os.path.join(folder, n))]
     if kind in ("timm", "open_clip"):
         name = "config.json" if kind == "timm" else "open_clip_config.json"
@@ -177,7 +175,7 @@ def pixels_of(folder, kind, config):
         return _understood(read, config, os.path.join(folder, name))
     if not found:
         raise ValueError(
-            f"{folder}: nothing says how pixels are scaled; put {' or '.join(_PREPROCESSING[:2])} "
+            f"{folder}: pixel scaling is not defined; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
     path = os.path.join(folder, found[0])
@@ -187,7 +185,7 @@ def pixels_of(folder, kind, config):
 def _understood(read, given, path):
     try:
         return read(given)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of strange values
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # invalid values
         raise ValueError(f"{path}: {reason(error)}") from None
 
 
@@ -196,7 +194,7 @@ def _of_timm(config):
     mean, deviation = given.get("mean", _IMAGENET[0]), given.get("std", _IMAGENET[1])
     size = given.get("input_size", [3, None, None])[1:]
     mode = _mode(given, "crop_mode", ("center", "squash", "border"))
-    share = given.get("crop_pct") or 0.875  # timm's own default
+    share = given.get("crop_pct") or 0.875  # timm's default
     method = _named(given.get("interpolation", "bicubic"))
     if mode == "border":
         method = _padded(method, [round(255 * level) for level in mean])
@@ -215,10 +213,10 @@ def _of_open_clip(config):
 
 
 def _mode(given, key, known):
-    """How images become square: the first of the known modes by default."""
+    """How images are made square; default: the first of the known modes."""
     mode = given.get(key) or known[0]
     if mode not in known:
-        raise ValueError(f"{key}={mode!r} is none of {', '.join(known)}: set it in the file")
+        raise ValueError(f"{key}={mode!r} is not one of {', '.join(known)}: set it in the file")
     return mode
 
 
@@ -230,8 +228,8 @@ def _of_keras(given):
     given = given["config"]
     if given.get("pad_to_aspect_ratio"):
         raise ValueError(
-            "pad_to_aspect_ratio is not known here; set it to false, and "
-            "crop_to_aspect_ratio as images are to be resized"
+            "pad_to_aspect_ratio is not supported; set it to false, and "
+            "crop_to_aspect_ratio as needed"
         )
     scale = np.array(1.0 if given.get("scale") is None else given["scale"])
     offset = np.array(0.0 if given.get("offset") is None else given["offset"])
@@ -249,32 +247,32 @@ def _of_hugging_face(given):
     longest = isinstance(size, dict) and "longest_edge" in size
     if longest or given.get("do_pad"):
         raise ValueError(
-            f"{'size.longest_edge' if longest else 'do_pad'} pads images, which is not known here; "
-            "give size as height and width, and no do_pad"
+            f"{'size.longest_edge' if longest else 'do_pad'} pads images, which is not supported; "
+            "give size as height and width, without do_pad"
         )
     method = _named(_METHODS.get(given.get("resample", 2), "bilinear"))
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     before = _sides(shortest or size)
     if given.get("do_center_crop") and crop:
         share = min(1.0, _sides(crop)[0] / before[0]) if before else 1.0
-        # Of one number, older processors mean the shorter side.
+        # In older processors, a single number is the shorter side.
         square = bool(shortest) or not isinstance(size, dict)
         return _pixels(factor, mean, deviation, crop, method, share, square)
-    if shortest and "crop_pct" in given:  # ConvNeXt's, which is for less than 384 pixels
+    if shortest and "crop_pct" in given:  # ConvNeXt's, for less than 384 pixels
         share = given["crop_pct"] if shortest < 384 else 1.0
         return _pixels(factor, mean, deviation, shortest, method, share, shortest < 384)
-    # With the shorter side alone, images keep their shape, and a batch has no one size.
+    # With only the shorter side, images keep their shape, and a batch has no common size.
     return _pixels(factor, mean, deviation, None if shortest else size, method, 1.0, False)
 
 
 def _named(method):
-    """Pillow's method as `images.resize` calls it; `random` is timm's for training."""
+    """Pillow's method by its name in `images.resize`; `random` is timm's for training."""
     method = {"random": "bicubic", "lanczos": "lanczos3", "box": "area"}.get(method, method)
     return method + "+antialias" * (method not in ("nearest", "area"))
 
 
 def _sides(size):
-    """(height, width) as files write it, None if one is missing."""
+    """(height, width) from a file's value, None if one is missing."""
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     size = [size, size] if isinstance(size, int) else size
@@ -291,7 +289,7 @@ def _pixels(factor, mean, deviation, size, method, share, square):
 
 def _described(scale, offset, size, resizing):
     scale, offset = scale.astype(np.float32), offset.astype(np.float32)
-    kept = "the middle square of the image" if resizing.square else "the image"
+    kept = "the center square of the image" if resizing.square else "the image"
     kept += f", {resizing.share:g} of its sides" * (resizing.share < 1)
     words = (
         f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}; {kept} resized by "
@@ -301,7 +299,7 @@ def _described(scale, offset, size, resizing):
 
 
 def tokens_of(kind, config):
-    """(tokens before those of patches, whether the first is a class token)."""
+    """(number of tokens before those of patches, whether the first is a class token)."""
     name = config.get("registered_name", config.get("model_type", config.get("architecture", "")))
     inner = config.get("config", config) if kind == "keras" else config
     inner = inner | config.get("model_args", {})

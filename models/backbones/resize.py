@@ -1,7 +1,7 @@
-"""Bicubic resizing as PyTorch does it, which published position embeddings were made for.
+"""Bicubic resizing as in PyTorch, for which published position embeddings were made.
 
-TensorFlow's differs: its taps beyond a border are dropped where PyTorch repeats the border, and its
-coefficient is another. At 224 pixels DINOv2's features would change by 0.3%.
+TensorFlow's differs: it drops taps beyond a border where PyTorch repeats the border, and it uses
+another coefficient. At 224 pixels, DINOv2's features would change by 0.3%.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def bicubic(out: int, size: int, *, antialias: bool) -> np.ndarray:
         center = (i + 0.5) * step - 0.5
         taps = np.arange(np.floor(center - 2 * widen), np.ceil(center + 2 * widen) + 1)
         weights = _cubic((taps - center) / widen, a)
-        if antialias:  # only taps within, their sum set to 1
+        if antialias:  # only taps within the border, normalized to sum 1
             inside = (taps >= 0) & (taps < size)
             taps, weights = taps[inside], weights[inside] / weights[inside].sum()
         np.add.at(matrix[i], np.clip(taps, 0, size - 1).astype(int), weights)
@@ -38,9 +38,9 @@ def positions(table: np.ndarray, grid: tuple[int, int], *, antialias: bool) -> n
     """Resizes a table of position embeddings to another grid of patches.
 
     Args:
-      table: [..., P + n * n, F], P rows of class and other tokens first, which stay.
+      table: [..., P + n * n, F]; the first P rows, of class and other tokens, do not change.
       grid: (height, width) in patches.
-      antialias: see `bicubic`; Hugging Face's networks are without, timm's and OpenCLIP's with.
+      antialias: see `bicubic`; False for Hugging Face's networks, True for timm's and OpenCLIP's.
 
     Returns:
       float32 [..., P + height * width, F].

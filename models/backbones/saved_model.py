@@ -1,7 +1,7 @@
-"""Imports third-party SavedModels into the current graph: of TF2, and of TF1 as TensorFlow Hub had.
+"""Imports third-party SavedModels into the current graph: of TF2, and of TF1 (TensorFlow Hub).
 
 A TF2 SavedModel is loaded once per graph and called once per tower. A TF1 SavedModel is a graph:
-each tower imports its own copy of the operations, over variables that are made here once.
+each tower imports a copy of the operations, with variables that are made here once.
 """
 
 import hashlib
@@ -18,44 +18,44 @@ from trainer import files, layers
 
 v1 = tf.compat.v1
 
-# Names of signatures, and of outputs, in the order in which they are looked for.
+# Names of signatures and of outputs, in the order of search.
 _SIGNATURES = ("image_feature_vector", "default", "serving_default")
 _OUTPUTS = ("embeddings", "features", "default", "feature_vector")
 _TRAIN = "train"  # tag of the TF1 graph whose batch norm uses the batch
 
 
-# What floats of pixels 0 to 255 a network wants: a scale and an offset, per RGB channel or for all.
+# Scale and offset for pixels 0 to 255, per RGB channel or for all.
 RANGES = {
     "0,1": (1 / 255, 0.0),
     "-1,1": (1 / 127.5, -1.0),
     "0,255": (1.0, 0.0),
-    # (x / 255 - mean) / deviation of ImageNet, as PyTorch's networks are trained.
+    # (x / 255 - mean) / deviation of ImageNet, as in PyTorch's networks.
     "imagenet": (
         [1 / 255 / d for d in (0.229, 0.224, 0.225)],
         [-m / d for m, d in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)],
     ),
-    # BGR minus ImageNet's mean, as Caffe's networks were trained; see `_scaled`.
+    # BGR minus ImageNet's mean, as in Caffe's networks; see `_scaled`.
     "caffe": (1.0, [-103.939, -116.779, -123.68]),
 }
 
 
 class SavedModel(NamedTuple):
-    """What a folder holds.
+    """The properties of a SavedModel.
 
     Attributes:
       folder: the folder.
       graphs: the TF1 meta graphs by whether they are for training; None for TF2.
-      callable: whether a TF2 SavedModel can be called; otherwise it has signatures only.
+      callable: whether a TF2 SavedModel can be called; otherwise it has only signatures.
       signature: name of the signature that takes images, None if there is none.
-      dtype: of the images, `tf.uint8` or `tf.float32`.
-      input_range: the pixels wanted: a key of `RANGES`, or 'low,high'.
-      image_size: (height, width) if they are fixed or noted, else None.
-      fixed: whether it takes no other size.
+      dtype: dtype of the images, `tf.uint8` or `tf.float32`.
+      input_range: the pixel range: a key of `RANGES`, or 'low,high'.
+      image_size: (height, width) if fixed or stored, else None.
+      fixed: whether it supports only this size.
       channels: 3 (RGB) or 1 (gray).
       features: dimensions of the output if they are known, else None.
       fingerprint: SHA-256 of graph and weights.
-      resizing: how images get their size, fields of `metriclearn.augment.Resizing` by name, where
-        this project noted it; {} for the usual.
+      resizing: how images are resized, fields of `metriclearn.augment.Resizing` by name, stored by
+        this project; {} for the default.
     """
 
     folder: str
@@ -73,24 +73,24 @@ class SavedModel(NamedTuple):
 
     @property
     def preprocessing(self):
-        """What is done to pixels, in words."""
+        """Description of the scaling of pixels."""
         return "uint8" if self.dtype == tf.uint8 else f"scaled to {self.input_range}"
 
 
 def read(folder, input_range=""):
-    """Looks into a folder without loading it.
+    """Inspects a SavedModel without loading it.
 
-    The one place that decides a SavedModel's signature, image size and pixel range, for training
-    and for embedding.
+    Only this function decides a SavedModel's signature, image size and pixel range, for training
+    and embedding.
 
     Args:
-      folder: a SavedModel of TF2, or of TF1 as TensorFlow Hub had them.
-      input_range: a key of `RANGES`; '' if the SavedModel says it: uint8 takes pixels as they are,
-        this project notes it beside its own, and modules of TensorFlow Hub take 0 to 1.
+      folder: a SavedModel of TF2, or of TF1 in TensorFlow Hub's format.
+      input_range: a key of `RANGES`; '' if it is known: uint8 inputs get pixels unchanged, exports
+        of this project store the range, and modules of TensorFlow Hub take 0 to 1.
 
     Raises:
       ValueError: it is not a SavedModel, it does not take one batch of images, or it takes floats
-        and nothing says which range of pixels.
+        and the pixel range is unknown.
     """
     folder = os.path.expanduser(folder)
     proto = _proto(folder)
@@ -158,19 +158,19 @@ def _proto(folder):
 
 
 def _input_range(folder, graph, dtype, note, asked):
-    """The key of `RANGES`, or 'low,high', that a SavedModel's images are scaled to."""
+    """The key of `RANGES`, or 'low,high', to which a SavedModel's images are scaled."""
     asked = asked.replace(" ", "")
     if asked and asked not in RANGES:
-        raise ValueError(f"input range {asked!r} is none of {' '.join(RANGES)}")
+        raise ValueError(f"input range {asked!r} is not one of {' '.join(RANGES)}")
     if dtype == tf.uint8:
         if asked not in ("", "0,255"):
-            raise ValueError(f"{folder}: takes uint8 pixels as they are, not {asked}")
+            raise ValueError(f"{folder}: takes uint8 pixels unchanged, not {asked}")
         return "0,255"
     own = note.get("input_range")
     if isinstance(own, list):
         own = ",".join(f"{float(value):g}" for value in own)
     if asked and own and asked != own:
-        raise ValueError(f"{folder}: is noted to take {own}, not {asked}")
+        raise ValueError(f"{folder}: takes {own} by its prototrain.json, not {asked}")
     if asked or own:
         return asked or own
     hub = os.path.exists(os.path.join(folder, "tfhub_module.pb"))
@@ -179,7 +179,7 @@ def _input_range(folder, graph, dtype, note, asked):
     if hub:
         return "0,1"
     raise ValueError(
-        f"{folder}: takes floats, and nothing says which range of pixels it was trained on. Choose "
+        f"{folder}: takes floats, and does not state the pixel range of its training. Choose "
         f"one with --model.hub_input_range (training) or --input_range (embedding): "
         f"{'  '.join(RANGES)}"
     )
@@ -212,18 +212,18 @@ def _output(names, path):
         if name in names:
             return name
     raise ValueError(
-        f"{path}: which output are the features? It has {', '.join(sorted(names))}, and none is "
+        f"{path}: which output has the features? It has {', '.join(sorted(names))}, and none is "
         f"named {' or '.join(_OUTPUTS)}"
     )
 
 
 def noted(folder):
-    """What this project writes beside its own SavedModels; their checksums are compared."""
+    """The note in SavedModels of this project; its checksum is verified."""
     path = os.path.join(folder, "assets.extra", "prototrain.json")
     if not os.path.exists(path):
         return {}
     note = files.known_keys(path, set(), "a SavedModel")
-    if "checksum" in note:  # one written by hand has none
+    if "checksum" in note:  # a note written by hand has none
         note = files.read_sealed(path, set(), "a SavedModel")
     sums = note.get("sha256", {})
     for name in sums if isinstance(sums, dict) else ():
@@ -243,18 +243,18 @@ def _fingerprint(folder):
 
 
 def apply(model, images, batch_statistics):
-    """Builds it in the current graph and variable scope, or once more over the same variables.
+    """Builds it in the current graph and variable scope, or again with the same variables.
 
     Args:
       model: a `SavedModel`.
       images: RGB [B, H, W, 3], 0 to 255, uint8 or float.
-      batch_statistics: Python bool: its training mode, where it has one.
+      batch_statistics: Python bool: its training mode, if it has one.
 
     Returns:
       float32 [B, F]; a map of features [B, h, w, F] is averaged over positions.
 
     Raises:
-      ValueError: images of a size that it does not take.
+      ValueError: it does not support the size of the images.
     """
     size = tuple(images.shape[1:3])
     if model.fixed and model.image_size != size:
@@ -267,20 +267,20 @@ def apply(model, images, batch_statistics):
     run = _run_tf2 if model.graphs is None else _run_tf1
     try:
         output = run(model, pixels, batch_statistics)
-    except Exception as error:  # TensorFlow raises many kinds for a graph that is damaged
+    except Exception as error:  # TensorFlow raises many kinds for a damaged graph
         if isinstance(error, ValueError) and model.folder in str(error):
             raise
         raise ValueError(f"{model.folder}: cannot be loaded: {first_line(error)}") from error
     if isinstance(output, dict):
         output = output[_output(list(output), model.folder)]
     if not tf.is_tensor(output) or output.shape.rank not in (2, 4):
-        raise ValueError(f"{model.folder}: its output {output} is no [B, F] or [B, h, w, F]")
+        raise ValueError(f"{model.folder}: its output {output} is not [B, F] or [B, h, w, F]")
     output = tf.cast(output, tf.float32)
     return tf.reduce_mean(output, [1, 2]) if output.shape.rank == 4 else output
 
 
 def first_line(error):
-    """What an error says: without TensorFlow's stack, and Keras's heading and colors."""
+    """An error's message without TensorFlow's stack and Keras's heading and colors."""
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
     lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines()
@@ -290,12 +290,12 @@ def first_line(error):
 
 
 def scaled(pixels, input_range):
-    """Float pixels 0 to 255 in the range that a network wants."""
+    """Scales float pixels 0 to 255 to the range of a network."""
     if input_range == "caffe":
         pixels = pixels[..., ::-1]
     if input_range in RANGES:
         scale, offset = RANGES[input_range]
-    else:  # noted by this project
+    else:  # stored by this project
         low, high = (float(value) for value in input_range.split(","))
         scale, offset = (high - low) / 255, low
     return pixels * tf.constant(scale, tf.float32) + tf.constant(offset, tf.float32)
@@ -307,7 +307,7 @@ def _run_tf2(model, pixels, batch_statistics):
         return loaded.signatures[model.signature](pixels)
     try:
         return loaded(pixels, training=batch_statistics)
-    except (TypeError, ValueError):  # its __call__ has no such mode
+    except (TypeError, ValueError):  # its __call__ has no training mode
         pass
     try:
         return loaded(pixels)
@@ -319,13 +319,13 @@ def _run_tf2(model, pixels, batch_statistics):
 
 
 def _loaded(model):
-    """The object in the folder, loaded once a graph under the current variable scope's name."""
+    """The object in the folder, loaded once per graph under the current variable scope's name."""
     folder, scope = model.folder, v1.get_variable_scope().name
-    # A tuple, as TensorFlow's own private keys: such a collection is never written to files.
+    # A tuple, like TensorFlow's private keys: such a collection is never written to files.
     kept = v1.get_collection_ref(("saved_model", folder, scope))
     if not kept:
         before = {v.op.name for v in v1.global_variables()}
-        # Not below the tower's name: variables must have the same name in every graph.
+        # Not under the tower's name: variables must have the same name in every graph.
         with v1.name_scope(f"{scope}/"):
             loaded = tf.saved_model.load(folder)
         own = getattr(loaded, "trainable_variables", None)
@@ -336,7 +336,7 @@ def _loaded(model):
             name = variable.op.name
             if name in before:
                 continue
-            # As TensorFlow's init_from_checkpoint does: moving averages start from this value.
+            # Like TensorFlow's init_from_checkpoint: moving averages start from this value.
             value = variable.initializer.inputs[1]
             variable._initial_value = tf.ensure_shape(value, variable.shape)
             if variable.trainable if chosen is None else name in chosen:
@@ -346,9 +346,9 @@ def _loaded(model):
 
 
 def _forget_unused(function, before):
-    """Takes new variables that a function does not read out of the graph's collections.
+    """Removes new variables that a function does not read from the graph's collections.
 
-    Keras writes each variable twice into its exports, of which one is read.
+    Keras writes each variable twice into its exports; only one copy is read.
     """
     handles = {id(handle) for handle in function.captured_inputs}
     for key in (v1.GraphKeys.GLOBAL_VARIABLES, v1.GraphKeys.TRAINABLE_VARIABLES):
@@ -374,9 +374,9 @@ def _run_tf1(model, pixels, batch_statistics):
 
 
 def _variables(model, graph, kept):
-    """Handles of our own variables for those of the graph, {tensor name: handle}.
+    """Handles of our variables for those of the graph, {tensor name: handle}.
 
-    The nodes that made them become placeholders, which the import replaces.
+    The nodes that created them become placeholders, which the import replaces.
     """
     prefix = os.path.join(model.folder, "variables", "variables")
     trained = set()

@@ -11,7 +11,7 @@ def resnet18(pixels, train_phase):
     """ResNet-18 (He et al. 2016, arXiv 1512.03385, table 1), without its classifier.
 
     Args:
-      pixels: float32 [B, H, W, C], normalised.
+      pixels: float32 [B, H, W, C], normalized.
       train_phase: Python bool.
 
     Returns:
@@ -39,7 +39,7 @@ def mobilenet(pixels, train_phase, width=1.0):
     """MobileNet (Howard et al. 2017, arXiv 1704.04861, table 1), without its classifier.
 
     Args:
-      pixels: float32 [B, H, W, C], normalised.
+      pixels: float32 [B, H, W, C], normalized.
       train_phase: Python bool.
       width: factor on the number of filters.
 
@@ -58,13 +58,13 @@ def mobilenet(pixels, train_phase, width=1.0):
 
 
 def convnet(pixels, train_phase):
-    """Three convolutions that halve the size, for images of about 32 pixels; seconds per epoch.
+    """Three convolutions that halve the size, for images of about 32 pixels; fast to train.
 
-    Normalized within each image, so the categories in a batch make no difference.
+    Normalization is within each image, so it does not depend on the batch.
 
     Args:
-      pixels: float32 [B, H, W, C], normalised.
-      train_phase: Python bool; it does the same in both.
+      pixels: float32 [B, H, W, C], normalized.
+      train_phase: Python bool; has no effect here.
 
     Returns:
       Features, float32 [B, ceil(H / 8) * ceil(W / 8) * 128]: all positions of the last layer.

@@ -1,7 +1,7 @@
-"""Text towers beside image towers: CLIP, SigLIP and MetaCLIP 2, in the formats of `kerashub`.
+"""Text towers of CLIP, SigLIP and MetaCLIP 2, in the formats of `kerashub`.
 
-The tower is exported as a SavedModel of its own, from token ids to vectors, with the vocabulary and
-the rules that make these ids (`retrieval.embeddings.tokens`): searching needs neither KerasHub nor
+The tower is exported as a separate SavedModel, from token ids to vectors, with the vocabulary and
+the rules for token ids (`retrieval.embeddings.tokens`): a search needs neither KerasHub nor
 TensorFlow's Python package.
 """
 
@@ -17,17 +17,21 @@ from retrieval.embeddings import tokens
 from trainer import files, keras_model
 from trainer.config import UserError
 
-CLEANINGS = {"whitespace": "", "lower": "lower", "canonicalize": "canonicalize"}  # of OpenCLIP
+CLEANINGS = {
+    "whitespace": "",
+    "lower": "lower",
+    "canonicalize": "canonicalize",
+}  # in OpenCLIP
 
 
 class Tower(NamedTuple):
     """A text tower.
 
     Attributes:
-      folder: with its vocabulary.
+      folder: the folder with its vocabulary.
       family: 'clip', 'metaclip' or 'siglip'.
-      cleaning: of `tokens.CLEANING`, None for the family's.
-      length: tokens of a sequence, None for that of the weights.
+      cleaning: one of `tokens.CLEANING`; None: the family's.
+      length: tokens per sequence; None: that of the weights.
       make: function -> Keras model, token ids int32 [N, L] -> [N, D].
     """
 
@@ -38,17 +42,17 @@ class Tower(NamedTuple):
     make: Callable
 
     def check(self) -> None:
-        """Raises a UserError if the folder has no vocabulary, without which texts have no ids."""
+        """Raises a UserError if the folder has no vocabulary."""
         try:
             tokens.find(self.folder)
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def save(self, folder: str) -> None:
-        """Writes what `texts.TextEmbedder` reads to a folder that does not exist yet.
+        """Writes the files for `texts.TextEmbedder` to a folder that does not exist yet.
 
         Raises:
-          ValueError: there is no vocabulary, it is not of this network, or weights are damaged.
+          ValueError: there is no vocabulary, it is of another network, or weights are damaged.
         """
         import tensorflow as tf
 
@@ -85,7 +89,7 @@ def find(folder: str, kind: str, config: dict) -> Tower | None:
     """The text tower in a folder of weights, None if it has none.
 
     Args:
-      folder, kind, config: as `presets.kind_of` returns them.
+      folder, kind, config: the folder, and the result of `presets.kind_of`.
     """
     make = functools.partial(_make, folder, kind, config)
     own = config.get("model_type", "")
@@ -113,7 +117,7 @@ def find(folder: str, kind: str, config: dict) -> Tower | None:
 
 
 def _cleaning(folder):
-    """What KerasHub's preprocessor says, None if nothing."""
+    """The configuration of KerasHub's preprocessor, or None."""
     path = os.path.join(folder, "preprocessor.json")
     found = files.read_json(path)["config"] if os.path.exists(path) else {}
     if "canonicalize_text" in found:
@@ -122,11 +126,11 @@ def _cleaning(folder):
 
 
 def _length(model):
-    """Positions that a tower was trained with."""
+    """Number of positions in a tower's training."""
     for layer in model._flatten_layers():
         if hasattr(layer, "sequence_length") and hasattr(layer, "token_embedding"):
             return int(layer.sequence_length)
-    raise ValueError(f"{model.name}: nothing says how many tokens its texts have")
+    raise ValueError(f"{model.name}: the number of tokens of its texts is unknown")
 
 
 def _make(folder, kind, config):

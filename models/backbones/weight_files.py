@@ -1,7 +1,7 @@
-"""Files of weights: what is none is refused in one line; safetensors are read by NumPy alone.
+"""Weight files: other files are refused in one line; safetensors are read with NumPy only.
 
-A safetensors file holds 8 bytes, the length of a header; the header, JSON of {name: {dtype, shape,
-data_offsets}}; and the values. Nothing in it can be run.
+A safetensors file has 8 bytes with the length of a header; the header, JSON of {name: {dtype,
+shape, data_offsets}}; and the values. It contains no code.
 """
 
 import json
@@ -16,17 +16,17 @@ _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-# How files begin that are taken for weights.
+# First bytes of files that are mistaken for weights.
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
     b"<!doctype": "it is a web page, not the file: download it again",
     b"<html": "it is a web page, not the file: download it again",
     b"\x89HDF": "it is an HDF5 file of Keras",
-    b"PK": "it is a zip archive, as PyTorch and Keras write them (TorchScript, too): convert it",
-    b"\x80": "it is a pickle of PyTorch's: convert it to safetensors",
+    b"PK": "it is a zip archive of PyTorch, TorchScript or Keras: convert it",
+    b"\x80": "it is a PyTorch pickle: convert it to safetensors",
     b"GGUF": "it is a GGUF file",
 }
-_LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the format's reader
 
 
 def check(path, start=None):
@@ -34,10 +34,10 @@ def check(path, start=None):
 
     Args:
       path: the file.
-      start: bytes that it must begin with, if there are any.
+      start: bytes with which it must begin, or b''.
 
     Raises:
-      ValueError: one line that names the file and what it is.
+      ValueError: one line that names the file and its kind.
     """
     try:
         with open(path, "rb") as file:
@@ -54,7 +54,7 @@ def check(path, start=None):
 
 
 def named_once(error, path):
-    """An error's words without a path that is named beside them."""
+    """An error's message without the path."""
     if not path:
         return str(error)
     return re.sub(rf"(?<![\w./-]){re.escape(os.path.normpath(path))}(/|: )", "", str(error))
@@ -70,20 +70,20 @@ def load(path):
       {name: array}, memory-mapped; float16 and bfloat16 as float32.
 
     Raises:
-      ValueError: one line that names the file, and the tensor if it is one.
+      ValueError: one line that names the file, and the tensor if one is damaged.
     """
     check(path)
     try:
         size = os.path.getsize(path)
         if size < 8:
-            raise ValueError("it is empty or cut off")
+            raise ValueError("it is empty or truncated")
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_LONGEST_HEADER, size - 8):
-                raise ValueError("it is cut off, or of another kind")
+                raise ValueError("it is truncated, or of another kind")
             header = json.loads(file.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no object")
+            raise ValueError("its header is not an object")
     except (OSError, struct.error, ValueError) as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
     header.pop("__metadata__", None)
@@ -93,7 +93,7 @@ def load(path):
     spans = sorted(entry["data_offsets"] for entry in header.values())
     starts, ends = [0, *(end for _, end in spans)], [*(begin for begin, _ in spans), len(data)]
     if starts != ends:
-        raise ValueError(f"{path}: its tensors do not fill it one after another: it is damaged")
+        raise ValueError(f"{path}: its tensors are not contiguous: it is damaged")
     return found
 
 
@@ -103,14 +103,14 @@ def _array(path, name, entry, data):
         count = math.prod(shape)
         sound = 0 <= begin <= end <= len(data) and min(shape, default=0) >= 0
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: {name}: {entry} describes no tensor") from None
+        raise ValueError(f"{path}: {name}: {entry} does not describe a tensor") from None
     if kind not in _DTYPES:
         raise ValueError(f"{path}: {name} is of the type {kind}; known are {' '.join(_DTYPES)}")
     dtype = np.dtype(_DTYPES[kind])
     if not sound or end - begin != count * dtype.itemsize:
         raise ValueError(
             f"{path}: {name}: {kind} {shape} is not bytes {begin} to {end} of {len(data)}: the "
-            "file is cut off or damaged"
+            "file is truncated or damaged"
         )
     array = data[begin:end].view(dtype).reshape(shape)
     if kind == "BF16":

@@ -1,14 +1,14 @@
-"""Names of published weights that KerasHub does not read, as names that it or `vision_tower` reads.
+"""Converts names of published weights to names that KerasHub or `vision_tower` reads.
 
-CLIP and SigLIP of OpenCLIP and timm become those of Hugging Face; DINOv2 of timm becomes that of
-Hugging Face, which KerasHub converts. Only names and layouts are here; the networks are KerasHub's.
+CLIP and SigLIP of OpenCLIP and timm are converted to Hugging Face's names; DINOv2 of timm too,
+which KerasHub then converts. Only names and layouts are here; the networks are KerasHub's.
 """
 
 import re
 
 import numpy as np
 
-# timm's and OpenCLIP's blocks: (theirs, Hugging Face's), tried in this order.
+# timm's and OpenCLIP's blocks: (their name, Hugging Face's name), tried in this order.
 _BLOCK = (
     (r"\.ln_(\d)\.", r".layer_norm\1."),
     (r"\.attn\.", ".self_attn."),
@@ -62,7 +62,7 @@ _DINOV2 = (
 
 
 def unwrap(tensors):
-    """The tensors without the names of what wraps a network, as `state_dict.` or `teacher.`."""
+    """The tensors, with prefixes such as `state_dict.` or `teacher.` removed from their names."""
     pattern = r"(?:state_dict|model|module|teacher|backbone)\."
     while tensors and all(re.match(pattern, name) for name in tensors):
         tensors = {re.sub(pattern, "", name, count=1): value for name, value in tensors.items()}
@@ -85,7 +85,7 @@ def text_of_open_clip(tensors):
     inner = {n.removeprefix("text."): v for n, v in tensors.items() if n.startswith("text.")}
     outer = {n: v for n, v in tensors.items() if not n.startswith("visual.")}
     found = _renamed(inner or outer, _TEXT)
-    if "text_projection" in found:  # CLIP's is a matrix, SigLIP's a layer
+    if "text_projection" in found:  # a matrix in CLIP, a layer in SigLIP
         found["text_projection.weight"] = found.pop("text_projection").T
     return found
 
@@ -139,7 +139,8 @@ def _renamed(tensors, rules):
 
 
 def heads_of(width):
-    """Attention heads of timm's SigLIP, which its files do not say: of 64, but in two sizes."""
+    """Number of attention heads of timm's SigLIP, which its files do not state: 64 dimensions per
+    head, except in two sizes."""
     return {1152: 16, 1536: 16}.get(width, max(width // 64, 1))
 
 
@@ -148,12 +149,12 @@ def vision_tower(tensors, sizes, source):
 
     Args:
       tensors: {name: array}; text towers are ignored.
-      sizes: {"num_attention_heads", "hidden_act", "layer_norm_eps", "image_size"} where they are
-        known; all other sizes are those of the tensors.
-      source: its name in errors.
+      sizes: {"num_attention_heads", "hidden_act", "layer_norm_eps", "image_size"} if known; all
+        other sizes are taken from the tensors.
+      source: name of the source in errors.
 
     Returns:
-      (KerasHub's encoder, with its weights; CLIP's layers from its tokens to a vector, a list).
+      (KerasHub's encoder with its weights, list of CLIP's layers from its tokens to a vector).
 
     Raises:
       ValueError: a tensor is missing, unknown, or of another shape.
@@ -202,10 +203,10 @@ def text_tower(tensors, sizes, source):
 
     Args:
       tensors, source: as for `vision_tower`; image towers are ignored.
-      sizes: {"num_attention_heads", "hidden_act", "layer_norm_eps"} where they are known.
+      sizes: {"num_attention_heads", "hidden_act", "layer_norm_eps"} if known.
 
     Returns:
-      Keras model, token ids int32 [N, L] -> [N, D], the space of the image tower.
+      Keras model, token ids int32 [N, L] -> [N, D], vectors to compare with the image tower's.
 
     Raises:
       ValueError: a tensor is missing, unknown, or of another shape.
@@ -249,7 +250,7 @@ def text_tower(tensors, sizes, source):
 
 
 class _Tensors:
-    """Tensors by name, each put into a variable of a network once."""
+    """Tensors by name; each is assigned to a variable of a network once."""
 
     def __init__(self, tensors, source):
         self.left, self.source = dict(tensors), source
@@ -314,7 +315,7 @@ class _Tensors:
 
 
 def _options(tensors, prefix, sizes, width, siglip):
-    """What KerasHub's encoders of images and texts are both made with."""
+    """The common arguments of KerasHub's encoders of images and texts."""
     layers = {int(m[1]) for n in tensors if (m := re.match(rf"{prefix}encoder\.layers\.(\d+)", n))}
     found = {
         "hidden_dim": width,
@@ -339,7 +340,7 @@ def _head(projection):
 
 
 def _projection(matrix, name):
-    """A dense layer without a bias, of a matrix [D, F]."""
+    """A dense layer without a bias, from a matrix [D, F]."""
     import keras
 
     layer = keras.layers.Dense(len(matrix), use_bias=False, name=name)
@@ -353,5 +354,5 @@ def _activation(name, siglip):
     known = {"gelu": "gelu"}
     known |= {"gelu_pytorch_tanh": "gelu_approximate"} if siglip else {"quick_gelu": "quick_gelu"}
     if name not in known:
-        raise ValueError(f"hidden_act {name!r} is none of {', '.join(known)}")
+        raise ValueError(f"hidden_act {name!r} is not one of {', '.join(known)}")
     return known[name]

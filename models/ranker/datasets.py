@@ -1,4 +1,4 @@
-"""From any of metriclearn's data sets to batches: what is held out, sampled, cropped, disturbed."""
+"""From any data set of metriclearn to batches: held-out images, sampling, crops, augmentation."""
 
 import collections.abc
 import dataclasses
@@ -16,7 +16,7 @@ from models.ranker.config import config
 from models.ranker.tables import of_catalogue, test_tables, training_tables
 from trainer.config import UserError, seed_of
 
-USUAL_SIZE = (224, 224)  # of images for a backbone whose files name none
+USUAL_SIZE = (224, 224)  # image size for a backbone whose files give none
 
 AUGMENTATIONS = {
     "blur": augment.random_blur(),
@@ -28,10 +28,10 @@ AUGMENTATIONS = {
 
 
 class Lazy(collections.abc.Mapping):
-    """Datasets by name, each made when it is asked for.
+    """Datasets by name, each made on demand.
 
-    The features that a head trains on take minutes to compute, and near duplicates are looked for
-    among all images; an evaluation needs neither.
+    Computing the features for the head takes minutes, and the search for near duplicates reads all
+    images; an evaluation needs neither.
     """
 
     def __init__(self, makers):
@@ -41,7 +41,7 @@ class Lazy(collections.abc.Mapping):
         return self.makers[name]()
 
     def __contains__(self, name):
-        return name in self.makers  # without making it
+        return name in self.makers  # without making the dataset
 
     def __iter__(self):
         return iter(self.makers)
@@ -70,7 +70,7 @@ def datasets(start_step=0, part=(0, 1)):
 
 
 def image_options(table):
-    """How a table's images are read when nothing about them is random."""
+    """Options for reading images without randomness."""
     height, width, channels = image_dimensions()
     how = resizing()
     crop = augment.box_window() if _boxes(table) else how.window
@@ -83,7 +83,7 @@ def _boxes(table):
 
 
 def resizing():
-    """How images get their size: the backbone's `augment.Resizing`."""
+    """How images are resized: the backbone's `augment.Resizing`."""
     return load_backbone(config["model.hub_address"]).resizing
 
 
@@ -97,13 +97,13 @@ def image_dimensions():
     if len(dimensions) != 3 or min(dimensions[:2]) < 1 or dimensions[2] != 3:
         raise UserError(
             f"model.default_image_dimensions={dimensions}: give height, width and 3 channels "
-            "(gray images are made RGB)."
+            "(gray images are converted to RGB)."
         )
     return tuple(dimensions)
 
 
 def load_backbone(address):
-    """`models.backbones.load` as the configuration has it, once."""
+    """The configured backbone, loaded once."""
     options = {key: config[f"model.{key}"] for key in ("pooling", "lora_rank", "drop_path")}
     return _loaded(address, input_range=config["model.hub_input_range"], **options)
 
@@ -122,11 +122,11 @@ def _every(table):
 
 
 def _test_batches(table):
-    """Images and, where the backbone is as it came, its features of them.
+    """Images and, if the backbone is unchanged, their features.
 
-    These are kept: after other heads an evaluation reads the images, and the network rests.
+    The features are kept, so that the evaluation of another head does not run the backbone again.
     """
-    # Weights that were loaded into a run may be of another backbone.
+    # Weights loaded into a run may be those of another backbone.
     if not trains_head_alone() or config["model.weights_load_path"]:
         return _every(table)
     batches = features.eval_batches(features_of(table), batch_size=config["model.batch_size"])
@@ -157,13 +157,13 @@ def _train_batches(table, start_step, part):
 
 
 def _augmentation(table):
-    """(crop, augment) of training images, as `pipeline.train_batches` takes them."""
+    """(crop, augment) for training images, arguments of `pipeline.train_batches`."""
     names, crop = config["dataset.augment"], image_options(table)["crop"]
     boxes = _boxes(table)
     unknown = [name for name in names if name not in ("crop", *AUGMENTATIONS)]
     if unknown:
         known = ", ".join(("crop", *sorted(AUGMENTATIONS)))
-        raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose of {known}.")
+        raise UserError(f"dataset.augment: there is no {unknown[0]!r}; choose from {known}.")
     if "crop" in names:
         smallest = config["dataset.augment.smallest_crop"]
         crop = augment.window_near_box() if boxes else augment.random_window(smallest)
@@ -172,9 +172,9 @@ def _augmentation(table):
 
 
 def _cached(table):
-    """The backbone's features of a table, out of those of all images that are not tested on.
+    """The backbone's features of a table, from those of all images except the test split.
 
-    So that another choice of what is held out finds them made.
+    A run with another held-out set then reuses them.
     """
     whole = tables.not_tested()
     found = features_of(whole, config["dataset.cached_views"])
@@ -184,7 +184,7 @@ def _cached(table):
 
 
 def features_of(table, views=1):
-    """The backbone's features of a table with the colors, made or found: `features.Features`."""
+    """Features and colors of a table, computed or cached: `features.Features`."""
     options = image_options(table)
     height, width = options["image_size"]
     recipe = "boxes" if _boxes(table) else ""
@@ -214,7 +214,7 @@ def features_of(table, views=1):
 
 
 def _validation_batches(table, shown):
-    """Batches that also say, in `catalogue`, which images are looked up in."""
+    """Batches with an entry `catalogue`: which images are catalogue images."""
     batch_size = config["model.batch_size"]
     shown = tf.data.Dataset.from_tensor_slices(shown).batch(batch_size)
     if trains_head_alone():
@@ -230,25 +230,25 @@ def _validation_batches(table, shown):
 
 
 def trains_head_alone():
-    """Whether training reads cached features: `model.cached_features`, if there are weights."""
+    """Whether training uses cached features: `model.cached_features` with pretrained weights."""
     backbone = load_backbone(config["model.hub_address"])
     return config["model.cached_features"] and bool(backbone.fingerprint) and not _without_head()
 
 
 def _without_head():
-    """Whether embeddings are the features alone, in the space that these share with texts."""
+    """Whether embeddings are the features alone, which can be compared with texts."""
     texts = load_backbone(config["model.hub_address"]).texts
     return texts is not None and not config["model.reduced_dimension"]
 
 
 def head_starts_as():
-    """'pca' or 'random': `model.head_init`, decided."""
+    """'pca' or 'random': `model.head_init` with auto resolved."""
     asked = config["model.head_init"]
     return ("pca" if trains_head_alone() else "random") if asked == "auto" else asked
 
 
 def color_weight():
-    """`model.color`: a weight, 0 for no color, or None where the data choose it."""
+    """`model.color`: a weight, 0 for no color, or None for auto."""
     text = config["model.color"]
     if text == "auto":
         return None if head_starts_as() == "pca" else 0.0
@@ -262,11 +262,11 @@ def color_weight():
 
 
 def start_of_head(size, dimensions):
-    """`head.fit` to the images that are trained or validated on, by their cached features.
+    """`head.fit` with the cached features of the training and validation images.
 
     Args:
-      size: of the backbone's features.
-      dimensions: of the embedding.
+      size: dimensions of the backbone's features.
+      dimensions: dimensions of the embedding.
     """
     train, validation = training_tables()
     tables = [train, validation[0]] if validation else [train]

@@ -29,13 +29,13 @@ v1 = tf.compat.v1
 def build(inputs=None, train_phase=False):
     """Builds one tower: `image`, uint8 [B, H, W, 3] -> `embeddings`, [B, D] of length 1.
 
-    A batch of cached `features`, [B, F + C] with the colors, goes to the head at once. The
-    backbone's variables are made too, so that the checkpoint is one of the whole network.
+    A batch of cached `features`, [B, F + C] with the colors, is passed directly to the head. The
+    backbone's variables are also made, so that the checkpoint contains the whole network.
     """
     if inputs is None:
         names = config["actions.export.inputs"]
         if len(names) != 1:
-            raise UserError(f"actions.export.inputs={','.join(names)}: the input is one, images.")
+            raise UserError(f"actions.export.inputs={','.join(names)}: there is one input, images.")
         inputs = {"image": v1.placeholder(tf.uint8, [None, *image_dimensions()], names[0])}
     model = ModelDict(train_phase=train_phase)
     backbone = load_backbone(config["model.hub_address"])
@@ -68,10 +68,10 @@ def build(inputs=None, train_phase=False):
 
 
 def _head(joined, features, train_phase):
-    """What the head gets, and makes of it: [B, F + C] -> ([B, F + C], [B, D]).
+    """The head's input and output: [B, F + C] -> ([B, F + C], [B, D]).
 
-    Where it starts is data of the training images. It is in the checkpoint: what restores one needs
-    neither the images nor this computation.
+    The initial head is computed from the training images and is part of the checkpoint. A restored
+    model needs neither the images nor this computation.
     """
     dimensions, size = config["model.reduced_dimension"], int(joined.shape[1])
     if head_starts_as() == "random":
@@ -102,18 +102,17 @@ def frozen_features(inputs, outputs):
     backbone = load_backbone(config["model.hub_address"])
     if not backbone.fingerprint:
         return None
-    if config["model.cached_features"]:  # training left the backbone as it was
+    if config["model.cached_features"]:  # training did not change the backbone
         return outputs.features
     with v1.variable_scope("frozen"):
         return backbone.apply(inputs["image"])
 
 
 def texts():
-    """The backbone's tower of texts, None if it has none.
+    """The backbone's text tower, None if it has none.
 
     Raises:
-      UserError: embeddings are not in the space that the backbone's images share with texts, or
-        there is no vocabulary.
+      UserError: embeddings cannot be compared with texts, or there is no vocabulary.
     """
     tower = load_backbone(config["model.hub_address"]).texts
     if tower is None:
@@ -130,7 +129,7 @@ def texts():
         mended.append("--model.pooling=auto")
     if mended:
         raise UserError(
-            "the model's head was trained on images and applies to images only; to search by text, "
+            "the model's head was trained on images and works only for images; to search by text, "
             f"train with {' '.join(mended)}"
         )
     tower.check()
@@ -138,7 +137,7 @@ def texts():
 
 
 def sources():
-    """What a run's provenance says of the backbone's weights, a dict."""
+    """The entry about the backbone's weights in a run's provenance, a dict."""
     backbone = load_backbone(config["model.hub_address"])
     return {
         "backbone": backbone.source or config["model.hub_address"],
@@ -151,11 +150,11 @@ def sources():
 
 
 def loss(outputs):
-    """The loss over the whole batch, whichever towers its embeddings come from.
+    """The loss over the whole batch, with the embeddings of all towers.
 
-    Validation shows products that have no proxy, and no pairs in order: there a loss against
-    proxies gives way to the triplet loss, and the miner given_positive to batch_hard. It leaves
-    the cross-batch memory alone.
+    Validation has products without a proxy, and batches without ordered pairs. There a proxy loss
+    is replaced by the triplet loss, and the miner given_positive by batch_hard. Validation does not
+    use the cross-batch memory.
     """
     batch = outputs.labels, outputs.embeddings
     try:
@@ -168,7 +167,7 @@ def loss(outputs):
         given = f" with {given}" if given else ""
         raise UserError(f"model.loss={config['model.loss']}{given}: {error}") from None
     if value.shape.rank:
-        raise UserError("model.loss.options: reduction=none leaves no one number to minimise.")
+        raise UserError("model.loss.options: reduction=none gives no scalar to minimize.")
     figures = metriclearn.triplet_statistics(
         *batch, hardest, margin=config["model.margin"], distance=config["model.distance"]
     )
@@ -197,7 +196,7 @@ def _loss(batch, train_phase):
     value = function(*batch)
     if size and train_phase:
         if "references" not in inspect.signature(LOSSES[name]).parameters:
-            raise UserError(f"model.memory_size: the loss {name!r} compares with no memory.")
+            raise UserError(f"model.memory_size: the loss {name!r} does not use a memory.")
         with v1.variable_scope(v1.get_variable_scope(), reuse=v1.AUTO_REUSE):
             memory = metriclearn.cross_batch_memory(size, int(batch[1].shape[1]))
         remembered = function(*batch, references=metriclearn.enqueue(memory, *batch))
@@ -206,7 +205,7 @@ def _loss(batch, train_phase):
 
 
 def _proxies(dimension):
-    """One vector for each training product, [C, D]."""
+    """One vector per training product, [C, D]."""
     count = len(np.unique(training_tables()[0].products))
     initializer = v1.random_normal_initializer(seed=seed_of(config["trainer.random_seed"]))
     with v1.variable_scope(v1.get_variable_scope(), reuse=v1.AUTO_REUSE):
@@ -214,16 +213,16 @@ def _proxies(dimension):
 
 
 def _miner(loss_name, train_phase):
-    """`model.miner`: its name where it has no options, else a function."""
+    """`model.miner`: its name, or a function if it has options."""
     name = config["model.miner"]
     options = read_options("model.miner.options", MINERS[name])
-    if name == "given_positive" and not train_phase:  # validation batches are no pairs
+    if name == "given_positive" and not train_phase:  # validation batches are not pairs
         name, options = "batch_hard", {}
     if name == "given_positive":
         if config["dataset.sampler"] != "pairs":
             raise UserError("model.miner=given_positive needs dataset.sampler=pairs.")
         if config["model.memory_size"]:
-            raise UserError("model.miner=given_positive does not mine in a memory.")
+            raise UserError("model.miner=given_positive does not use a memory.")
         across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
         options = {"negatives": "cross" if across else "both"} | options
     elif "seed" in inspect.signature(MINERS[name]).parameters:
@@ -243,10 +242,10 @@ def _step():
 def read_options(key, function):
     """Keyword arguments of a function from a key's `name=value` texts.
 
-    Values are read as JSON (0.1, true, null, [1,2]), and as text where they are none.
+    Values are parsed as JSON (0.1, true, null, [1,2]), otherwise as text.
 
     Raises:
-      UserError: what is no `name=value`, or a name that the function does not take.
+      UserError: a text is not `name=value`, or the function has no such argument.
     """
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "references"]
@@ -255,7 +254,7 @@ def read_options(key, function):
         name, equals, value = text.partition("=")
         if not equals or name not in known:
             raise UserError(
-                f"{key}: {text!r} is no name=value of {', '.join(known) or 'any option'}."
+                f"{key}: {text!r} is not name=value; names: {', '.join(known) or 'none'}."
                 + did_you_mean(name, known)
             )
         try:
@@ -269,7 +268,7 @@ def read_options(key, function):
 
 
 def metrics(outputs):
-    """Recall on the held-out images: in their catalogue or, without one, each in the others."""
+    """Recall on the held-out images: in their catalogue or, without one, among the others."""
     embeddings, labels, shown = (outputs[key] for key in ("embeddings", "labels", "catalogue"))
     ks = (1, 5)
     if shown.any():

@@ -1,8 +1,8 @@
 """The head: from the backbone's features and the colors of an image to its embedding.
 
-Before any training the head compares images as the unchanged network does, so that training can
-only improve on it: features and color histograms are centered, brought to length 1, weighted, and
-projected on the directions in which the training images differ most.
+Before any training the head ranks images like the unchanged network, so training starts from that
+recall. Features and color histograms are centered, scaled to length 1, weighted, and projected to
+the directions in which the training images differ most.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ import numpy as np
 from retrieval.metrics import recall_at_k
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.7, 1.0, 1.4)
-COMPARED = 4000  # images at most that choose the weight
-FITTED = 20000  # images at most that the directions are fitted to
+COMPARED = 4000  # maximum images for choosing the weight
+FITTED = 20000  # maximum images for fitting the directions
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where the head starts.
+    """The initial head.
 
     Attributes:
-      mean: float32 [F + C], of features and color histogram.
-      weight: of the colors against the features.
+      mean: float32 [F + C], mean of features and color histogram.
+      weight: weight of the colors relative to the features.
       kernel: float32 [F + C, D].
     """
 
@@ -32,18 +32,18 @@ class Start:
 
 
 def fit(values, features, train, labels, shown, *, dimensions, weight=None, seed=0):
-    """Fits the start to images that nothing was trained on yet.
+    """Fits the initial head to images, before any training.
 
     Args:
       values: float32 [N, F + C]: features, then the color histogram (C may be 0).
       features: F.
-      train: bool [N]: the images of the mean and of the directions.
+      train: bool [N]: the images for the mean and the directions.
       labels: [N] products.
-      shown: bool [N]: the catalogue's images; the others are searched among them, or each among the
-        others if there are none.
+      shown: bool [N]: catalogue images. The others are searched among them; if there are none, each
+        is searched among the others.
       dimensions: D, the length of an embedding.
-      weight: of the colors; None chooses one of `WEIGHTS` by the recall@1 of all N images.
-      seed: of the images that are compared, if there are many.
+      weight: weight of the colors; None: one of `WEIGHTS`, by the recall@1 of all N images.
+      seed: seed for choosing the compared images, if there are many.
 
     Returns:
       `Start`.
@@ -58,17 +58,17 @@ def fit(values, features, train, labels, shown, *, dimensions, weight=None, seed
 
 
 def join(centered, features, weight):
-    """NumPy's twin of the graph: parts of length 1, the colors times their weight."""
+    """The graph's computation in NumPy: parts of length 1, the colors times their weight."""
     parts = [_unit(centered[:, :features]), weight * _unit(centered[:, features:])]
     return np.concatenate(parts, 1).astype(np.float32)
 
 
 def directions(joined, dimensions, random):
-    """The linear map that keeps dot products best: float32 [R, D].
+    """The linear map that preserves dot products best: float32 [R, D].
 
     Its columns are the principal directions of the images. If the images span fewer than D,
-    random directions orthogonal to them stand for the rest, at the scale that keeps lengths on
-    average: other products differ in ways that few images do not show.
+    random orthogonal directions are added, at the scale that preserves lengths on average: other
+    products differ in directions that few images do not span.
     """
     count, size = joined.shape
     joined = joined.astype(np.float64)
@@ -82,7 +82,7 @@ def directions(joined, dimensions, random):
     kernel = columns[:, :known]
     if missing := min(dimensions, size) - known:
         others = random.normal(size=(size, missing))
-        for _ in range(2):  # once more against rounding
+        for _ in range(2):  # a second time, against rounding
             others -= kernel @ (kernel.T @ others)
         others = np.linalg.qr(others)[0]
         kernel = np.concatenate([kernel, others * np.sqrt((size - known) / missing)], 1)

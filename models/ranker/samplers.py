@@ -1,4 +1,4 @@
-"""Which images make up a batch: metriclearn's samplers, as `dataset.*` and `model.*` choose."""
+"""The images of a batch: metriclearn's samplers, chosen by `dataset.*` and `model.*`."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,10 +13,10 @@ def create(table, of_catalogue):
 
     Args:
       table: the ProductTable of training images.
-      of_catalogue: bool [N]: the images of the catalogue's kind.
+      of_catalogue: bool [N]: catalogue images.
 
     Raises:
-      UserError: what the keys ask for cannot be had from this table.
+      UserError: the keys cannot be satisfied with this table.
     """
     share = config["model.random_within_class"]
     if (share or config["dataset.sampler"] == "hierarchical") and (table.categories == "").all():
@@ -26,7 +26,7 @@ def create(table, of_catalogue):
         )
     if config["dataset.sampler"] == "hierarchical" and (share or config["dataset.domains"]):
         raise UserError(
-            "dataset.sampler=hierarchical goes with neither dataset.domains nor "
+            "dataset.sampler=hierarchical cannot be combined with dataset.domains or "
             "model.random_within_class."
         )
     try:
@@ -44,7 +44,7 @@ def _seed():
 
 
 def _products(images_each, have=None):
-    """How many products of so many images fill a batch, of `have` that there are."""
+    """Number of products with a number of images each that fill a batch, of `have` products."""
     batch = config["model.batch_size"]
     if images_each < 1 or batch % images_each:
         raise UserError(f"model.batch_size={batch} is not a multiple of {images_each} images.")
@@ -62,10 +62,10 @@ def _number_of_products(table):
 
 
 def _pk(table, of_catalogue, share):
-    """Products of K images; with domains, of each kind a fixed number."""
+    """Products with K images each; with domains, a fixed number of each kind."""
     images = config["dataset.images_per_product"]
     count = _products(images)
-    if count > (have := _number_of_products(table)):  # a small shop: more images of each
+    if count > (have := _number_of_products(table)):  # a small shop: more images per product
         batch = config["model.batch_size"]
         count = max(n for n in range(1, have + 1) if batch % n == 0)
         images = batch // count
@@ -79,8 +79,8 @@ def _pk(table, of_catalogue, share):
             f"dataset.catalogue_images_per_product={shown} must leave room for queries among "
             f"dataset.images_per_product={images}."
         )
-    # Both deal the same products: they hold the same ones, and a sampler's choice of products
-    # depends on their number, their categories and the seed alone.
+    # Both samplers draw the same products: a sampler's choice depends only on the number of
+    # products, their categories and the seed, which are the same.
     sides = []
     for kind, count in ((~of_catalogue, images - shown), (of_catalogue, shown)):
         rows = np.flatnonzero(kind)
@@ -98,7 +98,7 @@ def _pk(table, of_catalogue, share):
 
 
 def _pairs(table, of_catalogue, share):
-    """A query and a positive of each product: the queries first, as `mine_given_positive` wants."""
+    """A query and a positive per product: queries first, as `mine_given_positive` expects."""
     across = config["dataset.domains"] and not config["dataset.intradomain_pairs"]
     kinds = np.where(of_catalogue, "catalogue", "query") if across else np.full(len(table), "any")
     return pair_sampler(
@@ -114,7 +114,7 @@ def _pairs(table, of_catalogue, share):
 
 
 def _hierarchical(table, of_catalogue, share):
-    """Categories, products of each, images of each."""
+    """Categories, products per category, images per product."""
     groups, images = config["dataset.categories_per_batch"], config["dataset.images_per_product"]
     return hierarchical_sampler(
         table.labels,
@@ -136,10 +136,10 @@ def _categories_of_products(table):
 
 
 def _category_by_category(table, of_catalogue, share):
-    """Passes over one category's products, mixed with passes over all, in one order for every turn.
+    """Passes over one category's products, mixed with passes over all, in a fixed order per turn.
 
-    A turn holds one pass of each category that fills a batch, and so many passes over all products
-    that `share` of the passes are of one category.
+    A turn has one pass over each category that fills a batch, and as many passes over all products
+    as needed for the fraction `share` of single-category passes.
     """
     make = _KINDS[config["dataset.sampler"]]
     categories = _categories_of_products(table)
@@ -154,7 +154,7 @@ def _category_by_category(table, of_catalogue, share):
             passes.append(1)
     if not streams:
         raise UserError(
-            f"model.random_within_class: no category holds the {least} products of a batch."
+            f"model.random_within_class: no category has the {least} products of a batch."
         )
     if share < 1:
         streams.append((np.arange(len(table)), make(table, of_catalogue, 0.0)))

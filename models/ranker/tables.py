@@ -1,4 +1,4 @@
-"""From any of metriclearn's data sets to what is trained, validated and tested on."""
+"""From any data set of metriclearn to the training, validation and test images."""
 
 import dataclasses
 import functools
@@ -22,21 +22,21 @@ from metriclearn.datasets import (
 from models.ranker.config import ALIASES, config
 from trainer.config import UserError
 
-# Readers whose images can lie elsewhere than their lists.
+# Readers whose images can be in another place than their lists.
 LISTED = ("cars196", "cub200", "deepfashion_c2s", "grocery", "in_shop", "sop")
-HASHED = 20_000  # images at most that are compared for near duplicates
+HASHED = 20_000  # maximum images compared for near duplicates
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What is trained on, and what is held out of it.
+    """The training images, and the images held out for validation.
 
     Attributes:
       train: the ProductTable of training images.
-      validation: None, or the ProductTable to validate on and, bool [N], which of its images are
-        the catalogue: where none is, each is searched among the others.
-      carved: whether the products of validation were chosen here, for lack of a split.
-      repeated: near-duplicate images that validation does without.
+      validation: None, or the ProductTable to validate on and, bool [N], its catalogue images. If
+        there are none, each image is searched among the others.
+      carved: whether the validation products were chosen here, because there is no split.
+      repeated: near-duplicate images excluded from validation.
       single: training images that make no pair.
     """
 
@@ -54,7 +54,7 @@ def training_tables():
 
 
 def parts():
-    """Divides what is not tested on into training and validation; returns `Parts`."""
+    """Divides the images other than the test split into training and validation: `Parts`."""
     table = _where(_table(), "dataset.train_where")
     shop, pool = table.splits == "catalogue", np.isin(table.splits, ("train", "val"))
     held, shown = _held_out(table, pool), of_catalogue(table)
@@ -70,7 +70,7 @@ def parts():
     asked = held & ~shown
     shown &= np.isin(table.labels, table.labels[asked])
     if config["dataset.validation.holdout"] not in ("photos", "both"):
-        shown &= held | shop  # of other products than those trained on
+        shown &= held | shop  # of other products than in training
     if config["dataset.validation"] and not asked.any():
         raise UserError(
             "dataset.validation: no image is held out; raise dataset.validation.share, or give "
@@ -80,8 +80,8 @@ def parts():
     validation = (table.select(rows), shown[rows]) if asked.any() else None
     if validation and not _answerable(*validation):
         raise UserError(
-            "dataset.validation: no product that is held out has an image to find (two images or, "
-            "where there is a catalogue, one in it); choose another dataset.validation.holdout, or "
+            "dataset.validation: no held-out product has an image to find (two images or, "
+            "with a catalogue, one catalogue image); choose another dataset.validation.holdout, or "
             "give --nodataset.validation."
         )
     trained = _with_positives(table.select(train))
@@ -103,7 +103,7 @@ def test_tables():
 
 
 def digest():
-    """Returns what the images of this worker must have in common with those of the others."""
+    """Returns a digest of the images, which must be the same on all workers."""
     return _table().digest()
 
 
@@ -113,13 +113,13 @@ def table():
 
 
 def not_tested():
-    """The ProductTable of all that can be trained or validated on, whatever is held out."""
+    """The ProductTable of all images for training and validation, whatever is held out."""
     table = _where(_table(), "dataset.train_where")
     return table.select(table.splits != "test")
 
 
 def notes():
-    """Lines for the start of training: what each split holds, and what was excluded and why."""
+    """Lines for the start of training: contents of each split, and what was excluded and why."""
     found, rows = parts(), {}
     rows["train"] = (found.train, 0, 0)
     if found.validation:
@@ -134,8 +134,8 @@ def notes():
     if found.carved and found.validation:
         count = len(set(found.validation[0].products.tolist()))
         lines.append(
-            f"validation: the data name no validation split, so {count} products are held out of "
-            "training, near duplicates on one side (dataset.validation.share: another number)"
+            f"validation: the data have no validation split, so {count} products are held out of "
+            "training; near duplicates stay in one split (dataset.validation.share: the number)"
         )
     return lines + _hint_of_domains(found.train)
 
@@ -149,15 +149,15 @@ def _excluded(found):
     }
     return {
         "unreadable": _read(*_source())[1],
-        "not chosen by dataset.train_where": int((~tested & ~chosen["train_where"]).sum()),
-        "not chosen by dataset.test_where": int((tested & ~chosen["test_where"]).sum()),
-        "for training, which make no pair": found.single,
-        "for validation, near duplicates of others": found.repeated,
+        "excluded by dataset.train_where": int((~tested & ~chosen["train_where"]).sum()),
+        "excluded by dataset.test_where": int((tested & ~chosen["test_where"]).sum()),
+        "for training, without a pair": found.single,
+        "for validation, near duplicates": found.repeated,
     }
 
 
 def _hint_of_domains(train):
-    """A line if training could also see the catalogue's images, as the search will."""
+    """A hint if training could also use catalogue images, like the search."""
     if config["dataset.domains"]:
         return []
     shown = _table().products[of_catalogue(_table())]
@@ -166,30 +166,30 @@ def _hint_of_domains(train):
         return []
     return [
         f"{count} training products have catalogue images: add --dataset.domains to train on both "
-        "kinds of image, as the search compares them"
+        "kinds of image, since the search compares them"
     ]
 
 
 def _answerable(table, shown):
-    """Whether any query, an image that is not shown, has an image of its product to find."""
+    """Whether any query (an image not in `shown`) has an image of its product to find."""
     answers = np.bincount(table.labels, shown) if shown.any() else np.bincount(table.labels) - 1
     return bool((answers[table.labels[~shown]] > 0).any())
 
 
 def _check_pairs(labels):
-    """Refuses one image of each product, before anything that is less plain."""
+    """Raises if every product has only one image, before less clear errors."""
     if len(labels) and np.bincount(labels).max() == 1 and config["model.loss"] not in PROXY_LOSSES:
         raise UserError(
-            f"{config['dataset.name']}: every product has one image, and training compares images "
-            "of a product with each other: add another image of each."
+            f"{config['dataset.name']}: every product has one image, but training compares images "
+            "of the same product: add a second image of each product."
         )
 
 
 def _with_positives(train):
-    """The rows of products that make a pair: of one image there is none.
+    """The rows of products with at least one pair.
 
-    With `dataset.domains` a product needs images of both kinds, unless its pairs may be of one. A
-    loss against proxies needs no pair.
+    With `dataset.domains` a product needs images of both kinds, unless pairs may be of one kind. A
+    proxy loss needs no pair.
     """
     counts = np.bincount(train.labels)
     kept = counts >= (1 if config["model.loss"] in PROXY_LOSSES else 2)
@@ -204,23 +204,23 @@ def _with_positives(train):
             )
     if not kept.any():
         raise UserError(
-            f"{config['dataset.name']}: no training product has two images, and one makes no pair."
+            f"{config['dataset.name']}: no training product has two images, which a pair needs."
         )
     if np.count_nonzero(kept & (counts > 0)) == 1:
         raise UserError(
-            f"{config['dataset.name']}: training has one product; it takes two to tell them apart."
+            f"{config['dataset.name']}: training has one product, but needs at least two."
         )
     return train.select(kept[train.labels])
 
 
 def of_catalogue(table):
-    """bool [N]: the images that a query is looked up in."""
+    """bool [N]: the images that queries search."""
     found = (table.roles == "catalogue") | (table.splits == "catalogue")
     return found | (table.domains == "shop") if config["dataset.domains"] else found
 
 
 def _held_out(table, pool):
-    """bool [N]: the rows of the pool, training and validation splits, that are not trained on."""
+    """bool [N]: the held-out rows of the pool (training and validation splits)."""
     how, share = config["dataset.validation.holdout"], config["dataset.validation.share"]
     if not config["dataset.validation"]:
         return np.zeros(len(table), bool)
@@ -242,12 +242,12 @@ def _held_out(table, pool):
 
 
 def _share_of(products):
-    """A tenth of the products, but twenty where that is at most a fifth."""
+    """A tenth of the products, but twenty if that is at most a fifth."""
     return max(0.1, min(0.2, 20 / max(products, 1)))
 
 
 def _is_carved(table):
-    """Whether products are held out of data of the user's own that have no validation split."""
+    """Whether products are held out because the user's data have no validation split."""
     own = (table.splits == "val").any() and not config["dataset.validation.holdout"]
     by_product = config["dataset.validation.holdout"] in ("", "products")
     of_user = config["dataset.name"] in ("manifest", "folder")
@@ -255,10 +255,10 @@ def _is_carved(table):
 
 
 def _without_copies(table, pool, held, shown):
-    """(held, repeated), bool [N]: products that training shows nearly are not held out, and of the
+    """(held, repeated), bool [N]: near duplicates of training products are not held out, and of
     near duplicates of one image, such as frames of a video, validation keeps one.
 
-    With several, each would find the other, and validation would read 1.0 for any embedding.
+    With several, each would find another one, and recall would be 1.0 for any embedding.
     """
     copies = np.arange(len(table))
     rows = np.flatnonzero(pool)
@@ -274,16 +274,16 @@ def _without_copies(table, pool, held, shown):
 
 @functools.lru_cache(maxsize=1)
 def _copies(*source_and_where):
-    """`audit.copies_of` the images that are not tested on; up to HASHED images are read for it."""
+    """`audit.copies_of` of the images except the test split; reads up to HASHED images."""
     *source, where = source_and_where
-    del where  # part of the key only
+    del where  # only part of the cache key
     table = _where(_load(*source), "dataset.train_where")
     table = table.select(np.isin(table.splits, ("train", "val")))
     return audit.copies_of(table) if len(table) <= HASHED else np.arange(len(table))
 
 
 def _share_of_each(products, ids, share):
-    """bool [N]: a share of each product's images, those whose ids' hashes come first."""
+    """bool [N]: a fraction of each product's images, chosen by the hashes of their ids."""
     keys = np.array([hashlib.sha256(name.encode()).hexdigest() for name in ids.tolist()])
     codes = np.unique(products, return_inverse=True)[1]
     order, counts = np.lexsort((keys, codes)), np.bincount(codes)
@@ -293,7 +293,7 @@ def _share_of_each(products, ids, share):
 
 
 def _where(table, key):
-    """The rows that meet the conditions of a key."""
+    """The rows that satisfy the conditions of a key."""
     try:
         return select_where(table, config[key])
     except ValueError as error:
@@ -315,7 +315,7 @@ def _source():
 
 @functools.lru_cache(maxsize=1)
 def _read(name, base, images, columns, on_bad_image, max_pixels):
-    """(ProductTable, number of unreadable images that it does without)."""
+    """(ProductTable, number of excluded unreadable images)."""
     name = ALIASES.get(name, name)
     base, images = os.path.expanduser(base), os.path.expanduser(images)
     if not base and name != "glyphs":
@@ -329,7 +329,7 @@ def _read(name, base, images, columns, on_bad_image, max_pixels):
         options |= {"root": images or None, "columns": columns}
         base = os.path.join(base, "manifest.csv") if os.path.isdir(base) else base
     elif images and name not in LISTED:
-        raise UserError(f"dataset.image_path: the data set {name!r} has no other place of images.")
+        raise UserError(f"dataset.image_path: the data set {name!r} has no other image folder.")
     elif images:
         options = {"check_files": False}
     table = READERS[name](*([] if name == "glyphs" else [base]), **options)

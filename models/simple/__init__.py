@@ -1,4 +1,4 @@
-"""A small model to copy: product images to embeddings, trained with a triplet loss."""
+"""A small example model: product images to embeddings, trained with a triplet loss."""
 
 from models.simple.config import config
 from models.simple.datasets import datasets, digest, notes, table

@@ -1,4 +1,4 @@
-"""Every value here is a flag: `--model.num_steps=2000`."""
+"""The settings; each is a flag: `--model.num_steps=2000`."""
 
 from trainer.config import Config
 
@@ -10,7 +10,7 @@ config = Config(
         "model.batch_size": 128,
         "model.num_steps": 1200,
         "model.optimizer.method": "adam",
-        # Near 0, Adam's epsilon makes full steps of rounding errors: towers would drift apart.
+        # Near 0, Adam would turn rounding errors into full steps, and towers would differ.
         "model.optimizer.adam.epsilon": 1e-4,
         "model.lr_schedule.warmup_steps": 100,
         "model.lr_schedule.method": "cosine",
@@ -20,39 +20,42 @@ config = Config(
 config.declare(
     "model.image_size",
     32,
-    "Height and width that images are resized to, in pixels.",
+    "Height and width of the resized images, in pixels.",
     within="[1, inf)",
 )
 config.declare(
     "model.filters",
     [32, 64, 128],
-    "Channels of each convolution; each halves the size.",
+    "Channels of each convolution; each convolution halves the size.",
     within="[1, inf)",
 )
 config.declare("model.embedding_size", 64, "Dimensions of the embedding.", within="[1, inf)")
-config.declare("model.dropout", 0.0, "Share of the features to drop in training.", within="[0, 1)")
+config.declare("model.dropout", 0.0, "Fraction of features to drop in training.", within="[0, 1)")
 config.declare(
     "model.margin",
     0.2,
-    "How much nearer the positive must be than the negative.",
+    "Margin of the triplet loss: how much nearer the positive must be than the negative.",
     within="[0, inf)",
 )
 config.declare(
-    "model.miner", "batch_all", "Which triplets count.", choices=("batch_all", "batch_hard")
+    "model.miner",
+    "batch_all",
+    "Miner of the triplets.",
+    choices=("batch_all", "batch_hard"),
 )
 config.declare(
-    "dataset.manifest", "", "CSV of product images; glyphs of typefaces when empty.", path=True
+    "dataset.manifest", "", "CSV of product images; empty: glyphs of typefaces.", path=True
 )
 config.declare(
-    "dataset.columns", "", "Names of the manifest's columns, if others: path=file,label=sku."
+    "dataset.columns", "", "Names of the manifest's columns, if they differ: path=file,label=sku."
 )
 config.declare(
     "dataset.max_pixels",
     100_000_000,
-    "Images of more pixels than this are not decoded and count as unreadable.",
+    "Images with more pixels than this are not decoded and count as unreadable.",
     within="[1, inf)",
 )
-config.declare("dataset.augment", False, "Crop and disturb training images at random.")
+config.declare("dataset.augment", False, "Crop and augment training images at random.")
 config.declare(
     "dataset.images_per_product",
     4,

@@ -1,4 +1,4 @@
-"""Where the images come from: typeface glyphs, or the CSV that `dataset.manifest` names."""
+"""The images: glyphs of typefaces, or the CSV `dataset.manifest`."""
 
 import warnings
 
@@ -23,7 +23,7 @@ def table():
 
 
 def digest():
-    """Returns what the images of this worker must have in common with those of the others."""
+    """Returns a digest of the images, which must be the same on all workers."""
     return table().digest()
 
 
@@ -60,7 +60,7 @@ def datasets(start_step=0, part=(0, 1)):
 
 
 def notes():
-    """Lines for the start of training: what each split holds."""
+    """Lines for the start of training: the contents of each split."""
     rows, parts = table(), {}
     for split in ("train", "val", "test"):
         part = rows.where(split=split)
@@ -73,14 +73,14 @@ def notes():
 
 
 def _products(train, images):
-    """How many products fill a batch with so many images each."""
+    """Number of products that fill a batch with a number of images each."""
     batch, have = config["model.batch_size"], len(set(train.products.tolist()))
     if not have:
         raise UserError(f"{config['dataset.manifest']}: no row has the split train.")
     if np.bincount(train.labels).max() == 1:
         raise UserError(
-            f"{config['dataset.manifest']}: every product of the split train has one image, and "
-            "training compares images of a product with each other: add another image of each."
+            f"{config['dataset.manifest']}: every product of the split train has one image, but "
+            "training compares images of the same product: add a second image of each product."
         )
     if images < 1 or batch < images or batch % images:
         raise UserError(

@@ -31,7 +31,7 @@ def build(inputs=None, train_phase=False):
 
 
 def loss(outputs):
-    """Triplet loss over the whole batch, whichever towers its embeddings come from."""
+    """Triplet loss over the whole batch, with the embeddings of all towers."""
     batch, margin = (outputs.labels, outputs.embeddings), config["model.margin"]
     hardest = metriclearn.mine_batch_hard(*batch)
     figures = metriclearn.triplet_statistics(*batch, hardest, margin=margin)

@@ -192,7 +192,7 @@ def empty(folder):
     ("make", "message"),
     [
         (no_images, r"neither __call__ nor a signature that takes images \[B, H, W, 3\]; its "),
-        (no_features, r"which output are the features\? It has other, scores"),
+        (no_features, r"which output has the features\? It has other, scores"),
         (damaged, r"saved_model\.pb: not a SavedModel that can be read"),
         (empty, r"saved_model\.pb: there is no such file; give the folder of"),
     ],
@@ -210,7 +210,10 @@ def test_a_folder_that_will_not_do(tmp_path, make, message):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://127.0.0.1:9/net", "'http://127.0.0.1:9/net' cannot be used: it cannot be fetched"),
+        (
+            "http://127.0.0.1:9/net",
+            "'http://127.0.0.1:9/net' cannot be used: it cannot be",
+        ),
         ("/no/such/folder", "there is no such folder. Give one, a URL, or resnet18"),
         ("mobilenett", "Did you mean 'mobilenet'"),
         ("pretrained:efficientnet_lite9", "no pretrained 'efficientnet_lite9'; there are eff"),

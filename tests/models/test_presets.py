@@ -154,14 +154,18 @@ def test_images_are_resized_as_the_files_say(tmp_path, kind, given, size, expect
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("timm", {"crop_mode": "fill"}, "crop_mode='fill' is none of center, squash, border"),
-        ("open_clip", {"resize_mode": "x"}, "resize_mode='x' is none of shortest, squash, longest"),
+        ("timm", {"crop_mode": "fill"}, "crop_mode='fill' is not one of center, squash, border"),
+        (
+            "open_clip",
+            {"resize_mode": "x"},
+            "resize_mode='x' is not one of shortest, squash",
+        ),
         (
             "hf",
             {"size": {"longest_edge": 24}},
             "size.longest_edge pads .* height and width",
         ),
-        ("hf", {"size": 24, "do_pad": True}, "do_pad pads images, which is not known here"),
+        ("hf", {"size": 24, "do_pad": True}, "do_pad pads images, which is not supported"),
         ("keras", {"config": {"pad_to_aspect_ratio": True}}, "pad_to_aspect_ratio .* to false"),
     ],
 )
@@ -200,14 +204,17 @@ def test_a_change_of_any_file_changes_the_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no config.json, which says what network"),
+        (None, "there is no config.json, which defines the network"),
         ("{", "config.json: cannot be read"),
         ("version https://git-lfs.github.com/spec/v1", "config.json: it is a Git LFS pointer"),
-        ('{"a": 1}', "no configuration of KerasHub, Hugging Face or timm"),
+        ('{"a": 1}', "not a configuration of KerasHub, Hugging Face or timm"),
         ("[1]", "config.json: holds no JSON object"),
-        ('{"model_type": 3}', "no configuration of KerasHub"),
-        ('{"model_type": "bert"}', "model_type 'bert' is none of clip, deit, dinov2"),
-        ('{"registered_name": "keras_hub>ViTImageClassifier"}', "is no backbone: give the folder"),
+        ('{"model_type": 3}', "not a configuration of KerasHub"),
+        ('{"model_type": "bert"}', "model_type 'bert' is not one of clip, deit, dinov2"),
+        (
+            '{"registered_name": "keras_hub>ViTImageClassifier"}',
+            "is not a backbone: give the",
+        ),
     ],
 )
 def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
@@ -240,7 +247,7 @@ def test_preprocessing_that_is_not_understood(tmp_path, content, message):
     ("model", "message"),
     [
         ({}, "has no model_cfg with a vision_cfg"),
-        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "of OpenCLIP's networks the ResNets are not"),
+        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "ResNets of OpenCLIP are not"),
     ],
 )
 def test_networks_of_open_clip_that_are_not_read(tmp_path, model, message):
@@ -257,7 +264,7 @@ def test_an_index_of_weights_that_names_none_beside_it(tmp_path, parts):
 
 def test_weights_without_a_word_on_pixels(tmp_path):
     path = folder(tmp_path, config={"model_type": "vit"})
-    with pytest.raises(ValueError, match="nothing says how pixels are scaled; put image_conv"):
+    with pytest.raises(ValueError, match="pixel scaling is not defined; put image_conv"):
         presets.pixels_of(path, *presets.kind_of(path))
 
 
@@ -301,7 +308,7 @@ def test_a_revision_is_found_in_the_cache_of_hugging_face(tmp_path, monkeypatch)
         found, source = presets.folder_of(preset)
         assert found == str(root / "snapshots" / commit)
         assert source == f"hf:me/net@{commit}"
-    with pytest.raises(ValueError, match="it cannot be fetched") as caught:
+    with pytest.raises(ValueError, match="it cannot be downloaded") as caught:
         presets.folder_of("hf:me/other")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="there is no such folder; give one, hf:OWNER"):

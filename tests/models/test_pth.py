@@ -64,7 +64,7 @@ def legacy(path, payload):
 def test_a_file_that_wants_something_called_is_refused_and_calls_nothing(tmp_path, write):
     path, marker = tmp_path / "weights.pth", tmp_path / "called"
     write(path, pickle.dumps({"weight": Malicious(marker)}, 2))
-    with pytest.raises(ValueError, match=r"weights\.pth.*asks for posix\.mkdir, which no tensor"):
+    with pytest.raises(ValueError, match=r"weights\.pth.*requests posix\.mkdir, which no tensor"):
         pth.load(path)
     assert not marker.exists()
 
@@ -72,7 +72,7 @@ def test_a_file_that_wants_something_called_is_refused_and_calls_nothing(tmp_pat
 def test_a_name_with_a_line_end_is_refused_in_one_line(tmp_path):
     zipped(tmp_path / "weights.pth", b"\x80\x02ccollections\nOrd\x1cDict\n)R.")
     with pytest.raises(
-        ValueError, match=r"asks for collections\.Ord Dict, which no tensor"
+        ValueError, match=r"requests collections\.Ord Dict, which no tensor"
     ) as found:
         pth.load(tmp_path / "weights.pth")
     assert len(str(found.value).splitlines()) == 1
@@ -144,9 +144,9 @@ BOMBS = {
     "nested tuple as a storage's name": (
         b"(X\x07\0\0\0storage" + STORED + NEST + b"NK\x01tQ", "no name or size"
     ),
-    "nested tuple as a kind": (b"(" + NEST + STORED + b"K\x00NK\x01tQ", "something else than"),
+    "nested tuple as a kind": (b"(" + NEST + STORED + b"K\x00NK\x01tQ", "something other than"),
     "nested tuple as a module": (NEST + b"X\x01\0\0\0a\x93)R", "a tuple names a function"),
-    "nested tuple called": (NEST + b")R", "it calls what is not a function"),
+    "nested tuple called": (NEST + b")R", "it calls something that is not a function"),
     "place 2**31 of the memo": (b"}r\xff\xff\xff\x7f", ""),
     "text of 4 GB": (b"X\xff\xff\xff\xff", "a name of 4,294,967,295 bytes"),
     "attributes of a function": (b"ctorch._utils\n_rebuild_tensor\n}b", "it sets attributes"),

@@ -257,7 +257,7 @@ def test_memory_adds_its_loss_from_its_first_step_on(config):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"model.loss.options": ["margn=1"]}, "'margn=1' is no name=value.*'margin'"),
+        ({"model.loss.options": ["margn=1"]}, "'margn=1' is not name=value.*'margin'"),
         ({"model.loss.options": ["margin"]}, "no name=value"),
         ({"model.loss.options": ["reduction=median"]}, "unknown reduction 'median'"),
         ({"model.loss.options": ["reduction=none"]}, "model.loss.options: reduction=none"),
@@ -270,7 +270,7 @@ def test_memory_adds_its_loss_from_its_first_step_on(config):
                 "dataset.sampler": "pairs",
                 "model.memory_size": 24,
             },
-            "does not mine in a memory",
+            "does not use a memory",
         ),
         ({"model.memory_size": 4}, "does not fit a memory of 4"),
     ],

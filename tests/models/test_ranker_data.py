@@ -154,7 +154,7 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
             {"dataset.validation.holdout": "photos", "dataset.validation.share": 0.01},
             "no image is held out; raise dataset.validation.share",
         ),
-        ({"dataset.augment": ["fly"]}, "no 'fly'; choose of .*flip"),
+        ({"dataset.augment": ["fly"]}, "no 'fly'; choose from .*flip"),
         ({"model.default_image_dimensions": [16, 16, 1]}, "3 channels"),
         ({"model.batch_size": 9}, "model.batch_size=9 is not a multiple of 4"),
         (
@@ -168,9 +168,12 @@ def test_conditions_choose_rows_for_training_and_for_evaluation(monkeypatch, con
                 "model.batch_size": 20,
                 "model.rwc.by_batch": False,
             },
-            "no category holds the 5 products",
+            "no category has the 5 products",
         ),
-        ({"dataset.sampler": "hierarchical", "dataset.domains": True}, "hierarchical goes with"),
+        (
+            {"dataset.sampler": "hierarchical", "dataset.domains": True},
+            "hierarchical cannot be",
+        ),
         (
             {"dataset.domains": True, "dataset.catalogue_images_per_product": 4},
             "catalogue_images_per_product=4",
@@ -426,7 +429,7 @@ def test_products_are_held_out_where_no_split_says_so(tmp_path, config, frames):
         ["test", "6", str(6 * (2 + frames)), str(6 * (2 + frames)), str(6 * (2 + frames))],
     ]
     assert f"{2 + frames} to {2 + frames}, median {2 + frames}" in lines[1]
-    excluded = f"excluded images: {5 * frames} for validation, near duplicates of others"
+    excluded = f"excluded images: {5 * frames} for validation, near duplicates"
     assert (excluded in lines) == bool(frames)
     assert "5 products are held out" in lines[-1]
 
@@ -456,13 +459,13 @@ def test_the_table_at_the_start_names_what_is_unreadable_or_not_chosen(tmp_path,
     with pytest.warns(UserWarning, match="cannot be read"):
         (excluded,) = (line for line in ranker.notes() if line.startswith("excluded"))
     assert excluded == (
-        "excluded images: 1 unreadable; 4 not chosen by dataset.train_where; 2 not chosen by "
-        "dataset.test_where; 1 for training, which make no pair"
+        "excluded images: 1 unreadable; 4 excluded by dataset.train_where; 2 excluded by "
+        "dataset.test_where; 1 for training, without a pair"
     )
 
 
 def test_one_product_cannot_be_told_from_others(monkeypatch, config):
     shop(monkeypatch, products=1)
     config["dataset.validation"] = False
-    with pytest.raises(UserError, match="one product; it takes two"):
+    with pytest.raises(UserError, match="one product, but needs at least two"):
         datasets.training_tables()

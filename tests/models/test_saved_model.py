@@ -51,7 +51,7 @@ def test_pixels_are_scaled_as_asked(folder, name):
 def test_a_range_that_nothing_says_is_never_guessed(folder):
     with pytest.raises(ValueError, match="which range.*0,1  -1,1  0,255  imagenet  caffe"):
         saved_model.read(folder)
-    with pytest.raises(ValueError, match="input range '0,2' is none of 0,1 -1,1"):
+    with pytest.raises(ValueError, match="input range '0,2' is not one of 0,1 -1,1"):
         saved_model.read(folder, "0,2")
 
 
@@ -59,7 +59,7 @@ def test_uint8_takes_pixels_as_they_are(tmp_path):
     savedmodels.write_tf2_signature(str(tmp_path / "net"), size=(6, 6), dtype=tf.uint8)
     expected = 2 * IMAGES.astype(np.float64).mean((1, 2))
     np.testing.assert_allclose(embedded(str(tmp_path / "net")), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="takes uint8 pixels as they are, not -1,1"):
+    with pytest.raises(ValueError, match="takes uint8 pixels unchanged, not -1,1"):
         saved_model.read(str(tmp_path / "net"), "-1,1")
 
 
@@ -69,7 +69,7 @@ def test_our_own_note_says_the_range(tmp_path):
     (net / "assets.extra").mkdir(exist_ok=True)
     (net / "assets.extra/prototrain.json").write_text(json.dumps({"input_range": [-1, 1]}))
     assert saved_model.read(str(net)).input_range == "-1,1"
-    with pytest.raises(ValueError, match="is noted to take -1,1, not 0,255"):
+    with pytest.raises(ValueError, match="takes -1,1 by its prototrain.json, not 0,255"):
         saved_model.read(str(net), "0,255")
 
 
