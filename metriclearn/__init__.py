@@ -1,6 +1,6 @@
 """Metric learning for TensorFlow: distances, miners, losses, samplers, augmentation, data sets.
 
-Works in tf.compat.v1 graphs, in tf.function and eagerly. It needs TensorFlow and NumPy only.
+Works in tf.compat.v1 graphs, in tf.function and eagerly. It needs only TensorFlow and NumPy.
 """
 
 import importlib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metriclearn.samplers import *  # noqa: F403
     from metriclearn.statistics import *  # noqa: F403
 
-# Imported when first used: `metriclearn.datasets` reads lists and files without TensorFlow.
+# Imported on first use: `metriclearn.datasets` reads lists and files without TensorFlow.
 _PUBLIC = {
     "distances": ("DISTANCES", "Distance", "pairwise_distances"),
     "losses": (

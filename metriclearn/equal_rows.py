@@ -6,11 +6,11 @@ from metriclearn import hashing
 
 
 def distinct_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds the rows of `[N, D]` that equal no earlier one. A NaN equals nothing.
+    """Finds the distinct rows of `[N, D]`. A NaN equals nothing.
 
     Returns:
-        (firsts `[U]` int32, those rows in ascending order; places `[N]` int32, where in `firsts`
-        the row is that equals each row).
+        (firsts `[U]` int32, the first occurrence of each distinct row, ascending; places `[N]`
+        int32, for each row the index in `firsts` of the equal row).
     """
     rows = tf.range(tf.shape(x)[0])
 
@@ -34,7 +34,7 @@ def first_equal_rows(x: tf.Tensor) -> tf.Tensor:
     bits = {4: tf.int32, 8: tf.int64}[x.dtype.size]
     zeros_alike = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)  # -0 equals 0
     words = tf.cast(tf.bitcast(zeros_alike, bits), tf.uint64)
-    # Without this the sign bit of float64 would count only by whether signs are odd in number.
+    # Otherwise the sign bit of float64 would count only by the parity of the number of signs.
     words = tf.bitwise.bitwise_xor(words, hashing.right_shift(words, 32))
     products = tf.cast(words, tf.int64) * tf.cast(_multipliers(x), tf.int64)
     hashes = tf.reduce_sum(products, axis=1)  # [N], modulo 2^64

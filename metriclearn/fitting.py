@@ -1,6 +1,6 @@
-"""What `model.fit` takes beside a loss: batches of a sampler, and a callback that measures recall.
+"""For `model.fit`: batches from a sampler, and a callback that measures recall.
 
-Users import both from `metriclearn.keras`.
+Import both from `metriclearn.keras`.
 """
 
 import functools
@@ -18,23 +18,23 @@ from metriclearn.recall import first_ranks
 class RecallAtK(keras.callbacks.Callback):
     """Logs retrieval figures after an epoch, as `val_recall@1` and so on.
 
-    Put it before `EarlyStopping` and `ModelCheckpoint`, which then take
-    `monitor="val_recall@1", mode="max"`. The search is exact: cosine in float64, equal scores in
-    the order of the catalogue. `val_recall@k` is the share of queries with an item of their label
-    among the k nearest, `val_mrr` the mean of 1 / rank of the first one. Queries whose label the
-    catalogue lacks are not counted.
+    Put it before `EarlyStopping` and `ModelCheckpoint`, with `monitor="val_recall@1", mode="max"`.
+    The search is exact: cosine in float64, equal scores in the order of the catalogue.
+    `val_recall@k` is the fraction of queries with an item of their label among the k nearest,
+    `val_mrr` the mean of 1 / rank of the first such item. Queries whose label is not in the
+    catalogue are not counted.
 
     Args:
         queries: (inputs, labels), or a `tf.data.Dataset` of batches of them.
-        catalogue: likewise; None searches the queries among each other, each without itself.
-        every: measure every so many epochs, and in the first; between, the last figures are logged.
+        catalogue: in the same form; None: each query is searched among the others.
+        every: measure after the first epoch and every `every` epochs; in between, the last figures
+            are logged.
         ks: the k of recall@k.
-        embed: `inputs -> embeddings [N, D]`, or a Keras model; the trained model's `predict` if
-            None.
+        embed: `inputs -> embeddings [N, D]`, or a Keras model; None: the trained model's `predict`.
 
     Raises:
-        ValueError: at the first measurement: no query's label is in the catalogue; labels or
-            embeddings that are not legal.
+        ValueError: at the first measurement: no query's label is in the catalogue, or labels or
+            embeddings are invalid.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ def batches(
     start: int = 0,
     steps: int | None = None,
 ) -> tf.data.Dataset:
-    """The batches of a sampler as `model.fit` takes them: (inputs, labels).
+    """The batches of a sampler for `model.fit`: (inputs, labels).
 
         sample = metriclearn.pk_sampler(labels, products=16, images=4)
         model.fit(batches(sample, images, labels), steps_per_epoch=100)
 
     Args:
         sample: `step -> rows`, a sampler.
-        inputs: an array, or a nest of arrays, with a row per item. File names can be mapped to
+        inputs: an array, or a nest of arrays, with one row per item. File names can be mapped to
             images afterwards.
         labels: `[N]`.
-        start: the first step: to resume, the number of those done.
-        steps: number of batches; endless if None.
+        start: the first step; to resume, the number of completed steps.
+        steps: number of batches; None: endless.
     """
     end = np.iinfo(np.int64).max if steps is None else start + steps
     arrays = tf.nest.map_structure(tf.convert_to_tensor, (inputs, label_array(labels)))

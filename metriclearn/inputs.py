@@ -1,9 +1,9 @@
-"""Checks of what callers pass: labels and embeddings become tensors of one form, or an error.
+"""Checks arguments: labels and embeddings are converted to tensors of one form, or refused.
 
-Labels are names of classes, of which only equality matters. Legal are integers of any width,
+Labels are names of classes; only their equality matters. They may be integers of any width,
 strings, bools (two classes) and floats that are whole numbers up to 2^24 (Keras passes labels as
-float32), as a vector `[N]` or a column `[N, 1]`. Anything else is refused: a label that is silently
-rounded or broadcast merges classes.
+float32), as a vector `[N]` or a column `[N, 1]`. Others are refused, because labels that are
+silently rounded or broadcast merge classes.
 """
 
 from typing import Any, TypeAlias
@@ -16,19 +16,19 @@ from metriclearn.xla import compiling, refuse_xla
 TensorLike: TypeAlias = Any
 """A tensor, a NumPy array, a variable or nested lists of numbers."""
 
-# What a float that is no label becomes under XLA, which cannot raise: its embedding becomes NaN.
+# Value of an invalid float label under XLA, which cannot raise: its embedding becomes NaN.
 _NO_LABEL = tf.int64.min
 
-# float32 holds all whole numbers up to this one. Narrower floats hold fewer.
+# float32 represents all whole numbers up to this; narrower floats represent fewer.
 LARGEST_FLOAT_LABEL = 2**24
 
 
 def label_tensor(labels: TensorLike, what: str = "labels") -> tf.Tensor:
     """Returns labels as an `[N]` tensor of integers or strings.
 
-    Values of floats are checked at once where they are known (eagerly, or constants), else by an
-    assertion in the graph. XLA drops assertions: compiled, `check_batch` makes the embeddings of
-    such labels NaN, which shows in the loss.
+    Float values are checked at once if they are known (eagerly, or constants), otherwise by an
+    assertion in the graph. XLA drops assertions: when compiled, `check_batch` makes the embeddings
+    of invalid labels NaN, and so the loss.
 
     Args:
         labels: `[N]` or `[N, 1]` integers, strings, bools or whole floats.
@@ -69,10 +69,10 @@ def _whole(labels: tf.Tensor, what: str) -> tf.Tensor:
 
 @tf.function(experimental_attributes={"_noinline": True}, autograph=False)
 def _require(holds: tf.Tensor, message: tf.Tensor) -> tf.Tensor:
-    """An assertion whose error is its message, without TensorFlow's report of where it was made.
+    """An assertion whose error is only its message, without TensorFlow's report of its origin.
 
-    That report is written for nodes of the function that was called, and not for those of another
-    one within it.
+    TensorFlow writes that report for nodes of the called function, but not for nodes of inner
+    functions.
     """
     with tf.control_dependencies(
         [tf.debugging.Assert(holds, [message], name="labels_must_be_whole_numbers")]
@@ -84,8 +84,8 @@ def column_tensor(values: TensorLike, what: str) -> tf.Tensor:
     """Returns `[N]` or `[N, 1]` values as an `[N]` tensor.
 
     Raises:
-        ValueError: the shape is known to be another one. Where it is unknown, an assertion in the
-            graph checks it.
+        ValueError: the shape is known to be different. If it is unknown, an assertion in the graph
+            checks it.
     """
     try:
         values = tf.convert_to_tensor(values)
@@ -131,8 +131,8 @@ def check_batch(
         whose: prefix of the arguments' names in error messages ("reference ").
 
     Raises:
-        ValueError: a wrong dtype or shape, or lengths that are known and differ. Unknown lengths
-            are compared by an assertion in the graph.
+        ValueError: the dtype or shape is wrong, or known lengths differ. Unknown lengths are
+            compared by an assertion in the graph.
     """
     given, labels = labels, label_tensor(labels, f"{whose}labels")
     embeddings = float_matrix(embeddings, f"{whose}embeddings")
@@ -155,12 +155,12 @@ def match_rows(values: tf.Tensor, rows: tf.Tensor, what: str, of: str) -> tf.Ten
 
 
 def label_array(labels: Any, what: str = "labels", count: int | None = None) -> np.ndarray:
-    """The counterpart of `label_tensor` in NumPy: `[N]` values that compare exactly.
+    """`label_tensor` for NumPy: `[N]` values that compare exactly.
 
     Args:
         labels: `[N]` or `[N, 1]` integers, strings, bools or whole floats.
         what: the argument's name, for error messages.
-        count: the N that is required; any if None.
+        count: the required N; None: any.
 
     Raises:
         ValueError: another shape, dtype or length, or a float that is not a whole number up to
@@ -174,7 +174,7 @@ def label_array(labels: Any, what: str = "labels", count: int | None = None) -> 
     if count is not None and len(values) != count:
         raise ValueError(f"{len(values)} {what} for {count} labels: pass one per row")
     if values.dtype.kind == "f":
-        # NumPy turns int64 beside uint64 into float64, too; that is refused where it could round.
+        # NumPy also turns mixed int64 and uint64 into float64; refused if that could round.
         limit = min(LARGEST_FLOAT_LABEL, 2 ** (np.finfo(values.dtype).nmant + 1))
         if not np.all((values == np.round(values)) & (np.abs(values) <= limit)):
             raise ValueError(

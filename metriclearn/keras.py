@@ -1,9 +1,9 @@
-"""The losses as Keras 3 wants them: saved with the model, with weights of their own, live recall.
+"""The losses in Keras 3: saved with the model, losses with weights, recall during training.
 
-A loss function goes into `compile` as it is: `model.compile(optimizer, metriclearn.triplet_loss)`.
-`Loss` adds options, integer labels of any size, and a place in `.keras` files; `ProxyLoss`,
-`MarginLoss` and `MemoryLoss` are layers, since they have weights. `RecallAtK` and `batches`, for
-`fit`, are made in `metriclearn.fitting`. `import metriclearn` imports neither: they need Keras on
+A loss function can be used in `compile`: `model.compile(optimizer, metriclearn.triplet_loss)`.
+`Loss` adds options, integer labels of any size, and `.keras` files. `ProxyLoss`, `MarginLoss` and
+`MemoryLoss` are layers, since they have weights. `RecallAtK` and `batches`, for `fit`, are defined
+in `metriclearn.fitting`. `import metriclearn` imports none of these, because they need Keras on
 TensorFlow.
 """
 
@@ -23,14 +23,14 @@ from metriclearn.memory import Memory, enqueue
 from metriclearn.miners import MINERS
 from metriclearn.registry import check_options, resolve
 
-# Of the configurations in saved models: raised when an older reader would misread a newer one.
+# Format of configurations in saved models; raised if an older reader would misread a newer one.
 FORMAT = 1
 
 _serializable = keras.saving.register_keras_serializable("metriclearn")
 
 
 class _Configured:
-    """What losses and layers share: a name or sum of losses, its options, and their saved form."""
+    """Common part of losses and layers: a name or sum of losses, options, and their saved form."""
 
     def _set_loss(
         self,
@@ -48,7 +48,7 @@ class _Configured:
         function = resolve(loss, table, "loss")
         check_options(function, options, f"loss {loss!r}" if isinstance(loss, str) else "the loss")
         if options.get("reduction") == "none":
-            raise ValueError("reduction='none' leaves no one number to minimize")
+            raise ValueError("reduction='none' gives no scalar to minimize")
         self._function = functools.partial(function, **_bound(options))
 
     def get_config(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class _Configured:
             if callable(value):
                 raise ValueError(
                     f"{option}={getattr(value, '__name__', value)!r} is a function, which cannot "
-                    "be saved: give its name in metriclearn's tables"
+                    "be saved: give its name in metriclearn"
                 )
         config = {"format": FORMAT, "name": self.name, "loss": self.loss}  # type: ignore[attr-defined]
         return config | self.options
@@ -78,25 +78,25 @@ class _Configured:
 
 @_serializable
 class Loss(_Configured, keras.losses.Loss):
-    """A loss of `LOSSES` for `model.compile`, which `.keras` files keep.
+    """A loss of `LOSSES` for `model.compile`; it is saved in `.keras` files.
 
         model.compile("adam", Loss("triplet", margin=0.2, miner="semi_hard"))
         model.compile("adam", Loss([("triplet", 1.0, {"margin": 0.1}), ("histogram", 0.5)]))
 
-    Labels are integers of any width, strings, or whole floats, `[B]` or `[B, 1]`, as the data set
-    gives them; `compile` with a plain function turns them into float32 first. Embeddings are
-    `[B, D]`, computed in at least float32 also under mixed precision. Under a `tf.distribute`
-    strategy each replica mines in its own part of the batch, and the loss is their mean.
+    Labels are integers of any width, strings, or whole floats, `[B]` or `[B, 1]`, as in the data
+    set (with a plain function, Keras converts them to float32). Embeddings are `[B, D]`, computed
+    in at least float32, also with mixed precision. Under a `tf.distribute` strategy each replica
+    mines in its part of the batch, and the loss is the mean over replicas.
 
     Args:
         loss: a name in `LOSSES`; a function `(labels, embeddings)`; or a list of (name, weight) or
-            (name, weight, options), whose weighted sum it is.
-        name: for logs.
-        options: the loss's. `miner` may also be (name, options of the miner).
+            (name, weight, options) for a weighted sum.
+        name: name in logs.
+        options: options of the loss. `miner` may also be (name, options of the miner).
 
     Raises:
-        ValueError: an unknown name or option. When called: labels or embeddings that are not legal,
-            several outputs, or sample weights, which a loss over pairs cannot honor.
+        ValueError: a name or option is unknown. When called: labels or embeddings are invalid,
+            there are several outputs, or sample weights, which a loss over pairs cannot use.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Loss(_Configured, keras.losses.Loss):
     def __call__(
         self, y_true: TensorLike, y_pred: TensorLike, sample_weight: TensorLike | None = None
     ) -> tf.Tensor:
-        # Not that of Keras, which would turn labels into float32.
+        # Not Keras's method, which would convert labels to float32.
         if sample_weight is not None:
             raise ValueError(
                 f"{self.name} takes no sample_weight or class_weight: its terms are pairs and "
@@ -132,11 +132,11 @@ class Loss(_Configured, keras.losses.Loss):
 
 
 class _LossLayer(_Configured, keras.layers.Layer):
-    """A loss with weights. `call(labels, embeddings)` gives the loss, or passes embeddings on.
+    """A loss with weights. `call(labels, embeddings)` returns the loss or the embeddings.
 
-    In a model's `compute_loss` or a training loop, call it: the result is the loss. In a functional
-    model, make it with `output="embeddings"`: it then adds its loss to the model and returns the
-    embeddings, so that it can stand in the graph; compile without a loss.
+    In a model's `compute_loss` or a training loop, call it to get the loss. In a functional model,
+    use `output="embeddings"`: it then adds its loss to the model and returns the embeddings, so
+    that it can be part of the model; compile without a loss.
     """
 
     def __init__(
@@ -212,11 +212,11 @@ class ProxyLoss(_LossLayer):
 
 @_serializable
 class MarginLoss(_LossLayer):
-    """`margin_loss` whose boundary is learned, one per class (arXiv 1706.07567, section 4.2).
+    """`margin_loss` with one learned boundary per class (arXiv 1706.07567, section 4.2).
 
     Args:
         classes: C; labels are whole numbers in [0, C).
-        beta: the boundaries' first value.
+        beta: initial value of the boundaries.
         output: 'loss' or 'embeddings', what a call returns.
         name: of the layer.
         options: those of `margin_loss`.
@@ -256,12 +256,13 @@ class MemoryLoss(_LossLayer):
     """A loss on the batch plus the same loss against embeddings of past batches.
 
     Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning (arXiv 1912.06798).
-    Validation computes the batch's own loss only, and leaves the memory alone.
+    Validation computes only the loss of the batch and does not use the memory.
 
     Args:
         loss: a name in `LOSSES` of a loss that takes references.
-        size: examples the memory holds.
-        start: examples seen before the memory is used: embeddings drift at first.
+        size: number of examples in the memory.
+        start: number of examples before the memory is used, because embeddings change quickly at
+            first.
         output: 'loss' or 'embeddings', what a call returns.
         name: of the layer.
         options: the loss's.
@@ -310,7 +311,7 @@ class MemoryLoss(_LossLayer):
 
 
 def _bound(options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Options with a miner given as (name, options) turned into a function."""
+    """Options, with a miner given as (name, options) replaced by a function."""
     options = dict(options or {})
     if isinstance(options.get("miner"), list | tuple):
         name, given = options["miner"]
@@ -321,5 +322,5 @@ def _bound(options: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _share_of_replica(value: tf.Tensor) -> tf.Tensor:
-    """Keras sums the losses of a strategy's replicas, but divides only those that it reduces."""
+    """Keras sums the losses of replicas, but divides only losses that it reduces itself."""
     return value / tf.distribute.get_strategy().num_replicas_in_sync

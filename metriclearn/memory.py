@@ -1,7 +1,7 @@
 """Cross-batch memory: embeddings of past batches as additional references.
 
-Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning (arXiv 1912.06798). Embeddings
-drift slowly once training has settled, so those of recent batches still serve as negatives.
+Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning (arXiv 1912.06798). After the
+first steps embeddings change slowly, so those of recent batches can be used as negatives.
 
     memory = cross_batch_memory(8192, 128)
     references = enqueue(memory, labels, embeddings)
@@ -22,8 +22,8 @@ class Memory(NamedTuple):
     Attributes:
         labels: `[size]` variable.
         embeddings: `[size, D]` variable.
-        total: int64 scalar variable, the number of examples ever added. The next one goes to
-            `total % size`.
+        total: int64 scalar variable, the number of examples added so far. The next one is written
+            to row `total % size`.
     """
 
     labels: tf.Variable
@@ -39,17 +39,17 @@ def cross_batch_memory(
     dtype: tf.DType | str = tf.float32,
     name: str = "cross_batch_memory",
 ) -> Memory:
-    """Makes an empty memory of `size` examples.
+    """Creates an empty memory of `size` examples.
 
     In a tf.compat.v1 graph its variables are found by `name` within the variable scope: a second
     call in a reusing scope returns the same memory, so towers can share one, and a Saver saves it
     with the other variables. It is not trainable.
 
     Args:
-        size: how many examples it holds; new ones replace the oldest.
+        size: number of examples; new examples replace the oldest.
         dimension: D of the embeddings.
         label_dtype: dtype of the labels, integer or string.
-        dtype: dtype of the embeddings kept.
+        dtype: dtype of the stored embeddings.
 
     Raises:
         ValueError: a size or dimension below 1, or a `label_dtype` that is not integer or string.
@@ -77,23 +77,23 @@ def cross_batch_memory(
 
 
 def enqueue(memory: Memory, labels: TensorLike, embeddings: TensorLike) -> References:
-    """Adds a batch to the memory and returns everything it then holds.
+    """Adds a batch to the memory and returns its contents.
 
-    Call it once per step, on the whole batch (of all towers). No gradient passes into the memory.
+    Call it once per step, with the whole batch (of all towers). The memory has no gradient.
 
     Args:
         memory: a `Memory`.
-        labels: `[B]`, see `metriclearn.inputs`, of a dtype that the memory's label dtype holds
-            exactly; B at most the memory's size.
+        labels: `[B]`, see `metriclearn.inputs`, with a dtype that the memory's label dtype can
+            represent exactly; B is at most the memory's size.
         embeddings: `[B, D]`.
 
     Returns:
-        `References` to the filled part, the batch included. Each example's `self_index` is its own
-        row there, so no loss or miner compares an example with itself.
+        `References` to the filled part, including the batch. `self_index` is the row of each
+        example there, so no loss or miner compares an example with itself.
 
     Raises:
-        ValueError: the batch is known to be larger than the memory, does not fit together, or its
-            labels or embeddings do not fit the memory.
+        ValueError: the batch is known to be larger than the memory, labels and embeddings do not
+            fit together, or do not fit the memory.
     """
     with tf.name_scope("enqueue"):
         labels, embeddings = check_batch(labels, embeddings)
@@ -130,7 +130,7 @@ def enqueue(memory: Memory, labels: TensorLike, embeddings: TensorLike) -> Refer
 
 
 def _as_stored(labels: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Labels in the memory's dtype, which must hold every value of theirs."""
+    """Labels in the memory's dtype, which must represent all their values."""
     if labels.dtype == dtype:
         return labels
     if (

@@ -1,4 +1,4 @@
-"""Which examples are compared: labels as codes, references, classes."""
+"""The examples to compare: labels as codes, references, classes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from metriclearn.xla import compiling
 
 
 class References(NamedTuple):
-    """What a batch is compared with, if that is not the batch itself (a memory, another domain).
+    """Embeddings to compare a batch with, other than the batch itself (a memory, another domain).
 
     Attributes:
-        labels: `[M]`, strings if the batch's labels are strings; else integers of any width.
+        labels: `[M]`, strings if the batch's labels are strings; otherwise integers of any width.
         embeddings: `[M, D]`.
-        self_index: `[B]` integers, the row among the references that *is* this example of the batch
-            (it is never its own positive), or -1 where there is none.
+        self_index: `[B]` integers, the row of the references that *is* this example of the batch
+            (an example is never its own positive), or -1 if there is none.
     """
 
     labels: TensorLike
@@ -84,10 +84,10 @@ def compare(
     Args:
         labels: `[B]`, see `metriclearn.inputs`.
         embeddings: `[B, D]` floating point.
-        references: what to compare with; the batch if None.
+        references: what to compare with; None: the batch.
 
     Raises:
-        ValueError: labels or embeddings are not legal, or do not fit together.
+        ValueError: labels or embeddings are invalid, or do not fit together.
     """
     labels, embeddings = check_batch(labels, embeddings)
     batch = tf.shape(embeddings)[0]
@@ -114,7 +114,7 @@ def common_codes(labels: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """`[B + M]` int32 codes of both, equal where labels are equal, whatever their widths.
 
     Raises:
-        ValueError: one are strings and the others are not.
+        ValueError: only one of the two has strings.
     """
     if labels.dtype == others.dtype:
         return tf.unique(tf.concat([labels, others], 0)).idx
@@ -157,7 +157,7 @@ def informative_pairs(
 
 def valid_anchors(comparison: Comparison) -> tf.Tensor:
     """Boolean `[B]`: the anchors with at least one positive and one negative reference."""
-    # Counted from the labels and not seen in distances: a NaN embedding must not drop its anchor.
+    # Counted from the labels, not from distances: a NaN embedding must not drop its anchor.
     same = tf.gather(class_sizes(comparison), comparison.codes)
     positives = same - tf.cast(comparison.self_index >= 0, tf.int32)
     return (positives > 0) & (same < tf.size(comparison.reference_codes))
@@ -166,7 +166,7 @@ def valid_anchors(comparison: Comparison) -> tf.Tensor:
 def class_sizes(comparison: Comparison) -> tf.Tensor:
     """`[B + M]` int32: how many references have each code."""
     codes = comparison.reference_codes
-    # As many as there may be: under XLA no shape depends on data.
+    # The maximum number: under XLA, shapes must not depend on data.
     most = tf.size(comparison.codes) + tf.size(codes)
     return tf.math.unsorted_segment_sum(tf.ones_like(codes), codes, most)
 
@@ -176,8 +176,8 @@ class Classes(NamedTuple):
 
     Attributes:
         by_class: `[M]` int32, references ordered by class, then by row.
-        starts, sizes: `[C]` int32, where each class begins there, and how many it has.
-        place: `[M]` int32, the place of each reference in its class.
+        starts, sizes: `[C]` int32, start of each class there, and its size.
+        place: `[M]` int32, the position of each reference in its class.
         slots: `[K]` int32, 0 to the size of the largest class.
     """
 
@@ -194,7 +194,7 @@ class Classes(NamedTuple):
 
         Args:
             codes: `[b]`.
-            last: `[b]` places in the class of what follows the others.
+            last: `[b]` positions in the class, placed after the others.
         """
         sizes = tf.gather(self.sizes, codes)[:, None]
         places, present = self.slots, self.slots < sizes

@@ -1,4 +1,4 @@
-"""Exact recall in NumPy, small enough to run after each epoch."""
+"""Exact recall in NumPy, fast enough to run after each epoch."""
 
 import numpy as np
 
@@ -11,19 +11,20 @@ def first_ranks(
 ) -> np.ndarray:
     """The rank, from 1, of each query's first catalogue item of its label, by cosine.
 
-    Exact, a block of queries at a time. Equal scores rank in the order of the catalogue, and items
-    with equal embeddings have equal scores.
+    Exact, computed in blocks of queries. Equal scores are ranked in the order of the catalogue, and
+    items with equal embeddings have equal scores.
 
     Args:
-        labels: `[Q]` of the queries.
+        labels: `[Q]`, labels of the queries.
         queries: `[Q, D]`.
-        catalogue_labels, catalogue: `[M]` and `[M, D]`; None for the queries, each without itself.
+        catalogue_labels, catalogue: `[M]` and `[M, D]`; None: each query is searched among the
+            others.
 
     Returns:
-        `[A]`, of the queries whose label the catalogue has.
+        `[A]`, ranks of the queries whose label is in the catalogue.
 
     Raises:
-        ValueError: there are none; rows that do not fit.
+        ValueError: there are no such queries, or numbers of rows differ.
     """
     alone = catalogue is None
     if catalogue is None or catalogue_labels is None:

@@ -1,4 +1,4 @@
-"""Options by name: look-up in a table, and an error that suggests the nearest name."""
+"""Looks up options by name; the error suggests the nearest name."""
 
 import difflib
 import inspect
@@ -12,21 +12,22 @@ def did_you_mean(word: object, choices: Iterable[object], cutoff: float = 0.6) -
     """Returns " (did you mean 'x'?)" for the nearest of `choices`, or '' if none is near.
 
     Args:
-        word: what the user wrote.
-        choices: the names that exist.
-        cutoff: least similarity, 0 to 1, as `difflib.get_close_matches` measures it.
+        word: the user's word.
+        choices: the existing names.
+        cutoff: minimum similarity, 0 to 1, see `difflib.get_close_matches`.
     """
     near = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1, cutoff=cutoff)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def resolve(option: str | Entry, table: Mapping[str, Entry], kind: str) -> Entry:
-    """Returns the entry of `table` called `option`; anything but a string is returned unchanged.
+    """Returns the entry `option` of `table`; an `option` that is not a string is returned
+    unchanged.
 
     Args:
         option: a name in `table`, or the object itself (a function, a `Distance`).
         table: maps names to objects.
-        kind: what the table holds, for the error message ("miner", "distance").
+        kind: kind of the entries, for the error message ("miner", "distance").
 
     Raises:
         ValueError: the name is not in the table. The message suggests the nearest one.
@@ -46,10 +47,10 @@ def check_options(function: Callable[..., Any], options: Iterable[str], whose: s
     Args:
         function: a loss or a miner.
         options: names.
-        whose: what the function is, for the error message ("loss 'triplet'").
+        whose: name of the function for the error message ("loss 'triplet'").
 
     Raises:
-        ValueError: it lacks one. The message suggests the nearest.
+        ValueError: a parameter does not exist. The message suggests the nearest name.
     """
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -1,9 +1,9 @@
-"""Samplers: which rows of a product table form the batch of a step.
+"""Samplers choose the rows of a product table for the batch of a step.
 
 A sampler is a pure function of (seed, step): `sample(step) -> int64 row indices`. The step is the
 whole state, so a run resumes exactly, with any number of workers, by `tf.data.Dataset.range(start,
-...).map(sample)`. Nothing is drawn with replacement: each level (category, product, image) walks
-through keyed permutations, which makes coverage provable.
+...).map(sample)`. Items are drawn without replacement: each level (category, product, image)
+follows keyed permutations, which guarantees coverage.
 
 Hands. `size` of `total` items are dealt as hands: a cycle deals one permutation of the items in
 ceil(total / size) hands, and the last hand wraps around to the first items of the same permutation.
@@ -22,15 +22,15 @@ import tensorflow as tf
 from metriclearn.hashing import next_word, right_shift, word_of
 from metriclearn.inputs import TensorLike, label_array
 
-# What a random number is for. It is part of the number's key, so that no two uses share a stream.
+# The use of a random number. It is part of the key, so that uses do not share a stream.
 _SLOTS, _CATEGORIES, _PRODUCTS, _IMAGES = range(4)
 
-# Up to this many items, a permutation is found by sorting random words.
+# Up to this number of items, a permutation is computed by sorting random words.
 SORTED = 256
 
 
 class Sampler(Protocol):
-    """What samplers return: `sample(step)`, with the number of steps in an epoch."""
+    """The type of samplers: `sample(step)`, with the number of steps in an epoch."""
 
     steps_per_epoch: int
 
@@ -51,14 +51,14 @@ def pk_sampler(
 ) -> Sampler:
     """P x K batches: `products` distinct products with `images` images each.
 
-    An epoch (`sample.steps_per_epoch` steps) deals every product at least once. Every image of a
+    An epoch (`sample.steps_per_epoch` steps) draws every product at least once. Every image of a
     product with n images appears within any ceil(n / images) epochs that start at a multiple of
-    that. No image repeats within a batch while its product has `images` of them.
+    that. No image repeats within a batch if its product has at least `images` images.
 
-    With `categories`, a share `single_category` of the batches (0.8 in arXiv 1810.04652) holds
-    products of one category only, where negatives are hard; the others mix all categories. Every
-    epoch keeps the share, up to rounding. A category with fewer than `products` products appears in
-    mixed batches only.
+    With `categories`, a fraction `single_category` of the batches (0.8 in arXiv 1810.04652) has
+    products of only one category, where negatives are hard; the others mix all categories. Every
+    epoch has this fraction, up to rounding. A category with fewer than `products` products appears
+    only in mixed batches.
 
     Args:
         labels: `[N]` product of each row.
@@ -91,11 +91,11 @@ def pk_sampler(
 def balanced_sampler(
     labels: Any, *, batch_size: int, seed: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> Sampler:
-    """Draws every product equally often, however many images it has.
+    """Draws every product equally often, independent of its number of images.
 
-    Let C be the number of products. Any C successive draws that start at a multiple of C hold each
-    product once. Any n successive visits of a product with n images, from a multiple of n on, show
-    each image once.
+    Let C be the number of products. Any C successive draws that start at a multiple of C contain
+    each product once. Any n successive draws of a product with n images, from a multiple of n on,
+    contain each image once.
 
     Args:
         labels: `[N]` product of each row.
@@ -140,10 +140,10 @@ def hierarchical_sampler(
 ) -> Sampler:
     """Batches of some categories, some products per category, some images per product.
 
-    An epoch (`sample.steps_per_epoch` steps) deals every category at least once. Every product of a
+    An epoch (`sample.steps_per_epoch` steps) draws every category at least once. Every product of a
     category with n products appears within ceil(n / products) epochs, and every image of a product
     with m images within ceil(m / images) times as many, starting at a multiple of these. A category
-    with fewer than `products` products repeats them, with other images while there are any.
+    with fewer than `products` products repeats them, with other images if possible.
 
     Args:
         labels: `[N]` product of each row.
@@ -155,8 +155,8 @@ def hierarchical_sampler(
         shard: (worker, workers); the worker gets its slice of the same global batch.
 
     Returns:
-        `sample(step) -> [G * P * K / workers]` int64 rows, the images of a product side by side,
-        and so the products of a category.
+        `sample(step) -> [G * P * K / workers]` int64 rows; the images of a product are adjacent,
+        and so are the products of a category.
 
     Raises:
         ValueError: too few categories, illegal labels, or an impossible count or shard.
@@ -215,7 +215,7 @@ def pair_sampler(
 ) -> Sampler:
     """Pairs (query, positive) of distinct products, each from its own domain.
 
-    For `mine_given_positive`. Products without an image in both domains are skipped. An epoch deals
+    For `mine_given_positive`. Products without an image in both domains are skipped. An epoch draws
     every product at least once, and every image of a product with n in that domain appears within
     any n epochs that start at a multiple of n. `categories` and `single_category` are those of
     `pk_sampler`.
@@ -223,9 +223,9 @@ def pair_sampler(
     Args:
         labels: `[N]` product of each row.
         domains: `[N]` domain of each row.
-        pairs: products per batch, one pair of each.
-        query, positive: the domains of the two. The same domain gives two of its images, distinct
-            if the product has two.
+        pairs: products per batch, one pair per product.
+        query, positive: their domains. If both are the same domain, the images are distinct if the
+            product has two.
         seed: an integer; another seed gives another order.
         categories: `[N]` category of each row.
         single_category: share of single-category batches, 0 to 1.
@@ -246,7 +246,7 @@ def pair_sampler(
     shared = np.intersect1d(labels[rows[0]], labels[rows[1]])
     if not len(shared):
         raise ValueError(f"no product has images of both domains, '{query}' and '{positive}'")
-    # Both tables hold the same products in the same order.
+    # Both tables have the same products in the same order.
     queries, positives = (_group(labels, r[np.isin(labels[r], shared)]) for r in rows)
     categories = _optional(categories, len(labels))
     dealer = _ProductDealer.make(queries, pairs, seed, categories, single_category, shard)
@@ -285,7 +285,7 @@ def _as_step(step: TensorLike) -> tf.Tensor:
 
 
 def _slice_of_worker(size: int, shard: tuple[int, int], name: str) -> np.ndarray:
-    """This worker's places in a global batch of `size`."""
+    """This worker's positions in a global batch of `size`."""
     worker, workers = shard
     if not 0 <= worker < workers or size % workers:
         raise ValueError(
@@ -294,11 +294,11 @@ def _slice_of_worker(size: int, shard: tuple[int, int], name: str) -> np.ndarray
     return np.arange(size // workers * worker, size // workers * (worker + 1))
 
 
-LARGEST_CONSTANT = 1 << 18  # numbers of an array that is kept in the graph
+LARGEST_CONSTANT = 1 << 18  # maximum size of an array that is stored in the graph
 
 
 def _take(values: np.ndarray, index: tf.Tensor) -> tf.Tensor:
-    """values[index]; a large array stays outside the graph, which is as small for any table."""
+    """values[index]; a large array is kept outside the graph."""
     if values.size <= LARGEST_CONSTANT:
         return tf.gather(values, index)
     found = tf.numpy_function(lambda i: values[i], [index], values.dtype, stateful=False)
@@ -317,7 +317,7 @@ def _group(labels: np.ndarray, rows: np.ndarray | None = None, min_images: int =
     """Groups `rows` (all of them if None) by label, in the order of labels and of rows."""
     values = labels if rows is None else labels[rows]
     by = np.argsort(values, kind="stable")
-    values = values[by]  # one sort, where np.unique takes a second and three times the memory
+    values = values[by]  # one sort; np.unique needs a second one and three times the memory
     is_first = np.append([True], values[1:] != values[:-1])[: len(by)]
     offset = np.flatnonzero(is_first)
     count = np.diff(offset, append=len(by))
@@ -326,7 +326,7 @@ def _group(labels: np.ndarray, rows: np.ndarray | None = None, min_images: int =
 
 
 class _Dealt(NamedTuple):
-    """Products dealt at a step, `[P]` each, and where in the history of each product that is."""
+    """Products dealt at a step, `[P]` each, and the position in each product's history."""
 
     product: tf.Tensor
     cycle: tf.Tensor
@@ -352,15 +352,15 @@ def _deal_images(table: _Table, dealt: _Dealt, images: int, seed: int, side: int
 
 @dataclasses.dataclass(frozen=True)
 class _ProductDealer:
-    """Deals distinct products per step from streams: one per category, and one that mixes all.
+    """Deals distinct products per step from streams: one per category, and a mixed one.
 
     Attributes:
         deck: the products of this worker in a batch.
         seed: the sampler's seed.
-        members: products, stream by stream; the last stream holds all.
-        start: `[S]` where each stream begins in `members`.
-        count: `[S]` how many products each stream holds.
-        slots: `[S]` how many batches of each stream an epoch holds.
+        members: products, stream by stream; the last stream has all.
+        start: `[S]` start of each stream in `members`.
+        count: `[S]` number of products per stream.
+        slots: `[S]` number of batches per stream in an epoch.
     """
 
     deck: "_Deck"
@@ -414,7 +414,7 @@ class _ProductDealer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches an epoch holds."""
+        """Number of batches in an epoch."""
         return int(self.slots.sum())
 
     def deal(self, step: tf.Tensor) -> _Dealt:
@@ -442,7 +442,7 @@ class _Hand(NamedTuple):
     Attributes:
         item: in [0, total).
         cycle: the cycle that the hand belongs to.
-        repeat: how often the item came before in that cycle.
+        repeat: how often the item occurred before in that cycle.
     """
 
     item: tf.Tensor
@@ -468,8 +468,8 @@ class _Deck(NamedTuple):
 
         Args:
             visit: the number of the hand, counted over all cycles.
-            ahead: take the hand this many further on, within the cycle of `visit`.
-            total: how many items there are.
+            ahead: skip this many hands, within the cycle of `visit`.
+            total: number of items.
             key: integers or integer tensors, the key of the permutations besides the cycle.
         """
         hands = -(-total // self.size)
@@ -512,7 +512,7 @@ def _shuffled_by_sorting(
     words = tf.where(items < total[..., None], tf.cast(right_shift(words, 1), tf.int64), -1)
     permutation = tf.math.top_k(words, width).indices  # [..., width]
     permutation = tf.broadcast_to(permutation, tf.concat([tf.shape(index), [width]], 0))
-    index = tf.minimum(index, width - 1)  # indices that the cipher permutes may lie beyond
+    index = tf.minimum(index, width - 1)  # indices permuted by the cipher may be beyond it
     chosen = tf.gather(permutation, index[..., None], batch_dims=index.shape.rank)
     return tf.cast(chosen[..., 0], tf.int64)
 
@@ -520,10 +520,10 @@ def _shuffled_by_sorting(
 def _shuffled_by_cipher(index: tf.Tensor, total: tf.Tensor, word: tf.Tensor) -> tf.Tensor:
     """RandomIndexShuffle: O(1) per index for a large total.
 
-    For a small total it walks a cycle of 2^16 places, hence the sorting. It keeps only some 23 bits
-    of its seed; a rotation before and after it, from the same key, adds the others.
+    For a small total it walks a cycle of 2^16 positions, so sorting is used there. It uses only
+    about 23 bits of its seed; a rotation before and after it, from the same key, adds the others.
     """
-    total = tf.where(total > SORTED, total, 2**16)  # do not walk where the result is not used
+    total = tf.where(total > SORTED, total, 2**16)  # no walk if the result is not used
     second = next_word(word)
     words = [tf.cast(part, tf.uint32) for part in (word, right_shift(word, 32), second)]
     rotation = tf.cast(right_shift(second, 32), tf.int64)

@@ -1,4 +1,4 @@
-"""The scan of a batch's rows in blocks: what miners see of each anchor."""
+"""Scans the rows of a batch in blocks for miners."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ from metriclearn.registry import resolve
 from metriclearn.xla import compiling, refuse_xla
 
 # Elements of one block of the anchor-by-reference matrix: 8 MiB in float32. Enough rows for the
-# product to run near its full speed, and few enough to stay near the CPU's cache afterwards.
+# product to run near full speed, and few enough to stay in the CPU's cache afterwards.
 BLOCK_ELEMENTS = 2**21
 
 
 class Block(NamedTuple):
-    """What a miner sees of `b` anchors. Nearness is larger where nearer, and comparable in a row.
+    """The data of `b` anchors for a miner. Larger nearness is nearer, and comparable within a row.
 
     Attributes:
-        rows: `[b]` int32, which anchors these are.
+        rows: `[b]` int32, row numbers of the anchors.
         columns: `[b, K]` int32, the references of the anchor's class in ascending order; K is the
             size of the largest class.
         is_positive: `[b, K]` bool, false in the padding and for the anchor itself.
@@ -37,12 +37,12 @@ class Block(NamedTuple):
 
 
 class MiningOptions(NamedTuple):
-    """How a miner ranks references.
+    """Options for ranking references.
 
     Attributes:
         distance: a name in `DISTANCES` or a `Distance`.
-        mining_dtype: dtype of the matrix product; None for that of the embeddings.
-        guard: references of another class nearer than this distance are not mined; None for none.
+        mining_dtype: dtype of the matrix product; None: that of the embeddings.
+        guard: references of another class nearer than this distance are not mined; None: no limit.
     """
 
     distance: str | Distance = "euclidean"
@@ -58,26 +58,27 @@ def scan_rows(
     *,
     self_last: bool = False,
 ) -> tuple[tf.Tensor, ...]:
-    """Shows `select` all anchors, a block of rows at a time; the `[B, M]` matrix never exists.
+    """Calls `select` with all anchors, in blocks of rows; the `[B, M]` matrix never exists.
 
-    Memory is O(block + B D), and no gradient passes. Only the product and one pass over it touch
-    all of a row: references of the anchor's class are few, and are addressed one by one.
+    Memory is O(block + B D), without gradient. Only the product and one pass over it touch all of a
+    row: references of the anchor's class are few, and are addressed individually.
 
-    References with equal embeddings are ranked once, and so get equal scores. A matrix product does
-    not give them by itself: its kernels sum the last columns in another order.
+    References with equal embeddings are ranked once, and so have equal scores. A matrix product
+    does
+    not guarantee this: its kernels sum the last columns in another order.
 
     Args:
         select: `Block -> tuple of [b, ...]`.
-        dtypes: the dtypes of what `select` returns.
+        dtypes: dtypes of the results of `select`.
         comparison: a `Comparison`.
         options: see `MiningOptions`.
-        self_last: for a batch compared with itself: anchors are the last of their own `columns`.
+        self_last: for a batch compared with itself: each anchor is the last of its `columns`.
 
     Returns:
-        What `select` returns, its blocks concatenated: a tuple of `[B, ...]`.
+        The concatenated results of `select`: a tuple of `[B, ...]`.
 
     Raises:
-        ValueError: an unknown distance, or a `mining_dtype` that is not floating point.
+        ValueError: the distance is unknown, or `mining_dtype` is not floating point.
     """
     distance = resolve(options.distance, DISTANCES, "distance")
     embeddings = tf.stop_gradient(comparison.embeddings)
@@ -105,8 +106,7 @@ def scan_rows(
 
         def scores_of(anchors: tf.Tensor) -> tf.Tensor:
             scores = nearness.scores(anchors)  # [b, U]
-            # Rows are copied whole, columns element by element: twice transposed is 4 times as
-            # fast.
+            # Rows are copied whole, columns by element: transposing twice is 4 times as fast.
             return tf.cond(
                 repeats,
                 lambda: tf.transpose(tf.gather(tf.transpose(scores), ranked_as)),  # [b, M]
@@ -124,7 +124,7 @@ def scan_rows(
         itself = tf.equal(columns, comparison.self_index[rows][:, None])
         anchors = tf.range(tf.shape(columns)[0])
         row_numbers = tf.broadcast_to(anchors[:, None], tf.shape(columns))
-        # Once `positives` is read, nothing else holds the scores, and the update is done in place.
+        # After `positives` is read, nothing else refers to the scores: the update is in place.
         with tf.control_dependencies([positives]):
             negatives = tf.tensor_scatter_nd_min(
                 scores,
@@ -156,7 +156,7 @@ def scan_rows(
         results = block(i * step, tf.minimum((i + 1) * step, total), nearness)
         return i + 1, tuple(a.write(i, r) for a, r in zip(arrays, results, strict=True))
 
-    # One block in flight: more would multiply the memory and compete for the same cores.
+    # One block at a time: more would multiply the memory and compete for the same cores.
     _, arrays = tf.while_loop(
         lambda i, _: (i * step < total) | tf.equal(i, 0), body, (0, arrays), parallel_iterations=1
     )
@@ -166,8 +166,8 @@ def scan_rows(
 def _plain_scores(x: tf.Tensor, distance: Distance, dtype: tf.DType) -> tuple | None:
     """(bool scalar, function that gives the `[B, B]` scores of a batch where that holds).
 
-    One condition, of few operations, for all that may be out of the ordinary: in a small batch
-    their number is what takes the time. None if the scores never have the form of `Symmetric`.
+    One condition, of few operations, covers all special cases: in a small batch, the number of
+    operations determines the time. None if the scores never have the form of `Symmetric`.
     """
     if distance.symmetric is None or dtype == tf.float16:
         return None
@@ -188,7 +188,7 @@ def _dense_block(
     distance: Distance,
     options: MiningOptions,
 ) -> Block:
-    """All anchors in one block with every reference as a column: no shape depends on data."""
+    """All anchors in one block, with every reference as a column: shapes do not depend on data."""
     mining_dtype = tf.dtypes.as_dtype(options.mining_dtype or embeddings.dtype)
     nearness = distance.nearness(embeddings, references, mining_dtype)
     scores = tf.gather(nearness.scores(embeddings), first_equal_rows(references), axis=1)

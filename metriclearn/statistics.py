@@ -1,4 +1,4 @@
-"""Statistics of mining and embeddings for summaries. No gradient passes."""
+"""Statistics of mining and embeddings for summaries, without gradients."""
 
 import tensorflow as tf
 
@@ -25,12 +25,12 @@ def triplet_statistics(
         triplets: `Triplets`, or (anchors, positives, negatives).
         margin: the loss's margin, in units of the distance.
         distance: a name in `DISTANCES` or a `Distance`.
-        references: what the triplets' positives and negatives index; the batch if None.
+        references: the references of the triplets' positives and negatives; None: the batch.
 
     Returns:
-        'triplets': how many; 'active': the share with a loss above 0; 'hard': the share whose
-        negative is nearer than the positive; 'anchor_positive', 'anchor_negative': mean distances.
-        Shares and means are 0 if nothing was mined.
+        'triplets': their number; 'active': the fraction with a loss above 0; 'hard': the fraction
+        whose negative is nearer than the positive; 'anchor_positive', 'anchor_negative': mean
+        distances. Fractions and means are 0 if nothing was mined.
     """
     with tf.name_scope("triplet_statistics"):
         comparison = compare(labels, tf.stop_gradient(embeddings), references)
@@ -61,7 +61,7 @@ def hardest_triplet(
         distance: a name in `DISTANCES` or a `Distance`.
 
     Returns:
-        Rows of anchor, positive and negative, `[3]` int32; three times row 0 if there is none.
+        Rows of anchor, positive and negative, `[3]` int32; three times row 0 without triplets.
     """
     with tf.name_scope("hardest_triplet"):
         labels = tf.zeros(tf.shape(embeddings)[:1], tf.int32)
@@ -73,7 +73,7 @@ def hardest_triplet(
 
 
 def embedding_statistics(embeddings: TensorLike) -> dict[str, tf.Tensor]:
-    """Describes how embeddings fill their space in a dict of float scalars; shows a collapse early.
+    """Describes the distribution of embeddings in a dict of float scalars; shows a collapse early.
 
     Costs a singular value decomposition, O(B D min(B, D)): call it on steps that write summaries.
 

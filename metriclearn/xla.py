@@ -1,4 +1,4 @@
-"""Graphs that XLA compiles: knowing that one is built, and refusing what XLA cannot compile."""
+"""Detects graphs that XLA compiles, and refuses what XLA cannot compile."""
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util  # the only place that knows
@@ -14,8 +14,8 @@ def compiling() -> bool:
 def chosen(mask: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
     """`[T]` of each value, where a mask is true, row by row.
 
-    XLA has no shapes that depend on data: compiled, T is the size of the mask, and where it is
-    false there is padding, -1 or False.
+    In XLA, shapes cannot depend on data: when compiled, T is the size of the mask, with padding (-1
+    or False) where it is false.
 
     Args:
         mask: bool.
@@ -32,16 +32,16 @@ def chosen(mask: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
 
 
 def real(rows: tf.Tensor) -> tf.Tensor | None:
-    """Which of the rows from `chosen` are no padding; None if there is none."""
+    """Which of the rows from `chosen` are not padding; None if there is no padding."""
     return tf.convert_to_tensor(rows) >= 0 if compiling() else None
 
 
 def refuse_xla(tensor: tf.Tensor, why: str) -> list[tf.Operation]:
     """Control dependencies that XLA cannot compile; its error shows `why`, a node's name.
 
-    For code that XLA would compile to something else: it drops assertions, and pads tensors whose
-    size depends on data. A graph may be compiled that was not known to be when it was built: the
-    node refuses that. Formatting one element as a string costs nothing otherwise.
+    For code that XLA would compile incorrectly: it drops assertions, and pads tensors whose size
+    depends on data. A graph may be compiled although that was unknown when it was built; this node
+    then raises. Otherwise, formatting an element as a string costs nothing.
 
     Raises:
         ValueError: the graph being built will be compiled.

@@ -1,4 +1,4 @@
-"""Product tables: one reader a data set, all under one name: `load("sop", root)`."""
+"""Product tables: one reader per data set, called by `load("sop", root)`."""
 
 from metriclearn.datasets import cars, cub, deepfashion, folder, glyphs, grocery, manifest, sop
 from metriclearn.datasets.table import (
@@ -40,11 +40,11 @@ def load(name, root=None, **options):
 
     Args:
       name: one of READERS.
-      root: its folder (the CSV file of 'manifest'); 'glyphs' needs none.
-      options: further arguments of the reader.
+      root: its folder (for 'manifest', the CSV file); 'glyphs' needs none.
+      options: other arguments of the reader.
 
     Raises:
-      ValueError: an unknown name, or no root; what the reader finds wrong with the data.
+      ValueError: the name is unknown, there is no root, or the reader finds an error in the data.
     """
     if name not in READERS:
         raise ValueError(
@@ -52,6 +52,6 @@ def load(name, root=None, **options):
         )
     if root is None:
         if name != "glyphs":
-            raise ValueError(f"{name}: give the folder that the data set is in")
+            raise ValueError(f"{name}: give the folder of the data set")
         return glyphs.load(**options)
     return READERS[name](root, **options)

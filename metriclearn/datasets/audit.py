@@ -1,13 +1,13 @@
-"""Duplicate audit: images that occur twice, and what the parts of the data share.
+"""Duplicate audit: finds images that occur twice, and images in several parts of the data.
 
     python -m metriclearn.datasets.audit DATASET [FOLDER] [--report=audit.html] [--max_bits=6]
     python -m metriclearn.datasets.audit manifest photos/manifest.csv
 
-A test image that is trained on, a query that is in the catalogue, or one image under two products
-changes the meaning of recall@k. Exact duplicates are files of the same bytes. Near duplicates have
-nearly the same perceptual hash (signs of 64 low frequencies of the cosine transform about their
-median) and nearly the same 32 x 32 gray pixels; flat images, whose hash is noise, would otherwise
-all match each other.
+Training on test images, queries in the catalogue, and images of two products make recall@k
+meaningless. Exact duplicates are files with the same bytes. Near duplicates have nearly the same
+perceptual hash (signs of 64 low frequencies of the cosine transform relative to their median) and
+nearly the same 32 x 32 gray pixels. (The hash of flat images is noise, so the hash alone is not
+enough.)
 """
 
 import base64
@@ -29,10 +29,10 @@ from metriclearn.datasets.table import ProductTable
 
 HASH_SIDE = 8  # frequencies per side: 64 bits
 PIXEL_SIDE = 32
-MAX_BITS = 6  # of 64 that near duplicates may differ in
-MIN_CORRELATION = 0.95  # of their gray pixels
-MAX_GROUPS = 200  # shown in the report
-MAX_IMAGES = 12  # shown of one group
+MAX_BITS = 6  # of 64 bits that may differ between near duplicates
+MIN_CORRELATION = 0.95  # correlation of their gray pixels
+MAX_GROUPS = 200  # groups shown in the report
+MAX_IMAGES = 12  # images shown per group
 THUMBNAIL = 128  # pixels, longer side
 BLOCK = 1 << 24  # pairs of hashes compared at once
 PAIRS = 1 << 13  # pairs of images compared at once
@@ -45,9 +45,9 @@ class Group:
     Attributes:
       rows: row numbers of the table, ascending.
       exact: whether all have the same bytes.
-      parts: the sorted parts of the data (train, test query, ...) that they are in.
-      products: the sorted products that they show.
-      findings: what it means that these parts share an image, sorted; empty if it is harmless.
+      parts: the sorted parts of the data (train, test query, ...) that contain them.
+      products: their sorted products.
+      findings: the consequences of sharing an image between these parts, sorted; empty if harmless.
     """
 
     rows: tuple[int, ...]
@@ -63,19 +63,19 @@ class Group:
 
     @property
     def conflicts(self) -> bool:
-        """Whether one image is said to show different products."""
+        """Whether an image has different products."""
         return len(self.products) > 1
 
 
 def _split_and_role(split, role):
-    """A row's (split, role), with what follows from the other filled in."""
+    """A row's (split, role); an empty value is derived from the other."""
     if split == "catalogue":  # shop images of every split
         return split, "catalogue"
     return split or ("train" if role == "train" else ""), role
 
 
 def parts_of(table: ProductTable) -> np.ndarray:
-    """[N] str: each row's split and, if it says more, its role: 'train', 'test query', ..."""
+    """[N] str: each row's split and, if it adds to that, its role: 'train', 'test query', ..."""
 
     def name(split, role):
         split, role = _split_and_role(split, role)
@@ -86,7 +86,7 @@ def parts_of(table: ProductTable) -> np.ndarray:
 
 
 def finding(one: tuple[str, str], other: tuple[str, str]) -> str:
-    """What it means that an image is in two places, each a (split, role); '' if it is harmless."""
+    """The consequence of an image in two places, each a (split, role); '' if harmless."""
     (one_split, one_role), (other_split, other_role) = sorted(
         (_split_and_role(*one), _split_and_role(*other)), key=lambda place: place[0] != "train"
     )
@@ -124,7 +124,7 @@ def _gray_pixels(table):
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
-    """Signs of the 64 lowest frequencies about their median (pHash).
+    """Signs of the 64 lowest frequencies relative to their median (pHash).
 
     Args:
       pixels: [N, 32, 32], gray.
@@ -137,7 +137,7 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     cosine = np.cos(np.pi * (2 * x + 1) * k / (2 * side))  # DCT-II, its low rows
     low = np.einsum("ux,nxy,vy->nuv", cosine, pixels, cosine, optimize=True)
     low = low.reshape(len(pixels), -1)
-    # The median is of all but the mean, which only says how bright the image is.
+    # The median excludes the mean, which is only the brightness.
     median = np.median(low[:, 1:], axis=1, keepdims=True)
     return np.where(low > median, 1, -1).astype(np.int8)
 
@@ -152,16 +152,16 @@ def near_pairs(
 ) -> Iterator[np.ndarray]:
     """Yields the pairs i < j whose hashes and pixels nearly agree, int [m, 2] at a time.
 
-    The bits in which two hashes of -1 and 1 differ are (64 - their product) / 2: one matrix product
-    per block of rows. Memory is bounded whatever the number of pairs.
+    Two hashes of -1 and 1 differ in (64 - their product) / 2 bits: one matrix product per block of
+    rows. Memory does not depend on the number of pairs.
 
     Args:
       pixels: [N, 32, 32], gray, 0 to 255.
-      max_bits: hash bits, of 64, that a pair may differ in.
-      min_correlation: of a pair's pixels.
-      block: rows of hashes compared at once; chosen by default.
-      known: function (i [m], j [m]) -> bool [m]: which pairs need no look, as their images are
-        known to be duplicates.
+      max_bits: hash bits, of 64, that may differ within a pair.
+      min_correlation: minimum correlation of a pair's pixels.
+      block: rows of hashes compared at once; default: automatic.
+      known: function (i [m], j [m]) -> bool [m]: pairs to skip, whose images are known to be
+        duplicates.
     """
     bits = [perceptual_hash(pixels[start : start + 4096]) for start in range(0, len(pixels), 4096)]
     bits = np.concatenate(bits).astype(np.float32)
@@ -186,7 +186,7 @@ def _alike(a, b, min_correlation):
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     product = np.einsum("nd,nd->n", a, b)
     same = product >= min_correlation * np.maximum(norm_a, 1e-6) * np.maximum(norm_b, 1e-6)
-    # Images of one gray have no shape to correlate: only the same gray is the same image.
+    # Images of one gray level have no correlation: they are equal if the levels are equal.
     flat = (norm_a < 1) | (norm_b < 1)
     level = np.abs(mean_a - mean_b) < 1
     return np.where(flat, (norm_a < 1) & (norm_b < 1) & level, same)
@@ -209,15 +209,15 @@ def find_duplicates(
 
     Args:
       table: a ProductTable whose images can all be read (`pipeline.usable_images`).
-      max_bits: hash bits, of 64, that near duplicates may differ in; -1: exact duplicates only.
-      min_correlation: of their gray pixels.
+      max_bits: hash bits, of 64, that may differ; -1: exact duplicates only.
+      min_correlation: minimum correlation of their gray pixels.
     """
     # Exact duplicates first: only one of each is compared with the others.
     copies = collections.defaultdict(list)
     for row, digest in enumerate(_digests(table)):
         copies[digest].append(row)
     copies = list(copies.values())
-    root = np.arange(len(copies))  # of each distinct image: the first of its group
+    root = np.arange(len(copies))  # one per distinct image: the first of its group
 
     def known(i, j):
         return root[i] == root[j]
@@ -237,10 +237,10 @@ def find_duplicates(
 
 
 def copies_of(table: ProductTable) -> np.ndarray:
-    """int64 [N]: for each row the first row that shows the same image or nearly so; often itself.
+    """int64 [N]: for each row, the first row with the same or nearly the same image; often itself.
 
     Raises:
-      ValueError: an image that cannot be read.
+      ValueError: an image cannot be read.
     """
     import tensorflow as tf
 
@@ -295,24 +295,24 @@ def shared_files(table: ProductTable) -> list[list[int]]:
 
 
 def summary(table: ProductTable, groups: list[Group]) -> list[str]:
-    """Lines that say what was found."""
+    """The findings as lines of text."""
     extra = sum(len(group.rows) - 1 for group in groups)
     exact = sum(group.exact for group in groups)
     leaks = collections.Counter((group.findings, group.parts) for group in groups if group.leaks)
     lines = [
         f"{len(table):,} images of {len(set(table.products.tolist())):,} products",
         f"{len(groups):,} groups of duplicates ({exact:,} exact), {extra:,} superfluous images",
-        f"{sum(leaks.values()):,} groups join parts that must not share images",
+        f"{sum(leaks.values()):,} groups are in parts that must not share images",
     ]
     lines += [
         f"  {' + '.join(parts)}: {count:,} ({'; '.join(findings)})"
         for (findings, parts), count in sorted(leaks.items())
     ]
     conflicts = sum(group.conflicts for group in groups)
-    lines.append(f"{conflicts:,} groups show one image under different products")
-    lines.append(f"{len(shared_files(table)):,} files are in the table under several ids")
+    lines.append(f"{conflicts:,} groups have the same image with different products")
+    lines.append(f"{len(shared_files(table)):,} files are in the table with several ids")
     for (a, b), count in shared_products(table).items():
-        lines.append(f"{count:,} products are both in {a} and in {b}")
+        lines.append(f"{count:,} products are in both {a} and {b}")
     return lines
 
 
@@ -356,7 +356,7 @@ def report(table: ProductTable, groups: list[Group], title: str = "Duplicate aud
     for number, group in enumerate(groups[:MAX_GROUPS], 1):
         marks = ["exact" if group.exact else "near"]
         if group.leaks:
-            joined = f"joins {' + '.join(group.parts)}: {'; '.join(group.findings)}"
+            joined = f"in {' + '.join(group.parts)}: {'; '.join(group.findings)}"
             marks.append(f'<span class="bad">{say(joined)}</span>')
         if group.conflicts:
             marks.append(f'<span class="bad">{len(group.products)} products</span>')
@@ -381,7 +381,7 @@ def main(arguments=None):
     """The command line; returns the exit status.
 
     Args:
-      arguments: without the program's name; those of `sys.argv` by default.
+      arguments: without the program's name; default: those of `sys.argv`.
     """
     from absl import flags
 
@@ -404,7 +404,7 @@ def main(arguments=None):
         else:
             raise ValueError("give a dataset and its folder, or manifest and a CSV: see --help")
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

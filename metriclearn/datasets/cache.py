@@ -1,27 +1,27 @@
-"""Decoded images in memory, and batches cut out of them."""
+"""Keeps decoded images in memory and cuts batches from them."""
 
 import itertools
 import threading
 
 import numpy as np
 
-# Canvases have sides of whole multiples of this: one program is compiled per shape.
+# Sides of canvases are multiples of this: one program is compiled per shape.
 GRAIN = 64
 
 
 class DecodedCache:
-    """Decoded images kept in memory, in the order in which they are first asked for.
+    """Decoded images in memory, in the order of first use.
 
     Images are kept as decoded (uint8, reduced to the size needed, not yet cropped) until `budget`
-    bytes are used; the others are decoded each time. Nothing is evicted: under random access a
-    fixed part is as good as any. One cache serves one table at one size.
+    bytes are used; the others are decoded each time. Nothing is evicted: with random access, any
+    fixed subset is equally good. A cache is for one table at one size.
 
-    A batch is made between `sizes`, which opens a ticket, and `close`: until then the images of the
-    batch stay at hand, also those beyond the budget.
+    A batch is made between `sizes`, which opens a ticket, and `close`: until then all images of the
+    batch are kept, also those beyond the budget.
 
     Attributes:
-      budget: bytes of pixels kept at most.
-      bytes: bytes kept now.
+      budget: maximum bytes of pixels.
+      bytes: current bytes of pixels.
     """
 
     def __init__(self, budget):
@@ -43,7 +43,7 @@ class DecodedCache:
 
         Returns:
           (int64 ticket; int32 [B, 3]: height, width and reduction of the rows' images, zeros for
-          those that must be decoded).
+          images that must be decoded).
         """
         ticket = next(self._tickets)
         found = {row: self._kept[row] for row in rows.tolist() if row in self._kept}
@@ -53,9 +53,9 @@ class DecodedCache:
         return np.int64(ticket), np.asarray(sizes, np.int32).reshape(-1, 3)
 
     def add(self, ticket, row, image, ratio):
-        """Takes a decoded image, uint8 [h, w, C]; its int32 [3] as from `sizes`."""
+        """Adds a decoded image, uint8 [h, w, C], with its int32 [3] as in `sizes`."""
         size = (*image.shape[:2], int(ratio))
-        # The array given is a view of a tensor that the runtime frees.
+        # The argument is a view of a tensor that the runtime frees.
         entry = image.copy(), size
         self._open[int(ticket)][int(row)] = entry
         with self._lock:
@@ -65,7 +65,7 @@ class DecodedCache:
         return np.asarray(size, np.int32)
 
     def cut(self, ticket, rows, windows):
-        """Cuts a window, int32 [B, 4] as y, x, h, w, out of each row's image.
+        """Cuts a window, int32 [B, 4] as y, x, h, w, from each row's image.
 
         Returns:
           uint8 [B, H', W', C], each window in the upper left corner; the rest is arbitrary.
@@ -84,6 +84,6 @@ class DecodedCache:
         return self._open[int(ticket)][int(row)][0][y : y + h, x : x + w]
 
     def close(self, ticket):
-        """Forgets the batch; returns its ticket."""
+        """Releases the batch; returns its ticket."""
         del self._open[int(ticket)]
         return ticket

@@ -3,7 +3,7 @@
 
     cars_annos.mat      MATLAB: struct array `annotations`, cell array `class_names`
     car_ims/000001.jpg ...
-Classes count from one; so do the pixels of the boxes, whose last row and column belong to them.
+Classes and pixels of boxes are counted from one; boxes include their last row and column.
 """
 
 import os
@@ -24,12 +24,12 @@ def load(root, protocol="metric_learning", check_files=True):
 
     Args:
       root: the folder of cars_annos.mat.
-      protocol: 'metric_learning' trains on the first 98 models and tests on the other 98, as the
-        field does; 'official' is the annotation's own split (all models in both).
-      check_files: whether to look for every image.
+      protocol: 'metric_learning' trains on the first 98 models and tests on the other 98, as is
+        usual; 'official' is the annotation's split (all models in both).
+      check_files: whether to check that every image exists.
 
     Raises:
-      ValueError: what is missing or damaged; scipy is not installed.
+      ValueError: files are missing or damaged (the error names them), or scipy is not installed.
     """
     if protocol not in ("metric_learning", "official"):
         raise ValueError(f"protocol must be 'metric_learning' or 'official', not {protocol!r}")
@@ -46,7 +46,7 @@ def load(root, protocol="metric_learning", check_files=True):
         rows = np.atleast_1d(annotations)
         columns = {field: rows[field] for field in FIELDS}
         columns |= {field: columns[field].astype(np.int32) for field in FIELDS[1:]}
-    except Exception as error:  # scipy's reader raises whatever a foreign file leads it to
+    except Exception as error:  # scipy's reader raises many kinds for other files
         raise ValueError(
             f"{file}: not the official annotation, with annotations ({', '.join(FIELDS)}) and "
             f"class_names ({type(error).__name__}: {error})"

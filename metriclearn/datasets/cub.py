@@ -2,7 +2,7 @@
 
     images.txt  image_class_labels.txt  classes.txt  bounding_boxes.txt  train_test_split.txt
     images/001.Black_footed_Albatross/...jpg
-All ids count from one; boxes are x, y, width, height with decimals.
+All ids are counted from one; boxes are x, y, width, height with decimals.
 """
 
 import os
@@ -28,11 +28,11 @@ def load(root, protocol="metric_learning", check_files=True):
     Args:
       root: the folder of the lists.
       protocol: 'metric_learning' trains on the first 100 species and tests on the other 100, as
-        the field does; 'official' is train_test_split.txt (all species in both).
-      check_files: whether to look for every image.
+        is usual; 'official' is train_test_split.txt (all species in both).
+      check_files: whether to check that every image exists.
 
     Raises:
-      ValueError: what is missing or damaged, with file and line.
+      ValueError: files are missing or damaged; the error gives file and line.
     """
     if protocol not in ("metric_learning", "official"):
         raise ValueError(f"protocol must be 'metric_learning' or 'official', not {protocol!r}")
@@ -44,7 +44,7 @@ def load(root, protocol="metric_learning", check_files=True):
             if key in lists[name]:
                 raise ValueError(f"{file}:{line}: the id {key} is there twice")
             lists[name][key] = line, cells
-        # images.txt is the first; every list but that of classes must be of the same images.
+        # images.txt is the first; all lists except that of classes must have the same images.
         differ = lists[name].keys() ^ lists["images.txt"].keys()
         if differ and name != "classes.txt":
             key = min(differ, key=lambda key: (len(key), key))

@@ -30,7 +30,7 @@ def _boxes(file, header):
         file, len(header) + 4, skip_header=(*header, *CORNERS), counted=True
     ):
         x1, y1, x2, y2 = layout.whole_numbers(file, line, cells[-4:])
-        # Some official boxes have their corners swapped or no area; those count as none.
+        # Some official boxes have swapped corners or no area; boxes without area are ignored.
         x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
         box = (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else (0, 0, 0, 0)
         found[cells[0]] = cells[1:-4], box
@@ -38,15 +38,15 @@ def _boxes(file, header):
 
 
 def load_consumer_to_shop(root, check_files=True):
-    """Consumer-to-Shop: 239,557 images; street photos (domain 'consumer') find shop photos.
+    """Consumer-to-Shop: 239,557 images; street photos (domain 'consumer') search shop photos.
 
     Products are the item ids, categories the two folders above them ('DRESSES/Skirt'), the split is
     the official one of the pairs. In val and test consumer images are queries and shop images
     the catalogue.
 
     Raises:
-      ValueError: what is missing or damaged, with file and line; an image given to two products
-        or to two splits; an image without a box.
+      ValueError: files are missing or damaged (the error gives file and line), an image has two
+        products or splits, or an image has no box.
     """
     name = "DeepFashion Consumer-to-Shop"
     partition, box_file, base = _open(root, "list_bbox_consumer2shop.txt", name, check_files)
@@ -56,7 +56,7 @@ def load_consumer_to_shop(root, check_files=True):
     for line, (consumer, shop, item, status) in pairs:
         if status not in ("train", "val", "test"):
             raise ValueError(
-                f"{partition}:{line}: evaluation_status {status!r} is none of train, val, test"
+                f"{partition}:{line}: evaluation_status {status!r} is not one of train, val, test"
             )
         for image, domain in ((consumer, "consumer"), (shop, "shop")):
             # An image is in as many pairs as its product has images of the other domain.
@@ -99,10 +99,10 @@ def load_in_shop(root, check_files=True):
     ):
         if status not in roles:
             raise ValueError(
-                f"{partition}:{line}: evaluation_status {status!r} is none of {', '.join(roles)}"
+                f"{partition}:{line}: evaluation_status {status!r} is not one of {', '.join(roles)}"
             )
         if image in rows:
-            raise ValueError(f"{partition}:{line}: {image} is there already")
+            raise ValueError(f"{partition}:{line}: {image} occurs twice")
         rows[image] = (item, status)
     return _table(
         rows,

@@ -1,4 +1,4 @@
-"""How this package writes a file: whole or not at all."""
+"""Writes files atomically."""
 
 import contextlib
 import errno
@@ -9,9 +9,9 @@ import tempfile
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
-    """Replaces a file atomically: a reader, a kill or a full disk meets the old file or the new.
+    """Replaces a file atomically: there is always the complete old or new file.
 
-    What a killed writer of this file has left is removed.
+    Removes the temporary file of a killed writer.
 
     Args:
       path: the file, in a folder that exists.
@@ -34,15 +34,15 @@ def write(path: str | os.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(file.name)
         if isinstance(error, OSError) and not error.filename:
-            error.filename = path  # a full disk does not name the file
+            error.filename = path  # the error of a full disk does not name the file
         raise
     finally:
-        with contextlib.suppress(OSError):  # tries again to write what a full disk refused
+        with contextlib.suppress(OSError):  # tries again to write the rest on a full disk
             file.close()
 
 
 def _temporary(path):
-    """Opens `.NAME.xxxxxxxx.tmp` beside a file; its lock tells whether its writer is alive."""
+    """Opens `.NAME.xxxxxxxx.tmp` beside a file; it is locked while its writer is alive."""
     if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced
         raise OSError(errno.EINVAL, "is a folder or a device, not a file to write", path)
     folder, name = os.path.split(path)
@@ -59,6 +59,6 @@ def _temporary(path):
         )
         with contextlib.suppress(OSError):  # some disks have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(file.name):  # not taken for a dead writer's before it was locked
+        if os.path.exists(file.name):  # nobody removed it as a dead writer's before it was locked
             return file
         file.close()

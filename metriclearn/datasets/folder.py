@@ -1,14 +1,14 @@
-"""A folder of images: the simplest layout for data of one's own.
+"""A folder of images: the simplest layout for your own data.
 
 root/red-shoe/1.jpg  root/red-shoe/2.png  root/hat/1.jpg ...     a folder per product
 root/train/red-shoe/1.jpg  root/val/...  root/test/hat/1.jpg     a folder per split, products within
 root/train/...  root/query/hat/1.jpg  root/catalogue/hat/2.jpg   test images with their roles
-root/1.jpg  root/2.jpg                                           each image a product of its own
+root/1.jpg  root/2.jpg                                           each image is one product
 
 Folders of splits are recognized in any case and by their usual synonyms (`PARTS`), also as
-`Test_Set`, `train-images` or `bounding_box_test`. Images lie at
-any depth below their product's folder. Hidden files and folders (.name) are skipped, links to files
-and folders are followed, and other files are ignored.
+`Test_Set`, `train-images` or `bounding_box_test`. Images can be at any depth below their product's
+folder. Hidden files and folders (.name) are skipped, links to files and folders are followed, and
+other files are ignored.
 """
 
 import os
@@ -48,16 +48,15 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
 
     Args:
       root: the folder, or one image file.
-      fractions: train, val and test shares of the products, without folders for the splits; None
-        leaves all splits ''.
+      fractions: train, val and test fractions of the products, if there are no folders of splits;
+        None: all splits are ''.
 
     Returns:
       A ProductTable. Ids are paths within the folder, with '/'.
 
     Raises:
-      ValueError: no such folder, no image, a product without an image, a name that is not UTF-8, a
-        folder that contains itself by a link, or a folder named after a split beside one that is
-        not.
+      ValueError: there is no such folder or no image, a product has no image, a name is not UTF-8,
+        a folder contains itself by a link, or only some folders are named after splits.
     """
     root = os.fspath(root)
     if os.path.isfile(root):
@@ -83,7 +82,7 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
         inside, alone = _visible(folder)
         for product in inside:
             add(_images_below(root, os.path.join(top, product)), product, part)
-        for name in filter(_is_image, alone):  # directly in it: a product of its own
+        for name in filter(_is_image, alone):  # directly in it: one product
             path = f"{top}/{name}" if top else name
             add([path], path, part)
     if not ids:
@@ -93,7 +92,7 @@ def load(root, fractions=(0.7, 0.1, 0.2)):
 
 
 def _part_of(folder):
-    """The (split, role) that a folder is named after, None if it is none."""
+    """The (split, role) of a folder's name, None for other names."""
     letters = re.sub(r"[\W_]+", "", folder.lower())
     return _PART_OF.get(letters) or _PART_OF.get(re.sub(_WORDS_AROUND, "", letters))
 
@@ -137,13 +136,13 @@ def _images_below(root, product, above=()):
 
 
 def _check_no_split_beside_products(root, folders):
-    """Raises ValueError where some folders are splits and others are not: which are products?"""
+    """Raises ValueError if only some folders are splits: it is unclear which are products."""
     named = [name for name in folders if _part_of(name)]
     if len(named) < 2 and not any(_part_of(name)[0] == "train" for name in named):
         return
     other = next(name for name in folders if name not in named)
     known = ", ".join(names[0] for names in PARTS.values())
     raise ValueError(
-        f"{root}: contains the folder {named[0]!r} of a split, and {other!r}, which is none of "
+        f"{root}: contains the folder {named[0]!r} of a split, and {other!r}, which is not one of "
         f"{known}: move one of them elsewhere"
     )

@@ -1,11 +1,11 @@
-"""Glyphs: the data set that is always there, from the typefaces that ship with matplotlib.
+"""Glyphs: a data set without download, from the typefaces that ship with matplotlib.
 
-A character is a product and each face of the DejaVu, STIX and Computer Modern families draws one
-image of it. Nothing is downloaded; the images are rendered once, in a few seconds, and kept in
-one file in the user's cache folder.
+A character is a product, and each face of the DejaVu, STIX and Computer Modern families gives one
+image of it. The images are rendered once, in a few seconds, and kept in one file in the user's
+cache folder.
 
-Pixels alone do not solve it (recall@1 is about 0.66 on unseen characters), a small network gets far
-beyond them in a minute: a fair first example of metric learning.
+Raw pixels have a recall@1 of about 0.66 on unseen characters; a small network is much better after
+a minute of training, which makes this a good first example of metric learning.
 """
 
 import collections
@@ -21,12 +21,12 @@ from metriclearn.datasets import files
 from metriclearn.datasets.table import ProductTable, split_by_product
 
 SIZE = 32  # pixels, width and height of an image
-EM = 22  # pixels, the size at which a face is drawn: capitals are about 16 pixels high
-BASELINE = 0.72  # of the height, where the letters stand
-MIN_FACES = 5  # characters that fewer typefaces contain are skipped
-CATALOGUE_FACE = "DejaVuSans"  # every product has it; in val and test it is the catalogue
+EM = 22  # pixels, the size of the drawn face: capitals are about 16 pixels high
+BASELINE = 0.72  # fraction of the height, the baseline of the letters
+MIN_FACES = 5  # minimum number of typefaces that contain a character
+CATALOGUE_FACE = "DejaVuSans"  # every product has this face; in val and test it is the catalogue
 
-# The text faces. matplotlib's mathematical fonts (cmsy10, STIXSizOneSym, ...) keep other glyphs
+# Text faces. matplotlib's mathematical fonts (cmsy10, STIXSizOneSym, ...) keep other glyphs
 # under the code points of letters, and the *Display faces draw only a handful of characters.
 FULL_FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -34,7 +34,7 @@ FULL_FACES = (
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
-# Computer Modern in TeX's own encoding, which agrees with Unicode on letters and digits only.
+# Computer Modern in TeX's encoding, which agrees with Unicode only on letters and digits.
 TEX_FACES = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
 FACES = FULL_FACES + TEX_FACES
 
@@ -59,17 +59,17 @@ KINDS = {
     "Sc": "currency symbol",
     "So": "symbol",
 }
-SCRIPT_SIZE = 10  # characters that a script needs to be a category of its own
+SCRIPT_SIZE = 10  # minimum characters for a script to be a separate category
 # First words of names that are styles of Latin letters, not scripts.
 STYLES = ("MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER", "TURNED", "ROMAN")
 
-# Two characters look alike when the squared difference of their images is below this share of
-# the fainter one's energy. Within one face the strokes agree, so the bound may be wider there.
+# Two characters look alike if the squared difference of their images is below this fraction of the
+# smaller energy. Within one face the strokes are equal, so the bound may be larger there.
 ALIKE_SAME_FACE = 0.04
 ALIKE_OTHER_FACE = 0.02
 
-FRACTIONS = (0.65, 0.1, 0.25)  # of the characters, for train, val and test
-FORMAT = 1  # of the cache file; raise it when anything above, or the code below, changes
+FRACTIONS = (0.65, 0.1, 0.25)  # fractions of the characters for train, val and test
+FORMAT = 1  # version of the cache file; raise it if constants or code in this file change
 
 
 def _font_folder():
@@ -79,7 +79,7 @@ def _font_folder():
 
 
 def _characters():
-    """Returns {face: code points it draws}, limited to characters that enough faces draw."""
+    """Returns {face: its code points}, limited to characters in enough faces."""
     from matplotlib.ft2font import FT2Font
 
     drawn = {}
@@ -97,7 +97,7 @@ def _characters():
 
 
 def _draw(face, codes):
-    """uint8 [len(codes), SIZE, SIZE]: white on black, standing on one baseline, centered."""
+    """uint8 [len(codes), SIZE, SIZE]: white on black, on a common baseline, centered."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(
@@ -113,12 +113,13 @@ def _draw(face, codes):
 
 
 def look_alikes(images, codes, faces, same=ALIKE_SAME_FACE, other=ALIKE_OTHER_FACE, block=2048):
-    """Pairs of characters that some images cannot tell apart.
+    """Pairs of characters that look alike in some images.
 
-    Images are compared at half size (thresholds there do not hang on one pixel's anti-aliasing),
-    a and b alike when |a - b|^2 <= share * min(|a|^2, |b|^2), with share `same` within a face and
-    `other` between faces. Since this implies | |a| - |b| | <= sqrt(share) min(|a|, |b|), images
-    sorted by norm need only be compared with the band of norms above their own.
+    Images are compared at half size (there the result does not depend on one pixel's
+    anti-aliasing). a and b look alike if |a - b|^2 <= share * min(|a|^2, |b|^2), with share `same`
+    within a face and `other` between faces. Since this implies | |a| - |b| | <= sqrt(share)
+    min(|a|, |b|), images sorted by norm need only be compared with the band of norms above their
+    own.
 
     Args:
       images: uint8 [N, H, W], H and W even.
@@ -161,10 +162,10 @@ def look_alikes(images, codes, faces, same=ALIKE_SAME_FACE, other=ALIKE_OTHER_FA
 
 
 def render():
-    """Draws every image and drops the look-alikes; needs no cache.
+    """Draws all images and drops look-alikes; uses no cache.
 
-    Of characters that look alike the lowest code point stays (Latin A, not Greek Alpha); blank
-    images are dropped, and characters left with too few.
+    Of characters that look alike, the lowest code point is kept (Latin A, not Greek Alpha). Blank
+    images and characters with too few images are dropped.
 
     Returns:
       (images uint8 [N, SIZE, SIZE], codes int32 [N], faces int32 [N] into FACES), by code, face.
@@ -196,7 +197,7 @@ def render():
 
 
 def category(code):
-    """A letter's script as Unicode names it ('Latin', 'Greek'), else the kind of character."""
+    """A letter's script by its Unicode name ('Latin', 'Greek'), otherwise the kind of character."""
     kind = KINDS.get(unicodedata.category(chr(code)), "symbol")
     if kind != "letter":
         return kind
@@ -205,7 +206,7 @@ def category(code):
 
 
 def _recipe():
-    """What the pixels depend on, as text: another value, another cache file."""
+    """Everything that determines the pixels, as text; each value has its cache file."""
     import matplotlib
     import PIL
     from PIL import features
@@ -226,7 +227,7 @@ def cache_folder():
 
 
 def _read_cache(path):
-    """The arrays of a cache file, or None when it is absent or damaged."""
+    """The arrays of a cache file, or None if it is missing or damaged."""
     try:
         with open(path, "rb") as file:
             checksum, payload = file.read(32), file.read()
@@ -256,8 +257,8 @@ def load(cache=None):
     faces are the queries. The extra columns are `face` and `character`.
 
     Args:
-      cache: folder of the cache file, `cache_folder()` when None. A folder that cannot be written
-        costs a warning and a rendering each time.
+      cache: folder of the cache file; None: `cache_folder()`. If it cannot be written, a warning is
+        printed and the images are rendered each time.
 
     Returns:
       A ProductTable with images uint8 [N, 32, 32, 1].
@@ -271,8 +272,8 @@ def load(cache=None):
             _write_cache(path, arrays)
         except OSError as error:
             warnings.warn(
-                f"the glyphs cannot be kept in {path} ({error.strerror}) and are rendered again "
-                "each time; set XDG_CACHE_HOME to a folder that can be written",
+                f"the glyphs cannot be cached in {path} ({error.strerror}) and are rendered again "
+                "each time; set XDG_CACHE_HOME to a writable folder",
                 stacklevel=2,
             )
     images, codes, faces = arrays

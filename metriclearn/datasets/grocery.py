@@ -25,18 +25,18 @@ CLASS_COLUMNS = (
 
 
 def load(root, check_files=True):
-    """The official lists: train and val photos train and validate, test photos are the queries.
+    """The official lists: train and val photos for training and validation, test photos as queries.
 
-    The iconic images are the catalogue of every split. All products are in all splits: what is
-    tested is finding the shop image of a known product from a new photo. Categories are the top
+    The iconic images are the catalogue of every split. All products are in all splits: the test is
+    to find the shop image of a known product from a new photo. Categories are the top
     folders (Fruit, Packages, Vegetables); extra columns are `coarse` (Apple) and `label_id`.
 
     Args:
       root: the clone, or its folder `dataset`.
-      check_files: whether to look for every image.
+      check_files: whether to check that every image exists.
 
     Raises:
-      ValueError: what is missing or damaged, with file and line.
+      ValueError: files are missing or damaged; the error gives file and line.
     """
     if os.path.isdir(os.path.join(root, "dataset")):
         root = os.path.join(root, "dataset")
@@ -48,7 +48,7 @@ def load(root, check_files=True):
     def add(file, line, path, label, split, role):
         folders = path.split("/")[1:-1]
         if not folders:
-            raise ValueError(f"{file}:{line}: {path!r} is in no folder of a category")
+            raise ValueError(f"{file}:{line}: {path!r} is not in the folder of a category")
         columns["ids"].append(path)
         columns["products"].append(classes[label][0])
         columns["categories"].append(folders[0])
@@ -65,7 +65,7 @@ def load(root, check_files=True):
     for row in reader:
         name, label, coarse, _, path = (row[column] for column in CLASS_COLUMNS)
         if not path:
-            raise ValueError(f"{classes_file}:{reader.line_num}: the row is cut off")
+            raise ValueError(f"{classes_file}:{reader.line_num}: the row is truncated")
         classes[label] = name, coarse
         # '/iconic-images-and-descriptions/Fruit/Apple/...': rooted at the data set's folder.
         path = path.lstrip("/")

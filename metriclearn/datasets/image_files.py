@@ -1,7 +1,7 @@
-"""Image files by Pillow, without TensorFlow: the accepted formats, and one file as an array.
+"""Reads image files with Pillow, without TensorFlow; defines the accepted formats.
 
-Images are upright (EXIF orientation), over white if transparent, of 8 bits per channel. A file of
-another format, a special file, and an image of too many pixels are refused before decoding.
+Images are made upright (EXIF orientation), composed over white if transparent, with 8 bits per
+channel. Other formats, special files, and images with too many pixels are refused before decoding.
 """
 
 import io
@@ -10,18 +10,18 @@ import stat
 
 import numpy as np
 
-# The accepted formats, by Pillow's names, and the file names that mean them. No others are opened:
-# some of Pillow's decoders start programs (PostScript) or are seldom tested.
+# The accepted formats, by Pillow's names, and their suffixes. Others are not opened: some of
+# Pillow's decoders start programs (PostScript) or are rarely tested.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-MAX_PIXELS = 100_000_000  # of one image
-# Bytes within which a JPEG's size is found; a file with longer notes is decoded by Pillow.
+MAX_PIXELS = 100_000_000  # per image
+# Bytes in which a JPEG's size is searched; a file with longer notes is decoded by Pillow.
 HEADER = 1 << 18
-# With a crop, images keep twice the target's size: a window of half a side is still no smaller
+# With a crop, images keep twice the target size, so that a window of half a side is not smaller
 # than the target.
 CROP_RESERVE = 2
 
-# What turns an image upright, by its EXIF orientation; 1 is upright.
+# Operations that make an image upright, by EXIF orientation; 1 is upright.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -34,12 +34,12 @@ _TURNS = {
 
 
 def read(source, channels=3, least=None, box=None, max_pixels=MAX_PIXELS):
-    """Decodes one image file: upright, over white, reduced as far as it stays large enough.
+    """Decodes an image file: upright, over white, reduced while it remains large enough.
 
     Args:
       source: path, or the file's bytes.
       channels: 3 (RGB) or 1 (gray).
-      least: (height, width) that the reduced image keeps at least; None: never reduced.
+      least: minimum (height, width) of the reduced image; None: never reduced.
       box: int [4] as x1, y1, x2, y2 in pixels of the file as stored; None: no box.
       max_pixels: size above which the image is refused undecoded.
 
@@ -48,8 +48,8 @@ def read(source, channels=3, least=None, box=None, max_pixels=MAX_PIXELS):
       pixels of the upright image before the reduction, zeros without one).
 
     Raises:
-      ValueError: the file cannot be read or decoded, or is too large; the message says why and
-        does not name the file.
+      ValueError: the file cannot be read or decoded, or is too large; the message gives the reason
+        but not the name of the file.
     """
     from PIL import ExifTags, Image
 
@@ -84,7 +84,7 @@ def read(source, channels=3, least=None, box=None, max_pixels=MAX_PIXELS):
 
 
 def check(source, max_pixels=MAX_PIXELS):
-    """Raises ValueError, as `read` does, for what no image file starts with, and for its size."""
+    """Raises ValueError like `read` if it is not an image file, or is too large."""
     try:
         _opened(source, max_pixels).close()
     except ValueError:
@@ -94,13 +94,13 @@ def check(source, max_pixels=MAX_PIXELS):
 
 
 def _opened(source, max_pixels):
-    """The PIL image of a regular file or of bytes, not decoded yet."""
+    """The PIL image of a regular file or of bytes, not yet decoded."""
     from PIL import Image, UnidentifiedImageError
 
     if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
         raise ValueError("not a regular file")
     if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # ours is the limit, and is checked below
+        Image.MAX_IMAGE_PIXELS = max_pixels  # our limit is checked below
     try:
         image = Image.open(
             io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
@@ -132,7 +132,7 @@ def _unidentified(source):
 
 
 def _turned(box, sides, turn):
-    """A box of an image of `sides` (height, width) after the turn."""
+    """A box of an image of `sides` (height, width) after rotation."""
     if box is None or not np.any(box):
         return np.zeros(4, np.int32)
     (x1, y1, x2, y2), (height, width) = (int(v) for v in box), sides
@@ -147,7 +147,7 @@ def _turned(box, sides, turn):
 
 
 def _flattened(image, mode):
-    """A loaded image in mode 'RGB' or 'L', of 8 bits, without transparency."""
+    """A loaded image in mode 'RGB' or 'L', with 8 bits, without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits: the upper 8
@@ -162,9 +162,9 @@ def _flattened(image, mode):
 
 
 def is_upright_jpeg(data):
-    """Whether a file's bytes, or their first `HEADER`, are an upright JPEG, gray or RGB.
+    """Whether a file's bytes, or the first `HEADER` of them, are an upright JPEG, gray or RGB.
 
-    Such files TensorFlow decodes; all others `read` does.
+    TensorFlow decodes such files; `read` decodes all others.
     """
     return data[:3] == b"\xff\xd8\xff" and jpeg_header(data[:HEADER]) in ((1, 1), (1, 3))
 
@@ -172,7 +172,7 @@ def is_upright_jpeg(data):
 def jpeg_header(data):
     """(EXIF orientation, 1 to 8; components per pixel) of a JPEG file's bytes.
 
-    The orientation is 1 if the file says nothing valid, the components are 0 if it is damaged.
+    The orientation is 1 if the file has no valid one; the components are 0 if it is damaged.
     """
     turn, at = 1, 2
     while data[at : at + 1] == b"\xff" and len(data) >= at + 10:

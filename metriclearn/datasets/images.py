@@ -1,17 +1,17 @@
-"""Image files as tensors: the one place that decodes, for training, embedding, search and pages.
+"""Decodes image files to tensors, for training, embedding, search and pages.
 
-JPEG files are decoded by TensorFlow: only the window asked for, and at 1/2, 1/4 or 1/8 by the DCT
-if the target is at least that much smaller, which is several times cheaper. All other formats,
-CMYK, and JPEG files that a camera stored turned are decoded by Pillow (`image_files.read`). Both
-give the same pixels to within rounding:
+JPEG files are decoded by TensorFlow: only the requested window, and at 1/2, 1/4 or 1/8 by the DCT
+if the target is at least that much smaller, which is several times cheaper. Other formats, CMYK,
+and JPEG files that are stored rotated are decoded by Pillow (`image_files.read`). Both give the
+same pixels up to rounding:
 
   every format   Grayscale and palettes become RGB (or gray with channels=1). The EXIF orientation
-                 is applied, so that photos stand upright; boxes refer to the file as stored and are
-                 turned with the image. An image of more than `max_pixels` is refused before it is
-                 decoded, from the size in its header.
+                 is applied, so that images are upright; boxes refer to the file as stored and are
+                 rotated with the image. An image with more than `max_pixels` is refused before
+                 decoding, by the size in its header.
   JPEG           Baseline, progressive, grayscale and CMYK.
-  PNG, WebP      Transparency is laid over white: a cut-out product would otherwise show the
-                 arbitrary color behind it. 16 bits keep the upper 8.
+  PNG, WebP      Transparency is composed over white; a cut-out product would otherwise have an
+                 arbitrary background. Of 16 bits, the upper 8 are used.
   GIF, WebP, TIFF  The first frame of an animation or of several pages.
 """
 
@@ -20,13 +20,13 @@ import tensorflow as tf
 
 from metriclearn.datasets.image_files import HEADER, MAX_PIXELS, is_upright_jpeg, read
 
-# Chroma upsampling looks one sample beyond the window; decoding this much more makes the window's
-# pixels the very ones that a full decode gives.
+# Chroma upsampling reads one sample beyond the window; with this margin the window's pixels equal
+# those of a full decode.
 HALO = 2
 # Added before the cast that cuts off: a half, and a little so that values halfway between two gray
 # levels, which weights with few digits often give, fall on one side whatever their last bit.
 HALF = 0.5 + 2**-9
-# A JPEG as far as the start of its scan, one pixel: read in place of what is no JPEG.
+# A JPEG up to the start of its scan, one pixel: read instead of files that are not JPEG.
 JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00")
 # The start of a JPEG file of the usual kind: a JFIF segment of 16 bytes, then quantization tables.
 # 0xAA matches any byte.
@@ -34,7 +34,7 @@ JFIF = bytes.fromhex("ffd8ffe000104a46494600" + "aa" * 9 + "ffdb" + "aa" * 2)
 
 
 def upright_jpegs(data):
-    """bool [...]: which files' bytes, string [...], are upright JPEGs, gray or RGB."""
+    """bool [...]: whether files' bytes, string [...], are upright JPEGs, gray or RGB."""
 
     def check(contents):
         contents = np.asarray(contents, object)  # bytes alone for a scalar
@@ -42,11 +42,11 @@ def upright_jpegs(data):
         return np.array(found, bool).reshape(contents.shape)
 
     def look():
-        head = tf.strings.substr(data, 0, HEADER)  # less to copy out of TensorFlow
+        head = tf.strings.substr(data, 0, HEADER)  # less data to copy from TensorFlow
         found = tf.numpy_function(check, [head], tf.bool, stateful=False)
         return tf.ensure_shape(found, data.shape)
 
-    # Most files: JFIF, then tables. No EXIF comes between, and Python need not look.
+    # Most files have JFIF, then tables, without EXIF in between: no need for Python.
     start = tf.io.decode_raw(tf.strings.substr(data, 0, len(JFIF)), tf.uint8, fixed_length=24)
     # Not `==`: in a graph outside tf.function it compares objects.
     jfif = tf.equal(start, list(JFIF)) | [byte == 0xAA for byte in JFIF]
@@ -55,7 +55,7 @@ def upright_jpegs(data):
 
 
 def _ratio(sides, least):
-    """The largest of 1, 2, 4, 8 by which int32 [..., 2] sides can be reduced and keep `least`."""
+    """The largest of 1, 2, 4, 8 that reduces int32 [..., 2] sides to at least `least`."""
     if least is None:
         return tf.ones_like(sides[..., 0])
     room = tf.reduce_min(sides // least, -1, keepdims=True)
@@ -67,7 +67,7 @@ def _log2(ratio):
 
 
 def cut(image, window, box):
-    """The part of uint8 [h, w, c] that `window` chooses, as in `decode`."""
+    """The part of uint8 [h, w, c] chosen by `window`, as in `decode`."""
     return _slice(image, *place(window, tf.shape(image)[:2], 1, box))
 
 
@@ -81,7 +81,7 @@ def place(window, sides, ratio, box):
     Args:
       window: as in `decode`; None: the whole image.
       sides: int32 [2], height and width of the reduced image.
-      ratio: int32 scalar, by how much the image is reduced.
+      ratio: int32 scalar, the reduction of the image.
       box: as in `decode`.
 
     If `window` takes a batch, all may have a leading dimension.
@@ -91,7 +91,7 @@ def place(window, sides, ratio, box):
     if box is None:
         reduced = tf.zeros([4], tf.int32)
     else:
-        # Floor and ceiling, so that the reduced box still holds all of the object.
+        # Floor and ceiling, so that the reduced box contains the whole object.
         box = tf.cast(box, tf.int32)
         ratio = tf.expand_dims(ratio, -1)
         reduced = tf.concat([box[..., :2] // ratio, -(-box[..., 2:] // ratio)], -1)
@@ -116,12 +116,12 @@ def small_enough(sides, max_pixels):
 
 
 def plan_jpeg(sides, least, window, box):
-    """What is decoded of a JPEG of `sides`, the other arguments as in `decode`.
+    """The part of a JPEG of `sides` to decode; other arguments as in `decode`.
 
     Returns:
       (int32 scalar, the binary logarithm of the reduction; int32 [4], y, x, h, w of the part to
       decode; int32 [3], int32 [3], begin and size of the window's slice of that part); with a
-      leading dimension where `sides` and `window` have it.
+      leading dimension if `sides` and `window` have one.
     """
     ratio = _ratio(sides, least)
     sides = -(-sides // tf.expand_dims(ratio, -1))
@@ -140,16 +140,16 @@ def plan_jpeg(sides, least, window, box):
 def decode(
     data, *, channels=3, least=None, window=None, box=None, upright=None, max_pixels=MAX_PIXELS
 ):
-    """Decodes an image, or a window of it, reduced as far as it stays large enough.
+    """Decodes an image or a window of it, reduced while it remains large enough.
 
     Args:
       data: string scalar, the file's bytes.
       channels: 3 (RGB) or 1 (gray).
-      least: (height, width) that the whole reduced image keeps at least; None: never reduced.
+      least: minimum (height, width) of the whole reduced image; None: never reduced.
       window: function (height, width, box) -> int32 [4] as y, x, h, w, all in pixels of the reduced
         upright image; it is clipped to the image. None: the whole image.
-      box: int32 [4] as x1, y1, x2, y2 in pixels of the file, passed to `window` turned and reduced.
-      upright: what `upright_jpegs` says of this file, if known.
+      box: int32 [4] as x1, y1, x2, y2 in pixels of the file; `window` gets it rotated and reduced.
+      upright: the result of `upright_jpegs` for this file, if known.
       max_pixels: size above which the image is refused undecoded.
 
     Returns:
@@ -184,8 +184,8 @@ def decode(
         place_of = place(window, tf.shape(image)[:2], ratio, None if box is None else turned)
         return _slice(image, *place_of), ratio
 
-    # One flat choice with little in it: unselected branches still cost time, easily more than the
-    # decoding of a small image.
+    # One flat choice with few operations: unselected branches still cost time, possibly more than
+    # decoding a small image.
     ratios = _ratios(least)
     choice = tf.where(direct, level, len(ratios))
     image, ratio = tf.switch_case(choice, [*(lambda r=r: jpeg(r) for r in ratios), other])
@@ -197,16 +197,16 @@ def decode(
 def decode_upright_jpeg(
     data, size, *, channels=3, max_pixels=MAX_PIXELS, least=None, window=None, method="bilinear"
 ):
-    """Decodes an upright JPEG and resizes it, as `decode` and `resize`, by TensorFlow's ops alone.
+    """Decodes and resizes an upright JPEG like `decode` and `resize`, with TensorFlow's ops only.
 
-    A graph without Python's functions can be exported, and run without Python.
+    A graph without Python functions can be exported and run without Python.
 
     Args:
-      data: string scalar, the bytes of a file of which `is_upright_jpeg` holds.
-      size: (height, width) wanted.
+      data: string scalar, the bytes of a file for which `is_upright_jpeg` is true.
+      size: (height, width) of the result.
       channels: 3 (RGB) or 1 (gray).
       max_pixels: size above which the op fails, before it decodes.
-      least, window: as in `decode`; the size by default.
+      least, window: as in `decode`; default: the size.
       method: as in `resize`.
 
     Returns:
@@ -230,7 +230,7 @@ def decode_upright_jpeg(
 
 
 def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):
-    """`decode` of a JPEG whose `plan_jpeg`, made for a whole batch, is at hand: few ops are left.
+    """`decode` of a JPEG whose `plan_jpeg` was computed for the whole batch: few ops remain.
 
     Returns:
       uint8 [h, w, channels].
@@ -249,13 +249,13 @@ def resize(image, size, method="bilinear"):
     Args:
       image: the pixels.
       size: (height, width).
-      method: of `tf.image.resize`; with `+antialias` as Pillow does it. With `+pad=R,G,B` at its
-        end the aspect ratio is kept: the image is in the middle, the borders are of that color.
+      method: method of `tf.image.resize`; with `+antialias` as in Pillow. With `+pad=R,G,B` at the
+        end the aspect ratio is kept: the image is centered, with borders of that color.
     """
     method, _, color = method.partition("+pad=")
     if color:
         return _padded(image, size, method, [int(level) for level in color.split(",")])
-    if method == "bilinear":  # the op itself: what `tf.image.resize` adds costs time
+    if method == "bilinear":  # the op itself: `tf.image.resize` adds overhead
         resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)
         resized = tf.squeeze(resized, 0)
     else:
@@ -268,7 +268,7 @@ def resize(image, size, method="bilinear"):
 
 
 def _padded(image, size, method, color):
-    """The image within the size, its aspect ratio kept, between borders of a color [c]."""
+    """The image within the size, with its aspect ratio and borders of a color [c]."""
     sides = tf.cast(tf.shape(image)[:2], tf.float64)
     ratio = tf.reduce_max(sides / size)
     inner = tf.maximum(tf.cast(tf.round(sides / ratio), tf.int32), 1)
@@ -282,15 +282,14 @@ def _padded(image, size, method, color):
 def resize_windows(canvas, sides, size, method="bilinear"):
     """Resizes the upper left corners of a batch's images.
 
-    Bilinear, one program compiled by XLA makes them all. The images are those of `resize` but for
-    the last bit of a sum: a value may differ by 1, in a few of a million values, in none where the
-    target's sides are powers of two.
+    Bilinear images are made by one program compiled by XLA. They equal those of `resize` except for
+    rounding: a few in a million values differ by 1, none if the target's sides are powers of two.
 
     Args:
       canvas: uint8 [B, H, W, C].
       sides: int32 [B, 2], height and width of each corner.
-      size: height and width wanted.
-      method: of `tf.image.resize`.
+      size: height and width of the result.
+      method: method of `tf.image.resize`.
 
     Returns:
       uint8 [B, size[0], size[1], C].
@@ -305,9 +304,10 @@ def resize_windows(canvas, sides, size, method="bilinear"):
 
 
 def _taps(sides, wanted):
-    """Of `wanted` samples in each of [B] sides: the two pixels around, and the second's weight.
+    """For `wanted` samples in each of [B] sides: the two neighboring pixels, and the second's
+    weight.
 
-    Computed as `tf.image.resize` does; a compiler might round the weights in another way.
+    Computed as in `tf.image.resize`; a compiler might round the weights differently.
     """
     scale = tf.cast(sides[:, None], tf.float32) / wanted
     at = tf.maximum((tf.range(wanted, dtype=tf.float32) + 0.5) * scale - 0.5, 0.0)
@@ -318,7 +318,7 @@ def _taps(sides, wanted):
 
 @tf.function(jit_compile=True, autograph=False)
 def _resize_windows(canvas, down, across):
-    """Blends whole rows, then, transposed, whole columns: both lie side by side in memory."""
+    """Blends whole rows, then, transposed, whole columns: both are contiguous in memory."""
     count, _, width, channels = tf.unstack(tf.shape(canvas))
 
     def blend(rows, first, second, share):

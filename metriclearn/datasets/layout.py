@@ -1,4 +1,4 @@
-"""What the readers of published data sets share: checking the layout, reading their lists."""
+"""Common functions of readers of published data sets: check the layout, read lists."""
 
 import os
 
@@ -11,15 +11,15 @@ def require(root, names, dataset, page, images=True):
     Args:
       root: the data set's folder.
       names: paths relative to it; a tuple lists alternatives.
-      dataset: its name, for the message.
-      page: the official page it comes from.
-      images: False where the last name is that of the images' folder, which may lie elsewhere.
+      dataset: name of the data set, for the message.
+      page: its official page.
+      images: False if the last name is the images' folder, which may be in another place.
 
     Returns:
-      The path of each, the first alternative that exists.
+      Their paths; of alternatives, the first that exists.
 
     Raises:
-      ValueError: names all that is missing, and where to get the data set.
+      ValueError: files are missing; the error names them and the official page.
     """
     root = os.fspath(root)
     found, missing = [], []
@@ -35,7 +35,7 @@ def require(root, names, dataset, page, images=True):
     if missing:
         raise ValueError(
             f"{dataset}: {root} has no {', no '.join(missing)}; get the data set from its official "
-            f"page ({page}) and unpack it there as it comes"
+            f"page ({page}) and unpack it there"
         )
     return found
 
@@ -59,7 +59,7 @@ def read_table(path, columns, *, skip_header=None, counted=False, separator=None
       columns: number of cells of a row.
       skip_header: the header line's words, checked; None when there is no header.
       counted: whether the first line gives the number of rows, which is checked.
-      separator: of the cells; white space when None.
+      separator: separator of the cells; None: white space.
 
     Returns:
       A list of (line number, list of cells).
@@ -92,14 +92,14 @@ def read_table(path, columns, *, skip_header=None, counted=False, separator=None
             raise ValueError(f"{path}:{number}: {len(cells)} cells instead of {columns}: {line!r}")
         rows.append((number, cells))
     if count is not None and len(rows) != count:
-        raise ValueError(f"{path}: {len(rows)} rows, its first line says {count}: is it cut off?")
+        raise ValueError(f"{path}: {len(rows)} rows, but its first line says {count}: truncated?")
     if not rows:
         raise ValueError(f"{path}: the list is empty")
     return rows
 
 
 def whole_numbers(path, line, cells):
-    """The cells as ints of 32 bits; decimals as CUB's '60.0' are rounded."""
+    """The cells as 32-bit ints; decimals such as CUB's '60.0' are rounded."""
     try:
         return [int(np.array(round(float(cell)), np.int32)) for cell in cells]
     except (ValueError, OverflowError):
@@ -109,7 +109,7 @@ def whole_numbers(path, line, cells):
 
 
 def check_files(paths, dataset):
-    """Raises ValueError when images do not exist, with their number and the first."""
+    """Raises ValueError if images do not exist; the error gives their number and the first."""
     missing = [path for path in np.asarray(paths).tolist() if not os.path.isfile(path)]
     if missing:
         raise ValueError(

@@ -1,16 +1,16 @@
-"""A CSV manifest of images: the reader for data of one's own.
+"""A CSV manifest of images: the reader for your own data.
 
     path,label[,category][,split][,role][,domain][,x1,y1,x2,y2][,anything else]
     images/0001.jpg,red-shoe,shoes,train,
     ...
 
-`path` is relative to the manifest's folder (or to `root`), `label` names the product. `split` is
+`path` is relative to the manifest's folder (or to `root`), `label` is the product. `split` is
 train | val | test | catalogue (shop images common to all splits), `role` is empty | train | query |
 catalogue. Other columns are kept as text in the table's `extra`.
 
 The file is UTF-8, with or without a byte-order mark. Cells are separated by commas, semicolons or
-tabs, whichever the header uses, and quoted as in RFC 4180. Spaces around a cell and rows without
-any text are ignored; `./a.jpg` and `a.jpg` are one path. Text after a closing quote, a row with
+tabs (the header decides) and quoted as in RFC 4180. Spaces around a cell and rows without text are
+ignored; `./a.jpg` and `a.jpg` are the same path. Text after a closing quote, a row with
 more or fewer cells than the header, a column without a name and a path that occurs twice are
 errors.
 """
@@ -42,25 +42,25 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
     """Reads a manifest and checks every row.
 
     Without a `split` column the products (not the images) are split by `split_by_product`: 70%
-    train, 10% val, 20% test by the hash of their name, so that val and test hold products never
-    trained on, and a later reading gives the same split. Without a `role` column all roles are ''
-    and a split is evaluated leave-one-out (`queries_and_catalogue`): each image searches all the
+    train, 10% val, 20% test by the hash of their name. The products of val and test are thus not in
+    train, and reading again gives the same split. Without a `role` column all roles are '' and a
+    split is evaluated leave-one-out (`queries_and_catalogue`): each image is searched among all the
     others.
 
     Args:
       path: the CSV file, with a header; or `tar:PATTERN`, see `metriclearn.datasets.tar`.
-      root: the folder that the paths are relative to; the manifest's own when None.
-      fractions: train, val and test shares of the products, used without a `split` column; None
-        leaves all splits ''.
-      columns: foreign names of columns, as `path=file,label=sku`, or the same as a dict.
+      root: the folder to which paths are relative; None: the manifest's folder.
+      fractions: train, val and test fractions of the products, used without a `split` column; None:
+        all splits are ''.
+      columns: other names of columns, such as `path=file,label=sku`, or a dict.
 
     Returns:
       A ProductTable whose ids are the paths as the manifest writes them, normalized.
 
     Raises:
-      ValueError: with the file and line: an unreadable manifest, a missing or misspelled column, a
-        row with too few or many cells, an empty label, a missing file, a path that occurs twice, an
-        unknown split or role, or an invalid box.
+      ValueError: the manifest is unreadable, a column is missing or misspelled, a row has too few
+        or too many cells, a label is empty, a file is missing, a path occurs twice, a split or role
+        is unknown, or a box is invalid. The error gives file and line.
     """
     if os.fspath(path).startswith(tar.PREFIX):
         if columns or root:
@@ -85,7 +85,7 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
         _check_row(where, row)
         file = os.path.normpath(os.path.join(root, row["path"]))
         if file in seen:
-            raise ValueError(f"{where}: {row['path']} occurs already on line {seen[file]}")
+            raise ValueError(f"{where}: {row['path']} already occurs on line {seen[file]}")
         seen[file] = line
         if not file.lower().endswith(SUFFIXES):
             raise ValueError(f"{where}: {row['path']} is not an image ({', '.join(SUFFIXES)})")
@@ -113,10 +113,10 @@ def load(path, root=None, fractions=(0.7, 0.1, 0.2), columns=""):
 
 
 def csv_rows(path):
-    """Yields (line number, cells) of a CSV's rows that hold any text; the header first.
+    """Yields (line number, cells) of a CSV's rows that contain text; the header first.
 
     Raises:
-      ValueError: the file cannot be read, with the line.
+      ValueError: the file cannot be read; the error gives the line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -139,30 +139,30 @@ def csv_rows(path):
 
 
 def _separator(file):
-    """The separator that parts the header into the most cells; rewinds the file."""
+    """The separator that divides the header into the most cells; rewinds the file."""
     header = next((line for line in file if line.strip()), "")
     file.seek(0)
-    # A quoted name may hold any of them.
+    # A quoted name may contain separators.
     bare = "".join(header.split('"')[::2])
     return max(SEPARATORS, key=bare.count)
 
 
 def _renamed(path, line, header, columns):
-    """The header with foreign names of columns replaced by ours."""
+    """The header with other names of columns replaced by ours."""
     if isinstance(columns, str):
         pairs = [pair.partition("=") for pair in columns.split(",") if pair.strip()]
         columns = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
     for ours, theirs in columns.items():
         if ours not in KNOWN:
             raise ValueError(
-                f"columns: {ours!r} is none of {', '.join(KNOWN)}{did_you_mean(ours, KNOWN)}"
+                f"columns: {ours!r} is not one of {', '.join(KNOWN)}{did_you_mean(ours, KNOWN)}"
             )
         if theirs not in header:
             raise ValueError(
                 f"{path}:{line}: no column {theirs!r}{did_you_mean(theirs, header)}, which "
                 f"columns names for {ours}; the header has {', '.join(header)}"
             )
-    # A column that already has our name, but is not the one meant, is kept under another.
+    # Another column that already has our name is kept under a new name.
     ours_of = {theirs: ours for ours, theirs in columns.items()}
     return [ours_of.get(name, f"original {name}" if name in columns else name) for name in header]
 
@@ -181,7 +181,7 @@ def _check_header(path, line, header):
                 f"have path and label, it has {', '.join(header)}; columns=path=…,label=… maps "
                 "other names"
             )
-    # A misspelled optional column would otherwise be kept as an extra one and silently not used.
+    # A misspelled optional column would otherwise be kept as an extra column and silently ignored.
     absent = [name for name in KNOWN[2:6] if name not in header]
     for name in header:
         meant = did_you_mean(name, absent, cutoff=0.8)
@@ -196,7 +196,7 @@ def _check_row(where, row):
         if not row[name]:
             raise ValueError(f"{where}: the {name} is empty")
     if "\0" in row["path"]:
-        raise ValueError(f"{where}: the path holds a NUL character")
+        raise ValueError(f"{where}: the path contains a NUL character")
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
         if name not in row:
             continue
@@ -204,7 +204,7 @@ def _check_row(where, row):
             raise ValueError(f"{where}: the split is empty; write one of {', '.join(SPLITS)}")
         if row[name] not in allowed:
             raise ValueError(
-                f"{where}: {name} {row[name]!r} is none of {', '.join(filter(None, allowed))}"
+                f"{where}: {name} {row[name]!r} is not one of {', '.join(filter(None, allowed))}"
                 + did_you_mean(row[name], allowed)
             )
 
@@ -232,6 +232,6 @@ def _splits(path, cells_of, fractions):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if "role" in cells_of:
-        # A shop image in a split of its own would leave the other splits without a catalogue.
+        # If shop images were in one split, the other splits would have no catalogue.
         splits = np.where(np.asarray(cells_of["role"]) == "catalogue", "catalogue", splits)
     return splits

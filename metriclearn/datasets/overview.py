@@ -1,4 +1,4 @@
-"""What a run is about to train and test on, as a table for people."""
+"""The training and test data of a run as a table for people."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ _HEADER = ("", "products", "images", "queries", "catalogue", "images per product
 def overview(
     parts: dict[str, tuple[ProductTable, int, int]], excluded: dict[str, int]
 ) -> list[str]:
-    """Lines of a table with one row per part, then of what was excluded.
+    """Lines of a table with one row per part, then excluded images.
 
     Args:
       parts: {name: (its images, number of queries, number of catalogue items)}.
-      excluded: {which images, such as 'unreadable': their number}; zeros are omitted.
+      excluded: {reason, such as 'unreadable': number of images}; zeros are omitted.
     """
     rows = [_HEADER] + [_row(name, *part) for name, part in parts.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

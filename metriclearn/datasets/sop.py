@@ -23,10 +23,10 @@ def load(root, check_files=True):
 
     Args:
       root: folder of the lists.
-      check_files: whether to look for every image (120,053 look-ups).
+      check_files: whether to check that all 120,053 images exist.
 
     Raises:
-      ValueError: what is missing or damaged, with file and line.
+      ValueError: files are missing or damaged; the error gives file and line.
     """
     lists = layout.require(root, ["Ebay_train.txt", "Ebay_test.txt"], NAME, PAGE)
     columns = {name: [] for name in ("ids", "paths", "products", "categories", "splits")}

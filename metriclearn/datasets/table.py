@@ -1,7 +1,7 @@
-"""The product table: one row per image, one column per fact about it.
+"""The product table: one row per image, one column per property.
 
 Every reader of this package returns one. Samplers read its product codes, the input pipeline its
-paths or pixels, and the evaluation its ids, splits and roles; none of them knows the data set.
+paths or pixels, and the evaluation its ids, splits and roles; none of them depends on the data set.
 """
 
 import collections
@@ -19,7 +19,7 @@ from metriclearn.registry import did_you_mean
 SPLITS = ("train", "val", "test", "catalogue")
 ROLES = ("", "train", "query", "catalogue")
 TEXT_COLUMNS = ("ids", "paths", "products", "categories", "splits", "roles", "domains")
-# Columns by the singular, which `where` uses.
+# Columns by their singular, which `where` uses.
 SINGULAR = {
     "id": "ids",
     "path": "paths",
@@ -35,7 +35,7 @@ _BLOCK = 1 << 16  # rows converted at a time
 
 
 def one_line_errors(reader):
-    """Decorates a reader of strangers' files: control characters in its messages are escaped."""
+    """Decorator of readers of untrusted files: escapes control characters in messages."""
 
     @functools.wraps(reader)
     def read(*args, **kwargs):
@@ -52,27 +52,27 @@ def one_line_errors(reader):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProductTable:
-    """Images of products, column by column; row i of every column describes image i.
+    """Images of products; row i of every column describes image i.
 
-    Columns of text may be given as any sequence or array, [N] or [N, 1]. They are kept as object
-    arrays of str in which equal values share memory, so that a table of millions of rows is small.
+    Text columns may be any sequence or array, [N] or [N, 1]. They are stored as object arrays of
+    str in which equal values share memory, so that a table of millions of rows is small.
 
     Attributes:
-      products: [N] str, the product that the image shows; never ''.
+      products: [N] str, the product in the image; never ''.
       paths: [N] str, the image file; '' if the pixels are in `images`.
-      ids: [N] str, unique identity of the image; the paths by default.
+      ids: [N] str, unique identity of the image; default: the paths.
       categories: [N] str, '' if the product has none.
       splits: [N] str, 'train' | 'val' | 'test' | 'catalogue' (shop images common to all splits).
       roles: [N] str, '' | 'train' | 'query' | 'catalogue'.
-      domains: [N] str, where the image comes from ('consumer', 'shop'), '' if unknown.
+      domains: [N] str, source of the image ('consumer', 'shop'), '' if unknown.
       boxes: int32 [N, 4] as x1, y1, x2, y2 in pixels of the file as stored, before its EXIF
         orientation is applied (x2, y2 exclusive), or None. A row without a box is all zeros.
       images: uint8 [N, H, W, C] pixels in memory, or None.
       extra: further columns by name, each [N] str.
 
     Raises:
-      ValueError: columns of different lengths, an id that occurs twice, an empty product, an
-        unknown split or role.
+      ValueError: columns have different lengths, an id occurs twice, a product is empty, or a split
+        or role is unknown.
     """
 
     products: np.ndarray
@@ -113,7 +113,7 @@ class ProductTable:
         if (self.products == "").any():
             row = int(np.argmax(self.products == ""))
             raise ValueError(f"row {row} ({self.ids[row]!r}): the product is empty")
-        # Hashes are sorted instead of a set built: a tenth of the memory.
+        # Sorting hashes takes a tenth of the memory of a set.
         hashes = np.fromiter(map(hash, self.ids.tolist()), np.int64, len(self))
         ordered = np.sort(hashes)
         first = {}
@@ -126,7 +126,7 @@ class ProductTable:
             for value in dict.fromkeys(self.column(name).tolist()):
                 if value not in allowed:
                     raise ValueError(
-                        f"{name}: {value!r} is none of {', '.join(filter(None, allowed))}"
+                        f"{name}: {value!r} is not one of {', '.join(filter(None, allowed))}"
                         + did_you_mean(value, allowed)
                     )
 
@@ -177,7 +177,7 @@ class ProductTable:
           rows: a boolean mask [N], or row numbers, in whose order the new table is.
 
         Raises:
-          ValueError: a mask of another length, or a row that is given twice.
+          ValueError: the mask has another length, or a row occurs twice.
         """
         rows = np.asarray(rows)
         if rows.dtype == bool and rows.shape != (len(self),):
@@ -186,7 +186,7 @@ class ProductTable:
         twice = np.flatnonzero(np.bincount(rows, minlength=1) > 1)
         if twice.size:
             raise ValueError(f"the id {self.ids[twice[0]]!r} occurs twice (row {twice[0]})")
-        table = object.__new__(ProductTable)  # not checked again: that would take seconds
+        table = object.__new__(ProductTable)  # not checked again, which would take seconds
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "extra":
@@ -199,7 +199,7 @@ class ProductTable:
         return table
 
     def where(self, **columns: str | Iterable[str]) -> "ProductTable":
-        """Returns the rows whose columns hold the given value, or one of the given values.
+        """Returns the rows whose columns have the given value, or one of the given values.
 
         `table.where(split="test", role="query")`, `table.where(role=("query", "catalogue"))`. Names
         are the singular of a field (split, role, product, ...) or an extra column.
@@ -229,24 +229,24 @@ def _text(name, values, count):
         part = values[start : start + _BLOCK].tolist()
         if not all(type(value) is str for value in part):
             part = np.asarray(part).astype(np.str_).tolist()
-        if name not in ("ids", "paths"):  # whose values are all different
+        if name not in ("ids", "paths"):  # its values are all different
             part = [shared.setdefault(value, value) for value in part]
         column[start : start + _BLOCK] = part
     return column
 
 
 def _ranks(column):
-    """int64 [N]: the place of each value among the sorted values."""
+    """int64 [N]: the index of each value among the sorted values."""
     rank = {value: place for place, value in enumerate(sorted(set(column.tolist())))}
     return np.fromiter(map(rank.__getitem__, column.tolist()), np.int64, len(column))
 
 
 def parse_conditions(text: str) -> dict[str, list[str]]:
-    """Reads conditions on columns, such as `role=query,category=Fruit, fresh|Vegetables`.
+    """Parses conditions on columns, such as `role=query,category=Fruit, fresh|Vegetables`.
 
     A condition is `column=value` or `column=value|value|…`. Conditions are separated by commas. A
     value may contain commas, because only a comma before another `column=` ends a condition. A
-    comma, bar, equals sign or backslash after a backslash is an ordinary character.
+    backslash escapes a comma, bar, equals sign or backslash.
 
     Args:
       text: the conditions; '' for none.
@@ -255,7 +255,7 @@ def parse_conditions(text: str) -> dict[str, list[str]]:
       {column: [values]}.
 
     Raises:
-      ValueError: a condition without a column or an equals sign, or a column named twice.
+      ValueError: a condition has no column or equals sign, or a column occurs twice.
     """
     escaped = re.sub(r"\\([\\,|=])", lambda match: chr(0xE000 + ord(match[1])), text)
 
@@ -275,10 +275,10 @@ def parse_conditions(text: str) -> dict[str, list[str]]:
 
 
 def select_where(table: ProductTable, text: str) -> ProductTable:
-    """Returns the rows of a table that meet all conditions of a text; see `parse_conditions`.
+    """Returns the rows of a table that satisfy all conditions of a text; see `parse_conditions`.
 
     Raises:
-      ValueError: a malformed condition, an unknown column, or a value that no row has.
+      ValueError: a condition is malformed, a column is unknown, or a value occurs in no row.
     """
     for column, values in parse_conditions(text).items():
         known = set(table.column(column).tolist())
@@ -293,10 +293,10 @@ def select_where(table: ProductTable, text: str) -> ProductTable:
 def split_by_product(
     products: Iterable[str], fractions: Sequence[float] = (0.7, 0.1, 0.2), salt: str = ""
 ) -> np.ndarray:
-    """Splits at the level of products, so that the test shows products never trained on.
+    """Splits by product, so that test products are not in training.
 
     The products are ordered by the SHA-256 of their name (and of `salt`); the first `fractions[0]`
-    of them are 'train', then 'val', then 'test'. The split depends on names alone: not on the order
+    of them are 'train', then 'val', then 'test'. The split depends only on names, not on the order
     of rows, the number of images, or the version of a random generator.
 
     Args:
@@ -309,7 +309,7 @@ def split_by_product(
       product.
 
     Raises:
-      ValueError: fewer products than parts.
+      ValueError: there are fewer products than parts.
     """
     products = np.asarray(products, dtype=object).tolist()
     names = sorted(set(products))
@@ -347,7 +347,7 @@ def queries_and_catalogue(
       (queries, catalogue): two ProductTables.
 
     Raises:
-      ValueError: the split has no image to search with.
+      ValueError: the split has no query image.
     """
     shown = (table.roles == "catalogue") & np.isin(table.splits, (split, "catalogue"))
     mine = (table.splits == split) & (table.roles != "catalogue")
@@ -355,14 +355,14 @@ def queries_and_catalogue(
     queries = table.select(asked if asked.any() else mine)
     if not len(queries):
         have = ", ".join(sorted(filter(None, set(table.splits.tolist())))) or "none"
-        raise ValueError(f"no image in split {split!r} to search with (splits: {have})")
+        raise ValueError(f"no image in split {split!r} can be a query (splits: {have})")
     return queries, (table.select(shown) if shown.any() else queries)
 
 
 def whole_catalogue(table: ProductTable) -> ProductTable:
-    """Returns the images that a shop searches, of all splits.
+    """Returns the catalogue of all splits.
 
-    They are those with role or split 'catalogue' or, if there are none, all but the queries.
+    It has the images with role or split 'catalogue' or, if there are none, all except the queries.
 
     Raises:
       ValueError: every image is a query.

@@ -1,9 +1,9 @@
-"""Tar shards, as WebDataset lays them, read as a manifest: `tar:shop-{000000..000015}.tar`.
+"""Tar shards in WebDataset's layout, read as a manifest: `tar:shop-{000000..000015}.tar`.
 
-A network disk serves a few large files well and millions of small ones badly. A sample is the files
-of one name up to its first dot: an image (`0001.jpg`) and its label, `0001.cls` (text) or
-`0001.json` ({"label": …} and, if wanted, category, split, role and domain). The images of a shard
-are unpacked once into the cache folder, on the disk of this machine.
+Network disks are fast for a few large files and slow for millions of small files. A sample consists
+of files with the same name up to the first dot: an image (`0001.jpg`) and its label, `0001.cls`
+(text) or `0001.json` ({"label": …} and optionally category, split, role and domain). The images of
+a shard are unpacked once into the cache folder, on the disk of this machine.
 """
 
 import glob
@@ -21,24 +21,24 @@ from metriclearn.datasets.table import ProductTable, split_by_product
 
 PREFIX = "tar:"
 COLUMNS = ("label", "category", "split", "role", "domain")
-NOTE = "samples.json"  # written last: what a shard holds
-LARGEST = 1 << 20  # bytes of a label
+NOTE = "samples.json"  # written last: the contents of a shard
+LARGEST = 1 << 20  # maximum bytes of a label
 
 
 def load(pattern, fractions=(0.7, 0.1, 0.2), cache=None):
     """Reads tar shards.
 
     Args:
-      pattern: `tar:` and paths parted by commas, in which `{000..015}` counts and `*` stands for
-        any text.
-      fractions: shares of the products, as in `manifest.load`, if no sample has a split.
-      cache: folder to unpack into; `cache_folder()/tars` if None.
+      pattern: `tar:` and paths separated by commas; `{000..015}` is a range of numbers, `*` any
+        text.
+      fractions: fractions of the products, as in `manifest.load`, if no sample has a split.
+      cache: folder to unpack into; None: `cache_folder()/tars`.
 
     Returns:
       A ProductTable. Ids are the names of shard and file, such as shop-000000.tar/0001.jpg.
 
     Raises:
-      ValueError: no such shard, a damaged one, or a sample without a label.
+      ValueError: a shard is missing or damaged, or a sample has no label.
     """
     cache = cache or os.path.join(cache_folder(), "tars")
     samples, ids, paths = [], [], []
@@ -49,7 +49,7 @@ def load(pattern, fractions=(0.7, 0.1, 0.2), cache=None):
             ids.append(f"{os.path.basename(shard)}/{sample['name']}")
             paths.append(os.path.join(folder, _file(number, sample["name"])))
     if not samples:
-        raise ValueError(f"{pattern}: the shards hold no image")
+        raise ValueError(f"{pattern}: the shards contain no image")
     values = {name: [sample.get(name, "") for sample in samples] for name in COLUMNS}
     splits = values["split"] if any(values["split"]) else None
     if splits is None and fractions is not None:
@@ -74,7 +74,7 @@ def _shards(patterns):
 
 
 def _counted(pattern):
-    """The paths that `{000..015}` stands for."""
+    """Expands `{000..015}` in a path."""
     counts = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not counts:
         return [pattern]
@@ -85,12 +85,12 @@ def _counted(pattern):
 
 
 def _file(number, name):
-    """The name of an unpacked image: names within a shard may lead anywhere."""
+    """The name of an unpacked image; names in a shard are untrusted and not used as paths."""
     return f"{number:06d}{os.path.splitext(name)[1].lower()}"
 
 
 def _unpacked(shard, cache):
-    """(folder with the images of a shard, their samples); unpacks it where that was not done."""
+    """(folder with the images of a shard, their samples); unpacks the shard if needed."""
     about = os.stat(shard)
     key = f"{os.path.realpath(shard)}\0{about.st_size}\0{about.st_mtime_ns}"
     folder = os.path.join(cache, hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -104,9 +104,9 @@ def _unpacked(shard, cache):
             if not os.path.exists(os.path.join(folder, NOTE)):
                 os.rename(new, folder)
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{PREFIX}{shard}: is no whole tar file: {error}") from None
+            raise ValueError(f"{PREFIX}{shard}: is not a complete tar file: {error}") from None
         except OSError:
-            if not os.path.exists(os.path.join(folder, NOTE)):  # unless another process did it
+            if not os.path.exists(os.path.join(folder, NOTE)):  # unless another process has done it
                 raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -127,7 +127,7 @@ def _unpack(shard, folder):
                 target = os.path.join(folder, _file(len(images), member.name))
                 with open(target, "wb") as out:
                     shutil.copyfileobj(tar.extractfile(member), out)
-                os.utime(target, (member.mtime, member.mtime))  # equal on all machines
+                os.utime(target, (member.mtime, member.mtime))  # the same on all machines
                 images.append((key, member.name))
             elif end in ("cls", "json") and member.size <= LARGEST:
                 content = tar.extractfile(member).read()
@@ -141,7 +141,7 @@ def _unpack(shard, folder):
 
 
 def _label(shard, name, end, content):
-    """{column: text} that a label file says."""
+    """{column: text} in a label file."""
     try:
         if end == "cls":
             return {"label": content.decode().strip()}

@@ -106,7 +106,7 @@ PROXY_LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 def weighted_sum(
     *terms: Sequence[Any],
 ) -> Callable[[TensorLike, TensorLike], tf.Tensor]:
-    """Makes one loss `(labels, embeddings)` of several with weights.
+    """Combines several losses with weights to one loss `(labels, embeddings)`.
 
         weighted_sum(("triplet", 1.0), ("threshold_consistent_margin", 0.5))
 
@@ -116,7 +116,7 @@ def weighted_sum(
             dict of its options.
 
     Raises:
-        ValueError: no term, an unknown name, or an option that the loss does not have.
+        ValueError: there is no term, a name is unknown, or a loss has no such option.
     """
     if not terms:
         raise ValueError("a weighted sum needs at least one loss")

@@ -1,6 +1,6 @@
-"""Losses that weigh an anchor's positives against its negatives by a softmax.
+"""Losses that compare an anchor's positives with its negatives by a softmax.
 
-Arguments, returns and errors are those of `metriclearn.losses.pairwise`, and so is the cost: one
+Arguments, returns and errors are described in `metriclearn.losses.pairwise`. The cost is one
 `[B, M]` matrix, except for the angular loss.
 """
 
@@ -41,7 +41,7 @@ def n_pairs_loss(
             against = log_sum_exp(-distances, negative)[:, None]
             return tf.cast(tf.nn.softplus(against + distances), x.dtype)
 
-        # Products of long rows leave float32, their differences may not.
+        # Products of long rows can exceed float32 while their differences do not.
         terms = tf.cond(are_calm(x, y), lambda: terms_in(x.dtype), lambda: terms_in(tf.float64))
         return reduce_terms(_of_pairs(terms, positive, negative), reduction, comparison)
 
@@ -54,13 +54,13 @@ def nt_xent_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Cross-entropy of each positive pair among it and the anchor's negatives, by cosine.
+    """Cross-entropy of each positive pair against the anchor's negatives, by cosine.
 
     Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
     Representations (SimCLR, arXiv 2002.05709), eq. 1, for any number of positives:
     `-log(exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t)))`, t the temperature. An n-pairs loss
-    on cosines. With labels, `supervised_contrastive_loss` supersedes it: there the positives of an
-    anchor also share one softmax.
+    on cosines. With labels, `supervised_contrastive_loss` supersedes it: there, the positives of an
+    anchor also share a softmax.
 
     Terms: one per positive pair (a, p) whose anchor has a negative.
     """
@@ -80,7 +80,7 @@ def tuplet_margin_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """An n-pairs loss on cosines whose positive must be nearer by an angle.
+    """An n-pairs loss on cosines with an angular margin for the positive.
 
     Yu, Tao: Deep Metric Learning with Tuplet Margin Loss (ICCV 2019): `log(1 + sum_n
     exp(scale (cos t_n - cos(t_p - margin))))`, t the angles to the anchor, margin in radians. The
@@ -110,8 +110,8 @@ def nca_loss(
 
     Goldberger, Roweis, Hinton, Salakhutdinov: Neighbourhood Components Analysis (NIPS 2004), the
     objective g: `-log(sum_p exp(-scale d(a, p)) / sum_{j != a} exp(-scale d(a, j)))`. One
-    near positive satisfies it; `supervised_contrastive_loss` pulls all of them and supersedes it
-    where classes are compact.
+    near positive is enough; `supervised_contrastive_loss` attracts all positives and supersedes it
+    if classes are compact.
 
     Terms: one per anchor that has a positive and a negative.
     """
@@ -132,7 +132,7 @@ def instance_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Cross-entropy of recognizing the class's first example among all, itself included.
+    """Cross-entropy of recognizing the class's first example among all examples.
 
     After Zheng et al.: Dual-Path Convolutional Image-Text Embeddings with Instance Loss (arXiv
     1711.05535), with the batch in place of a classifier: `-log(exp(scale s_f) / sum_j exp(scale
@@ -160,7 +160,7 @@ def angular_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Bounds the angle at the negative of the triangle that a triplet spans.
+    """Bounds the angle at the negative in the triangle of a triplet.
 
     Wang, Zhou, Wen, Liu, Lin: Deep Metric Learning with Angular Loss (arXiv 1708.01682):
     `log(1 + sum_n exp(4 tan^2(angle) (a + p).n - 2 (1 + tan^2(angle)) a.p))` on normalized

@@ -24,8 +24,8 @@ def histogram_loss(
     Ustinova, Lempitsky: Learning Deep Embeddings with Histogram Loss (arXiv 1611.00822), eq. 4:
     `sum_r h-_r sum_{q <= r} h+_q`, h the histograms of the cosines of negative and positive pairs.
     Each cosine is divided linearly between the two nearest of `bins` + 1 nodes on [-1, 1]. It has
-    no margin to tune, but only pairs near the overlap of the two get a gradient. The value belongs
-    to the batch, so it has no reduction; 0 without a positive or without a negative pair.
+    no margin to tune, but only pairs near the overlap of the histograms get a gradient. There is
+    one value per batch, so there is no reduction; 0 without a positive or without a negative pair.
     """
     with tf.name_scope("histogram_loss"):
         comparison, positive, negative, s = cosines(labels, embeddings, references)
@@ -49,19 +49,19 @@ def dynamic_soft_margin_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Weights each triplet by the share of triplets that are easier: no margin to choose.
+    """Weights each triplet by the fraction of easier triplets; it has no margin.
 
     Zhang, Rusinkiewicz: Learning Local Descriptors with a CDF-Based Dynamic Soft Margin (ICCV
     2019): `w (d(a, p) - d(a, n))` on Euclidean distances of normalized embeddings, w the cumulative
     histogram of these differences, without gradient, over nodes at equal steps from -2 to 2.
-    It takes every triplet, in O(pairs M); `triplet_loss(soft_margin=True)` on mined ones is cheaper
-    and supersedes it in large batches.
+    It uses every triplet, in O(pairs M); `triplet_loss(soft_margin=True)` with mined triplets is
+    cheaper and supersedes it in large batches.
 
     Args:
-        bins: steps from -2 to 2.
-        momentum: the batch's weight in the histogram, if there is one of the past.
-        histogram_of_past: a `[bins + 1]` variable that keeps the running histogram, all zeros at
-            first; it is updated. If None, the batch's own histogram is used.
+        bins: number of steps from -2 to 2.
+        momentum: weight of the batch in the running histogram.
+        histogram_of_past: a `[bins + 1]` variable with the running histogram, initially zeros; it
+            is updated. None: use only the histogram of the batch.
 
     Terms: one per triplet, ordered by anchor, positive, negative.
     """

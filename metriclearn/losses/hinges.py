@@ -1,7 +1,7 @@
-"""Losses whose pairs are satisfied beyond a threshold.
+"""Losses in which pairs beyond a threshold have no loss.
 
-Arguments, returns and errors are those of `metriclearn.losses.pairwise`, and so is the cost.
-`triplet_loss` and `margin_loss`, which mine, have modules of their own.
+Arguments, returns, errors and cost are described in `metriclearn.losses.pairwise`. `triplet_loss`
+and `margin_loss`, which mine, are in other modules.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def contrastive_loss(
     the positives.
 
     Args:
-        miner: a name in `MINERS`, or a function `(labels, embeddings) -> Pairs` or `Triplets`; all
-            pairs if None.
+        miner: a name in `MINERS`, or a function `(labels, embeddings) -> Pairs` or `Triplets`;
+            None: all pairs.
 
     Terms: one per positive pair, then one per negative pair, row by row, or in the miner's order.
     The two kinds are reduced separately, and the results are added.
@@ -83,7 +83,7 @@ def snr_contrastive_loss(
     with tf.name_scope("snr_contrastive_loss"):
         comparison = compare(labels, embeddings, references)
         x, y = comparison.embeddings, comparison.references
-        # The ratio ignores scale, and in these units squares neither overflow nor vanish.
+        # The ratio does not depend on scale; in these units squares neither overflow nor vanish.
         largest = [tf.reduce_max(tf.concat([tf.abs(tf.reshape(t, [-1])), [0]], 0)) for t in (x, y)]
         unit = power_of_two(tf.maximum(*largest))
         x, y = (t / unit - tf.reduce_mean(t / unit, axis=1, keepdims=True) for t in (x, y))
@@ -105,7 +105,7 @@ def threshold_consistent_margin_loss(
     reduction: str = "nonzero_mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Makes one threshold of cosine fit all classes; a regularizer to add to another loss.
+    """Makes one cosine threshold suitable for all classes; a regularizer for another loss.
 
     Zhang et al.: Threshold-Consistent Margin Loss for Open-World Deep Metric Learning (arXiv
     2307.04047): `max(0, positive_margin - s_p)` and `max(0, s_n - negative_margin)`, each averaged
@@ -131,7 +131,7 @@ def intra_pair_variance_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Pulls the cosines of all positive pairs to their mean from below, of negatives from above.
+    """Moves cosines of positive pairs below their mean up to it, and of negatives above it down.
 
     Yu, Tao: Deep Metric Learning with Tuplet Margin Loss (ICCV 2019): `max(0, (1 -
     epsilon) mean s_p - s_p)^2` and `max(0, s_n - (1 + epsilon) mean s_n)^2`; a regularizer that the
@@ -183,7 +183,7 @@ def ranked_list_loss(
         def weighted_mean(mask: tf.Tensor, violation: tf.Tensor, temperature: float) -> tf.Tensor:
             mask &= violation > 0
             logits = where(mask, temperature * violation, 0)
-            # In units of the largest weight, which no violation makes overflow.
+            # In units of the largest weight, so that weights do not overflow.
             highest = tf.stop_gradient(tf.reduce_max(logits, axis=1, keepdims=True))
             weights = where(mask, tf.exp(logits - highest), 0)
             total = tf.reduce_sum(weights + smoothing * tf.exp(-highest), axis=1)

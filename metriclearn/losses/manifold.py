@@ -1,4 +1,4 @@
-"""A loss on similarities that spread over the batch and its proxies as a random walk."""
+"""A loss on similarities from a random walk over the batch and its proxies."""
 
 import tensorflow as tf
 
@@ -18,7 +18,7 @@ def manifold_loss(
     margin: float = 5e-4,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Ranks proxies by how a random walk over all examples and proxies reaches them.
+    """Ranks proxies by a random walk over all examples and proxies.
 
     Aziere, Todorovic: Ensemble Deep Manifold Similarity Learning Using Hard Proxies (CVPR 2019).
     With S_ij = exp(2 max(0, cos)) off the diagonal and its symmetric normalization N, the walk is
@@ -29,14 +29,14 @@ def manifold_loss(
 
     Args:
         labels, embeddings, proxies, reduction: see `metriclearn.losses.proxies`.
-        restart: share of the walk that returns to its start at each step, 0 to 1.
+        restart: probability of returning to the start at each step, 0 to 1.
     """
     with tf.name_scope("manifold_loss"):
         comparison, cosines, own = own_cosines(labels, embeddings, proxies)
         x = comparison.embeddings
         proxies = tf.cast(float_matrix(proxies, "proxies"), x.dtype)
         nodes = normalize(tf.concat([x, proxies], 0))
-        # A NaN would make the decomposition raise; it is put into the result instead.
+        # A NaN would make the decomposition raise; it is added to the result instead.
         nodes = tf.where(tf.math.is_finite(nodes), nodes, tf.zeros_like(nodes))
         broken = tf.stop_gradient(tf.reduce_sum(0 * cosines))
         similarity = tf.exp(2 * tf.nn.relu(tf.matmul(nodes, nodes, transpose_b=True)))

@@ -35,11 +35,11 @@ def all_differences(
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
     """(`[T]` d(a, p) - d(a, n) of all triplets, which of them are real: see `xla.real`).
 
-    In the order of `mine_batch_all`, read from the `[B, M]` distances pair by pair: O(pairs M),
-    where gathering the embeddings of every triplet would take D times as much.
+    In the order of `mine_batch_all`, from the `[B, M]` distances: O(pairs M); gathering the
+    embeddings of every triplet would take D times as much.
     """
     positive, negative = masks(comparison)
-    if compiling():  # which fuses the cube into the sums that follow
+    if compiling():  # XLA fuses the cube into the following sums
         differences = distances[:, :, None] - distances[:, None]
         counted = positive[:, :, None] & negative[:, None]
         return tf.reshape(differences, [-1]), tf.reshape(counted, [-1])
@@ -56,7 +56,7 @@ def where(mask: tf.Tensor, values: tf.Tensor, otherwise: float) -> tf.Tensor:
 
 def log_sum_exp(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """`[B]`: the log of the sum of exponentials of each row's masked values; very small if none."""
-    # A large finite number and not the dtype's lowest, which would overflow where two are added.
+    # A large finite number, not the dtype's lowest, which would overflow in sums.
     return tf.reduce_logsumexp(where(mask, values, values.dtype.min / 4), axis=1)
 
 

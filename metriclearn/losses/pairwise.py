@@ -1,14 +1,14 @@
 """Losses over the pairs of a batch.
 
 Each computes the `[B, M]` matrix of a batch and its references (by default the batch itself):
-O(B M) memory, one product forward and two backward. Embeddings are used as they are; losses on a
-cosine say so. Shared arguments:
-    labels: `[B]`, see `metriclearn.inputs`. Equal labels make a positive pair; self is excluded by
-        index.
+O(B M) memory, one product forward and two backward. Embeddings are used as given; losses on a
+cosine say so. Common arguments:
+    labels: `[B]`, see `metriclearn.inputs`. Examples with equal labels are positive pairs; self is
+        excluded by index.
     embeddings: `[B, D]` floating point; half precision is computed in float32.
     distance: a name in `DISTANCES` or a `Distance`.
-    reduction: over the terms that each loss names: 'mean', 'nonzero_mean', 'sum', 'none'.
-    references: a `References` to compare with, such as a memory's; the batch if None.
+    reduction: over the terms given for each loss: 'mean', 'nonzero_mean', 'sum', 'none'.
+    references: a `References` to compare with, such as that of a memory; None: the batch.
 All return a scalar (a vector of terms for 'none'), exactly 0 with gradient 0 if the batch has no
 valid term. They raise ValueError for unknown names, and for labels that do not fit the embeddings.
 """
@@ -44,7 +44,7 @@ def lifted_structured_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Compares positives with all negatives at once, by a soft maximum; two forms of one idea.
+    """Compares positives with all negatives at once, by a soft maximum; it has two forms.
 
     Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding
     (arXiv 1511.06452), eq. 4: per pair of positives `max(0, d(i, j) + log(sum_n exp(margin - d(i,
@@ -52,7 +52,7 @@ def lifted_structured_loss(
 
     Args:
         form: 'anchors', `generalized_lifted_structured_loss` with this margin for the negatives;
-            'pairs', that of the paper, which compares the batch with itself only.
+            'pairs', the paper's, which compares only the batch with itself.
 
     Terms: one per anchor that has a positive and a negative; for 'pairs' one per ordered pair of
     positives whose anchor has a negative.
@@ -143,7 +143,7 @@ def multi_similarity_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Weights pairs by their own and their relative similarity, after mining informative ones.
+    """Weights pairs by their absolute and relative similarity, after mining informative pairs.
 
     Wang, Han, Huang, Dong, Scott: Multi-Similarity Loss with General Pair Weighting (arXiv
     1904.06627), eq. 15 on cosines s: `log(1 + sum_p exp(-alpha (s_p - base))) / alpha +
@@ -204,7 +204,7 @@ def margin_loss(
     reduction: str = "nonzero_mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Pulls positives nearer than a boundary and pushes negatives beyond it, each by a margin.
+    """Moves positives within a boundary and negatives beyond it, each by a margin.
 
     Wu, Manmatha, Smola, Krahenbuhl: Sampling Matters in Deep Embedding Learning (arXiv 1706.07567),
     eq. 4, Euclidean distance: `max(0, alpha + y (d - beta))`, y = 1 for a positive and -1 for a
@@ -217,8 +217,8 @@ def margin_loss(
         miner: a name in `MINERS`, or a function `(labels, embeddings) -> Triplets`. Bind options,
             such as the step's seed, with `functools.partial`.
 
-    Terms: that of (a, p) for each mined triplet, then that of (a, n) for each. The paper divides by
-    the number of those that are not 0.
+    Terms: one for (a, p) per mined triplet, then one for (a, n) per triplet. The paper divides by
+    the number of nonzero terms.
     """
     with tf.name_scope("margin_loss"):
         comparison = compare(labels, embeddings, references)

@@ -1,17 +1,16 @@
-"""Losses against one learned vector per class: classification that trains an embedding.
+"""Losses with one learned vector per class (proxy): classification that trains an embedding.
 
-Shared arguments:
-    labels: `[B]` or `[B, 1]` integers in [0, C), or whole floats: the row of the proxies that is
-        the example's class.
+Common arguments:
+    labels: `[B]` or `[B, 1]` integers in [0, C), or whole floats: the row of the class's proxy.
     embeddings: `[B, D]` floating point; half precision is computed in float32.
-    proxies: `[C, D]`, usually a trainable variable; gradients reach it. Losses with several
+    proxies: `[C, D]`, usually a trainable variable; it gets gradients. Losses with several
         vectors per class take `[C, K, D]`; there `[C, D]` means K = 1.
     scale: multiplies cosines before the softmax (the inverse temperature).
     reduction: over the examples: 'mean', 'nonzero_mean', 'sum', 'none'.
-All but two, which say so, are defined on cosines alone, so embeddings and proxies are normalized
-*in the formula*. They return a scalar (`[B]` for 'none'), 0 for an empty batch. They raise
-ValueError for unknown names, and for labels that are not integers or are known to lie outside
-[0, C); where values are not known when the graph is built, a label outside gives NaN.
+All but two, which say so, are defined on cosines, so embeddings and proxies are normalized *in the
+formula*. They return a scalar (`[B]` for 'none'), 0 for an empty batch. They raise ValueError for
+unknown names, and for labels that are not integers or are known to be outside of [0, C). If values
+are not known when the graph is built, a label outside gives NaN.
 """
 
 import math
@@ -51,7 +50,7 @@ def cosface_loss(
     scale: float = 64.0,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Softmax cross-entropy in which the true class must win by a margin of cosine.
+    """Softmax cross-entropy with a cosine margin for the true class.
 
     Wang et al.: CosFace: Large Margin Cosine Loss for Deep Face Recognition (arXiv 1801.09414),
     eq. 4: the true class's cosine is replaced by `cos - margin`.
@@ -71,11 +70,11 @@ def arcface_loss(
     scale: float = 64.0,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Softmax cross-entropy in which the true class must win by a margin of angle.
+    """Softmax cross-entropy with an angular margin for the true class.
 
     Deng, Guo, Xue, Zafeiriou: ArcFace: Additive Angular Margin Loss for Deep Face Recognition
     (arXiv 1801.07698), eq. 3: the true class's cosine is replaced by `cos(angle + margin)`, margin
-    in radians. For `angle > pi - margin`, where that would rise again, it is
+    in radians. For `angle > pi - margin`, where this would increase again, it is
     `cos - margin sin(margin)`, as in the authors' code.
     """
     with tf.name_scope("arcface_loss"):
@@ -92,7 +91,8 @@ def sub_center_arcface_loss(
     scale: float = 64.0,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """ArcFace on the nearest of K vectors of each class: noisy labels may gather at a spare one.
+    """ArcFace with the nearest of K vectors per class; examples with wrong labels can use another
+    one.
 
     Deng, Guo, Liu, Gong, Zafeiriou: Sub-center ArcFace: Boosting Face Recognition by Large-scale
     Noisy Web Faces (ECCV 2020): `arcface_loss` on `max_k cos(x, w_ck)`; proxies `[C, K, D]`.
@@ -113,12 +113,12 @@ def soft_triple_loss(
     temperature: float = 0.1,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """CosFace on K vectors of each class, weighted by a softmax: for classes of several looks.
+    """CosFace with K vectors per class, weighted by a softmax: for classes of varied appearance.
 
     Qian, Shang, Sun, Hu, Li, Jin: SoftTriple Loss: Deep Metric Learning Without Triplet Sampling
     (arXiv 1909.05235): `cosface_loss` on `sum_k softmax_k(s_ck / temperature) s_ck`, s the
-    cosines to proxies `[C, K, D]`. The paper also merges similar vectors of a class by a
-    regularizer, which is not part of this.
+    cosines to proxies `[C, K, D]`. The paper's regularizer, which merges similar vectors of a
+    class, is not included.
     """
     with tf.name_scope("soft_triple_loss"):
         comparison, cosines, own = _center_cosines(labels, embeddings, proxies)
@@ -136,12 +136,12 @@ def large_margin_softmax_loss(
     scale: float = 1.0,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Softmax cross-entropy of dot products in which the true class's angle counts m-fold.
+    """Softmax cross-entropy of dot products, with the angle of the true class multiplied by m.
 
     Liu, Wen, Yu, Yang: Large-Margin Softmax Loss for Convolutional Neural Networks (arXiv
     1612.02295): the logits are `scale |x| |w| cos t`, for the true class
     `scale |x| |w| psi(t)`, psi(t) = (-1)^k cos(m t) - 2 k for t in [k pi / m, (k + 1) pi / m], m
-    the margin. Lengths count. `arcface_loss`, whose target has no kinks, supersedes it.
+    the margin. It depends on lengths. `arcface_loss`, whose target is smooth, supersedes it.
     """
     with tf.name_scope("large_margin_softmax_loss"):
         comparison, cosines, own = own_cosines(labels, embeddings, proxies)
@@ -163,8 +163,8 @@ def sphereface_loss(
     """The large-margin softmax with proxies of length 1: `scale |x| psi(t)`.
 
     Liu, Wen, Yu, Li, Raj, Song: SphereFace: Deep Hypersphere Embedding for Face Recognition (arXiv
-    1704.08063); psi as in `large_margin_softmax_loss`. The length of the embedding counts.
-    `arcface_loss`, whose target has no kinks, supersedes it.
+    1704.08063); psi as in `large_margin_softmax_loss`. It depends on the length of the embedding.
+    `arcface_loss`, whose target is smooth, supersedes it.
     """
     with tf.name_scope("sphereface_loss"):
         comparison, cosines, own = own_cosines(labels, embeddings, proxies)
@@ -180,11 +180,11 @@ def p2sgrad_loss(
     *,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Squared error of the cosines to all proxies: 1 for the own one, 0 for the others.
+    """Squared error of the cosines to all proxies: 1 for the class's proxy, 0 for the others.
 
     Zhang et al.: P2SGrad: Refined Gradients for Optimizing Deep Face Models (arXiv 1905.02479),
     whose gradients, eq. 11, are those of `mean_c (cos t_c - [c is the label])^2`. It has neither
-    margin nor scale to tune. With many classes the others dominate the mean;
+    margin nor scale to tune. With many classes the other proxies dominate the mean;
     `normalised_softmax_loss` weights the nearest of them.
     """
     with tf.name_scope("p2sgrad_loss"):
@@ -201,7 +201,7 @@ def proxy_nca_loss(
     scale: float = 1.0,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Pulls examples nearer to their own proxy than to others, by squared distance on the sphere.
+    """Moves examples nearer to their proxy than to others, by squared distance on the sphere.
 
     Movshovitz-Attias, Toshev, Leung, Ioffe, Singh: No Fuss Distance Metric Learning using Proxies
     (arXiv 1703.07464), eq. 4: `-log(exp(-d(x, p)) / sum over the *other* proxies of exp(-d(x,
@@ -226,12 +226,12 @@ def proxy_anchor_loss(
     margin: float = 0.1,
     scale: float = 32.0,
 ) -> tf.Tensor:
-    """Pulls the batch's examples to their proxy and pushes them from the others.
+    """Moves examples towards their proxy and away from the others.
 
     Kim, Kim, Cho, Kwak: Proxy Anchor Loss for Deep Metric Learning (arXiv 2003.13911), eq. 4:
     the mean over proxies with a positive in the batch of `log(1 + sum_pos exp(-scale (s -
-    margin)))` plus the mean over all proxies of `log(1 + sum_neg exp(scale (s + margin)))`. Its
-    terms belong to proxies, so it always returns a scalar.
+    margin)))` plus the mean over all proxies of `log(1 + sum_neg exp(scale (s + margin)))`. The
+    terms are per proxy, so it always returns a scalar.
     """
     with tf.name_scope("proxy_anchor_loss"):
         comparison, cosines, own = own_cosines(labels, embeddings, proxies)
@@ -318,7 +318,7 @@ def _multiple_angle(cosines: tf.Tensor, margin: int) -> tf.Tensor:
 
 
 def nan_if_unknown(own: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """`[B]`: 1, or NaN for examples whose label is the row of no proxy."""
+    """`[B]`: 1, or NaN for examples whose label is not a row of the proxies."""
     known = tf.cast(tf.reduce_any(own, axis=1), like.dtype)
     return known / known
 

@@ -1,6 +1,7 @@
-"""Losses that smooth a retrieval metric: every embedding queries the rest of the batch.
+"""Losses that smooth a retrieval metric: every embedding searches the rest of the batch.
 
-Arguments, returns and errors are those of `metriclearn.losses.pairwise`. Smooth-AP and the recall
+Arguments, returns and errors are described in `metriclearn.losses.pairwise`. Smooth-AP and the
+recall
 surrogate compare candidates with each other: O(pairs M) time and memory, which suits P x K batches.
 """
 
@@ -24,7 +25,7 @@ def smooth_ap_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """1 - average precision by cosine, with the step in each rank softened to a sigmoid.
+    """1 - average precision by cosine, with the step of each rank replaced by a sigmoid.
 
     Brown, Xie, Kalogeiton, Zisserman: Smooth-AP: Smoothing the Path Towards Large-Scale Image
     Retrieval (arXiv 2007.12163), eq. 7: AP = mean over positives p of (1 + sum over other positives
@@ -35,7 +36,7 @@ def smooth_ap_loss(
     with tf.name_scope("smooth_ap_loss"):
         comparison, positive, negative, similarity = cosines(labels, embeddings, references)
         pairs, above = _softly_above(similarity, positive, temperature)
-        # The positive itself is among them with G(0) = 1/2, which is subtracted.
+        # This includes the positive itself with G(0) = 1/2, which is subtracted.
         among_positives = _sum_where(tf.gather(positive, pairs[:, 0]), above) - 0.5
         among_negatives = _sum_where(tf.gather(negative, pairs[:, 0]), above)
         precision = (1 + among_positives) / (1 + among_positives + among_negatives)
@@ -53,7 +54,7 @@ def recall_at_k_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """1 - recall@k by cosine, with both of its steps softened, averaged over several k.
+    """1 - recall@k by cosine, with sigmoids for both steps, averaged over several k.
 
     After Patel, Tolias, Matas: Recall@k Surrogate Loss with Large Batches and Similarity Mixup
     (arXiv 2108.11179), eq. 6: the sum over the anchor's positives p of
@@ -65,7 +66,7 @@ def recall_at_k_loss(
     with tf.name_scope("recall_at_k_loss"):
         comparison, positive, negative, similarity = cosines(labels, embeddings, references)
         pairs, above = _softly_above(similarity, positive, temperature)
-        # 1 + ..., less the 1/2 of the positive itself.
+        # 1 + ..., minus the 1/2 of the positive itself.
         rank = 0.5 + _sum_where(tf.gather(positive | negative, pairs[:, 0]), above)
         count = tf.cast(tf.math.count_nonzero(positive, axis=1), rank.dtype)
         rows = tf.shape(positive)[0]
@@ -90,14 +91,14 @@ def pnp_loss(
     reduction: str = "mean",
     references: References | None = None,
 ) -> tf.Tensor:
-    """Penalizes the negatives that rank above each positive, and no order among positives.
+    """Penalizes negatives ranked above each positive; the order of positives does not matter.
 
     Li, Min, Song et al.: Rethinking the Optimization of Average Precision: Only Penalizing Negative
     Instances before Positive Ones is Enough (arXiv 2102.04640), on cosines s: the mean over an
     anchor's positives of f(R), R = sum_n sigmoid((s_n - s_p) / temperature). f by `variant`, as
     the paper names them: 'O' R; 'Ds' log(1 + R); 'Dq' 1 - (1 + R)^-alpha; 'Iu' (1 + R) log(1 + R);
-    'Ib' (b R - log(1 + b R)) / b^2. In 'Ds' and 'Dq' a positive counts the less, the more negatives
-    rank above it.
+    'Ib' (b R - log(1 + b R)) / b^2. In 'Ds' and 'Dq' the gradient of a positive decreases with the
+    number of negatives above it.
 
     Args:
         count_query: count the anchor itself among its positives, as pytorch-metric-learning does.
@@ -158,7 +159,7 @@ def fast_ap_loss(
 def _softly_above(
     similarity: tf.Tensor, positive: tf.Tensor, temperature: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """All positive pairs `[T, 2]`, and `[T, M]` how far each candidate ranks above the pair's."""
+    """All positive pairs `[T, 2]`, and `[T, M]` how much each candidate is above the positive."""
     pairs = tf.where(positive)
     own = tf.gather_nd(similarity, pairs)[:, None]
     return pairs, tf.sigmoid((tf.gather(similarity, pairs[:, 0]) - own) / temperature)

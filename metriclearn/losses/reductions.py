@@ -1,4 +1,4 @@
-"""From the terms of a loss to one number."""
+"""Reduces the terms of a loss to a scalar."""
 
 import tensorflow as tf
 
@@ -10,19 +10,19 @@ from metriclearn.registry import resolve
 def reduce_terms(
     terms: tf.Tensor, reduction: str, comparison: Comparison, real: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Reduces `[T]` terms as named. With no terms the result and its gradient are exactly 0.
+    """Reduces `[T]` terms. Without terms the result and its gradient are exactly 0.
 
-    A NaN or infinity anywhere in the embeddings or references makes the result one, even if mining
-    passed it by: a broken model must show in its loss.
+    A NaN or infinity anywhere in the embeddings or references makes the result NaN or infinite,
+    even if no term contains it, so that a broken model is visible in its loss.
 
     Args:
         terms: `[T]` floating point, one per triplet, pair or anchor.
         reduction: 'mean'; 'nonzero_mean', over the terms that are not 0; 'sum'; 'none'.
         comparison: the batch.
-        real: `[T]` bool, which terms count; the others are padding. All if None.
+        real: `[T]` bool: terms that are not padding; None: all.
 
     Raises:
-        ValueError: unknown reduction.
+        ValueError: the reduction is unknown.
     """
     reduce = resolve(reduction, REDUCTIONS, "reduction")
     if real is None:
@@ -51,7 +51,7 @@ def mean_of(terms: tf.Tensor) -> tf.Tensor:
     return _sum_over(terms, tf.size(terms))
 
 
-# Of `[T]` terms and the count of those that are no padding.
+# Functions of `[T]` terms and the number of terms that are not padding.
 REDUCTIONS = {
     "mean": _sum_over,
     "nonzero_mean": lambda terms, count: _sum_over(terms, tf.math.count_nonzero(terms)),

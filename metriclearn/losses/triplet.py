@@ -27,34 +27,34 @@ def triplet_loss(
     mining_dtype: Any = None,
     references: References | None = None,
 ) -> tf.Tensor:
-    """Pulls an anchor's positive nearer than its negative: `max(0, d(a, p) - d(a, n) + margin)`.
+    """Moves an anchor's positive nearer than its negative: `max(0, d(a, p) - d(a, n) + margin)`.
 
     Schroff, Kalenichenko, Philbin: FaceNet (arXiv 1503.03832), eq. 3; soft margin and batch-hard:
-    Hermans, Beyer, Leibe (arXiv 1703.07737), eq. 5 and 7. Embeddings are used as they are:
-    normalize them in the model if it should.
+    Hermans, Beyer, Leibe (arXiv 1703.07737), eq. 5 and 7. Embeddings are used as given: normalize
+    them in the model if needed.
 
     Args:
         labels: `[B]`, see `metriclearn.inputs`. An anchor counts if it has a positive (the same
             label, itself excluded by index) and a negative.
         embeddings: `[B, D]` floating point; half precision is computed in float32.
-        margin: of the hinge, in units of the distance; also passed to miners that have a margin.
+        margin: margin of the hinge, in units of the distance; also passed to miners with a margin.
         miner: a name in `MINERS`, or a function `(labels, embeddings) -> (anchors, positives,
-            negatives)` of `[T]` indices. Of the options `distance`, `margin`, `references` and
-            `mining_dtype` it receives those that its signature names.
+            negatives)` of `[T]` indices. It gets the options `distance`, `margin`, `references` and
+            `mining_dtype` that are in its signature.
         distance: a name in `DISTANCES` or a `Distance`.
         soft_margin: `log(1 + exp(d(a, p) - d(a, n)))` instead of the hinge, without its margin.
-        reduction: over the mined triplets: 'mean', 'nonzero_mean' (over those that are not 0, usual
-            with 'batch_all'), 'sum', or 'none' for a `[T]` vector in the miner's order.
-        mining_dtype: dtype of the product that ranks candidates. The distances of the loss itself
-            are always computed from the embeddings as given.
-        references: a `References` that positives and negatives come from; the batch if None.
+        reduction: over the mined triplets: 'mean', 'nonzero_mean' (over nonzero terms, usual with
+            'batch_all'), 'sum', or 'none' for a `[T]` vector in the miner's order.
+        mining_dtype: dtype of the product that ranks candidates. The loss always computes its
+            distances from the embeddings as given.
+        references: `References` with the positives and negatives; None: the batch.
 
     Returns:
-        A scalar (or `[T]`). With no valid triplet exactly 0, with gradient 0.
+        A scalar (or `[T]`), exactly 0 with gradient 0 if there is no valid triplet.
 
     Raises:
-        ValueError: an unknown name; labels and embeddings that do not fit together; `references` or
-            `mining_dtype` with a miner that cannot use them.
+        ValueError: a name is unknown; labels and embeddings do not fit together; or the miner does
+            not support `references` or `mining_dtype`.
     """
     with tf.name_scope("triplet_loss"):
         comparison = compare(labels, embeddings, references)

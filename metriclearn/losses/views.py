@@ -1,8 +1,8 @@
-"""Losses on two views of each image, for data without labels: each image is a class of its own.
+"""Losses on two views of each image, for data without labels: each image is a class.
 
-The views are the first two examples of each class; further ones, and classes with one, are not
-used. No negatives: with labels, `supervised_contrastive_loss` supersedes these losses. Arguments
-and errors are those of `metriclearn.losses.pairwise`.
+The views are the first two examples of each class; further examples, and classes with one example,
+are not used. There are no negatives: with labels, `supervised_contrastive_loss` supersedes these
+losses. Arguments and errors are described in `metriclearn.losses.pairwise`.
 """
 
 import tensorflow as tf
@@ -22,14 +22,14 @@ def vicreg_loss(
     covariance: float = 1.0,
     epsilon: float = 1e-4,
 ) -> tf.Tensor:
-    """Pulls two views of each class together and keeps the dimensions spread and uncorrelated.
+    """Moves the two views of each class together; keeps the dimensions spread and uncorrelated.
 
     Bardes, Ponce, LeCun: VICReg (arXiv 2105.04906), eq. 1-6: `invariance` times the mean squared
     difference of the views, plus per view `variance` times the mean of `max(0, 1 - sqrt(var +
     epsilon)) / 2` over the dimensions, plus `covariance` times the sum of squared covariances of
     different dimensions, divided by D. Variances divide by N - 1, as in the paper's code.
 
-    The value belongs to the batch, so it has no reduction; 0 with fewer than two pairs of views.
+    There is one value per batch, so there is no reduction; 0 with fewer than two pairs of views.
     """
     with tf.name_scope("vicreg_loss"):
         comparison = compare(labels, embeddings)
@@ -57,13 +57,13 @@ def barlow_twins_loss(
 
     Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins (arXiv 2103.03230), eq. 1-2: `sum_i (1 -
     C_ii)^2 + redundancy sum_{i != j} C_ij^2`, C the `[D, D]` correlations over the batch of
-    dimensions of one view with those of the other. A dimension that is constant correlates with
-    none. The paper's embeddings are wide (D = 8192), and its batches large.
+    dimensions of one view with those of the other. A constant dimension has no correlation. The
+    paper uses wide embeddings (D = 8192) and large batches.
 
     Args:
         redundancy: the paper's lambda.
 
-    The value belongs to the batch, so it has no reduction; 0 with fewer than two pairs of views.
+    There is one value per batch, so there is no reduction; 0 with fewer than two pairs of views.
     """
     with tf.name_scope("barlow_twins_loss"):
         comparison = compare(labels, embeddings)
@@ -85,15 +85,15 @@ def simsiam_loss(
     projections: TensorLike | None = None,
     reduction: str = "mean",
 ) -> tf.Tensor:
-    """Makes a predictor's output for one view the projection of the other view.
+    """Makes a predictor's output for one view equal to the projection of the other view.
 
     Chen, He: Exploring Simple Siamese Representation Learning (arXiv 2011.10566), eq. 1-3:
     `-(cos(p1, z2) + cos(p2, z1)) / 2`, from 1 to -1, without gradient through z. Without a
     predictor in the model, everything collapses to one point: watch `embedding_statistics`.
 
     Args:
-        embeddings: `[B, D]`, p, what the predictor makes of the projections.
-        projections: `[B, D]`, z; the embeddings themselves if None.
+        embeddings: `[B, D]`, p, the predictor's output for the projections.
+        projections: `[B, D]`, z; None: the embeddings.
 
     Terms: one per pair of views, in the order of their classes.
     """
@@ -110,13 +110,13 @@ def simsiam_loss(
 
 
 def _centered(view: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """`[B, D]` rows minus their mean, of those that weigh 1; the others, which weigh 0, are 0."""
+    """`[B, D]`: rows of weight 1 minus their mean; rows of weight 0 are 0."""
     total = tf.reduce_sum(weights * view, axis=0)
     return weights * (view - tf.math.divide_no_nan(total, tf.reduce_sum(weights)))
 
 
 def _two_views(codes: tf.Tensor, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """(`[B, D]` first and second example of each class, `[B]` bool whether there are both)."""
+    """(`[B, D]` first and second example of each class, `[B]` bool: both exist)."""
     count = tf.shape(codes)[0]  # at least the number of classes
     rows = tf.range(count)
     is_first = tf.equal(tf.gather(tf.math.unsorted_segment_min(rows, codes, count), codes), rows)

@@ -85,8 +85,8 @@ def test_summary_counts_what_parts_share(table):
     assert "  test catalogue + train: 1 (catalogue images are trained on)" in text
     assert "  test query + train: 2 (test images are trained on)" in text
     assert "  train + val: 1 (validation images are trained on)" in text
-    assert "1 files are in the table under several ids" in text
-    assert "1 products are both in test catalogue and in train" in text
+    assert "1 files are in the table with several ids" in text
+    assert "1 products are in both test catalogue and train" in text
     assert audit.shared_products(table)["test query", "train"] == 1
 
 

@@ -43,7 +43,7 @@ def test_folder_with_splits_and_roles(tmp_path):
 def test_a_folder_beside_those_of_the_splits(tmp_path):
     root = lay(tmp_path, ["train/hat/1.jpg", "test/hat/2.jpg", "notes/1.jpg"], {})
     with pytest.raises(
-        ValueError, match="folder 'test' of a split, and 'notes', which is none of train, val"
+        ValueError, match="folder 'test' of a split, and 'notes', which is not one of train"
     ):
         datasets.load("folder", root)
 

@@ -102,7 +102,7 @@ def test_unwritable_cache_warns_and_still_loads(monkeypatch, tmp_path, table):
     arrays = (table.images[..., 0], *_codes_and_faces(table))
     monkeypatch.setattr(glyphs, "render", lambda: arrays)
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match="cannot be kept in .*set XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match="cannot be cached in .*set XDG_CACHE_HOME"):
         again = glyphs.load(tmp_path / "file")
     assert (again.ids == table.ids).all()
 

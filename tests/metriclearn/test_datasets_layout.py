@@ -56,7 +56,13 @@ def test_a_picture_that_is_not_there_is_named(name, tmp_path):
     [
         ("sop", "Ebay_train.txt", "super_class_id path", "path", ":1: the header must be"),
         ("sop", "Ebay_train.txt", "2 1 1 ", "2 1 ", ":3: 3 cells instead of 4"),
-        ("in_shop", "Eval/list_eval_partition.txt", "4\n", "5\n", "4 rows, its first line says 5"),
+        (
+            "in_shop",
+            "Eval/list_eval_partition.txt",
+            "4\n",
+            "5\n",
+            "4 rows, but its first line",
+        ),
         ("in_shop", "Eval/list_eval_partition.txt", "4\n", "x\n", ":1: the first line must be"),
         ("in_shop", "Eval/list_eval_partition.txt", " gallery", " shop", ":6: .* 'shop' is none"),
         ("in_shop", "Anno/list_bbox_inshop.txt", "  208", "  x", "is not all numbers"),

@@ -77,10 +77,10 @@ def test_root_and_catalogue_without_split(folder, tmp_path_factory):
         ('path,label\n"a\nb\x1b.jpg",x\n', r":2: no such file: .*a\\nb\\x1b\.jpg"),
         ("path,label\nnone.jpg,x\n", ":2: no such file: .*none.jpg"),
         ("path,label\nsub,x\n", ":2: sub is not an image"),
-        ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* occurs already on line 2"),
+        ("path,label\na.jpg,x\nsub/../a.jpg,y\n", ":3: .* already occurs on line 2"),
         ("path,label,split\na.jpg,x,tran\n", ":2: split 'tran' .*did you mean 'train'"),
         ("path,label,split\na.jpg,x,\n", ":2: the split is empty"),
-        ("path,label,role\na.jpg,x,gallery\n", ":2: role 'gallery' is none of"),
+        ("path,label,role\na.jpg,x,gallery\n", ":2: role 'gallery' is not one of"),
         ("path,label,x1,y1,x2,y2\na.jpg,x,1,1,one,4\n", ":2: the box .* four whole numbers"),
         ("path,label,x1,y1,x2,y2\na.jpg,x,3,1,3,4\n", ":2: the box 3,1,3,4 must have"),
         ('path,label\na.jpg,"x\nb.png,y\n', ":2: not valid CSV"),
@@ -125,7 +125,7 @@ def test_foreign_columns_are_mapped(folder):
     assert table.column("original label").tolist() == ["Red shoe", "Hat"]
     with pytest.raises(ValueError, match="no column 'fil' .did you mean 'file'"):
         manifest.load(path, columns={"path": "fil"})
-    with pytest.raises(ValueError, match="columns: 'lable' is none of .*did you mean 'label'"):
+    with pytest.raises(ValueError, match="columns: 'lable' is not one of .*did you mean 'label'"):
         manifest.load(path, columns="lable=sku")
 
 

@@ -47,7 +47,7 @@ def test_select_and_where_keep_all_columns_in_step():
     [
         ({"ids": ["1", "2", "1", "4"]}, "the id '1' occurs twice .rows 0 and 2."),
         ({"products": ["a", "", "b", "c"]}, "row 1 .'2'.: the product is empty"),
-        ({"splits": ["train", "tset", "val", ""]}, "'tset' is none of .*did you mean 'test'"),
+        ({"splits": ["train", "tset", "val", ""]}, "'tset' is not one of .*did you mean 'test'"),
         ({"roles": ["querry", "", "", ""]}, "did you mean 'query'"),
         ({"categories": ["x"]}, "'categories' has shape"),
         ({"boxes": np.zeros((4, 3))}, "boxes must be"),

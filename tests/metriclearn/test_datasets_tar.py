@@ -84,7 +84,7 @@ def test_a_shard_that_changes_is_unpacked_again(shop, tmp_path):
         ({"1.png": b"x"}, "1.png has no label: give 1.cls"),
         ({"1.png": b"x", "1.json": b"[1]"}, "1.json cannot be read"),
         ({"1.png": b"x", "1.json": b'{"label": [1]}'}, "texts or whole numbers"),
-        ({"1.cls": b"x"}, "the shards hold no image"),
+        ({"1.cls": b"x"}, "the shards contain no image"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, cache, members, said):
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_named(tmp_path, cache, members, said):
 def test_a_shard_that_is_damaged_or_missing_is_one_line(shop, tmp_path):
     content = (tmp_path / "shop-008.tar").read_bytes()
     (tmp_path / "shop-008.tar").write_bytes(content[:700])
-    with pytest.raises(ValueError, match="shop-008.tar: is no whole tar file"):
+    with pytest.raises(ValueError, match="shop-008.tar: is not a complete tar file"):
         tar.load(shop)
     with pytest.raises(ValueError, match="shop-007.tar: there is no such file"):
         manifest.load(f"tar:{tmp_path}/shop-{{007..008}}.tar")

@@ -235,7 +235,7 @@ def test_what_a_loss_over_pairs_cannot_honor_is_refused():
         lambda: model.fit(INPUTS, LABELS, sample_weight=weights, verbose=0),
         "takes no sample_weight",
     )
-    one_line(lambda: Loss("triplet", reduction="none"), "no one number to minimize")
+    one_line(lambda: Loss("triplet", reduction="none"), "no scalar to minimize")
     one_line(lambda: Loss("triplet", margn=1), "did you mean 'margin'")
     one_line(lambda: Loss("arcface"), "unknown loss 'arcface'")
     one_line(lambda: Loss("triplet", miner=len).get_config(), "miner='len' is a function")

@@ -58,7 +58,7 @@ def test_an_index_without_a_text_tower_says_why(worded, capsys):
     assert run_program(search, "--text=red", f"--index={worded}/headed") == 1
     assert "error: --text=red: the head was trained on images\n" in capsys.readouterr()[1]
     assert run_program(search, "--text= ", f"--index={worded}/i") == 1
-    assert "--text: is empty" in capsys.readouterr()[1]
+    assert "--text is empty" in capsys.readouterr()[1]
 
 
 def test_a_damaged_text_tower_and_a_missing_library_are_named(worded, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def test_an_index_stands_for_the_old_catalogue(models, tmp_path, factory, lossle
     left = inputs.load(folder)
     assert len(left) == 119 and "c<7>" not in left.ids and "c<8>" in left.ids
     index.build(models["old_catalogue"], folder, "IVF4,RaBitQ", recall=0.1)
-    with pytest.raises(ValueError, match="RaBitQ cannot return its vectors .*: name the store"):
+    with pytest.raises(ValueError, match="RaBitQ cannot return its vectors .*: give the store"):
         inputs.load(folder)
 
 
