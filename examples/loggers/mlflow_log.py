@@ -7,7 +7,7 @@ import os
 
 import mlflow
 
-# MLflow wants a database by default; files need no other package, and no server.
+# MLflow uses a database by default; files need no other package and no server.
 os.environ.setdefault("MLFLOW_TRACKING_URI", "file:mlruns")
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 

@@ -1,6 +1,6 @@
 """Sends the figures of a run to Weights & Biases: `--trainer.log=wandb_log:log`, from this folder.
 
-`WANDB_MODE=offline` keeps them in the folder `wandb`, to be sent later by `wandb sync`.
+`WANDB_MODE=offline` keeps them in the folder `wandb`; send them later with `wandb sync`.
 """
 
 import wandb
