@@ -1,4 +1,4 @@
-"""Tables of figures: of one run, and docs/performance.md from the history of releases."""
+"""Tables of figures: of a run, and docs/performance.md from the history of releases."""
 
 import dataclasses
 import json
@@ -10,31 +10,32 @@ HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 HISTORY = HERE / "history.jsonl"
 FIELDS = dataclasses.fields(figures.Figure)
-LIMITS = HERE / "limits.md"  # written by hand: what stops the figures that are not reached
+LIMITS = HERE / "limits.md"  # written by hand
 
 HEAD = """# Performance
 
-<!-- Written by `python -m benchmarks.run --document` from benchmarks/history.jsonl: edit neither
-here; the words are those of benchmarks/page.py and benchmarks/limits.md. -->
+<!-- Written by `python -m benchmarks.run --document` from benchmarks/history.jsonl. Do not edit
+this file: the text is in benchmarks/page.py and benchmarks/limits.md. -->
 
-Every figure without a unit is a ratio of two measurements that alternate in one run: the median of
-the rounds, in brackets their quartiles. "Asked" is the project's aim. Measure your machine with
+A figure without a unit is a ratio of two measurements that alternate in one run: the median of the
+rounds, with the quartiles in brackets. "Target" is what the project aims at. To measure your
+machine, run
 
 ```
 python -m benchmarks.run --quick --output=figures
 ```
 
-which takes about five minutes on two cores and writes `figures.md` and `figures.json`; without
-`--quick` sizes are those of the table. `python -m benchmarks.peer` first installs PyTorch and
-pytorch-metric-learning, the peers, in an environment of their own.
+This takes about five minutes on two cores and writes `figures.md` and `figures.json`. Without
+`--quick`, the sizes are those of the table. To include PyTorch and pytorch-metric-learning in the
+comparison, first install them in a separate environment by `python -m benchmarks.peer`.
 """
 
 GPU = """
 ## GPU
 
-On a machine with one or more GPUs, without network, the following command measures training steps,
-batch-hard mining, towers, input and memory beside the bare products and convolutions of the same
-GPU, and beside PyTorch where it is installed:
+On a machine with one or more GPUs, the following command measures training steps, batch-hard
+mining, towers, input and memory, compared with bare products and convolutions on the same GPU
+and, if it is installed, with PyTorch. It needs no network:
 
 ```
 python -m benchmarks.gpu --output=figures-gpu
@@ -51,7 +52,7 @@ def read(path=None):
 
 
 def record(result, path=None):
-    """Appends a run to the history, in place of one of the same version and processor."""
+    """Adds a run to the history, replacing a run of the same version and processor."""
     path = path or HISTORY
     key = _key(result)
     kept = [each for each in read(path) if _key(each) != key]
@@ -65,8 +66,8 @@ def _key(result):
 
 
 def table(rows):
-    """Markdown of the rows of one run."""
-    lines = [_line("work", "measured", "asked", "note"), _rule(4)]
+    """Markdown of the rows of a run."""
+    lines = [_line("work", "measured", "target", "note"), _rule(4)]
     for row in rows:
         note = row["note"].replace("|", "\\|")
         lines.append(_line(row["name"], figures.amount(_figure(row)), row["asked"], note))
@@ -74,12 +75,12 @@ def table(rows):
 
 
 def one_run(result):
-    """Markdown of one run: the table, and the conditions."""
+    """Markdown of a run: the table and the conditions."""
     return f"{table(result['figures'])}\n{conditions(result)}\n"
 
 
 def conditions(result):
-    """One paragraph: machine, versions and what else matters."""
+    """A paragraph with machine, versions and other conditions."""
     about = result["machine"]
     found = {name: number for name, number in about.get("versions", {}).items() if number}
     versions = [f"{name} {number}" for name, number in found.items()]
@@ -103,7 +104,7 @@ def written(records):
     if on_gpu:
         parts += [one_run(on_gpu[-1])]
     else:
-        parts.append("No figures yet: no GPU was at hand. The tests run it on CPU devices.")
+        parts.append("No figures yet: no GPU was available. The tests run it on CPU devices.")
     return "\n".join(filter(None, parts)).rstrip() + "\n"
 
 
@@ -112,7 +113,7 @@ def _title(record):
 
 
 def _side_by_side(records):
-    """Rows, a column per make of processor; where its newest record lacks a row, an older one's."""
+    """Rows, with a column per make of processor; rows missing in its newest record are older."""
     newest = _newest(records)
     columns = {make: {} for make in newest}
     for each in records:
@@ -120,7 +121,7 @@ def _side_by_side(records):
             columns[each["machine"]["make"]][row["name"]] = each["version"], _figure(row)
     names = dict.fromkeys(name for rows in figures.REACH.values() for name in rows)
     names |= dict.fromkeys(name for rows in columns.values() for name in rows)
-    lines = [_line("work", *map(_title, newest.values()), "asked"), _rule(len(newest) + 2)]
+    lines = [_line("work", *map(_title, newest.values()), "target"), _rule(len(newest) + 2)]
     for name in names:
         cells, bound = [], ""
         for make, rows in columns.items():
@@ -137,7 +138,7 @@ def _newest(records):
 
 
 def _releases(records):
-    """Medians of the asked rows, a column per release; '' if there is one release per make."""
+    """Medians of the asked rows, with a column per release; '' if there is one release per make."""
     parts = []
     for make in _newest(records):
         versions = {}
@@ -164,5 +165,5 @@ def _rule(columns):
 
 
 def _figure(row):
-    """The `Figure` of a row of the history; a short row has name and value only."""
+    """The `Figure` of a row of the history; a short row has only name and value."""
     return figures.Figure(**{f.name: row[f.name] for f in FIELDS if f.name in row})
