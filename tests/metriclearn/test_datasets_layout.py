@@ -85,7 +85,7 @@ def test_a_picture_that_is_not_there_is_named(name, tmp_path):
             "dataset/test.txt",
             "test/Packages/Oat-Milk/Oatly-Oat-Milk/",
             "",
-            ":3: .* in no folder",
+            ":3: .* is not in the folder",
         ),
         ("grocery", "dataset/test.txt", "jpg, 1, 1", "jpg, 7, 1", ":3: the class 7 is not in"),
         ("grocery", "dataset/classes.csv", "Class ID (int),", "ID,", ":1: no column 'Class ID"),

@@ -258,7 +258,7 @@ def test_memory_adds_its_loss_from_its_first_step_on(config):
     "values, words",
     [
         ({"model.loss.options": ["margn=1"]}, "'margn=1' is not name=value.*'margin'"),
-        ({"model.loss.options": ["margin"]}, "no name=value"),
+        ({"model.loss.options": ["margin"]}, "not name=value"),
         ({"model.loss.options": ["reduction=median"]}, "unknown reduction 'median'"),
         ({"model.loss.options": ["reduction=none"]}, "model.loss.options: reduction=none"),
         ({"model.loss.options": ["margin=wide"]}, "model.loss=triplet with margin=wide: "),

@@ -193,7 +193,7 @@ def test_held_out_products_of_one_image_cannot_be_found(monkeypatch, config):
     ids, pixels = [str(i) for i in range(len(rows))], np.zeros((len(rows), 16, 16, 3), np.uint8)
     table = ProductTable(products=products, splits=splits, ids=ids, images=pixels)
     monkeypatch.setattr(tables, "_table", lambda: table)
-    with pytest.raises(UserError, match="dataset.validation: no product .* give --nodataset.val"):
+    with pytest.raises(UserError, match="dataset.validation: no held-out product .* --nodataset"):
         dict(ranker.datasets())
     config["dataset.validation"] = False
     assert set(ranker.datasets()) == {"trn"}

@@ -22,7 +22,7 @@ def test_a_loss_of_0_is_explained_once():
     watch = meters.Watch()
     said = [watch.check(10 * i, {"loss": loss}) for i, loss in enumerate([0.0, 0.1, 0, 0, 0, 0])]
     assert [bool(text) for text in said] == [False, False, False, False, True, False]
-    assert "keeps its margin" in said[4] and "step 40" in said[4] and "miner" in said[4]
+    assert "satisfies its margin" in said[4] and "step 40" in said[4] and "miner" in said[4]
 
 
 def test_the_forecast_counts_steps_and_validation():

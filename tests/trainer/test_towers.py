@@ -210,7 +210,7 @@ def test_session_follows_the_configuration():
     rewrites = proto.graph_options.rewrite_options
     assert rewrites.auto_mixed_precision_onednn_bfloat16 == rewrites.ON
     assert proto.graph_options.optimizer_options.global_jit_level == v1.OptimizerOptions.ON_1
-    with pytest.raises(UserError, match="on a GPU float16"):
+    with pytest.raises(UserError, match="float16 on a GPU"):
         towers.session_config(config, ["/device:GPU:0"])
     config["trainer.mixed_precision"] = "float16"
     proto = towers.session_config(config, ["/device:GPU:0"])

@@ -166,7 +166,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(tmp_path):
         "embed again with --shard=0/3",
     ):
         parts.finish(folder)
-    with pytest.raises(ValueError, match="being made in shards"):
+    with pytest.raises(ValueError, match="being filled in shards"):
         store.fill(folder, PLAN.source, lambda done: rows(range(done, 13)))
     with pytest.raises(ValueError, match="embed --finish"):
         store.read(folder)
