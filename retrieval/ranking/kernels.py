@@ -70,14 +70,18 @@ def choose(name, queries, catalogue, threads, inconclusive):
         product = Int8(queries, catalogue, threads)
         if name == "int8" or inconclusive(product.bound) <= FEW:
             return product
-    if name == "bfloat16" or (large and has_bfloat16()):
+    if name == "bfloat16" or (large and bfloat16_is_faster()):
         return Bfloat16(queries, catalogue, threads)
     return Float32(queries, catalogue)
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (x86: AVX512-BF16)."""
-    return _has("genoa")
+def bfloat16_is_faster() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    Those with AMX do, and AMD's with AVX512-BF16. Intel's with that (they have AVX512-FP16, which
+    "sapphire" means) but without AMX take twice the time of float32.
+    """
+    return _has("sapphireamx") or (_has("genoa") and not _has("sapphire"))
 
 
 def _has(capability):

@@ -139,6 +139,24 @@ def test_auto_takes_int8_where_it_decides_nearly_all(monkeypatch):
             np.testing.assert_array_equal(found.first, exact.first)
 
 
+@pytest.mark.parametrize(
+    ("has", "chosen"),
+    [
+        (("icelake", "genoa", "sapphire", "sapphireamx"), "bfloat16"),
+        (("icelake", "genoa"), "bfloat16"),
+        (("icelake", "genoa", "sapphire"), "float32"),
+        ((), "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_faster(monkeypatch, has, chosen):
+    """Euclidean distances, which int8 does not serve."""
+    points = np.random.default_rng(5).normal(size=(40, 8)).astype(np.float32)
+    monkeypatch.setattr(kernels, "WORTH", 0)
+    monkeypatch.setattr(kernels, "_has", lambda name: name in has)
+    found = metrics.rank_queries(points, np.arange(40) // 2, similarity="euclidean")
+    assert found.filter == chosen
+
+
 def test_items_a_hair_apart_are_told_apart():
     # Steps of one float32 ulp near 1: no float32 product can order them.
     ulp = np.float32(2.0**-23)
