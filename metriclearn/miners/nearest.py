@@ -113,6 +113,9 @@ def mine_semi_hard(
         )
         if margin is not None:
             # Measured from the rows' differences, as the loss does, and not by the ranking product.
+            # What was not found may be the anchor itself, and a distance of 0 is slow to tell apart
+            # from one that is very small.
+            negatives = tf.where(found, negatives, positives)
             to_positive, to_negative = comparison.distances(distance, anchors, positives, negatives)
             found &= to_negative < to_positive + margin
         negatives = tf.where(found, negatives, last)
