@@ -5,7 +5,8 @@ import numpy as np
 SIMILARITIES = ("cosine", "dot", "euclidean")
 
 UNIT = 2e-6  # a length this near to 1 is float32's rounding
-CHUNK = 2**22  # numbers converted at a time
+CHUNK = 2**18  # numbers converted at a time: few enough to stay in the cache
+BLOCK = 2**24  # numbers that `blocks` yields at a time
 SAMPLE = 256  # rows whose mean is the center
 NEAR = 0.25  # rows this near to the center, relative to their length, are multiplied without it
 
@@ -129,7 +130,7 @@ class Vectors:
 
     def blocks(self):
         """Yields (first row, rows to multiply as catalogue items) of all of them."""
-        step = max(1, min(16384, 4 * CHUNK // max(1, self.dimensions)))
+        step = max(1, min(16384, BLOCK // max(1, self.dimensions)))
         for i in range(0, len(self), step):
             yield i, self.right(slice(i, i + step))
 

@@ -40,7 +40,7 @@ def test_the_shelf_counts_products_not_pictures():
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_the_shelf_is_exact_where_float32_is_not(scale, monkeypatch):
     """Points a hair apart, overlapping sets, several blocks: against float64, one pair a time."""
-    monkeypatch.setattr(vectors, "CHUNK", 64)
+    monkeypatch.setattr(vectors, "BLOCK", 256)
     random = np.random.default_rng(4)
     points = (1 + scale * random.normal(size=(90, 4))).astype(np.float32)
     points[60:75] = points[30:45]  # ties between products
