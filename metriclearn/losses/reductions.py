@@ -36,8 +36,12 @@ def reduce_terms(
 
 def _broken(embeddings: tf.Tensor) -> tf.Tensor:
     """The sum of the elements that are not finite: 0 if all are."""
-    finite = tf.math.is_finite(embeddings)
-    return tf.reduce_sum(tf.where(finite, tf.zeros_like(embeddings), tf.stop_gradient(embeddings)))
+    x = tf.stop_gradient(embeddings)
+    return tf.cond(
+        tf.math.is_finite(tf.reduce_sum(x)),  # one pass; false also where finite elements overflow
+        lambda: tf.zeros([], x.dtype),
+        lambda: tf.reduce_sum(tf.where(tf.math.is_finite(x), tf.zeros_like(x), x)),
+    )
 
 
 def _sum_over(terms: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
