@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from models.backbones import presets, resize, texts, weight_files, weight_maps
-from models.backbones.keras_model import Network, reason
+from models.backbones.keras_model import Network, assigned, reason
 from trainer import keras_model
 
 EXTRA = "pip install 'prototrain[kerashub]'"
@@ -46,7 +46,8 @@ def load(preset, pooling="auto", drop_path=0.0):
 
     @functools.cache
     def make(size):
-        return keras_model.eagerly(_make, folder, kind, config, size, pooling, antialias, drop_path)
+        options = size, pooling, antialias, drop_path
+        return keras_model.eagerly(assigned, _make, folder, kind, config, *options)
 
     name = os.path.basename(source.split("@")[0].rstrip("/"))
     scope = re.sub(r"\W+", "_", name, flags=re.ASCII)
@@ -250,17 +251,16 @@ def _resized(source, size, antialias, changes):
     except ValueError as error:
         raise ValueError(f"images of {size[0]} x {size[1]}: {reason(error)}") from None
     antialias |= bool(getattr(source, "antialias_in_interpolation", False))
-    values = [variable.numpy() for variable in source.weights]
-    paths = [variable.path for variable in source.weights]
-    tables = [v for v, p in zip(values, paths, strict=True) if p.endswith("/position_embeddings")]
-    for variable, value in zip(made.weights, values, strict=True):
+    tables = [v for v in source.weights if v.path.endswith("/position_embeddings")]
+    for variable, old in zip(made.weights, source.weights, strict=True):
+        if variable.path.endswith("interpolated_position_embeddings"):
+            old = tables[0]
+        value = old.value
         if variable.path.endswith("position_ids"):
             value = np.arange(variable.shape[1])[None]
-        if variable.path.endswith("interpolated_position_embeddings"):
-            value = tables[0]
-        if tuple(variable.shape) != value.shape:
+        if variable.shape != value.shape:
             grid = tuple(n // patch for n in size)
-            value = resize.positions(value, grid, antialias=antialias)
+            value = resize.positions(np.asarray(value), grid, antialias=antialias)
         variable.assign(value)
     return made
 

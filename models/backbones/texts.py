@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from models.backbones import presets, weight_maps
-from models.backbones.keras_model import reason
+from models.backbones.keras_model import assigned, reason
 from retrieval.embeddings import tokens
 from trainer import files, keras_model
 from trainer.config import UserError
@@ -91,7 +91,7 @@ def find(folder: str, kind: str, config: dict) -> Tower | None:
     Args:
       folder, kind, config: the folder, and the result of `presets.kind_of`.
     """
-    make = functools.partial(_make, folder, kind, config)
+    make = functools.partial(assigned, _make, folder, kind, config)
     own = config.get("model_type", "")
     if kind == "open_clip":
         text = config.get("text_cfg", {})
