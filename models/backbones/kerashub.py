@@ -99,7 +99,12 @@ def _words(error):
     if found := re.search(pattern, str(error)):
         ours, theirs, path = found.groups()
         return f"{path} is {theirs} in the file, {ours} by its configuration"
-    return reason(error)
+    pattern = r"(?s)A total of (\d+) objects could not be loaded.*? name=([^,>]+)"
+    if found := re.search(pattern, str(error)):
+        return f"{found[1]} layers of config.json have no weights in the file, as {found[2]}"
+    if found := re.search(r"Exception encountered: (.+)", str(error)):
+        return f"config.json: {found[1]}"
+    return f"its configuration: {reason(error)}" if isinstance(error, KeyError) else reason(error)
 
 
 def _source(folder, kind, config):
@@ -187,10 +192,16 @@ def _dinov2(tensors, config, source):
 
 @contextlib.contextmanager
 def _checked(folder):
-    """Names the file of weights if it is none."""
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".weights.h5"):
-            weight_files.check(os.path.join(folder, name), b"\x89HDF")
+    """Names the file of weights if it is none, missing or damaged."""
+    import h5py
+
+    names = [name for name in sorted(os.listdir(folder)) if name.endswith(".weights.h5")]
+    for path in (os.path.join(folder, name) for name in names or ["model.weights.h5"]):
+        weight_files.check(path, b"\x89HDF")
+        try:
+            h5py.File(path).close()
+        except OSError as error:
+            raise ValueError(f"{path}: it is damaged: {reason(error)}") from None
     yield
 
 

@@ -276,7 +276,11 @@ def _sides(size):
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     size = [size, size] if isinstance(size, int) else size
-    return tuple(size) if size and None not in size else None
+    if not size or (isinstance(size, list | tuple) and None in size):
+        return None
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"the size {size!r} is no height and width in pixels")
+    return tuple(size)
 
 
 def _pixels(factor, mean, deviation, size, method, share, square):

@@ -70,7 +70,8 @@ class Tower(NamedTuple):
                 vocabulary = tokens.Vocabulary(path)
                 rules = tokens.rules(vocabulary, self.family, length, self.cleaning)
             except ValueError as error:
-                raise ValueError(str(error).replace(at, self.folder)) from None
+                words = str(error).removeprefix(f"{path}: ")
+                raise ValueError(f"{self.folder}: {words}") from None
             v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, tf.constant(path))
             ids = v1.placeholder(tf.int32, [None, length], "tokens")
             with v1.variable_scope("texts"):
