@@ -299,7 +299,11 @@ def _described(scale, offset, size, resizing):
         f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}; {kept} resized by "
         f"{resizing.method}"
     )
-    return Pixels(lambda pixels: pixels * scale + offset, words, _sides(size), resizing)
+
+    def scaled(pixels):
+        return pixels * scale + offset
+
+    return Pixels(scaled, words, _sides(size), resizing)
 
 
 def tokens_of(kind, config):

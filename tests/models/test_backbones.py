@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 import sys
 import tarfile
 
@@ -107,15 +108,20 @@ def test_what_tells_one_saved_model_from_another(tmp_path):
         (folder / "assets.extra" / "prototrain.json").write_text(json.dumps(note))
         return backbones.load(str(folder))
 
-    def of_weights(scale):
-        session = tf.saved_model.load(str(tmp_path / "net"))
-        session.scale.assign(scale)
-        tf.saved_model.save(session, str(tmp_path / f"net-{scale}"), session.signatures)
-        return load(f"net-{scale}").fingerprint
+    def changed(name, old, new):
+        shutil.copytree(tmp_path / "net", tmp_path / "changed", dirs_exist_ok=True)
+        content = (tmp_path / "net" / name).read_bytes()
+        assert old in content
+        (tmp_path / "changed" / name).write_bytes(content.replace(old, new))
+        return load("changed").fingerprint
 
     first = load("net")
-    others = {load("other", output="features").fingerprint, of_weights(3.0), first.fingerprint}
-    assert len(others) == 3
+    weights = "variables/variables.data-00000-of-00001"
+    others = [
+        changed("saved_model.pb", b"other", b"Other"),
+        changed(weights, np.float32(2).tobytes(), np.float32(3).tobytes()),
+    ]
+    assert len({first.fingerprint, *others}) == 3
     window = {"method": "bicubic", "share": 0.5, "square": True}
     words = {
         first.preprocessing,
