@@ -41,7 +41,10 @@ def load(preset, pooling="auto", drop_path=0.0):
     folder, source = presets.folder_of(preset)
     kind, config = presets.kind_of(folder)
     pixels, words, size, resizing = presets.pixels_of(folder, kind, config)
-    prefix, class_token = presets.tokens_of(kind, config)
+    told = os.path.join(folder, "open_clip_config.json" if kind == "open_clip" else "config.json")
+    tokens = functools.partial(presets.tokens_of, kind)
+    prefix, class_token = presets.understood(tokens, config, told)
+    tower = presets.understood(functools.partial(texts.find, folder, kind), config, told)
     antialias = kind in ("open_clip", "timm")
 
     @functools.cache
@@ -61,7 +64,7 @@ def load(preset, pooling="auto", drop_path=0.0):
         prefix,
         class_token,
         source,
-        texts.find(folder, kind, config),
+        tower,
         resizing,
     )
 
@@ -104,7 +107,8 @@ def _words(error):
         return f"{found[1]} layers of config.json have no weights in the file, as {found[2]}"
     if found := re.search(r"Exception encountered: (.+)", str(error)):
         return f"config.json: {found[1]}"
-    return f"its configuration: {reason(error)}" if isinstance(error, KeyError) else reason(error)
+    odd = isinstance(error, KeyError | TypeError)  # of values that KerasHub takes as they are
+    return f"its configuration: {reason(error)}" if odd else reason(error)
 
 
 def _source(folder, kind, config):

@@ -172,17 +172,18 @@ def pixels_of(folder, kind, config):
     if kind in ("timm", "open_clip"):
         name = "config.json" if kind == "timm" else "open_clip_config.json"
         read = _of_timm if kind == "timm" else _of_open_clip
-        return _understood(read, config, os.path.join(folder, name))
+        return understood(read, config, os.path.join(folder, name))
     if not found:
         raise ValueError(
             f"{folder}: pixel scaling is not defined; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
     path = os.path.join(folder, found[0])
-    return _understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
+    return understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
 
 
-def _understood(read, given, path):
+def understood(read, given, path):
+    """Returns `read(given)`; a ValueError names the file, if its values make no sense."""
     try:
         return read(given)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # invalid values
@@ -310,8 +311,8 @@ def tokens_of(kind, config):
     """(number of tokens before those of patches, whether the first is a class token)."""
     name = config.get("registered_name", config.get("model_type", config.get("architecture", "")))
     inner = config.get("config", config) if kind == "keras" else config
-    inner = inner | config.get("model_args", {})
-    registers = inner.get("num_register_tokens", 0)
+    inner = inner | (config.get("model_args") or {})
+    registers = int(inner.get("num_register_tokens") or 0)
     if kind == "timm" and (reg := re.search(r"reg(\d+)", name)):
         registers = int(reg[1])
     name = name.lower().replace("_", "")

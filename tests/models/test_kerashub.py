@@ -238,6 +238,18 @@ def changed(name, edit, size=24):
     return build
 
 
+def described(name, **changes):
+    """Builds a family whose config.json says something else."""
+
+    def build(folder):
+        family = ORACLE[name]
+        files = family["files"] | {"config.json": family["files"]["config.json"] | changes}
+        path = published.folder(folder / name, family | {"files": files})
+        run(backbones.load(f"kerashub:{path}"), 24)
+
+    return build
+
+
 def without(name):
     return lambda values: {n: v for n, v in values.items() if n != name}
 
@@ -348,6 +360,12 @@ KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
             configured(registered_name="keras_hub>ResNetBackbone"),
             "config.json: ResNetBackbone.__init__.. missing",
         ),
+        (
+            described("dinov2_with_registers", num_register_tokens="x"),
+            "config.json: invalid literal for int",
+        ),
+        (described("clip", text_config=None), "config.json: .*NoneType"),
+        (described("dinov2", mlp_ratio=None), "its configuration: unsupported operand"),
         (changed("clip", without_all("mlp.fc1")), "the tensor .*fc1.weight is missing"),
     ],
 )
