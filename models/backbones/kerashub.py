@@ -107,7 +107,7 @@ def _words(error):
         return f"{found[1]} layers of config.json have no weights in the file, as {found[2]}"
     if found := re.search(r"Exception encountered: (.+)", str(error)):
         return f"config.json: {found[1]}"
-    odd = isinstance(error, KeyError | TypeError)  # of values that KerasHub takes as they are
+    odd = isinstance(error, KeyError | TypeError | AttributeError)  # of values taken as they are
     return f"its configuration: {reason(error)}" if odd else reason(error)
 
 
