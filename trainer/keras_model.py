@@ -11,10 +11,9 @@ The variables are like those of any layer: shared by towers and validation, trai
 by name. They are named by the model's paths, as `conv1_conv/kernel`.
 """
 
-import contextlib
+import concurrent.futures
 import os
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,17 +27,11 @@ v1 = tf.compat.v1
 
 
 class _Weights(NamedTuple):
-    """Where a model's weights went.
+    """Where a model's weights went."""
 
-    Attributes:
-      prefix: of a checkpoint in a temporary folder, which lives as long as the model.
-      names: [(Keras variable, its name, whether it is trained)].
-      seeds: Keras variables that hold the state of a random number generator.
-    """
-
-    prefix: str
-    names: list
-    seeds: list
+    prefix: str  # of a checkpoint in a temporary folder, which lives as long as the model
+    names: list  # [(Keras variable, its name, whether it is trained)]
+    seeds: list  # Keras variables that hold the state of a random number generator
 
 
 _taken = weakref.WeakKeyDictionary()  # model: _Weights
@@ -49,20 +42,8 @@ def eagerly(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
     Keras models must be made so: in a thread of its own, even from within `build`.
     """
-    results, failures = [], []
-
-    def run():
-        try:
-            results.append(function(*args, **kwargs))
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args, **kwargs).result()
 
 
 def apply(
@@ -95,28 +76,29 @@ def apply(
     # A tuple, as TensorFlow's own private keys: such a collection is never written to files. It
     # keeps the model, and so the weights' file, as long as the graph.
     v1.add_to_collection(("keras_model",), model)
-    variables, mapping = {}, []
-    merged = low_rank.merged(_layers(model))
+    within = list(model._flatten_layers())
+    merged = low_rank.merged(within)
     left_out = {id(v) for x in merged for v in (x.lora_kernel_a, x.lora_kernel_b)}
-    names = [entry for entry in weights.names if id(entry[0]) not in left_out]
-    for variable, name, trained in names:
-        initializer = layers.read_from(weights.prefix, name)
-        dtype = tf.as_dtype(variable.dtype)
-        own = v1.get_variable(name, variable.shape, dtype, initializer, trainable=trained)
-        variables[name] = own
-        mapping.append((variable, own))
-    mapping += [(seed, keras_ops.key(seed)) for seed in weights.seeds]
+    kept = [entry for entry in weights.names if id(entry[0]) not in left_out]
+    dtypes = {name: tf.as_dtype(v.dtype) for v, name, _ in kept}
+    initializers = layers.read_all(weights.prefix, dtypes)
+    variables = {
+        name: v1.get_variable(name, v.shape, dtypes[name], initializers[name], trainable=trained)
+        for v, name, trained in kept
+    }
     low_rank.note(merged, {id(v): name for v, name, _ in weights.names}, variables)
-    stored = frozen_batch_norm or layers.frozen_batch_norm.active
-    kind = keras.layers.BatchNormalization  # what is not trainable uses its stored averages
-    norms = [x for x in _layers(model) if stored and isinstance(x, kind) and x.trainable]
+    mapping = [(v, variables[name]) for v, name, _ in kept]
+    mapping += [(seed, keras_ops.key(seed)) for seed in weights.seeds]
+    changed = [(x, "lora_enabled", False) for x in merged]
+    if frozen_batch_norm or layers.frozen_batch_norm.active:
+        norms = (x for x in within if isinstance(x, keras.layers.BatchNormalization))
+        # What is not trainable uses its stored averages.
+        changed += [(x, "trainable", False) for x in norms]
     with (
-        _without(norms, "trainable"),
-        _without(merged, "lora_enabled"),
-        keras_ops.replaced(inputs.shape[0]),
+        keras_ops.replaced(inputs.shape[0], changed),
         keras.StatelessScope(mapping, initialize_variables=False) as scope,
     ):
-        before = {name: scope.get_current_value(v) for v, name, _ in names}
+        before = dict(scope.state_mapping)
         try:
             outputs = model(inputs, training=train_phase)
         except RuntimeError as error:
@@ -126,9 +108,9 @@ def apply(
                 f"{model.name}: a layer keeps a tensor that was made outside of the graph, as "
                 "layers of preprocessing do: make the model without it"
             ) from None
-        after = {name: scope.get_current_value(v) for v, name, _ in names}
-    for name, value in after.items():
-        if train_phase and value is not before[name]:
+    for variable, name, _ in kept:
+        value = scope.get_current_value(variable)
+        if train_phase and value is not before[id(variable)]:
             v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, v1.assign(variables[name], value))
     return outputs
 
@@ -151,9 +133,8 @@ def _take(model):
         )
     if len(getattr(model, "inputs", None) or [0]) != 1:
         raise UserError(f"{model.name} has {len(model.inputs)} inputs; it must take images alone")
-    variables = list({id(v): v for v in model.variables}.values())
-    seeds = [v for v in variables if v.path.endswith("seed_generator_state")]
-    kept = [v for v in variables if not any(v is seed for seed in seeds)]
+    seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+    kept = [v for v in model.variables if not v.path.endswith("seed_generator_state")]
     names = keras_names.names(model, kept)
     if any(tf.is_symbolic_tensor(v.handle) for v in kept):
         raise UserError(
@@ -166,12 +147,12 @@ def _take(model):
         prefix=prefix,
         tensor_names=names,
         shape_and_slices=[""] * len(names),
-        tensors=[v.numpy() for v in kept],
+        tensors=[tf.convert_to_tensor(v.value) for v in kept],
     )
     trained = [bool(v.trainable) for v in kept]
     for variable in (*kept, *seeds):
         variable._value, variable._initializer = None, _gone
-    for layer in _layers(model):
+    for layer in model._flatten_layers():
         # Layers of preprocessing keep constants as eager tensors, which no graph takes.
         for name, value in vars(layer).items():
             if isinstance(value, tf.Tensor):
@@ -181,19 +162,3 @@ def _take(model):
 
 def _gone(shape, dtype=None):
     raise ValueError("This model's weights are in a graph: it works only in keras_model.apply.")
-
-
-def _layers(model):
-    return list(model._flatten_layers())
-
-
-@contextlib.contextmanager
-def _without(found, attribute):
-    """Within this context an attribute of layers is False."""
-    try:
-        for layer in found:
-            setattr(layer, attribute, False)
-        yield
-    finally:
-        for layer in found:
-            setattr(layer, attribute, True)

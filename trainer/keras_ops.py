@@ -6,7 +6,7 @@ and dense layers are written so that TensorFlow uses fused kernels: same values,
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -24,7 +24,7 @@ def key(seed: Any) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def replaced(batch: int | None) -> Iterator[None]:
+def replaced(batch: int | None, also: Sequence[tuple[Any, str, Any]] = ()) -> Iterator[None]:
     """Within this context Keras's layers use the operations of this module.
 
     Tensors are compared by value, as in Keras's graphs: outside of functions, TensorFlow would
@@ -32,6 +32,7 @@ def replaced(batch: int | None) -> Iterator[None]:
 
     Args:
       batch: number of examples in the batch, None if unknown.
+      also: further attributes that have other values: (object, name, value).
     """
     from keras import layers as of_keras
     from keras.src.backend.tensorflow import nn, random
@@ -100,11 +101,12 @@ def replaced(batch: int | None) -> Iterator[None]:
         (of_keras.Dense, "call", multiplied),
         (tf.Tensor, "__eq__", equal),
         (tf.Tensor, "__ne__", unequal),
+        *also,
     ]
     with contextlib.ExitStack() as at_end:
-        for place, name, function in ours:
+        for place, name, value in ours:
             at_end.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, function)
+            setattr(place, name, value)
         yield
 
 

@@ -148,7 +148,7 @@ def load(address, *, input_range="", pooling="auto", lora_rank=0, drop_path=0.0,
         return _saved_model(_folder(address, cache), input_range or ("0,1" if hub else ""))
     except ValueError as error:
         path = re.sub(r"^(kerashub|keras):(.*weights=)?", "", address)
-        words = weight_files.named_once(error, os.path.expanduser(path))
+        words = weight_files.named_once(error, path)
         raise ValueError(f"The backbone {address!r} cannot be used: {words}") from None
 
 

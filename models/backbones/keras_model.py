@@ -88,6 +88,26 @@ def build(
 reason = saved_model.first_line
 
 
+def assigned(function: Callable, *args: Any) -> Any:
+    """Returns the Keras model of `function(*args)`, which assigns its weights; eagerly.
+
+    Layers draw no random weights, which takes most of the time, for this model and for each that it
+    is made from. Keras notes variables without values by thread: call it by
+    `trainer.keras_model.eagerly`.
+    """
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        model = function(*args)
+    for variable in model.variables:
+        value = scope.get_current_value(variable)
+        if value is None:  # the state of a random number generator
+            variable._deferred_initialize()
+        else:
+            variable._initialize(value)
+    return model
+
+
 def load(address: str, input_range: str = "") -> Network:
     """Finds the network of a `keras:` address; without that prefix.
 

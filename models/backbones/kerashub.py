@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from models.backbones import presets, resize, texts, weight_files, weight_maps
-from models.backbones.keras_model import Network, reason
+from models.backbones.keras_model import Network, assigned, reason
 from trainer import keras_model
 
 EXTRA = "pip install 'prototrain[kerashub]'"
@@ -41,12 +41,16 @@ def load(preset, pooling="auto", drop_path=0.0):
     folder, source = presets.folder_of(preset)
     kind, config = presets.kind_of(folder)
     pixels, words, size, resizing = presets.pixels_of(folder, kind, config)
-    prefix, class_token = presets.tokens_of(kind, config)
+    told = os.path.join(folder, "open_clip_config.json" if kind == "open_clip" else "config.json")
+    tokens = functools.partial(presets.tokens_of, kind)
+    prefix, class_token = presets.understood(tokens, config, told)
+    tower = presets.understood(functools.partial(texts.find, folder, kind), config, told)
     antialias = kind in ("open_clip", "timm")
 
     @functools.cache
     def make(size):
-        return keras_model.eagerly(_make, folder, kind, config, size, pooling, antialias, drop_path)
+        options = size, pooling, antialias, drop_path
+        return keras_model.eagerly(assigned, _make, folder, kind, config, *options)
 
     name = os.path.basename(source.split("@")[0].rstrip("/"))
     scope = re.sub(r"\W+", "_", name, flags=re.ASCII)
@@ -60,7 +64,7 @@ def load(preset, pooling="auto", drop_path=0.0):
         prefix,
         class_token,
         source,
-        texts.find(folder, kind, config),
+        tower,
         resizing,
     )
 
@@ -98,7 +102,13 @@ def _words(error):
     if found := re.search(pattern, str(error)):
         ours, theirs, path = found.groups()
         return f"{path} is {theirs} in the file, {ours} by its configuration"
-    return reason(error)
+    pattern = r"(?s)A total of (\d+) objects could not be loaded.*? name=([^,>]+)"
+    if found := re.search(pattern, str(error)):
+        return f"{found[1]} layers of config.json have no weights in the file, as {found[2]}"
+    if found := re.search(r"Exception encountered: (.+)", str(error)):
+        return f"config.json: {found[1]}"
+    odd = isinstance(error, KeyError | TypeError | AttributeError)  # of values taken as they are
+    return f"its configuration: {reason(error)}" if odd else reason(error)
 
 
 def _source(folder, kind, config):
@@ -186,10 +196,16 @@ def _dinov2(tensors, config, source):
 
 @contextlib.contextmanager
 def _checked(folder):
-    """Names the file of weights if it is none."""
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".weights.h5"):
-            weight_files.check(os.path.join(folder, name), b"\x89HDF")
+    """Names the file of weights if it is none, missing or damaged."""
+    import h5py
+
+    names = [name for name in sorted(os.listdir(folder)) if name.endswith(".weights.h5")]
+    for path in (os.path.join(folder, name) for name in names or ["model.weights.h5"]):
+        weight_files.check(path, b"\x89HDF")
+        try:
+            h5py.File(path).close()
+        except OSError as error:
+            raise ValueError(f"{path}: it is damaged: {reason(error)}") from None
     yield
 
 
@@ -250,17 +266,16 @@ def _resized(source, size, antialias, changes):
     except ValueError as error:
         raise ValueError(f"images of {size[0]} x {size[1]}: {reason(error)}") from None
     antialias |= bool(getattr(source, "antialias_in_interpolation", False))
-    values = [variable.numpy() for variable in source.weights]
-    paths = [variable.path for variable in source.weights]
-    tables = [v for v, p in zip(values, paths, strict=True) if p.endswith("/position_embeddings")]
-    for variable, value in zip(made.weights, values, strict=True):
+    tables = [v for v in source.weights if v.path.endswith("/position_embeddings")]
+    for variable, old in zip(made.weights, source.weights, strict=True):
+        if variable.path.endswith("interpolated_position_embeddings"):
+            old = tables[0]
+        value = old.value
         if variable.path.endswith("position_ids"):
             value = np.arange(variable.shape[1])[None]
-        if variable.path.endswith("interpolated_position_embeddings"):
-            value = tables[0]
-        if tuple(variable.shape) != value.shape:
+        if variable.shape != value.shape:
             grid = tuple(n // patch for n in size)
-            value = resize.positions(value, grid, antialias=antialias)
+            value = resize.positions(np.asarray(value), grid, antialias=antialias)
         variable.assign(value)
     return made
 

@@ -172,17 +172,18 @@ def pixels_of(folder, kind, config):
     if kind in ("timm", "open_clip"):
         name = "config.json" if kind == "timm" else "open_clip_config.json"
         read = _of_timm if kind == "timm" else _of_open_clip
-        return _understood(read, config, os.path.join(folder, name))
+        return understood(read, config, os.path.join(folder, name))
     if not found:
         raise ValueError(
             f"{folder}: pixel scaling is not defined; put {' or '.join(_PREPROCESSING[:2])} "
             "beside the weights"
         )
     path = os.path.join(folder, found[0])
-    return _understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
+    return understood(_of_keras if kind == "keras" else _of_hugging_face, _object(path), path)
 
 
-def _understood(read, given, path):
+def understood(read, given, path):
+    """Returns `read(given)`; a ValueError names the file, if its values make no sense."""
     try:
         return read(given)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # invalid values
@@ -276,7 +277,11 @@ def _sides(size):
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     size = [size, size] if isinstance(size, int) else size
-    return tuple(size) if size and None not in size else None
+    if not size or (isinstance(size, list | tuple) and None in size):
+        return None
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"the size {size!r} is no height and width in pixels")
+    return tuple(size)
 
 
 def _pixels(factor, mean, deviation, size, method, share, square):
@@ -295,15 +300,19 @@ def _described(scale, offset, size, resizing):
         f"x * {np.round(scale, 7).tolist()} + {np.round(offset, 6).tolist()}; {kept} resized by "
         f"{resizing.method}"
     )
-    return Pixels(lambda pixels: pixels * scale + offset, words, _sides(size), resizing)
+
+    def scaled(pixels):
+        return pixels * scale + offset
+
+    return Pixels(scaled, words, _sides(size), resizing)
 
 
 def tokens_of(kind, config):
     """(number of tokens before those of patches, whether the first is a class token)."""
     name = config.get("registered_name", config.get("model_type", config.get("architecture", "")))
     inner = config.get("config", config) if kind == "keras" else config
-    inner = inner | config.get("model_args", {})
-    registers = inner.get("num_register_tokens", 0)
+    inner = inner | (config.get("model_args") or {})
+    registers = int(inner.get("num_register_tokens") or 0)
     if kind == "timm" and (reg := re.search(r"reg(\d+)", name)):
         registers = int(reg[1])
     name = name.lower().replace("_", "")

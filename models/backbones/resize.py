@@ -52,6 +52,6 @@ def positions(table: np.ndarray, grid: tuple[int, int], *, antialias: bool) -> n
         return table
     matrices = [bicubic(n, side, antialias=antialias) for n in grid]
     square = table[..., prefix:, :].reshape(side, side, width).astype(np.float64)
-    resized = np.einsum("hi,wj,ijf->hwf", *matrices, square).astype(np.float32)
+    resized = np.einsum("hi,wj,ijf->hwf", *matrices, square, optimize=True).astype(np.float32)
     resized = resized.reshape(*table.shape[:-2], -1, width)
     return np.concatenate([table[..., :prefix, :], resized], -2)

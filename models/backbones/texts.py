@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from models.backbones import presets, weight_maps
-from models.backbones.keras_model import reason
+from models.backbones.keras_model import assigned, reason
 from retrieval.embeddings import tokens
 from trainer import files, keras_model
 from trainer.config import UserError
@@ -70,7 +70,8 @@ class Tower(NamedTuple):
                 vocabulary = tokens.Vocabulary(path)
                 rules = tokens.rules(vocabulary, self.family, length, self.cleaning)
             except ValueError as error:
-                raise ValueError(str(error).replace(at, self.folder)) from None
+                words = str(error).removeprefix(f"{path}: ")
+                raise ValueError(f"{self.folder}: {words}") from None
             v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, tf.constant(path))
             ids = v1.placeholder(tf.int32, [None, length], "tokens")
             with v1.variable_scope("texts"):
@@ -91,7 +92,7 @@ def find(folder: str, kind: str, config: dict) -> Tower | None:
     Args:
       folder, kind, config: the folder, and the result of `presets.kind_of`.
     """
-    make = functools.partial(_make, folder, kind, config)
+    make = functools.partial(assigned, _make, folder, kind, config)
     own = config.get("model_type", "")
     if kind == "open_clip":
         text = config.get("text_cfg", {})

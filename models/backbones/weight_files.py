@@ -54,10 +54,13 @@ def check(path, start=None):
 
 
 def named_once(error, path):
-    """An error's message without the path."""
+    """An error's message without the path, however it is written there."""
     if not path:
         return str(error)
-    return re.sub(rf"(?<![\w./-]){re.escape(os.path.normpath(path))}(/|: )", "", str(error))
+    place = os.path.expanduser(path)
+    written = sorted({p.rstrip("/") for p in (path, place, os.path.normpath(place))})
+    either = "|".join(map(re.escape, reversed(written)))
+    return re.sub(rf"(?<![\w./~-])(?:{either})(/*: |/+)", "", str(error))
 
 
 def load(path):

@@ -321,7 +321,7 @@ def _options(tensors, prefix, sizes, width, siglip):
         "hidden_dim": width,
         "num_layers": len(layers),
         "num_heads": sizes.get("num_attention_heads") or heads_of(width),
-        "intermediate_dim": len(tensors.get(f"{prefix}encoder.layers.0.mlp.fc1.weight", ())),
+        "intermediate_dim": len(tensors.get(f"{prefix}encoder.layers.0.mlp.fc1.weight", [0])),
         "intermediate_activation": _activation(sizes["hidden_act"], siglip),
     }
     if siglip:

@@ -79,7 +79,7 @@ class Vocabulary:
                 found.no_padding()
                 found.no_truncation()
         except Exception as error:  # both libraries raise many kinds
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).replace(path, "it").split()) or type(error).__name__
             raise ValueError(f"{path}: no vocabulary can be read from it: {reason}") from None
         self._pieces, self._found = pieces, found
 
@@ -131,14 +131,15 @@ def find(folder: str) -> tuple[str, bytes]:
     if os.path.isfile(path):
         content = _read(path)
         try:
-            if "model" in json.loads(content):  # KerasHub has another file with this name
-                return JSON, content
+            found = json.loads(content)
         except ValueError:
             raise ValueError(f"{path}: is no JSON") from None
+        if isinstance(found, dict) and "model" in found:  # KerasHub's is another
+            return JSON, content
     for words, merges in _PAIRS:
         paths = [os.path.join(folder, name) for name in (words, merges)]
         if all(map(os.path.isfile, paths)):
-            return JSON, _byte_pairs(*map(_read, paths)).encode()
+            return JSON, _byte_pairs(*paths).encode()
     wanted = ", ".join((*_PIECES[:2], JSON, *_PAIRS[0]))
     raise ValueError(f"{folder}: there is no vocabulary of texts: {wanted}")
 
@@ -156,10 +157,16 @@ def _byte_pairs(words, merges):
         raise ValueError(f"searching by text needs {error.name}: {EXTRA}") from None
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-    lines = merges.decode().splitlines()
-    pairs = [tuple(line.split()) for line in lines if line.strip() and "#version:" not in line]
     end = "<|endoftext|>"
-    byte_pairs = models.BPE(json.loads(words), pairs, end_of_word_suffix="</w>", unk_token=end)
+    try:
+        lines = _read(merges).decode().splitlines()
+        pairs = [tuple(line.split()) for line in lines if line.strip() and "#version:" not in line]
+        known = json.loads(_read(words))
+        byte_pairs = models.BPE(known, pairs, end_of_word_suffix="</w>", unk_token=end)
+    except Exception as error:  # the library raises many kinds
+        raise ValueError(
+            f"{words}: no vocabulary can be read from it and {os.path.basename(merges)}: {error}"
+        ) from None
     made = tokenizers.Tokenizer(byte_pairs)
     made.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -1,7 +1,9 @@
 """Networks by address: built on towers, trained, saved, and refused in one line."""
 
 import io
+import json
 import pathlib
+import shutil
 import sys
 import tarfile
 
@@ -92,6 +94,42 @@ def test_a_saved_model_trains_on_towers_and_resumes_from_a_checkpoint(folders, t
         checkpoints.restore(session, prefix, v1.global_variables())
         np.testing.assert_allclose(session.run(features), moved, atol=1e-5)
     assert np.abs(moved - found).max() > 1e-3
+
+
+def test_what_tells_one_saved_model_from_another(tmp_path):
+    """Its graph and weights are its fingerprint; range and resizing are in its preprocessing."""
+
+    def load(name, *, note=None, **options):
+        folder = tmp_path / name
+        if not folder.exists():
+            savedmodels.write_tf2_signature(str(folder), dtype=tf.float32, **options)
+        (folder / "assets.extra").mkdir(exist_ok=True)
+        note = {"input_range": [0, 1]} | (note or {})
+        (folder / "assets.extra" / "prototrain.json").write_text(json.dumps(note))
+        return backbones.load(str(folder))
+
+    def changed(name, old, new):
+        shutil.copytree(tmp_path / "net", tmp_path / "changed", dirs_exist_ok=True)
+        content = (tmp_path / "net" / name).read_bytes()
+        assert old in content
+        (tmp_path / "changed" / name).write_bytes(content.replace(old, new))
+        return load("changed").fingerprint
+
+    first = load("net")
+    weights = "variables/variables.data-00000-of-00001"
+    others = [
+        changed("saved_model.pb", b"other", b"Other"),
+        changed(weights, np.float32(2).tobytes(), np.float32(3).tobytes()),
+    ]
+    assert len({first.fingerprint, *others}) == 3
+    window = {"method": "bicubic", "share": 0.5, "square": True}
+    words = {
+        first.preprocessing,
+        load("net", note={"input_range": [-1, 1]}).preprocessing,
+        load("net", note={"resizing": window}).preprocessing,
+        load("net", note={"resizing": window | {"share": 0.6}}).preprocessing,
+    }
+    assert len(words) == 4 and load("net").fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("name", ("tf2", "tf1", "mobilenet"))

@@ -96,7 +96,7 @@ def test_random_views_follow_the_seed_and_keep_the_plain_one_first(backbone, tab
         assert (np.abs(one - other).max(-1) > 1e-4).all()
 
 
-def test_another_store_for_other_pictures_sizes_weights_and_recipes(
+def test_another_store_for_other_pictures_sizes_weights_recipes_and_colors(
     backbone, files, tmp_path, monkeypatch
 ):
     class Asked(Exception):
@@ -114,6 +114,8 @@ def test_another_store_for_other_pictures_sizes_weights_and_recipes(
 
     first, others = store(), [
         store(image_size=(16, 12)),
+        store(method="bicubic"),
+        store(with_color=True),
         store(files.select(np.arange(9))),
         store(dataclasses.replace(files, boxes=np.full((10, 4), (2, 2, 9, 9)))),
         store(network=dataclasses.replace(backbone, fingerprint="of others")),
@@ -126,7 +128,7 @@ def test_another_store_for_other_pictures_sizes_weights_and_recipes(
     assert first == store() == store(seed=1, batch_size=2)  # which plain views do not depend on
     pathlib.Path(files.paths[0]).write_bytes(tf.io.encode_png(PIXELS[1]).numpy())
     others.append(store())
-    assert len({first, *others}) == 11
+    assert len({first, *others}) == 13
 
 
 def test_a_killed_run_resumes_where_it_was(backbone, table, tmp_path, monkeypatch):

@@ -145,6 +145,32 @@ def test_another_file_has_another_fingerprint(path, tmp_path):
     assert other.fingerprint != backbones.load(f"keras:{path}").fingerprint
 
 
+@pytest.mark.parametrize("of_keras", (False, True))
+def test_a_fingerprint_knows_layers_and_weights(of_keras, tmp_path, monkeypatch):
+    """Of functions, and of Keras's own networks with a file of weights."""
+
+    def load(activation="relu", moved=0.0):
+        def network(**options):
+            keras.utils.set_random_seed(0)
+            images = keras.Input((None, None, 3), dtype="uint8")
+            x = keras.layers.Rescaling(1 / 255)(images)
+            model = keras.Model(images, keras.layers.Conv2D(2, 3, activation=activation)(x))
+            model.layers[-1].bias.assign([moved, 0])
+            return model
+
+        if not of_keras:
+            sys.modules["user_networks"].network = network
+            return backbones.load("keras:user_networks:network").fingerprint
+        network.__module__ = tiny_resnet.__module__
+        monkeypatch.setattr(keras.applications, "ResNet50", network)
+        file = tmp_path / "own.weights.h5"
+        eagerly(lambda: network().save_weights(file))
+        return backbones.load(f"keras:keras.applications:ResNet50,weights={file}").fingerprint
+
+    assert load() == load()
+    assert len({load(), load(activation="gelu"), load(moved=0.1)}) == 3
+
+
 @pytest.mark.parametrize("asked", ("0,1", "caffe"))
 def test_a_function_and_a_range_of_pixels(asked):
     backbone = backbones.load("keras:user_networks:unknown", input_range=asked)

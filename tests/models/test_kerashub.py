@@ -238,8 +238,24 @@ def changed(name, edit, size=24):
     return build
 
 
+def described(name, **changes):
+    """Builds a family whose config.json says something else."""
+
+    def build(folder):
+        family = ORACLE[name]
+        files = family["files"] | {"config.json": family["files"]["config.json"] | changes}
+        path = published.folder(folder / name, family | {"files": files})
+        run(backbones.load(f"kerashub:{path}"), 24)
+
+    return build
+
+
 def without(name):
     return lambda values: {n: v for n, v in values.items() if n != name}
+
+
+def without_all(part):
+    return lambda values: {n: v for n, v in values.items() if part not in n}
 
 
 def replaced(edit, name="model.safetensors"):
@@ -268,15 +284,50 @@ def torch_script(whole):
     return buffer.getvalue()
 
 
-def weights_of_keras(folder):
-    """KerasHub's own format, its weights a pointer."""
-    for name, content in {
-        "config": {"registered_name": "keras_hub>ViTBackbone", "config": {}},
-        "image_converter": {"config": {}},
-    }.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    (folder / "model.weights.h5").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    run(backbones.load(f"kerashub:{folder}"), 24)
+def of_keras(edit):
+    """Builds a folder in KerasHub's own format after a change of it."""
+
+    def build(folder):
+        import keras_hub
+
+        from trainer.keras_model import eagerly
+
+        def save():
+            keras_hub.models.ViTBackbone(
+                image_shape=(24, 24, 3), patch_size=4, num_layers=1, num_heads=2, hidden_dim=32,
+                mlp_dim=48,
+            ).save_to_preset(folder)  # fmt: skip
+
+        eagerly(save)
+        (folder / "image_converter.json").write_text('{"config": {}}')
+        edit(folder)
+        run(backbones.load(f"kerashub:{folder}"), 24)
+
+    return build
+
+
+def weights(edit):
+    """KerasHub's own format, its weights other bytes; None: no file."""
+
+    def change(folder):
+        whole = (folder / "model.weights.h5").read_bytes()
+        (folder / "model.weights.h5").unlink()
+        if (found := edit(whole)) is not None:
+            (folder / "model.weights.h5").write_bytes(found)
+
+    return of_keras(change)
+
+
+def configured(**changes):
+    """KerasHub's own format, its configuration changed."""
+
+    def change(folder):
+        found = json.loads((folder / "config.json").read_text())
+        inner = found["config"] | changes.pop("config", {})
+        found |= {"config": inner} | changes
+        (folder / "config.json").write_text(json.dumps(found))
+
+    return of_keras(change)
 
 
 KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -301,13 +352,28 @@ KERNEL = "vision_model.encoder.layers.1.mlp.fc1.weight"
         (replaced(torch_script), "it is a zip archive of PyTorch, TorchScript"),
         (replaced(torch_script, "pytorch_model.bin"), "pickles .* not supported; convert it to"),
         (replaced(lambda whole: whole.replace(b'"F32"', b'"F8X"')), "is of the type F8X; known"),
-        (weights_of_keras, "model.weights.h5: it is a Git LFS pointer"),
+        (weights(lambda whole: b"version https://git-lfs"), "weights.h5: it is a Git LFS pointer"),
+        (weights(lambda whole: None), "model.weights.h5: cannot be read: No such file"),
+        (weights(lambda whole: whole[:-9]), "model.weights.h5: it is damaged: .*truncated file"),
+        (configured(config={"num_layers": 2}), "layers of config.json have no weights in the file"),
+        (
+            configured(registered_name="keras_hub>ResNetBackbone"),
+            "config.json: ResNetBackbone.__init__.. missing",
+        ),
+        (
+            described("dinov2_with_registers", num_register_tokens="x"),
+            "config.json: invalid literal for int",
+        ),
+        (described("clip", text_config=None), "config.json: .*NoneType"),
+        (described("dinov2", mlp_ratio=None), "its configuration: unsupported operand"),
+        (changed("clip", without_all("mlp.fc1")), "the tensor .*fc1.weight is missing"),
     ],
 )
 def test_weights_that_will_not_do(tmp_path, build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build(tmp_path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count(str(tmp_path)) == 1
 
 
 def test_wrapped_weights_are_unwrapped(tmp_path):

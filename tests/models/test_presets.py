@@ -233,7 +233,10 @@ def test_a_folder_whose_network_is_unknown(tmp_path, content, message):
         ("[]", "holds no JSON object"),
         ('{"image_mean": "x"}', "could not convert string to float"),
         ('{"image_std": [0, 1, 1]}', "pixels are divided by .0.0, 1.0, 1.0.; all must be above 0"),
-        ('{"size": {"height": "a", "width": 3}, "do_center_crop": true, "crop_size": 3}', "str"),
+        ('{"size": {"height": "a", "width": 3}, "do_center_crop": true, "crop_size": 3}', "'a', 3"),
+        ('{"size": "a"}', "the size 'a' is no height and width in pixels"),
+        ('{"size": [1, 2, 3]}', ".1, 2, 3. is no height and width"),
+        ('{"size": 0}', "the size .0, 0. is no height and width"),
     ],
 )
 def test_preprocessing_that_is_not_understood(tmp_path, content, message):

@@ -1,5 +1,6 @@
 """models.ranker from data to report: the paper's recipes, losses, cached features, export."""
 
+import dataclasses
 import importlib.resources
 import json
 import re
@@ -356,6 +357,43 @@ def train(config, folder, name, **values):
     loop.train(ranker, config)
     prefix = checkpoints.latest(str(folder / name / "checkpoint"))
     return prefix, tf.train.load_checkpoint(prefix)
+
+
+def test_kept_features_are_those_of_windows_boxes_and_augmentations(config, tiny, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def ask(folder, *arguments, **options):
+        raise Asked(folder)
+
+    monkeypatch.setattr(datasets.features.store, "fill", ask)
+    shop(config, tiny)
+    table, _ = datasets.training_tables()
+    boxed = dataclasses.replace(table, boxes=np.full((len(table), 4), (2, 2, 9, 9)))
+
+    def store(table=table, views=1, resizing=augment.RESIZING, **changes):
+        monkeypatch.setattr(Tiny, "resizing", resizing)
+        before = {key: config[key] for key in changes}
+        config.update(changes)
+        with pytest.raises(Asked) as asked:
+            datasets.features_of(table, views)
+        config.update(before)
+        return str(asked.value)
+
+    square = augment.Resizing("bilinear", 0.5, True)
+    others = [
+        store(resizing=square),
+        store(resizing=square._replace(share=0.6)),
+        store(resizing=square._replace(square=False)),
+        store(boxed, resizing=square),
+        store(boxed, resizing=square, **{"dataset.bounding_boxes": False}),
+        store(**{"model.color": "0.7"}),
+        store(views=2, **{"dataset.augment": ["crop"]}),
+        store(views=2, **{"dataset.augment": ["flip"]}),
+        store(views=2, **{"dataset.augment": ["crop"], "dataset.augment.smallest_crop": 0.3}),
+        store(**{"model.default_image_dimensions": [24, 20, 3]}),
+    ]
+    assert store() == store() and len({store(), *others}) == 11
 
 
 def test_a_head_on_cached_features_is_a_checkpoint_of_the_whole_network(config, tiny):

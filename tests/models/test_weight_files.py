@@ -1,6 +1,7 @@
 """Safetensors by NumPy alone, and one line for whatever else a file is."""
 
 import json
+import os
 import pathlib
 import struct
 import sys
@@ -72,3 +73,15 @@ def test_a_file_that_is_missing_or_of_another_kind(tmp_path):
     weight_files.check(tmp_path / "x")
     with pytest.raises(ValueError, match="damaged, or of another kind"):
         weight_files.check(tmp_path / "x", b"PK")
+
+
+@pytest.mark.parametrize("path", ("/a/net", "/a/net/", "/a//net", "~/net", "./net", "net"))
+@pytest.mark.parametrize("name", ("/config.json", ""))
+def test_a_path_is_named_once_however_it_is_written(path, name, monkeypatch):
+    monkeypatch.setenv("HOME", "/a")
+    place = os.path.expanduser(path)
+    written = f"{place.rstrip('/')}{name}" if name else place
+    found = weight_files.named_once(ValueError(f"{written}: it is damaged"), path)
+    assert found == f"{name[1:]}: it is damaged".removeprefix(": ")
+    other = f"/b{place if place[0] == '/' else '/net'}/x: it is damaged"
+    assert weight_files.named_once(ValueError(other), path) == other

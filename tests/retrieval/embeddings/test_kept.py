@@ -14,7 +14,7 @@ CHECKPOINT = "experiments/exp-tiny/checkpoint/model-3"
 def test_embeddings_are_kept_while_everything_is_the_same(
     tiny_model, tiny_table, tmp_path, capsys, monkeypatch
 ):
-    """Checkpoint, configuration, images and code; a damaged file is made again."""
+    """Checkpoint, configuration, images, sources and code; a damaged file is made again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names, ran = ("retrieval_query", "retrieval_index"), []
     run = embedder.Embedder.run_both
@@ -33,7 +33,7 @@ def test_embeddings_are_kept_while_everything_is_the_same(
         for field in dataclasses.fields(store.Embedded):
             a, b = (getattr(found[name], field.name) for found in (first, again))
             np.testing.assert_array_equal(a, b)
-    # One of the four changes at a time; each change is seen, also back again.
+    # One of them changes at a time; each change is seen, also back again.
     (file,) = (tmp_path / "prototrain/evaluated").iterdir()
     whole = file.read_bytes()
     changed = dataclasses.replace(tiny_table, images=255 - tiny_table.images)
@@ -43,6 +43,11 @@ def test_embeddings_are_kept_while_everything_is_the_same(
     moved = dataclasses.replace(tiny_table, splits=["test"] * 8)
     with monkeypatch.context() as patch:
         patch.setattr(tiny_model, "table", lambda: moved)
+        assert embedded()[1]
+    with monkeypatch.context() as patch:  # as of a backbone's folder, at the same address
+        patch.setattr(tiny_model, "sources", lambda: {"sha256": "0"}, raising=False)
+        assert embedded()[1] and not embedded()[1]
+        patch.setattr(tiny_model, "sources", lambda: {"sha256": "1"})
         assert embedded()[1]
     with monkeypatch.context() as patch:
         patch.setitem(tiny_model.config._values, "model.batch_size", 5)

@@ -69,6 +69,19 @@ def test_what_is_no_vocabulary_is_named(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="spiece.model: no vocabulary can be read from it"):
         tokens.Vocabulary(str(tmp_path / "spiece.model"))
+    for name, content in (
+        ("vocab.json", '{"a": 0'),
+        ("merges.txt", "a b"),
+        ("tokenizer.json", "5"),
+    ):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "spiece.model").rename(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match="vocab.json: no vocabulary .* it and merges.txt"
+    ) as caught:
+        tokens.find(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "other").rename(tmp_path / "spiece.model")
     read = vocabulary(laid(tmp_path, "siglip"))
     with pytest.raises(ValueError, match="has no token '<|endoftext|>': it is of another network"):
         tokens.rules(read, "clip", 4)
