@@ -156,6 +156,9 @@ class Cluster:
         proto.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         proto.device_filters.append(f"/job:worker/task:{self.task}")
         proto.isolate_session_state = True
+        hosts = [address.rpartition(":")[0] for address in self.addresses]
+        # A thread that spins while it waits takes a core from the worker that it waits for.
+        proto.experimental.disable_thread_spinning = hosts.count(hosts[self.task]) > 1
         device = collectives.CPU
         if "GPU" in tower_devices[0]:
             proto.experimental.collective_nccl = True

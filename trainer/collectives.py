@@ -21,6 +21,7 @@ CPU = "/device:CPU:0"
 BUCKET = 2 << 20  # elements of an exchange of gradients: 8 MB in float32
 LEAST = 64  # elements per worker that every exchange has at least
 TEXT = 256  # bytes that a gathered string may have
+TOGETHER = ("embeddings", "labels")  # what losses over the whole batch ask for
 
 # The name of a collective among the workers, never used twice in a process.
 _keys = itertools.count(1)
@@ -69,39 +70,48 @@ class Collectives:
             self._last = [total] if on_gpu else []
             return tf.split(total, [*sizes, LEAST * self.count])[:-1]
 
-    def gather(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Joins the rows of all workers, in the order of the batch.
+    def gather(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Joins the rows of all workers, in the order of the batch, in one exchange.
 
         Its gradient is that of this worker's rows times `count`: once gradients are averaged over
         workers, a loss over the joined rows counts once, and so does what it reads of variables.
 
         Args:
-          tensor: [b, …] of any type, of one shape on all workers; strings of at most TEXT bytes.
+          tensors: [b, …] each, of any type, of one shape on all workers; strings of at most TEXT
+            bytes, which travel apart.
         """
         if self._gathered is None:
-            raise ValueError(f"{tensor.name}: gather rows before gradients are averaged")
-        kind = tensor.dtype
-        if kind == tf.string:
-            return self._gather_text(tensor)
-        if kind.is_floating and kind.size < 4:
-            return tf.cast(self.gather(tf.cast(tensor, tf.float32)), kind)
-        if not kind.is_floating and kind not in (tf.int32, tf.int64):
-            return tf.cast(self.gather(tf.cast(tensor, tf.int64)), kind)
+            raise ValueError(f"{tensors[0].name}: gather rows before gradients are averaged")
+        if tf.string in [tensor.dtype for tensor in tensors]:
+            return [
+                self._gather_text(tensor) if tensor.dtype == tf.string else self.gather([tensor])[0]
+                for tensor in tensors
+            ]
 
         @tf.custom_gradient
-        def joined(own):
-            every = self.all_gather(_joined([own], LEAST)[None])[:, :-LEAST]
-            every = tf.reshape(every, tf.concat([[-1], tf.shape(own)[1:]], 0))
-            every.set_shape([own.shape[0] and own.shape[0] * self.count, *own.shape[1:]])
+        def joined(*own):
+            bits = [tf.reshape(tf.bitcast(tensor, tf.int32), [-1]) for tensor in own]
+            row = tf.concat([*bits, tf.zeros([LEAST], tf.int32)], 0)
+            sizes = [*map(tf.size, bits), LEAST]
+            parts = tf.split(self.all_gather(row[None]), sizes, 1, num=len(sizes))
 
-            def gradient(upstream):
-                rows = tf.shape(own)[0]
-                return upstream[self.task * rows : (self.task + 1) * rows] * self.count
+            def gradient(*upstreams):
+                rows = tf.shape(own[0])[0]
+                mine = slice(self.task * rows, (self.task + 1) * rows)
+                return [None if u is None else u[mine] * self.count for u in upstreams]
 
-            return every, gradient
+            return [self._rows(*each) for each in zip(parts, own, strict=False)], gradient
 
-        every = joined(tensor)
-        self._gathered.append(every)
+        every = joined(*(tf.cast(tensor, _wide(tensor.dtype)) for tensor in tensors))
+        self._gathered += every
+        return [tf.cast(rows, tensor.dtype) for rows, tensor in zip(every, tensors, strict=True)]
+
+    def _rows(self, bits, own):
+        """What is like `own`, with the rows of all workers, from its bits, int32 [count, n]."""
+        halves = [2] if own.dtype.size == 8 else []
+        bits = tf.reshape(bits, tf.concat([[-1], tf.shape(own)[1:], halves], 0))
+        every = tf.bitcast(bits, own.dtype)
+        every.set_shape([own.shape[0] and own.shape[0] * self.count, *own.shape[1:]])
         return every
 
     def _gather_text(self, texts):
@@ -110,7 +120,8 @@ class Collectives:
         message = f"a gathered string has more than {TEXT} bytes"
         with tf.control_dependencies([v1.assert_less_equal(size, TEXT, message=message)]):
             numbers = tf.io.decode_raw(texts, tf.int64, fixed_length=TEXT)
-        size, codes = self.gather(size), tf.bitcast(self.gather(numbers), tf.uint8)
+        size, numbers = self.gather([size, numbers])
+        codes = tf.bitcast(numbers, tf.uint8)
         letters = tf.gather([bytes([i]) for i in range(256)], tf.cast(codes, tf.int32))
         whole = tf.strings.reduce_join(letters, [-1, -2])
         return tf.strings.substr(whole, tf.zeros_like(size), size)
@@ -182,8 +193,17 @@ def _joined(tensors, padding):
     return tf.bitcast(tf.concat([*flat, tf.zeros([padding], bits)], 0), kind)
 
 
+def _wide(kind):
+    """A type of 4 or 8 bytes that holds the values of another."""
+    if kind.is_floating:
+        return kind if kind.size >= 4 else tf.float32
+    return kind if kind in (tf.int32, tf.int64) else tf.int64
+
+
 class Joined(layers.ModelDict):
     """Outputs of all workers: an entry's rows are gathered when it is asked for.
+
+    TOGETHER are gathered at once, since what an exchange costs hardly depends on its size.
 
     Args:
       local: the outputs of this worker's towers.
@@ -197,10 +217,12 @@ class Joined(layers.ModelDict):
         object.__setattr__(self, "_exchanges", exchanges)
 
     def __getitem__(self, name):
-        value = super().__getitem__(name)
         if name in self._left:
-            self[name] = value = self._exchanges.gather(value)
-        return value
+            names = [one for one in TOGETHER if one in self._left] if name in TOGETHER else [name]
+            own = [super(Joined, self).__getitem__(one) for one in names]
+            for one, every in zip(names, self._exchanges.gather(own), strict=True):
+                self[one] = every
+        return super().__getitem__(name)
 
     def __setitem__(self, name, value):
         self.__dict__.get("_left", set()).discard(name)

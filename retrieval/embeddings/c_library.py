@@ -194,10 +194,14 @@ class Session:
 
 
 def _config(threads):
-    """A ConfigProto: fields 2 and 5 are the threads within and between operations."""
+    """A ConfigProto: fields 2 and 5 are the threads within and between operations.
+
+    experimental.disable_output_partition_graphs keeps no copy of the graph, and of the constants in
+    it, that nobody asks for.
+    """
     if threads == 1:  # the caller's; experimental.disable_thread_spinning, since no others work
-        return b"\x10\x01" + b"\x28" + _varint(-1) + b"\x82\x01\x02\x48\x01"
-    return b"\x10" + _varint(threads) + b"\x28" + _varint(threads)
+        return b"\x10\x01" + b"\x28" + _varint(-1) + b"\x82\x01\x04\x48\x01\x70\x01"
+    return b"\x10" + _varint(threads) + b"\x28" + _varint(threads) + b"\x82\x01\x02\x70\x01"
 
 
 def _varint(number):

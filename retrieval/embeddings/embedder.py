@@ -336,21 +336,23 @@ class Embedder:
         Raises:
           ValueError: this embedder takes no images alone, or it was loaded itself.
         """
+        from retrieval.embeddings.folding import folded
         from trainer import export
 
         self._decoder()
         if isinstance(self._output, str):
             raise ValueError("an embedder that was loaded is not saved again: copy its folder")
         (image,) = self._fed.values()
-        tensors = {"image": image.name, "embeddings": self._output.name}
+        tensors = self._tensors | {"image": image.name, "embeddings": self._output.name}
         note = {name: getattr(self, name) for name in NOTED if name != "tensors"}
         note["resizing"] = self.resizing
-        note |= {"tensors": self._tensors | tensors, "image_size": list(self.size or ())}
+        note |= {"tensors": tensors, "image_size": list(self.size or ())}
         with self._session.graph.as_default():
-            signature = {"image": image}, {"embeddings": self._output}
             note |= {"features": self.dimensions}
             tower, note["no_texts"] = export.text_tower(self)
-            export.write(self._session, os.fspath(folder), *signature, note)
+        with folded(self._session, tensors.values()) as session, session.graph.as_default():
+            image, output = map(session.graph.get_tensor_by_name, (image.name, self._output.name))
+            export.write(session, os.fspath(folder), {"image": image}, {"embeddings": output}, note)
         if tower is not None:
             tower.save(os.path.join(folder, export.TEXT))
 

@@ -90,6 +90,8 @@ def _searcher(options, token, hosts):
     images = thumbnails.Thumbnails(options.image_root, limit.pixels)
     # On a CPU, the threads of the server are those of TensorFlow.
     each, alone = (options.threads if gpu else 1), None
+    # The weights never change: oneDNN may keep kernels in the order that it wants.
+    os.environ.setdefault("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
     if not gpu and (options.threads or counting.cores()) > 1:
         # By default all models of a process have the threads of the first.
         os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"

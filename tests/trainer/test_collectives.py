@@ -26,9 +26,9 @@ class Doubling:
     def __init__(self):
         self.gathered = []
 
-    def gather(self, tensor):
-        self.gathered.append(tensor)
-        return tf.concat([tensor, tensor], 0)
+    def gather(self, tensors):
+        self.gathered.append(tensors)
+        return [tf.concat([tensor, tensor], 0) for tensor in tensors]
 
 
 def test_only_what_is_asked_for_is_gathered_and_once():
@@ -39,11 +39,20 @@ def test_only_what_is_asked_for_is_gathered_and_once():
         assert "b" in outputs and list(outputs) == ["a", "b", "c", "d"]
         assert outputs.c is local.c and outputs.d == "text" and not exchanges.gathered
         assert outputs.a.shape == [4, 3] and outputs["a"] is outputs.get("a")
-        assert exchanges.gathered == [local.a]
+        assert exchanges.gathered == [[local.a]]
         outputs.e = tf.zeros([7])  # of the loss: it is of all workers already
         assert outputs.e.shape == [7] and outputs.last is outputs.e
         assert dict(outputs)["b"].shape == [4] and len(exchanges.gathered) == 2
         assert outputs.get("f") is None
+
+
+def test_embeddings_and_labels_take_one_exchange():
+    with tf.Graph().as_default():
+        local = layers.ModelDict(labels=tf.range(2), x=tf.zeros([2]), embeddings=tf.ones([2, 3]))
+        exchanges = Doubling()
+        outputs = collectives.Joined(local, exchanges)
+        assert outputs.labels.shape == [4] and outputs.embeddings.shape == [4, 3]
+        assert exchanges.gathered == [[local.embeddings, local.labels]]
 
 
 def test_the_scalars_of_a_loss_gather_nothing():
@@ -54,7 +63,7 @@ def test_the_scalars_of_a_loss_gather_nothing():
         outputs = collectives.Joined(local, exchanges)
         loss, scalars = towers.loss_of(toy_memory, [local], outputs)
         assert scalars == {"scale": local.scale} and loss.shape == []
-        assert local.unused not in [x.deref() for x in {x.ref() for x in exchanges.gathered}]
+        assert local.unused.ref() not in {x.ref() for each in exchanges.gathered for x in each}
 
 
 def test_rows_after_the_averages_and_variables_of_text_are_refused():
@@ -62,7 +71,7 @@ def test_rows_after_the_averages_and_variables_of_text_are_refused():
         exchanges = collectives.Collectives(2, 0, 1.0)
         exchanges.mean([tf.zeros([3])])
         with pytest.raises(ValueError, match="all/rows.*: gather rows before gradients"):
-            exchanges.gather(tf.zeros([2], name="all/rows"))
+            exchanges.gather([tf.zeros([2], name="all/rows")])
         names = v1.get_variable("names", initializer=tf.constant(["a"]))
         with pytest.raises(UserError, match="variable names holds string"):
             exchanges.broadcast([names])
