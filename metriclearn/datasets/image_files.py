@@ -166,25 +166,34 @@ def is_upright_jpeg(data):
 
     TensorFlow decodes such files; `read` decodes all others.
     """
-    return data[:3] == b"\xff\xd8\xff" and jpeg_header(data[:HEADER]) in ((1, 1), (1, 3))
+    return all(upright_jpeg_sides(data))
+
+
+def upright_jpeg_sides(data):
+    """(height, width) of an upright JPEG, gray or RGB, from its bytes; (0, 0) for other files."""
+    if data[:3] != b"\xff\xd8\xff":
+        return 0, 0
+    turn, components, height, width = jpeg_header(data)
+    return (height, width) if turn == 1 and components in (1, 3) else (0, 0)
 
 
 def jpeg_header(data):
-    """(EXIF orientation, 1 to 8; components per pixel) of a JPEG file's bytes.
+    """(EXIF orientation, 1 to 8; components per pixel; height; width) of a JPEG file's bytes.
 
-    The orientation is 1 if the file has no valid one; the components are 0 if it is damaged.
+    The orientation is 1 if the file has no valid one; the others are 0 if it is damaged.
     """
-    turn, at = 1, 2
+    turn, at, data = 1, 2, memoryview(data)[:HEADER]
     while data[at : at + 1] == b"\xff" and len(data) >= at + 10:
         marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             turn = _orientation(data[at + 10 : at + 2 + size])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            return turn, data[at + 9]
+            sides = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            return turn, data[at + 9], *sides
         elif marker == 0xDA or size < 2:
             break
         at += 2 + size
-    return turn, 0
+    return turn, 0, 0, 0
 
 
 def _orientation(tags):

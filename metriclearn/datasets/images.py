@@ -33,25 +33,22 @@ JPEG_HEADER = bytes.fromhex("ffd8ffc0000b080001000101011100ffda0008010100003f00"
 JFIF = bytes.fromhex("ffd8ffe000104a46494600" + "aa" * 9 + "ffdb" + "aa" * 2)
 
 
-def upright_jpegs(data):
-    """bool [...]: whether files' bytes, string [...], are upright JPEGs, gray or RGB."""
+def upright_jpeg(data):
+    """bool: whether a file's bytes, a string scalar, are an upright JPEG, gray or RGB."""
 
-    def check(contents):
-        contents = np.asarray(contents, object)  # bytes alone for a scalar
-        found = [is_upright_jpeg(content) for content in contents.ravel()]
-        return np.array(found, bool).reshape(contents.shape)
+    def check(content):
+        return np.bool_(is_upright_jpeg(np.asarray(content, object).item()))
 
     def look():
         head = tf.strings.substr(data, 0, HEADER)  # less data to copy from TensorFlow
         found = tf.numpy_function(check, [head], tf.bool, stateful=False)
-        return tf.ensure_shape(found, data.shape)
+        return tf.ensure_shape(found, [])
 
     # Most files have JFIF, then tables, without EXIF in between: no need for Python.
     start = tf.io.decode_raw(tf.strings.substr(data, 0, len(JFIF)), tf.uint8, fixed_length=24)
     # Not `==`: in a graph outside tf.function it compares objects.
     jfif = tf.equal(start, list(JFIF)) | [byte == 0xAA for byte in JFIF]
-    jfif = tf.reduce_all(jfif, -1)
-    return tf.cond(tf.reduce_all(jfif), lambda: jfif, look)
+    return tf.cond(tf.reduce_all(jfif), lambda: True, look)
 
 
 def _ratio(sides, least):
@@ -100,7 +97,8 @@ def place(window, sides, ratio, box):
     return corner, tf.maximum(tf.minimum(size, sides - corner), 1)
 
 
-def _ratios(least):
+def ratios(least):
+    """The reductions of an image that keeps `least`, in the order of their logarithms."""
     return (1,) if least is None else (1, 2, 4, 8)
 
 
@@ -137,9 +135,7 @@ def plan_jpeg(sides, least, window, box):
     )
 
 
-def decode(
-    data, *, channels=3, least=None, window=None, box=None, upright=None, max_pixels=MAX_PIXELS
-):
+def decode(data, *, channels=3, least=None, window=None, box=None, max_pixels=MAX_PIXELS):
     """Decodes an image or a window of it, reduced while it remains large enough.
 
     Args:
@@ -149,7 +145,6 @@ def decode(
       window: function (height, width, box) -> int32 [4] as y, x, h, w, all in pixels of the reduced
         upright image; it is clipped to the image. None: the whole image.
       box: int32 [4] as x1, y1, x2, y2 in pixels of the file; `window` gets it rotated and reduced.
-      upright: the result of `upright_jpegs` for this file, if known.
       max_pixels: size above which the image is refused undecoded.
 
     Returns:
@@ -157,10 +152,9 @@ def decode(
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels!r}")
-    upright = upright_jpegs(data) if upright is None else upright
     shape = jpeg_shape(data)
     sides = shape[:2]
-    direct = upright & (shape[2] < 4) & small_enough(sides, max_pixels)
+    direct = upright_jpeg(data) & (shape[2] < 4) & small_enough(sides, max_pixels)
     level, part, begin, kept = plan_jpeg(sides, least, window, box)
 
     def jpeg(ratio):
@@ -186,9 +180,8 @@ def decode(
 
     # One flat choice with few operations: unselected branches still cost time, possibly more than
     # decoding a small image.
-    ratios = _ratios(least)
-    choice = tf.where(direct, level, len(ratios))
-    image, ratio = tf.switch_case(choice, [*(lambda r=r: jpeg(r) for r in ratios), other])
+    ways = [*(lambda r=r: jpeg(r) for r in ratios(least)), other]
+    image, ratio = tf.switch_case(tf.where(direct, level, len(ways) - 1), ways)
     if window is not None:
         image = tf.slice(image, tf.where(direct, begin, 0), tf.where(direct, kept, -1))
     return tf.ensure_shape(image, [None, None, channels]), ratio
@@ -223,24 +216,10 @@ def decode_upright_jpeg(
             return tf.io.decode_jpeg(data, channels=channels, ratio=ratio)
         return tf.io.decode_and_crop_jpeg(data, part, channels=channels, ratio=ratio)
 
-    image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in _ratios(size)])
+    image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in ratios(size)])
     if window is not None:
         image = tf.slice(image, begin, kept)
     return resize(tf.ensure_shape(image, [None, None, channels]), size, method)
-
-
-def decode_planned(data, level, part, begin, kept, *, channels=3, least=None):
-    """`decode` of a JPEG whose `plan_jpeg` was computed for the whole batch: few ops remain.
-
-    Returns:
-      uint8 [h, w, channels].
-    """
-
-    def jpeg(ratio):
-        return tf.io.decode_and_crop_jpeg(data, part, channels=channels, ratio=ratio)
-
-    image = tf.switch_case(level, [lambda r=r: jpeg(r) for r in _ratios(least)])
-    return tf.slice(image, begin, kept)
 
 
 def resize(image, size, method="bilinear"):
@@ -282,8 +261,8 @@ def _padded(image, size, method, color):
 def resize_windows(canvas, sides, size, method="bilinear"):
     """Resizes the upper left corners of a batch's images.
 
-    Bilinear images are made by one program compiled by XLA. They equal those of `resize` except for
-    rounding: a few in a million values differ by 1, none if the target's sides are powers of two.
+    Bilinear images are made by two programs compiled by XLA. They equal those of `resize` but
+    for rounding: a few in a million values differ by 1, none if target sides are powers of two.
 
     Args:
       canvas: uint8 [B, H, W, C].
@@ -295,7 +274,8 @@ def resize_windows(canvas, sides, size, method="bilinear"):
       uint8 [B, size[0], size[1], C].
     """
     if method == "bilinear":
-        return _resize_windows(canvas, *(_taps(sides[:, i], size[i]) for i in (0, 1)))
+        down, across = (_taps(sides[:, i], size[i]) for i in (0, 1))
+        return _blend_columns(_blend_rows(canvas, *down), *across)
     return tf.map_fn(
         lambda item: resize(_slice(item[0], [0, 0], item[1]), size, method),
         (canvas, sides),
@@ -316,20 +296,20 @@ def _taps(sides, wanted):
     return first, tf.minimum(first + 1, sides[:, None] - 1), (at - low)[:, :, None]
 
 
+# Two programs: in one, the compiler would blend rows anew for each of the columns that it blends.
 @tf.function(jit_compile=True, autograph=False)
-def _resize_windows(canvas, down, across):
-    """Blends whole rows, then, transposed, whole columns: both are contiguous in memory."""
+def _blend_rows(canvas, first, second, share):
+    """float32 [B, high, W, C] of uint8 [B, H, W, C]: whole rows, whose values lie side by side."""
     count, _, width, channels = tf.unstack(tf.shape(canvas))
+    rows = tf.reshape(canvas, [count, -1, width * channels])
+    first, second = (
+        tf.cast(tf.gather(rows, at, batch_dims=1), tf.float32) for at in (first, second)
+    )
+    return tf.reshape(first + (second - first) * share, [count, -1, width, channels])
 
-    def blend(rows, first, second, share):
-        first, second = (
-            tf.cast(tf.gather(rows, at, batch_dims=1), tf.float32) for at in (first, second)
-        )
-        return first + (second - first) * share
 
-    high, wide = down[0].shape[1], across[0].shape[1]
-    rows = blend(tf.reshape(canvas, [count, -1, width * channels]), *down)
-    columns = tf.transpose(tf.reshape(rows, [count, high, width, channels]), [0, 2, 1, 3])
-    columns = blend(tf.reshape(columns, [count, width, high * channels]), *across)
-    columns = tf.cast(columns + HALF, tf.uint8)
-    return tf.transpose(tf.reshape(columns, [count, wide, high, channels]), [0, 2, 1, 3])
+@tf.function(jit_compile=True, autograph=False)
+def _blend_columns(rows, first, second, share):
+    """uint8 [B, high, wide, C] of float32 [B, high, W, C]."""
+    first, second = (tf.gather(rows, at, batch_dims=1, axis=2) for at in (first, second))
+    return tf.cast(first + (second - first) * share[:, None] + HALF, tf.uint8)
