@@ -57,7 +57,7 @@ def test_a_map_has_positions_and_a_vector_is_taken_as_it_is():
     [
         (TOKENS[:, 0], "gem", "model.pooling=gem: the network already pools"),
         (TOKENS, "concat", "model.pooling=concat: the network has no class token"),
-        (TOKENS[0, 0], "auto", r"is no \[B, F\]"),
+        (TOKENS[0, 0], "auto", r"is not \[B, F\]"),
     ],
 )
 def test_a_method_that_does_not_fit(x, method, message):

@@ -49,7 +49,7 @@ def test_pixels_are_scaled_as_asked(folder, name):
 
 
 def test_a_range_that_nothing_says_is_never_guessed(folder):
-    with pytest.raises(ValueError, match="which range.*0,1  -1,1  0,255  imagenet  caffe"):
+    with pytest.raises(ValueError, match="pixel range.*0,1  -1,1  0,255  imagenet  caffe"):
         saved_model.read(folder)
     with pytest.raises(ValueError, match="input range '0,2' is not one of 0,1 -1,1"):
         saved_model.read(folder, "0,2")

@@ -39,7 +39,7 @@ def test_shards_by_the_program_equal_one_process(line, whole, tmp_path, capsys):
     assert run_program(embed, at, "--finish") == 1
     assert "1 of 3 shards missing: 1/3 (rows 4 to 7)" in capsys.readouterr().err
     assert run_program(embed, *line, at, "--shard=0/2") == 1
-    assert "made in 3 shards, which 2 would overlap" in capsys.readouterr().err
+    assert "being filled in 3 shards, which 2 would overlap" in capsys.readouterr().err
     assert run_program(embed, *line, at, "--shard=1/3", "--where=product=red") == 1
     assert "contains embeddings of other images" in capsys.readouterr().err
     assert run_program(embed, *line, at, "--shard=1/3") == 0

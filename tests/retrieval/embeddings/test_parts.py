@@ -154,7 +154,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(tmp_path):
         ({"source": PLAN.source | {"checkpoint_sha256": "v"}}, "of another checkpoint_sha256"),
         ({"source": PLAN.source | {"images_sha256": "v"}}, "of other images"),
         ({"dtype": "float16"}, "of another dtype"),
-        ({"of": 2}, "made in 3 shards, which 2 would overlap: give --shard=i/3"),
+        ({"of": 2}, "being filled in 3 shards, which 2 would overlap: give --shard=i/3"),
         ({"batch_size": 8}, "another batch_size"),
         ({"piece": 1}, "another shard_rows"),
     ):
