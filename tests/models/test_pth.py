@@ -163,13 +163,13 @@ def test_time_and_memory_are_bounded(tmp_path, limited, write, name):
     body, message = BOMBS[name]
     path = tmp_path / "weights.pth"
     write(path, pickled(body))
-    before = dict(vars(pth._called)), time.monotonic()
+    before = dict(vars(pth._called)), time.process_time()
     if message:
         with pytest.raises(ValueError, match=message):
             pth.load(path)
     else:
         assert pth.load(path) == {}
-    assert time.monotonic() - before[1] < 20 and vars(pth._called) == before[0]
+    assert time.process_time() - before[1] < 20 and vars(pth._called) == before[0]
 
 
 @pytest.fixture

@@ -221,11 +221,6 @@ def resumed(workers, name):
     return str(workers.folder / name)
 
 
-def seconds_until_end(worker, since):
-    worker.wait()
-    return time.monotonic() - since
-
-
 @pytest.mark.parametrize("victim", ["worker", "chief"])
 def test_after_a_kill_everybody_ends_and_the_group_resumes_bit_equal(workers, whole, victim):
     dead, left = (1, 0) if victim == "worker" else (0, 1)
