@@ -18,6 +18,8 @@ v1 = tf.compat.v1
 
 # Only the first tower adds to these: batch-norm updates, summaries, penalties.
 _ONCE = (v1.GraphKeys.UPDATE_OPS, v1.GraphKeys.SUMMARIES, v1.GraphKeys.REGULARIZATION_LOSSES)
+# Lets oneDNN keep a kernel as it first was: faster in a server, silently wrong in training.
+_FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 
 
 def devices(num_towers=0):
@@ -42,6 +44,10 @@ def devices(num_towers=0):
 
 def session_config(config, tower_devices):
     """Returns the ConfigProto of a session for these devices, from the `trainer.*` keys."""
+    if os.environ.get(_FROZEN, "").lower() in ("1", "true"):
+        raise UserError(
+            f"{_FROZEN} is set: oneDNN would compute with old weights. Unset it to train."
+        )
     proto = v1.ConfigProto(
         allow_soft_placement=True,
         intra_op_parallelism_threads=config["trainer.intra_op_threads"],

@@ -162,7 +162,7 @@ def test_an_export_of_an_earlier_version_is_replaced_unless_others_keep_files_in
     export.export(toy_served, prefix, output)
     (output / files.MARK).unlink()
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"also holds 'notes\.txt'; move it away first"):
+    with pytest.raises(UserError, match=r"also contains 'notes\.txt'; move it away first"):
         export.export(toy_served, prefix, output, overwrite=True)
     (output / "notes.txt").unlink()
     export.export(toy_served, prefix, output, outputs=["hidden"], overwrite=True)

@@ -36,7 +36,7 @@ MALFORMED = [
     (text_of(index=1.5), "it has no worker 1.5"),
     (text_of(kind="chief"), "it has no chief 0"),
     (text_of(chief=["c:1", "d:1"]), "it has two chiefs"),
-    (text_of(ps=["c:1"]), "the job 'ps' has no part"),
+    (text_of(ps=["c:1"]), "the job 'ps' is not supported"),
 ]
 
 

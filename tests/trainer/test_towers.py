@@ -198,6 +198,12 @@ def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_so(monkeypatch, has):
     assert rewrites.auto_mixed_precision == rewrites.DEFAULT
 
 
+def test_what_makes_training_wrong_is_refused(monkeypatch):
+    monkeypatch.setenv("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
+    with pytest.raises(UserError, match="Unset it to train"):
+        towers.session_config(Config(), ["/device:CPU:0"])
+
+
 def test_session_follows_the_configuration():
     config = Config({"trainer.intra_op_threads": 3, "trainer.inter_op_threads": 2})
     proto = towers.session_config(config, towers.devices(4))

@@ -18,6 +18,14 @@ from retrieval.ranking import counting
 from retrieval.serve import main, opening, processes, searcher
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The server sets variables for its process, which would make later training wrong."""
+    for name in ("TF_OVERRIDE_GLOBAL_THREADPOOL", "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -59,8 +67,6 @@ def test_each_core_calls_the_model_by_itself_and_a_gpu_is_called_once(
     arguments, gpus, expected, monkeypatch
 ):
     """(Images per call, threads of TensorFlow per call and for a lone query, the server's, GPU)."""
-    for name in ("TF_OVERRIDE_GLOBAL_THREADPOOL", "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"):
-        monkeypatch.setenv(name, "")  # to be set here only
     monkeypatch.setattr(counting, "cores", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.setattr(opening, "shelves", lambda *given: [given[-2:]])
