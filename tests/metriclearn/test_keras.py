@@ -46,7 +46,9 @@ def test_every_loss_compiles_as_it_is(name):
 
 
 @pytest.mark.parametrize("loss", [metriclearn.triplet_loss, Loss("histogram")])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("mixed_float16", marks=pytest.mark.bfloat16)]
+)
 def test_fit_lowers_the_loss(loss, dtype):
     losses = fit(network(dtype=dtype), loss, epochs=8)["loss"]
     assert losses[-1] < losses[0]
