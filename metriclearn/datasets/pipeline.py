@@ -253,9 +253,6 @@ def _loader(table, s):
 
         return _each(one, (look_up(table.images, rows), *placed(rows, seeds)), s.most)[1]
 
-    def plans(sides, numbers, box=None):
-        return images.plan_jpeg(sides, s.least, s.window(numbers), box)
-
     def from_files(rows, seeds):
         def planned(ratio):
             def decode(data, part, begin, kept, *_):
@@ -264,17 +261,21 @@ def _loader(table, s):
 
             return decode
 
-        def other(data, part, begin, kept, *given):
+        def alone(data, *given):
             return images.resize(s.decode(data, *given)[0], s.size, s.method)
+
+        def other(data, part, begin, kept, *given):
+            return alone(data, *given)
 
         def unlike(kind, *items):
             return tf.switch_case(kind, [functools.partial(way, *items) for way in ways])
 
+        (paths, data, sides), given = _read(table, rows), placed(rows, seeds)
+        if s.crop and not hasattr(s.crop, "place"):  # it takes one image, and one with a size
+            return _every(_each(alone, (data, *given), s.most), paths, s.max_pixels)
         # Planned for the batch, then decoded one by one: ops on single numbers take as long as a
         # small image.
-        (paths, data, sides), given = _read(table, rows), placed(rows, seeds)
-        batch = s.crop is None or hasattr(s.crop, "place")
-        plan = plans(sides, *given) if batch else _each(plans, (sides, *given), s.most)[1]
+        plan = images.plan_jpeg(sides, s.least, s.window(given[0]), *given[1:] or [None])
         plain = tf.reduce_all(sides > 0, -1) & images.small_enough(sides, s.max_pixels)
         ways = [*map(planned, images.ratios(s.least)), other]
         kinds, items = tf.where(plain, plan[0], len(ways) - 1), (data, *plan[1:], *given)

@@ -212,6 +212,26 @@ def test_windows_planned_for_the_batch_are_those_of_each_picture(tmp_path, size)
             train(damaged(tmp_path, change, count=12), 6, crop=planned, image_size=size)
 
 
+def test_a_window_placed_per_image_is_never_asked_of_an_image_without_a_size(table):
+    """Whether a file is a JPEG or not, its window is its own: the right half here."""
+
+    def right(height, width, box, seed):
+        left = width // 2 + tf.random.stateless_uniform([], seed, 0, width, tf.int32) * 0
+        return tf.stack([0, left, height, width - left])
+
+    rows = range(12)
+    found = run(
+        lambda: pipeline.train_batches(
+            table, lambda step: tf.range(12, dtype=tf.int64), image_size=(24, 32), crop=right
+        ),
+        1,
+    )[0]["image"]
+    for row, image in zip(rows, found, strict=True):
+        pixels = np.asarray(Image.open(table.paths[row]).convert("RGB"))
+        half = Image.fromarray(pixels[:, pixels.shape[1] // 2 :]).resize((32, 24))
+        assert abs(np.asarray(half, int) - image).mean() < 6, row
+
+
 @pytest.mark.parametrize("which", [(0,), (7,), (4, 5, 6, 7), tuple(range(8))])
 def test_bad_files_anywhere_in_the_stream(tmp_path, which):
     table = damaged(tmp_path, lambda data: data[:60], which)
